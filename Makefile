@@ -1,0 +1,48 @@
+# Two commands do everything from a fresh clone: `make story` and `make test`.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: help setup story test test-slow lint clean
+
+help:
+	@echo "make story      train a small model on made-up stories and let it tell three (minutes, CPU)"
+	@echo "make test       lint and the test suite        make test-slow   the long tests"
+	@echo "make setup      the virtual environment in .venv that both use"
+
+setup: .venv/ready
+
+# Rebuilt only when the pinned requirements change.
+.venv/ready: requirements.txt requirements-test.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "nanoStories needs Python 3.11 or later; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+data/storybook-bpe/manifest.json: .venv/ready
+	$(PY) prepare.py configs/storybook.py
+
+out/storybook/loss.png: data/storybook-bpe/manifest.json
+	@rm -rf out/storybook
+	$(PY) train.py configs/storybook.py
+
+story: out/storybook/loss.png
+	@for seed in 1 2 3; do \
+	  echo; echo "--- story $$seed"; \
+	  $(PY) sample.py configs/storybook.py --out_dir=out/storybook --seed=$$seed || exit 1; \
+	done
+	@echo; echo "loss curve: out/storybook/loss.png    more: $(PY) sample.py --start \"Once upon a time\""
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+test: lint
+	$(PY) -m pytest -q -m "not slow"
+
+test-slow: .venv/ready
+	$(PY) -m pytest -q -m slow
+
+clean:
+	rm -rf .venv data out .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,211 @@
+"""
+Settings: a frozen dataclass in each script, plain Python config files, and the command line.
+
+    python train.py configs/ts_33m.py --batch_size=32 --compile
+
+The order is defaults < config files, left to right < command line. A script declares its settings
+once, in a dataclass called `Settings`; the comment beside a field is its --help. A config file is
+plain Python, `name = value` lines run in their own namespace, and may hold settings of several
+scripts (prepare, train, sample): each script takes its own. A name that no script knows is an
+error that offers the nearest name. Command-line text is converted by the declared type and never
+evaluated, so `--start=12` stays text.
+"""
+
+import ast
+import dataclasses
+import difflib
+import errno
+import inspect
+import runpy
+import signal
+import sys
+import types
+import typing
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UserError(Exception):
+    """Something the user can mend: its text is one clear line, shown without a traceback."""
+
+
+def run(main):
+    """Call `main()` as a script: UserError, a full disk and Ctrl-C end in one line, not a traceback."""
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{name}: {error}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"{name}: the disk is full; free some space and run the command again ({error})")
+    except BrokenPipeError:
+        sys.exit(128 + signal.SIGPIPE)  # the reader of our output, `| head` say, went away
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+# ----------------------------------------------------------------------------------------------
+# what the scripts declare
+
+
+def declared(path):
+    """
+    {field name: help text} of the `class Settings` in the Python file at `path`, {} without one.
+
+    Read from the source, so that one script knows the others' names without importing them.
+    """
+    source = Path(path).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == "Settings":
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            return {
+                item.target.id: lines[item.end_lineno - 1][item.end_col_offset :].strip(" #")
+                for item in fields
+            }
+    return {}
+
+
+def known_names():
+    """Every setting that some script of the project declares."""
+    scripts = [*ROOT.glob("*.py"), *ROOT.glob("eval/*.py")]
+    return {name for script in scripts for name in declared(script)}
+
+
+def unknown(name, where, names):
+    """The error for a setting nobody declares, with the nearest name there is."""
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the settings"
+    return UserError(f"{where}: unknown setting '{name}'{hint}")
+
+
+# ----------------------------------------------------------------------------------------------
+# values and their types
+
+
+def _choices(declared_type):
+    """The plain types a declared type admits: `int | None` -> (int, NoneType)."""
+    if typing.get_origin(declared_type) in (typing.Union, types.UnionType):
+        return typing.get_args(declared_type)
+    return (declared_type,)
+
+
+def from_text(text, declared_type, where):
+    """Command-line text as a value of `declared_type`; raises UserError if it is not one."""
+    choices = _choices(declared_type)
+    if type(None) in choices and text.lower() == "none":
+        return None
+    for kind in choices:
+        if kind is str:
+            return text
+        if kind is bool and text.lower() in ("true", "false", "1", "0"):
+            return text.lower() in ("true", "1")
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+    raise UserError(f"{where} takes {_named(choices)}, not '{text}'")
+
+
+def checked(value, declared_type, where):
+    """A config file's value if it fits `declared_type` (an int serves as a float), or UserError."""
+    choices = _choices(declared_type)
+    if type(value) in choices:
+        return value
+    if type(value) is int and float in choices:
+        return float(value)
+    raise UserError(f"{where} takes {_named(choices)}, not {value!r}")
+
+
+def _named(choices):
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    return " or ".join(words.get(kind, "none") for kind in choices)
+
+
+# ----------------------------------------------------------------------------------------------
+# loading
+
+
+def read_file(path):
+    """The `name = value` pairs of a config file, which is run in a namespace of its own."""
+    if not Path(path).is_file():
+        raise UserError(f"no config file '{path}'")
+    try:
+        names = runpy.run_path(str(path))
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    private = {name for name in names if name.startswith("_")}
+    modules = {name for name, value in names.items() if isinstance(value, types.ModuleType)}
+    return {name: value for name, value in names.items() if name not in private | modules}
+
+
+def load(cls, argv=None, positional=None):
+    """
+    Resolve the settings of a script from config files and command line.
+
+    cls: the script's frozen dataclass. argv: the words after the script's name (default
+    sys.argv[1:]). positional: the field that a bare word sets, for `python -m eval.loss out/run`;
+    words that end in .py are config files.
+    Returns (settings, origin): origin maps each name to "default", a config file or "command line".
+    Raises UserError for a name nobody knows or a value of the wrong type; exits after --help.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    hints = typing.get_type_hints(cls)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    values, origin = dict(defaults), dict.fromkeys(defaults, "default")
+    given = []  # (name, value, origin) of the command line, applied after every file
+    while argv:
+        word = argv.pop(0)
+        if word in ("--help", "-h"):
+            print_help(cls, defaults)
+            sys.exit(0)
+        if not word.startswith("--"):
+            if word.endswith(".py"):
+                for name, value in read_file(word).items():
+                    if name in values:
+                        values[name] = checked(value, hints[name], f"{word}: {name}")
+                        origin[name] = word
+                    elif name not in (names := known_names()):
+                        raise unknown(name, word, names)
+            elif positional:
+                given.append((positional, from_text(word, hints[positional], positional)))
+            else:
+                raise UserError(f"'{word}' is neither a config file (*.py) nor a --setting")
+            continue
+        name, equals, text = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in values:
+            raise unknown(name, "command line", values)
+        if not equals:
+            # A bare --resume means True; anything else takes the next word, `--start "a b"`.
+            if bool in _choices(hints[name]) and not (argv and argv[0].lower() in _BOOLS):
+                text = "true"
+            elif argv:
+                text = argv.pop(0)
+            else:
+                raise UserError(f"--{name} needs a value")
+        given.append((name, from_text(text, hints[name], f"--{name}")))
+    for name, value in given:
+        values[name], origin[name] = value, "command line"
+    return cls(**values), origin
+
+
+_BOOLS = ("true", "false", "1", "0")
+
+
+def show(settings, origin):
+    """Print the settings, one a line, and where each value that is no default came from."""
+    for name, value in dataclasses.asdict(settings).items():
+        source = "" if origin[name] == "default" else f"  # {origin[name]}"
+        print(f"{name} = {value!r}{source}")
+
+
+def print_help(cls, defaults):
+    """--help: the script's docstring, then each setting with its default and its comment."""
+    print((inspect.getdoc(sys.modules[cls.__module__]) or "") + "\n\nsettings:")
+    for name, text in declared(inspect.getsourcefile(cls)).items():
+        print(f"  --{name}={defaults[name]!r}".ljust(40), text)

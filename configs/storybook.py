@@ -1,0 +1,26 @@
+"""
+The first run: a small model on storybook.py's made-up stories, minutes on a laptop's two cores.
+
+Made and trained by `make story`, or: python prepare.py configs/storybook.py, then train.py.
+"""
+
+source = "storybook"
+tokenizer = "bpe"
+vocab_size = 1024
+stories = 24000  # each is seen once
+val_fraction = 0.02
+
+block_size = 256
+n_layer = 4
+n_head = 4
+n_embd = 128
+
+batch_size = 4
+row_tokens = 1024
+optimizer = "muon"
+learning_rate = 4e-3
+schedule = "linear"
+warmup_iters = 30
+eval_interval = 200
+
+temperature = 0.8

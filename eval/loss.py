@@ -1,0 +1,122 @@
+"""
+Loss, perplexity and bits per byte of a run on any text.
+
+    python -m eval.loss out/ts_cpu                           # the validation stories of its data
+    python -m eval.loss out/ts_cpu --source=mine.txt         # any source that prepare.py reads
+
+The text is scored whole and as it is: nothing is cleaned or dropped. Every token counts once; a
+story longer than the model's block_size is read through a window that slides by half of it. Bits
+per byte divide by the bytes of the text, one more for the end of each story, and so compare models
+whose tokenizers differ:
+
+    bits per byte = sum of losses / ln 2 / sum over stories of (UTF-8 bytes + 1)
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import checkpoint
+import corpus
+from configs import UserError, load, run
+from model import autocast_for, pick_device, pick_dtype
+from shards import Batches, Dataset
+
+
+@dataclass(frozen=True)
+class Settings:
+    out_dir: str = ""  # run folder; default: the newest in out/
+    checkpoint: str = "latest"  # latest or best
+    source: str = ""  # any source of prepare.py; default: the validation stories of the run's data
+    batch_size: int = 8  # rows of tokens in one pass
+    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
+    dtype: str = "float32"  # float32, bfloat16 or float16 to compute in
+
+
+@dataclass(frozen=True)
+class Group:
+    """A few stories in memory, with what shards.Batches asks of a Dataset."""
+
+    ids: np.ndarray  # uint16, all tokens, each story from its <|endoftext|> on
+    starts: np.ndarray  # int64 (stories + 1,)
+    bytes: int  # UTF-8 bytes of the stories and one for the end of each
+
+    def read(self, offset, length):
+        return self.ids[offset : offset + length]
+
+
+def groups_of_text(texts, tokenizer, size=32):
+    """Groups of `size` stories from an iterator of texts."""
+    while texts_now := list(itertools.islice(texts, size)):
+        stories = [[tokenizer.eot, *tokenizer.encode(text)] for text in texts_now]
+        starts = np.cumsum([0, *map(len, stories)])
+        size_now = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in texts_now)
+        yield Group(np.array(list(itertools.chain(*stories)), np.uint16), starts, size_now)
+
+
+def score(model, groups, eot, batch_size, autocast):
+    """One (nats, tokens, bytes) for each group, float64 (groups, 3)."""
+    block_size = model.config.block_size
+    row_tokens, half = max(1024, block_size), max(1, block_size // 2)
+    totals = []
+    for group in groups:
+        shape = (block_size, row_tokens, batch_size)
+        batches = Batches(group, eot, *shape, seed=0, stride=half, shuffle=False)
+        totals.append((*model.evaluate(batches, autocast), group.bytes))
+    return np.array(totals, dtype=np.float64).reshape(-1, 3)
+
+
+def ratio(top, bottom):
+    """sum(top) / sum(bottom), and the half-width of its 95 % confidence interval (delta method)."""
+    mean, n = top.sum() / bottom.sum(), len(top)
+    spread = ((top - mean * bottom) ** 2).sum()
+    half = 1.96 * math.sqrt(spread * n / (n - 1)) / bottom.sum() if n > 1 else math.nan
+    return float(mean), half
+
+
+def main():
+    settings, _ = load(Settings, positional="out_dir")
+    device = pick_device(settings.device)
+    autocast = autocast_for(device, pick_dtype(settings.dtype, device))
+    out_dir = settings.out_dir or checkpoint.newest_run()
+    model, tokenizer = checkpoint.load_model(out_dir, settings.checkpoint, device)
+    source = settings.source
+    if source:
+        texts = corpus.read(source)
+    else:
+        source = checkpoint.read_config(out_dir)["train"]["dataset"]
+        data = Dataset(source, "val")
+        texts = (tokenizer.decode(data.story(i)[1:]) for i in range(data.stories))
+    totals = score(
+        model, groups_of_text(texts, tokenizer), tokenizer.eot, settings.batch_size, autocast
+    )
+    if not len(totals):
+        raise UserError(f"no text in '{source}'")
+    nats, tokens, size = totals.T
+    loss, loss_half = ratio(nats, tokens)
+    bits, bits_half = ratio(nats / math.log(2), size)
+    state, _ = checkpoint.read_state(out_dir, settings.checkpoint)
+    print(f"{source}: {int(tokens.sum()):,} tokens, {int(size.sum()):,} bytes")
+    print(f"loss per token {loss:.4f} +- {loss_half:.4f}")
+    print(f"perplexity {math.exp(loss):.4f}")
+    print(f"bits per byte {bits:.4f}")
+    result = {
+        "checkpoint": {"step": state["step"], "sha256": state["sha256"]["model.safetensors"]},
+        "source": source,
+        "tokens": int(tokens.sum()),
+        "bytes": int(size.sum()),
+        "loss": loss,
+        "loss_95": loss_half,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": bits,
+        "bits_per_byte_95": bits_half,
+    }
+    (Path(out_dir) / "eval").mkdir(exist_ok=True)
+    checkpoint.write_json(Path(out_dir) / "eval" / "loss.json", result)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,290 @@
+"""
+The transformer: GPT-2's architecture, weight for weight (Radford et al. 2019), in one file.
+
+    model = GPT(GPTConfig(vocab_size=50257, n_layer=4, n_head=16, n_embd=768))
+    logits = model(tokens)                                          # (B, T) -> (B, T, vocab_size)
+    loss = model(tokens, targets, positions=positions, start=start)     # a packed batch of stories
+
+Token plus position embeddings; n_layer blocks of layer norm -> attention -> add, layer norm -> MLP
+-> add; a last layer norm; and the token embedding once more as the output head. Three settings turn
+it into GPT-Neo (Black et al. 2021), the architecture of the published TinyStories models.
+
+Initial weights, as GPT-2 has them:
+
+    embeddings, linear weights       normal, std 0.02
+    attention and MLP projections    normal, std 0.02 / sqrt(2 n_layer): 2 n_layer of them add up
+                                     in the residual stream, which so keeps its variance
+    biases 0, layer norm gains 1
+
+Not here: dropout on attention probabilities (no fused kernel has it, and one epoch needs none).
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from configs import UserError
+from kernels.attention import attention, windowed
+from kernels.cross_entropy import linear_cross_entropy
+
+IGNORE = -1  # a target that does not count: padding
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture: what a checkpoint must agree on. Counts, except where noted."""
+
+    vocab_size: int = 50257
+    block_size: int = 512  # positions, so the longest story piece, in tokens
+    n_layer: int = 4
+    n_head: int = 16
+    n_embd: int = 768
+    dropout: float = 0.0  # probability, on embeddings and on what a block adds
+    # GPT-2's values; GPT-Neo has window=256, scale_attention=False, qkv_bias=False
+    window: int = 0  # every second layer sees only so many tokens back; 0: all see everything
+    scale_attention: bool = True  # scores divided by sqrt(head size)
+    qkv_bias: bool = True
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+
+    @property
+    def padded_vocab_size(self):
+        """vocab_size rounded up to a multiple of 128, for the head's matmul."""
+        return (self.vocab_size + 127) // 128 * 128
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.scale = None if config.scale_attention else 1.0
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, start, impl, cache):
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
+        if cache is not None and cache.length > 0:
+            out = self.attend_to_cache(qkv, cache)
+        else:
+            out = attention(qkv, start, self.scale, impl)
+            if cache is not None:
+                cache.append(qkv)
+        return self.c_proj(out.reshape(B, T, C))
+
+    def attend_to_cache(self, qkv, cache):
+        """One new token a row, (B, 1, 3, H, D), against all before it: (B, 1, H, D)."""
+        k, v = cache.append(qkv)  # each (B, S, H, D), S tokens so far
+        q = qkv[:, :, 0]  # (B, 1, H, D)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, 1 or S, D)
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x, start, impl, cache):
+        x = x + self.drop(self.attn(self.ln_1(x), start, impl, cache))
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+
+class LayerCache:
+    """Keys and values of the tokens one layer has seen, in memory laid out once."""
+
+    def __init__(self, batch_size, max_tokens, config, device, dtype, window):
+        size = (2, batch_size, max_tokens, config.n_head, config.n_embd // config.n_head)
+        self.kv = torch.empty(size, device=device, dtype=dtype)
+        self.length = 0
+        self.window = window
+
+    def append(self, qkv):
+        """Store k and v of (B, T, 3, H, D); return those a new token sees, each (B, S, H, D)."""
+        end = self.length + qkv.shape[1]
+        self.kv[:, :, self.length : end] = qkv[:, :, 1:].permute(2, 0, 1, 3, 4)
+        self.length = end
+        return self.kv[:, :, max(0, end - self.window) if self.window else 0 : end]
+
+    def keep(self, rows):
+        """Keep only these rows, in this order; rows: (B',) int64, repeats allowed."""
+        self.kv = self.kv[:, rows]
+
+
+class GPT(nn.Module):
+    """attn: which attention to run, one of kernels.attention.IMPLEMENTATIONS but "auto"."""
+
+    def __init__(self, config, attn="sdpa"):
+        super().__init__()
+        self.config, self.attn = config, attn
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.apply(self._init)
+        for name, weight in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _init(module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def window(self, layer):
+        """How many tokens back layer number `layer` sees; 0: all (GPT-Neo's odd layers: 256)."""
+        return self.config.window if layer % 2 else 0
+
+    def forward(self, tokens, targets=None, positions=None, start=None, cache=None, mean=True):
+        """
+        Logits, or with targets the loss.
+
+        tokens: (B, T) int64. targets: (B, T) int64, IGNORE where nothing counts. positions: (B, T)
+        int64, each token's place in its story; default: in its row, after what `cache` holds.
+        start: (B, T) int32, see kernels.attention. cache: from `new_cache`, filled as a side effect.
+        Returns logits (B, T, vocab_size); or the cross-entropy in nats, float32: its mean over the
+        targets that count, or with mean=False (B, T), 0 where IGNORE.
+        Raises ValueError where a position would pass block_size.
+        """
+        B, T = tokens.shape
+        if positions is None:
+            past = cache[0].length if cache else 0
+            if past + T > self.config.block_size:
+                raise ValueError(f"{past + T} tokens, but block_size is {self.config.block_size}")
+            positions = torch.arange(past, past + T, device=tokens.device)
+        x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+        near = start
+        if self.config.window and (cache is None or cache[0].length == 0):
+            near = windowed(start, self.config.window, (B, T), tokens.device)
+        for i, block in enumerate(self.h):
+            layer_start = near if self.window(i) else start
+            x = block(x, layer_start, self.attn, cache[i] if cache else None)
+        x = self.ln_f(x)
+        if targets is None:
+            return self.head(x)
+        vocab_size = self.config.vocab_size
+        loss = linear_cross_entropy(
+            x.flatten(0, 1), self.wte.weight, targets.flatten(), vocab_size, IGNORE, mean
+        )
+        return loss if mean else loss.view(B, T)
+
+    def head(self, x):
+        """Hidden states (..., C) -> logits (..., vocab_size): the padding is cropped away."""
+        return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
+
+    def new_cache(self, batch_size, max_tokens):
+        """A list of n_layer empty LayerCaches for `forward`, room for max_tokens tokens a row."""
+        weight = self.wte.weight
+        return [
+            LayerCache(
+                batch_size, max_tokens, self.config, weight.device, weight.dtype, self.window(i)
+            )
+            for i in range(self.config.n_layer)
+        ]
+
+    @torch.no_grad()
+    def evaluate(self, batches, autocast=contextlib.nullcontext):
+        """
+        Total loss over `batches` (shards.Batch) without dropout: (nats, targets counted).
+
+        autocast: a function that returns the context to compute in. Sums in float64.
+        """
+        training, device = self.training, self.wte.weight.device
+        self.eval()
+        nats, count = torch.zeros((), dtype=torch.float64), 0
+        for batch in batches:
+            count += int((batch.targets != IGNORE).sum())
+            batch = batch.to(device)
+            with autocast():
+                loss = self(
+                    batch.tokens,
+                    batch.targets,
+                    positions=batch.positions,
+                    start=batch.start,
+                    mean=False,
+                )
+            nats = nats.to(device) + loss.sum(dtype=torch.float64)
+        self.train(training)
+        return nats.item(), count
+
+    def num_params(self, embeddings=True):
+        """Parameters, without the vocabulary's padding; without both embeddings if asked."""
+        config = self.config
+        total = sum(p.numel() for p in self.parameters())
+        total -= (config.padded_vocab_size - config.vocab_size) * config.n_embd
+        if not embeddings:
+            total -= (config.vocab_size + config.block_size) * config.n_embd
+        return total
+
+    def flops_per_token(self, context):
+        """
+        Forward and backward floating-point operations of one training token.
+
+        6 for each weight that multiplies (the head does, the embeddings look up), and attention's
+        12 n_layer n_embd for each of the `context` tokens a query sees on average (PaLM, appendix B).
+        """
+        weights = self.num_params() - self.config.block_size * self.config.n_embd
+        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * context
+
+
+# ----------------------------------------------------------------------------------------------
+# where it runs
+
+
+def pick_device(name):
+    """The torch.device behind a setting; raises UserError if it is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+    return torch.device(name)
+
+
+def pick_dtype(name, device):
+    """The torch dtype behind a setting; "auto" is bfloat16 only where the hardware computes in it."""
+    if name == "auto":
+        name = "float32"
+        if device.type == "cuda":
+            name = "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+        elif device.type == "cpu":
+            # Emulated, as on CPUs with AVX-512 alone, bf16 is slower than float32.
+            native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            if any(getattr(torch.cpu, check, bool)() for check in native):
+                name = "bfloat16"
+    if name not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype must be auto, float32, bfloat16 or float16, not '{name}'")
+    return getattr(torch, name)
+
+
+def autocast_for(device, dtype):
+    """A function that returns the context in which `device` computes in `dtype`."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, dtype)

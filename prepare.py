@@ -1,0 +1,415 @@
+"""
+Stories in, tokens out: any source to the shards of data/<name>/ (see shards.py for the format).
+
+    python prepare.py --source=storybook --tokenizer=bpe       # no network needed
+    python prepare.py --source=tinystories-v2                  # from the hub, with GPT-2's tokens
+    python prepare.py --source="my/*.txt" --tokenizer=out/ts_cpu/tokenizer.json   # to fine-tune
+    python prepare.py configs/ts_cpu.py                        # what that config trains on
+
+Stories are repaired (encoding only), and those that are empty, cut off, repeated, or in train and
+val both are dropped; each rule's count is printed and kept in manifest.json. The folder appears
+when it is complete; one of the same name is replaced then, not before.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import configs
+import corpus
+import tokenizer as tokenizers
+from configs import UserError
+
+# shards.py is imported where it is used: it brings torch, and every worker process imports this
+# file anew.
+
+SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from: enough, and memory is bounded
+PART_STORIES = 1 << 20  # of how many stories the hashes are compared at a time
+DUPLICATE, IN_VAL = 1, 2  # why a story is dropped after all have been seen; 0 keeps it
+DROPPED = ("empty", "truncated", "duplicate", "in val")
+RULES = ("read", "repaired", *DROPPED)
+LINE_SECONDS = 10  # between lines of progress, where there is no terminal
+
+
+@dataclass(frozen=True)
+class Settings:
+    source: str = "tinystories"  # storybook, a data set's name, hub:owner/name, a file, a glob
+    val_source: str = ""  # where val comes from; "": the data set's own, or val_fraction of source
+    val_fraction: float = 0.01  # part of the stories held out for val, where it has no source
+    tokenizer: str = "gpt2"  # gpt2, gpt2-10k, bpe, bytes, or the path of a tokenizer.json
+    vocab_size: int = 4096  # of bpe, <|endoftext|> included
+    out: str = ""  # folder to write; "": data/<source>-<tokenizer>
+    stories: int = 100_000  # how many stories storybook tells
+    seed: int = 0  # of storybook, and of the choice of val stories
+    revision: str = ""  # commit of a hub source; "": the pinned one
+    workers: int = 0  # processes; 0: one a core
+
+
+# ----------------------------------------------------------------------------------------------
+# the folder, and what stands in it twice
+
+
+@contextlib.contextmanager
+def new_folder(path):
+    """
+    A temporary folder beside `path`, renamed to `path` when the block ends well, else removed.
+
+    An older data folder at `path` goes away only then; anything else there is a UserError.
+    """
+    path = Path(path)
+    if path.exists() and not (path / "manifest.json").is_file():
+        raise UserError(f"'{path}' exists and is no data folder (no manifest.json): not replaced")
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{x}") for x in ("new", "old"))
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in [*temporary.iterdir(), temporary]:
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        # A folder cannot take the place of another in one step, so the old one steps aside.
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def repeats(val, train):
+    """
+    What to drop of two Writers, as uint8 arrays (drop_val, drop_train): 0 keeps a story, DUPLICATE
+    drops it for an equal one before it in its split, IN_VAL a train story for one in val.
+    """
+    drop = np.zeros(val.stories + train.stories, np.uint8)
+    # The hashes of a part at a time, so that memory does not grow with the corpus.
+    parts = 1 + len(drop) // PART_STORIES
+    for part in range(parts):
+        hashes, places = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
+        for base, writer in ((0, val), (val.stories, train)):
+            for first, rows in writer.rows():
+                mine = np.flatnonzero(rows["hash"][:, 0] % np.uint64(parts) == part)
+                hashes.append(rows["hash"][mine])
+                places.append(base + first + mine)
+        hashes, places = np.concatenate(hashes), np.concatenate(places)
+        order = np.lexsort((places, hashes[:, 1], hashes[:, 0]))
+        hashes, places = hashes[order], places[order]
+        again = np.zeros(len(places), bool)
+        again[1:] = (hashes[1:] == hashes[:-1]).all(axis=1)
+        # The first of each run of equals is the one to keep; val stands before train.
+        original = np.maximum.accumulate(np.where(again, 0, np.arange(len(places))))
+        leak = (places[original] < val.stories) & (places >= val.stories)
+        drop[places[again]] = np.where(leak, IN_VAL, DUPLICATE)[again]
+    return drop[: val.stories], drop[val.stories :]
+
+
+# ----------------------------------------------------------------------------------------------
+# what a worker does
+
+
+class Stories(NamedTuple):
+    """Encoded stories, as shards.Writer.add takes them."""
+
+    tokens: np.ndarray  # uint16, of all of them, each with <|endoftext|> in front
+    lengths: np.ndarray  # int64 (n,), tokens of each
+    sizes: np.ndarray  # int64 (n,), UTF-8 bytes of each
+    answers: np.ndarray  # int64 (n,), the token of each where its answer starts
+    hashes: np.ndarray  # uint64 (n, 2), equal for equal texts only
+
+    def where(self, mask):
+        """Those stories whose `mask`, bool (n,), is true."""
+        return Stories(self.tokens[np.repeat(mask, self.lengths)], *(x[mask] for x in self[1:]))
+
+
+def hash_of(text, seed):
+    """16 bytes that stand for a story's UTF-8 `text`, salted with `seed`."""
+    salt = seed.to_bytes(8, "little", signed=True)
+    return hashlib.blake2b(text, digest_size=16, salt=salt).digest()
+
+
+class Encoder:
+    """
+    Cleans and tokenizes a block: called in the worker processes, which get a copy each.
+
+    seed: of the hashes, whose first half says which stories go to val. answers: the records are
+    TinyStories-Instruct's, whose answer starts after "Story:".
+    """
+
+    def __init__(self, tokenizer, seed=0, answers=False):
+        self.tokenizer, self.seed, self.answers = tokenizer, seed, answers
+        self.eot = np.array([tokenizer.eot], np.uint16)
+
+    def __call__(self, block):
+        """(Stories, Counter of the cleaning) of a block."""
+        counts, ids, rows, hashes = Counter(), [self.eot[:0]], [], []
+        for story in corpus.texts(block):
+            story = corpus.clean(story, counts)
+            if story is None:
+                continue
+            text, tokens = story.encode(), self.tokenizer.encode_array(story)
+            answer = 1 + answer_start(self.tokenizer, story, tokens) if self.answers else 1
+            ids += (self.eot, tokens)
+            rows.append((1 + len(tokens), len(text), answer))
+            hashes.append(hash_of(text, self.seed))
+        counts["read"] = len(rows) + counts["empty"] + counts["truncated"]
+        lengths, sizes, answers = np.array(rows, np.int64).reshape(-1, 3).T
+        hashes = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+        return Stories(np.concatenate(ids), lengths, sizes, answers, hashes), counts
+
+
+def answer_start(tokenizer, record, ids):
+    """
+    The index in `ids`, the tokens of an Instruct `record`, of the one that its story begins in; 0
+    for a record without a line "Story:", all of which is then the answer.
+    """
+    found = re.search(r"^Story:\s*", record, re.MULTILINE)
+    if not found:
+        return 0
+    start = len(record[: found.end()].encode())
+    ends = np.cumsum([len(token) for token in tokenizer.encoding.decode_tokens_bytes(ids.tolist())])
+    return int(np.searchsorted(ends, start, side="right"))
+
+
+_encode = None  # the Encoder of a worker process
+
+
+def _start_worker(encoder):
+    global _encode
+    _encode = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def _work(block):
+    return _encode(block)
+
+
+def encoded(blocks, encoder, workers):
+    """Yield (block, encoder(block)) in order; never more than two blocks a worker are under way."""
+    if workers == 1:
+        yield from ((block, encoder(block)) for block in blocks)
+        return
+    # Spawned, as rustbpe's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (encoder,))
+    waiting = deque()
+    try:
+        for block in blocks:
+            waiting.append((block, pool.submit(_work, block)))
+            if len(waiting) > 2 * workers:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        for first, result in waiting:
+            yield first, result.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died, probably of too little memory: lower --workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# ----------------------------------------------------------------------------------------------
+# the stages
+
+
+class Source:
+    """A source of stories with its settings: `blocks()` as often as needed, and their total."""
+
+    def __init__(self, name, settings, split="train"):
+        self.name, self.split = name, split
+        self.revision = corpus.pin(name, settings.revision)
+        self.where = (name, split, settings.stories, settings.seed, self.revision)
+
+    def blocks(self):
+        return corpus.blocks(*self.where)
+
+    def total(self):
+        name, split, stories, _, revision = self.where
+        return corpus.total(name, split, stories, revision)
+
+    def __str__(self):
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def sample(source, seed, val_limit):
+    """
+    Yield cleaned train stories of about SAMPLE_BYTES, for a tokenizer to be made from: every k-th
+    block, so that each part of the source has its say.
+    """
+    step = max(1, round((source.total() or 0) / SAMPLE_BYTES)) if source.name != "storybook" else 1
+    size = 0
+    for block in itertools.islice(source.blocks(), 0, None, step):
+        for story in corpus.texts(block):
+            story = corpus.clean(story, Counter())
+            if (
+                story is not None
+                and int.from_bytes(hash_of(story.encode(), seed)[:8], "little") >= val_limit
+            ):
+                yield story
+                size += len(story)
+        if size >= SAMPLE_BYTES:
+            return
+
+
+def make_tokenizer(settings, source, val_limit):
+    """The tokenizer that the settings name, made from a sample of `source` where it needs one."""
+    name = settings.tokenizer
+    if name in ("bpe", "gpt2-10k"):
+        print(f"making the {name} tokenizer from {SAMPLE_BYTES // 10**6} MB of text at most ...")
+    made = tokenizers.build(name, settings.vocab_size, sample(source, settings.seed, val_limit))
+    short = name == "bpe" and made.vocab_size < settings.vocab_size
+    why = f": the text has no more pairs to merge for {settings.vocab_size:,}" if short else ""
+    print(f"tokenizer {made.name}, {made.vocab_size:,} tokens{why}")
+    return made
+
+
+def progress(results, total, label):
+    """Pass on each block's result; show how far it is, as a bar on a terminal, lines elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    done, shown = 0, time.monotonic()
+    with tqdm(total=total, desc=label, unit_scale=True, disable=not on_terminal) as bar:
+        for block, result in results:
+            yield result
+            bar.update(block.weight)
+            done += block.weight
+            if not on_terminal and time.monotonic() - shown > LINE_SECONDS:
+                shown = time.monotonic()
+                print(f"{label}: {done / total:.0%}" if total else f"{label}: {done:,}")
+
+
+def fill(writer, source, encoder, workers, val_writer=None, val_limit=0):
+    """
+    Encode `source` into `writer`, the stories whose hash is below val_limit into val_writer.
+
+    Returns the Counter of the cleaning and the least hash. UserError where no story is left.
+    """
+    total, least = Counter(), 1 << 64
+    results = encoded(source.blocks(), encoder, workers)
+    for stories, counts in progress(results, source.total(), f"reading {source.name}"):
+        total += counts
+        if not len(stories.lengths):
+            continue
+        least = min(least, int(stories.hashes[:, 0].min()))
+        in_val = stories.hashes[:, 0] < val_limit
+        if in_val.any():
+            val_writer.add(*stories.where(in_val))
+            stories = stories.where(~in_val)
+        writer.add(*stories)
+    if least == 1 << 64:
+        raise UserError(f"'{source}' has no story left after cleaning ({described(total)})")
+    return total, least
+
+
+def described(counts):
+    """The cleaning counts of a split in words."""
+    dropped = ", ".join(f"{counts[rule]:,} {rule}" for rule in DROPPED)
+    return f"read {counts['read']:,}, repaired {counts['repaired']:,}, dropped: {dropped}"
+
+
+def tokenize(folder, settings, train, val, workers):
+    """Fill the data folder `folder` from the Sources; val is None to hold out val_fraction."""
+    from shards import Writer, write_manifest
+
+    limit = 0 if val else round(settings.val_fraction * 2**64)
+    answers = corpus.is_instruct(settings.source)
+    tokenizer = make_tokenizer(settings, train, limit)
+    tokenizer.save(folder / "tokenizer.json")
+    encoder = Encoder(tokenizer, settings.seed, answers)
+    writers = {split: Writer(folder, split) for split in ("val", "train")}
+    counts = {"val": Counter()}
+    if val:
+        counts["val"], _ = fill(writers["val"], val, encoder, workers)
+    counts["train"], least = fill(writers["train"], train, encoder, workers, writers["val"], limit)
+    if not writers["val"].stories:
+        # So few stories that none fell to val: once more, with the one of the least hash.
+        writers = {split: Writer(folder, split) for split in ("val", "train")}
+        counts["train"], _ = fill(
+            writers["train"], train, encoder, workers, writers["val"], least + 1
+        )
+    splits = {}
+    drops = repeats(writers["val"], writers["train"])
+    for (split, writer), drop in zip(writers.items(), drops, strict=True):
+        counts[split]["duplicate"] = int((drop == DUPLICATE).sum())
+        counts[split]["in val"] = int((drop == IN_VAL).sum())
+        if not (drop == 0).any():
+            raise UserError(
+                f"no {split} story is left ({described(counts[split])}); name another "
+                "--source or --val_source, with <|endoftext|> between the stories"
+            )
+        splits[split] = writer.finish(drop, answers=answers)
+        splits[split]["cleaning"] = {rule: counts[split][rule] for rule in RULES}
+    facts = {
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": "uint16",
+        "source": str(train),
+        "val_source": str(val) if val else f"{settings.val_fraction:g} of source",
+        "seed": settings.seed,
+        "splits": splits,
+    }
+    write_manifest(folder, facts)
+    return splits
+
+
+def prepare(settings):
+    """Make the data folder that the settings describe; returns its path."""
+    if settings.vocab_size > tokenizers.MAX_VOCAB:
+        raise UserError(f"vocab_size may be at most {tokenizers.MAX_VOCAB:,}: ids are uint16")
+    if not 0 < settings.val_fraction < 1:
+        raise UserError(f"val_fraction must lie between 0 and 1, not {settings.val_fraction}")
+    started = time.monotonic()
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    train = Source(settings.source, settings)
+    val_name = settings.val_source or (train.name if corpus.has_own_val(train.name) else "")
+    val = Source(val_name, settings, "val") if val_name else None
+    for source in (train, val):
+        if source:
+            source.total()  # downloads it, or says that it is not there, before anything is made
+    out = Path(settings.out or corpus.dataset_folder(settings.source, settings.tokenizer))
+    if out.exists():
+        print(f"{out} exists: it is replaced when the new one is complete")
+    with new_folder(out) as folder:
+        splits = tokenize(folder, settings, train, val, workers)
+    for split, facts in splits.items():
+        per_token = facts["bytes"] / (facts["tokens"] - facts["stories"])
+        print(f"{split}: {described(Counter(facts['cleaning']))}")
+        print(
+            f"{split}: {facts['stories']:,} stories, {facts['tokens']:,} tokens, "
+            f"{per_token:.2f} bytes/token"
+        )
+    print(f"{out} is ready, in {time.monotonic() - started:.1f} s")
+    return out
+
+
+def main():
+    settings, origin = configs.load(Settings)
+    configs.show(settings, origin)
+    prepare(settings)
+
+
+if __name__ == "__main__":
+    configs.run(main)

@@ -1,0 +1,355 @@
+"""
+Tokens on disk, and the packed batches made of them. (Writer above, reader and batches below.)
+"""
+
+import bisect
+import contextlib
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs import UserError
+from model import IGNORE
+
+SHARD_TOKENS = 100_000_000  # 200 MB a file
+CHUNK_STORIES, CHUNK_TOKENS = 1 << 16, 1 << 22  # what the writer's last pass holds at a time
+_STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash", "<u8", 2)])
+
+
+def sha256(path):
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------
+# writer
+
+
+class Writer:
+    """
+    One split of a data folder in the making.
+
+    Stories come in any number and are spilled to disk with what is known of them; once all have
+    come and prepare.py knows which to drop, `finish` writes the others to shards. In memory: a
+    chunk at a time.
+    """
+
+    def __init__(self, folder, split):
+        self.folder, self.split, self.stories = Path(folder), split, 0
+        self.spill, self.index = (self.folder / f"{split}.{x}" for x in ("spill", "index"))
+        self.spill.write_bytes(b"")
+        self.index.write_bytes(b"")
+
+    def add(self, tokens, lengths, sizes, answers, hashes):
+        """
+        Append n stories. tokens: uint16, all of them, each with its <|endoftext|> in front;
+        lengths, sizes, answers: (n,) tokens, UTF-8 bytes, where the answer starts; hashes: (n, 2)
+        uint64, equal only for equal texts.
+        """
+        rows = np.empty(len(lengths), _STORY)
+        rows["tokens"], rows["bytes"], rows["answer"] = lengths, sizes, answers
+        rows["hash"] = hashes
+        with open(self.spill, "ab") as spill, open(self.index, "ab") as index:
+            spill.write(tokens.astype("<u2", copy=False).tobytes())
+            index.write(rows.tobytes())
+        self.stories += len(rows)
+
+    def rows(self):
+        """Yield (number of the first, rows of the index) by chunks."""
+        for first in range(0, self.stories, CHUNK_STORIES):
+            start = first * _STORY.itemsize
+            yield first, np.fromfile(self.index, _STORY, CHUNK_STORIES, offset=start)
+
+    def finish(self, drop, shard_tokens=SHARD_TOKENS, answers=False):
+        """
+        Write the stories whose `drop` is 0 to shards, and to <split>_stories.npy (answers: and
+        <split>_answer.npy) where each begins. Returns the split's part of the manifest.
+        """
+        shards = _Shards(self.folder, self.split, shard_tokens)
+        facts = {"tokens": 0, "stories": int((drop == 0).sum()), "bytes": 0, "shards": shards.names}
+        fields = {"stories": "start", "answer": "answer"} if answers else {"stories": "start"}
+        with contextlib.ExitStack() as stack:
+            spill = stack.enter_context(open(self.spill, "rb"))
+            stack.callback(shards.close)
+            arrays = {}
+            for kind, field in fields.items():
+                file = open(self.folder / f"{self.split}_{kind}.npy", "wb")  # noqa: SIM115
+                arrays[field] = stack.enter_context(file)
+                # Appended to, not mapped: on a full disk a write raises, a mapped page kills.
+                header = {"descr": "<i8", "fortran_order": False, "shape": (facts["stories"],)}
+                np.lib.format.write_array_header_1_0(file, header)
+            for first, rows in self.rows():
+                group = np.cumsum(rows["tokens"], dtype=np.int64) // CHUNK_TOKENS
+                cuts = np.flatnonzero(np.diff(group)) + 1
+                for i, j in itertools.pairwise([0, *cuts, len(rows)]):
+                    keep, lengths = drop[first + i : first + j] == 0, rows["tokens"][i:j]
+                    tokens = np.fromfile(spill, "<u2", int(lengths.sum(dtype=np.int64)))
+                    kept = rows[i:j][keep]
+                    starts = facts["tokens"] + shards.write(
+                        tokens[np.repeat(keep, lengths)], kept["tokens"]
+                    )
+                    arrays["start"].write(starts.tobytes())
+                    if answers:
+                        arrays["answer"].write(kept["answer"].astype("<i8").tobytes())
+                    facts["tokens"] += int(kept["tokens"].sum(dtype=np.int64))
+                    facts["bytes"] += int(kept["bytes"].sum(dtype=np.int64))
+        self.spill.unlink()
+        self.index.unlink()
+        return facts
+
+
+class _Shards:
+    """The .bin files of a split: a new one is begun where the next story would not fit."""
+
+    def __init__(self, folder, split, limit):
+        self.folder, self.split, self.limit = folder, split, limit
+        self.names, self.file, self.room = [], None, 0
+
+    def write(self, tokens, lengths):
+        """Append stories, uint16 tokens and each one's length; returns their starts in `tokens`."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        i = 0
+        while i < len(lengths):
+            fit = int(np.searchsorted(ends, starts[i] + self.room, side="right"))
+            if fit == i:
+                self.close()
+                self.names.append(f"{self.split}_{len(self.names):03}.bin")
+                self.file = open(self.folder / self.names[-1], "wb")  # noqa: SIM115
+                self.room = max(self.limit, int(lengths[i]))  # a longer story: a shard of its own
+            else:
+                self.file.write(tokens[starts[i] : ends[fit - 1]].tobytes())
+                self.room -= int(ends[fit - 1] - starts[i])
+                i = fit
+        return starts
+
+    def close(self):
+        if self.file:
+            self.file.close()
+
+
+def write_manifest(folder, facts):
+    """manifest.json of a finished folder: `facts`, and size and sha256 of every file in it."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(Path(folder).iterdir())
+    }
+    manifest = {"format": 1, **facts, "files": files}
+    Path(folder, "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------------------------
+# reader and batches
+
+
+class Dataset:
+    """
+    One split of a data folder, opened for reading.
+
+    folder: as prepare.py writes it. split: "train" or "val". Attributes: tokens, stories, bytes
+    (UTF-8 bytes of the stories as stored), starts (int64, each story's first token; one more at
+    the end), manifest. Raises UserError where the folder or a file is missing, or a size is wrong;
+    `verify()` checks the hashes too.
+    """
+
+    def __init__(self, folder, split):
+        self.folder, self.split = Path(folder), split
+        self.manifest = read_manifest(folder)
+        counts = self.manifest["splits"][split]
+        self.tokens, self.stories, self.bytes = (
+            counts[name] for name in ("tokens", "stories", "bytes")
+        )
+        for name in [*counts["shards"], f"{split}_stories.npy"]:
+            _check_size(self.folder / name, self.manifest["files"][name]["bytes"])
+        starts = np.load(self.folder / f"{split}_stories.npy", mmap_mode="r")
+        self.starts = np.append(starts, self.tokens)
+        self.shards = [
+            np.memmap(self.folder / name, dtype="<u2", mode="r") for name in counts["shards"]
+        ]
+        self.shard_ends = np.cumsum([len(shard) for shard in self.shards])
+        if len(starts) != self.stories or self.shard_ends[-1] != self.tokens:
+            raise UserError(f"{folder}: {split} holds other counts than its manifest.json says")
+
+    def read(self, offset, length):
+        """`length` tokens from global token `offset` on, uint16; they must lie in one shard."""
+        shard = int(np.searchsorted(self.shard_ends, offset, side="right"))
+        first = offset - (self.shard_ends[shard - 1] if shard else 0)
+        return self.shards[shard][first : first + length]
+
+    def story(self, i):
+        """Story number i as stored, uint16 (n,): <|endoftext|>, then its tokens."""
+        return self.read(self.starts[i], int(self.starts[i + 1] - self.starts[i]))
+
+    def verify(self):
+        """Compare the sha256 of every file of this split; raises UserError naming one that differs."""
+        for name, facts in self.manifest["files"].items():
+            if name.startswith(self.split) and sha256(self.folder / name) != facts["sha256"]:
+                raise UserError(f"{self.folder / name} does not match the sha256 in manifest.json")
+
+
+def read_manifest(folder):
+    """The manifest of a data folder; raises UserError where there is none."""
+    path = Path(folder) / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"no data in '{folder}' (no manifest.json); make it with prepare.py"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _check_size(path, size):
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run prepare.py again")
+    if path.stat().st_size != size:
+        raise UserError(
+            f"{path} has {path.stat().st_size:,} bytes where manifest.json says {size:,}; "
+            "run prepare.py again"
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of whole stories, each (B, row_tokens); `targets` is IGNORE where nothing counts."""
+
+    tokens: torch.Tensor  # int64
+    targets: torch.Tensor  # int64
+    positions: torch.Tensor  # int64, from 0 in each story
+    start: torch.Tensor  # int32, the column of the token's story's first token
+
+    def to(self, device):
+        """The same on `device`, copied without waiting where the memory is pinned."""
+        if torch.device(device).type == "cpu":
+            return self
+        pin = torch.device(device).type == "cuda"
+        tensors = (getattr(self, name) for name in ("tokens", "targets", "positions", "start"))
+        return Batch(
+            *((x.pin_memory() if pin else x).to(device, non_blocking=True) for x in tensors)
+        )
+
+
+class Batches:
+    """
+    The packed batches of a split: batch number i is a pure function of (seed, i).
+
+    A story of n tokens, separator included, gives n inputs and n targets, the last <|endoftext|>.
+    One longer than block_size is cut into pieces that begin `stride` tokens apart; a piece counts
+    only the targets that no piece before it did, so every token counts once whatever the stride.
+    Training uses stride = block_size; evaluation half of it, for context. Positions begin at 0 in
+    every piece.
+
+    Pieces fill rows of row_tokens by best fit decreasing, among 1,024 pieces drawn together by the
+    seed; each epoch takes all rows in an order of its own, and batch i is rows i * batch_size on.
+    With shuffle=False the rows come in order, and the last batch holds what is left.
+    """
+
+    def __init__(self, data, eot, block_size, row_tokens, batch_size, seed, stride=0, shuffle=True):
+        if row_tokens < block_size:
+            raise UserError(f"row_tokens {row_tokens} is less than block_size {block_size}")
+        self.data, self.eot, self.row_tokens = data, eot, row_tokens
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.offset, self.length, self.skip, self.last = cut(
+            data.starts, block_size, stride or block_size
+        )
+        order = np.random.default_rng([seed, 0]).permutation(len(self.offset))
+        self.rows = pack(self.length, order if shuffle else np.sort(order), row_tokens)
+        self.epoch, self.order = -1, np.arange(len(self.rows))
+
+    @property
+    def padding(self):
+        """The share of the rows' places that hold no token."""
+        return 1 - self.length.sum() / (len(self.rows) * self.row_tokens)
+
+    def __len__(self):
+        """Batches in one epoch; the last may be short, or run into the next epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def _row(self, n):
+        """Row number n of the endless stream of epochs, as a list of piece numbers."""
+        epoch, n = divmod(n, len(self.rows))
+        if self.shuffle and epoch != self.epoch:
+            self.epoch = epoch
+            self.order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.rows))
+        return self.rows[self.order[n]]
+
+    def __getitem__(self, i):
+        """Batch number i, i >= 0, past the first epoch too."""
+        last = (i + 1) * self.batch_size
+        if not self.shuffle:
+            if not 0 <= i < len(self):
+                raise IndexError(i)
+            last = min(last, len(self.rows))
+        rows = [self._row(n) for n in range(i * self.batch_size, last)]
+        shape = (len(rows), self.row_tokens)
+        tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        targets, start = np.full(shape, IGNORE, np.int64), np.zeros(shape, np.int32)
+        for b, row in enumerate(rows):
+            at = 0
+            for piece in row:
+                n, skip = int(self.length[piece]), int(self.skip[piece])
+                # One more token than inputs: the next one is the last target, where there is one.
+                read = self.data.read(self.offset[piece], n + 1 - int(self.last[piece]))
+                tokens[b, at : at + n] = read[:n]
+                targets[b, at + skip : at + len(read) - 1] = read[1 + skip :]
+                if self.last[piece]:
+                    targets[b, at + n - 1] = self.eot
+                positions[b, at : at + n] = np.arange(n)
+                start[b, at : at + n] = at
+                at += n
+            start[b, at:] = at  # the padding is a story of its own that no target asks about
+        return Batch(*(torch.from_numpy(x) for x in (tokens, targets, positions, start)))
+
+
+def cut(starts, block_size, stride):
+    """
+    Pieces of at most block_size tokens that begin `stride` tokens apart in each story.
+
+    starts: int64 (stories + 1,), the last the end of all. Returns, for each piece, offset (int64,
+    its first token), length (int32), skip (int32, the tokens whose target a piece before it
+    counted) and last (bool, its last target is the story's <|endoftext|>).
+    """
+    length = np.diff(starts)
+    pieces = 1 + -(-np.maximum(length - block_size, 0) // stride)  # of each story
+    story = np.repeat(np.arange(len(length)), pieces)
+    number = np.arange(len(story)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begin = number * stride
+    end = np.minimum(begin + block_size, length[story])
+    skip = np.where(number > 0, block_size - stride, 0)
+    return (
+        starts[story] + begin,
+        (end - begin).astype(np.int32),
+        skip.astype(np.int32),
+        end == length[story],
+    )
+
+
+def pack(length, order, row_tokens, window=1024):
+    """
+    Rows of at most row_tokens tokens: best fit decreasing among `window` pieces at a time.
+
+    length: (pieces,) int. order: (pieces,) int, the pieces as drawn. Returns a list of rows, each
+    a list of piece numbers.
+    """
+    rows = []
+    for first in range(0, len(order), window):
+        drawn = order[first : first + window]
+        free = []  # (tokens free, row number), sorted: the tightest fit is found by bisection
+        for piece in drawn[np.argsort(-length[drawn], kind="stable")].tolist():
+            n = int(length[piece])
+            at = bisect.bisect_left(free, (n, -1))
+            if at == len(free):
+                space, row = row_tokens, len(rows)
+                rows.append([])
+            else:
+                space, row = free.pop(at)
+            rows[row].append(piece)
+            bisect.insort(free, (space - n, row))
+    return rows
