@@ -9,8 +9,8 @@ Run folders: everything one training run leaves behind, and how it is read back.
         checkpoints/<step>/   model.safetensors, state.safetensors (optimizer), state.json
         latest, best      symlinks into checkpoints/
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, and only then do the
-symlinks swing over to it: whatever moment the power fails, `latest` points to a complete one.
+A checkpoint is written under a temporary name, flushed to the disk and renamed, and only then do
+the symlinks swing over to it: whenever the power fails, `latest` points to a complete one.
 Weights and state are safetensors, facts are JSON: nothing is ever unpickled.
 """
 
@@ -156,7 +156,7 @@ def _point(link, target):
 
 
 def newest_run(folder="out"):
-    """The run folder under `folder` whose checkpoint is newest; raises UserError if there is none."""
+    """The run under `folder` whose checkpoint is newest; raises UserError if there is none."""
     runs = [link.parent for link in Path(folder).glob("*/latest") if link.exists()]
     if not runs:
         raise UserError(f"no trained run in '{folder}/'; train one first: make story")
@@ -175,7 +175,7 @@ def read_config(out_dir):
 
 
 def read_state(out_dir, which="latest"):
-    """(state dict, optimizer tensors) of a checkpoint: "latest", "best", or "checkpoints/<step>"."""
+    """(state, optimizer tensors) of a checkpoint: "latest", "best", or "checkpoints/<step>"."""
     folder = Path(out_dir) / which
     if not (folder / "state.json").is_file():
         raise UserError(f"no checkpoint in '{out_dir}'; the run has not saved one yet")
@@ -191,11 +191,12 @@ def read_tensors(path):
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def load_model(out_dir, which="latest", device="cpu", attn="sdpa"):
+def load_model(out_dir, which="latest", device="cpu", attn="sdpa", **changes):
     """
     The model of a run, in eval mode on `device`, and its tokenizer: (GPT, Tokenizer).
 
-    which: "latest", "best" or "checkpoints/<step>". Raises UserError if anything is missing or
+    which: "latest", "best" or "checkpoints/<step>". changes: of the stored GPTConfig, such as
+    dropout. Raises UserError if anything is missing or
     does not fit together.
     """
     config = read_config(out_dir)
@@ -204,7 +205,7 @@ def load_model(out_dir, which="latest", device="cpu", attn="sdpa"):
         raise UserError(f"no checkpoint in '{out_dir}'; the run has not saved one yet")
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
     try:
-        model = GPT(GPTConfig(**config["model"]), attn)
+        model = GPT(GPTConfig(**config["model"] | changes), attn)
         model.load_state_dict(read_tensors(path))
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} does not fit {out_dir}/config.json: {error}") from None

@@ -22,7 +22,7 @@ import itertools
 import json
 import re
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ftfy
@@ -36,26 +36,13 @@ _SKIP = re.compile(r"[\s,\[\]]*")  # what stands around the objects of a JSON ar
 _STRAY = re.compile("[\udc80-\udcff]")  # how Python decodes a byte that is no UTF-8
 
 
-@dataclass(frozen=True)
-class HubText:
-    """A data set of plain text files on the hub. revision: the commit we read, so runs repeat."""
-
-    repo: str
-    revision: str
-    train: str
-    val: str
-
-
-_TINYSTORIES = ("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64")
-_INSTRUCT = ("roneneldan/TinyStoriesInstruct", "ee050ed1f8720795be342921335e821856a2b42e")
+# Plain text on the hub: repository, the commit we read (so that runs repeat), start of file names.
+_REPO = ("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64")
+_INSTRUCT_REPO = ("roneneldan/TinyStoriesInstruct", "ee050ed1f8720795be342921335e821856a2b42e")
 HUB = {
-    "tinystories": HubText(*_TINYSTORIES, "TinyStories-train.txt", "TinyStories-valid.txt"),
-    "tinystories-v2": HubText(
-        *_TINYSTORIES, "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
-    ),
-    "tinystories-instruct": HubText(
-        *_INSTRUCT, "TinyStories-Instruct-train.txt", "TinyStories-Instruct-valid.txt"
-    ),
+    "tinystories": (*_REPO, "TinyStories"),
+    "tinystories-v2": (*_REPO, "TinyStoriesV2-GPT4"),
+    "tinystories-instruct": (*_INSTRUCT_REPO, "TinyStories-Instruct"),
 }
 
 
@@ -80,11 +67,6 @@ def dataset_folder(source, tokenizer):
     return f"data/{slug(source)}-{path.name}"
 
 
-def has_own_val(source):
-    """Whether the source comes with a validation split of its own."""
-    return source in HUB
-
-
 def is_instruct(source):
     """Whether the records of the source are TinyStories-Instruct's, with their story at the end."""
     return "instruct" in slug(source).lower()
@@ -103,7 +85,7 @@ class Block:
     """
     Some consecutive stories of a source: `stories`, or what stands in a file from start to stop.
 
-    weight: its part of `total(source)`, for progress. last: nothing follows in its file.
+    weight: its part of the source's `total`, for progress. last: nothing follows in its file.
     """
 
     weight: int
@@ -114,46 +96,69 @@ class Block:
     last: bool = False
 
 
-def total(source, split="train", stories=0, revision=""):
-    """The sum of the blocks' weights: bytes of files, or stories; None where unknown."""
-    if source == "storybook":
-        return stories
-    if source.startswith("hub:"):
-        return None
-    return sum(Path(path).stat().st_size for path in files(source, split, revision))
-
-
-def blocks(source, split="train", stories=0, seed=0, revision=""):
+@dataclass(frozen=True)
+class Source:
     """
-    Yield the blocks of `source`, in order.
+    A named place where stories come from; everything here raises UserError where they do not.
 
-    split: "train" or "val", of sources that have both. stories, seed: how many stories storybook
-    tells, from which seed. revision: another commit of a hub source than the pinned one.
-    Raises UserError where the source is missing, empty, or no text.
+    split: "train" or "val", of the sources that have both. stories, seed: how many stories
+    storybook tells, from which seed. revision: of a hub source, another commit than the pinned one.
     """
-    if source == "storybook":
-        import storybook
 
-        # Other stories for val than for train, of the same seed.
-        told = (story.text for story in storybook.stories(stories, seed + (split == "val")))
-        yield from _batches((text, 1) for text in told)
-    elif source.startswith("hub:"):
-        yield from _batches((text, 1) for text in _hub_rows(source, revision))
-    else:
-        for path in files(source, split, revision):
-            yield from _file_blocks(path)
+    name: str
+    split: str = "train"
+    stories: int = 1000
+    seed: int = 0
+    revision: str = ""
+
+    def __str__(self):
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    def pinned(self):
+        """The same source at a definite commit: the pinned one, or the newest there is now."""
+        revision = self.revision if self.name.startswith("hub:") else ""
+        if self.name in HUB:
+            revision = self.revision or HUB[self.name][1]
+        elif self.name.startswith("hub:") and not re.fullmatch("[0-9a-f]{40}", revision):
+            with _reaching_hub(self.name):
+                revision = _commit(self.name.split(":")[1], revision)
+        return replace(self, revision=revision)
+
+    def files(self):
+        """The local files of the source, a list of paths; downloads those of a named data set."""
+        if self.name in HUB:
+            return [_download(self.name, self.split, self.revision)]
+        return _local_files(self.name)
+
+    def total(self):
+        """The sum of the blocks' weights: bytes of files, or stories; None where unknown."""
+        if self.name == "storybook":
+            return self.stories
+        if self.name.startswith("hub:"):
+            return None
+        return sum(Path(path).stat().st_size for path in self.files())
+
+    def blocks(self):
+        """Yield the blocks of the source, in order."""
+        if self.name == "storybook":
+            import storybook
+
+            # Other stories for val than for train, of the same seed.
+            told = storybook.stories(self.stories, self.seed + (self.split == "val"))
+            yield from _batches((story.text, 1) for story in told)
+        elif self.name.startswith("hub:"):
+            yield from _batches((text, 1) for text in _hub_rows(self.name, self.revision))
+        else:
+            for path in self.files():
+                yield from _file_blocks(path)
 
 
 def _file_blocks(path):
-    size = Path(path).stat().st_size
     kind = _kind(path)
-    if kind == "parquet":
-        yield from _batches(_parquet_rows(path))
-    elif kind in ("tar", "json"):
-        yield from _batches(_tar_rows(path) if kind == "tar" else _json_rows(path))
+    if kind in _ROWS:
+        yield from _batches(_ROWS[kind](path))
     else:
-        separator = EOT.encode() if kind == "txt" else b"\n"
-        yield from _spans(path, size, separator)
+        yield from _spans(path, EOT.encode() if kind == "txt" else b"\n")
 
 
 def _kind(path):
@@ -177,10 +182,10 @@ def _batches(rows):
         yield Block(weight, tuple(stories))
 
 
-def _spans(path, size, separator):
+def _spans(path, separator):
     """Blocks of a file that is cut only at separators, found by reading just around each cut."""
+    start, size = 0, Path(path).stat().st_size
     with open(path, "rb") as file:
-        start = 0
         while start < size:
             stop = _find(file, separator, start + BLOCK_BYTES, size)
             yield Block(stop - start, path=str(path), start=start, stop=stop, last=stop == size)
@@ -220,7 +225,7 @@ def texts(block, strict=False):
         data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no part of the text
     text = _decode(data, block, strict)
     if _kind(block.path) == "jsonl":
-        return [_story(_parse(line, block.path), block.path) for line in text.split("\n") if line]
+        return [_json_story(line, block.path) for line in text.split("\n") if line.strip()]
     stories = [story.strip() for story in text.split(EOT)]
     # Before the first separator and after the last there may be nothing: that is no empty story.
     if block.last and not stories[-1]:
@@ -246,23 +251,28 @@ def _decode(data, block, strict):
         return text
 
 
-def _parse(line, path):
+def _json_story(line, path):
     try:
-        return json.loads(line)
+        return _story(json.loads(line), path)
     except ValueError as error:
         raise UserError(f"'{path}': a line is not JSON ({error}): {line[:40]!r}") from None
 
 
 def _story(record, path):
-    """The text of one parsed record: a string, or an object's text or story."""
+    """The text of one record: a string, nothing (which is an empty one), or an object's text."""
     if isinstance(record, dict):
-        names = [name for name in ("text", "story") if name in record]
-        if not names:
-            raise UserError(f"'{path}': a record has no 'text' or 'story', only {sorted(record)}")
-        record = record[names[0]]
-    if record is not None and not isinstance(record, str):
+        record = record[_field(record, path)]
+    if not isinstance(record, str | None):
         raise UserError(f"'{path}': a story is not text but {record!r:.40}")
     return record or ""
+
+
+def _field(names, path):
+    """Which of the `names` of fields or columns holds the story."""
+    for name in ("text", "story"):
+        if name in names:
+            return name
+    raise UserError(f"'{path}' has no 'text' or 'story', only {', '.join(names)}")
 
 
 def _parquet_rows(path):
@@ -272,14 +282,10 @@ def _parquet_rows(path):
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = [name for name in ("text", "story") if name in file.schema_arrow.names]
-            if not names:
-                raise UserError(f"'{path}' has no column 'text' or 'story'")
-            rows, part = file.metadata.num_rows, 0
-            part = Path(path).stat().st_size // max(1, rows)
-            for batch in file.iter_batches(batch_size=1024, columns=names[:1]):
-                for text in batch.column(0).to_pylist():
-                    yield _story(text, path), part
+            part = Path(path).stat().st_size // max(1, file.metadata.num_rows)
+            column = _field(file.schema_arrow.names, path)
+            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+                yield from ((_story(text, path), part) for text in batch.column(0).to_pylist())
     except pyarrow.ArrowException as error:
         raise UserError(f"'{path}' is not a readable parquet file ({error})") from None
 
@@ -291,7 +297,7 @@ def _tar_rows(path):
             before = 0
             for member in archive:
                 if member.isfile() and member.name.endswith(".json"):
-                    for text, _ in _json_rows(archive.extractfile(member), path):
+                    for text, _ in _json_rows(path, archive.extractfile(member)):
                         # Weighed by how far the compressed file is read.
                         yield text, raw.tell() - before
                         before = raw.tell()
@@ -301,79 +307,77 @@ def _tar_rows(path):
         raise UserError(f"'{path}' is a damaged archive ({error})") from None
 
 
-def _json_rows(file, path):
+def _json_rows(path, file=None):
     """(text, its bytes) of each object of a JSON array, never holding more than a chunk of it."""
     decoder, buffer = json.JSONDecoder(), ""
-    reader = codecs.getreader("utf-8")(file, errors="surrogateescape")
-    with file:
-        while True:
-            chunk = reader.read(BLOCK_BYTES)
+    with file or open(path, "rb") as raw:
+        reader = codecs.getreader("utf-8")(raw, errors="surrogateescape")
+        while chunk := reader.read(BLOCK_BYTES):
             buffer += chunk
             place = _SKIP.match(buffer).end()
-            while place < len(buffer):
-                try:
+            # An object that is not whole yet, or a number, waits for the next chunk.
+            with contextlib.suppress(ValueError):
+                while place < len(buffer):
                     record, stop = decoder.raw_decode(buffer, place)
-                except ValueError as error:
-                    if not chunk:
-                        raise UserError(f"'{path}' is not a whole JSON array ({error})") from None
-                    break  # cut short by the end of the buffer
-                yield _story(record, path), stop - place
-                place = _SKIP.match(buffer, stop).end()
+                    yield _story(record, path), stop - place
+                    place = _SKIP.match(buffer, stop).end()
             buffer = buffer[place:]
-            if not chunk:
-                return
+            if len(buffer) > 64 * BLOCK_BYTES:
+                break  # no story is that long
+    if buffer:
+        raise UserError(f"'{path}' is not a whole JSON array: no object at {buffer[:40]!r}")
+
+
+_ROWS = {"parquet": _parquet_rows, "tar": _tar_rows, "json": _json_rows}
 
 
 # ----------------------------------------------------------------------------------------------
 # files, here and on the hub
 
 
-def files(source, split="train", revision=""):
-    """The local files of a source, a list of paths; downloads those of a named data set."""
-    if source in HUB:
-        return [_download(source, split, revision)]
-    if _is_glob(source):
-        found = sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
+def _local_files(name):
+    if _is_glob(name):
+        found = sorted(path for path in glob.glob(name, recursive=True) if Path(path).is_file())
         if not found:
-            raise UserError(f"no file matches '{source}'")
-    elif Path(source).is_file():
-        found = [source]
-    elif Path(source).is_dir():
-        raise UserError(f"'{source}' is a folder; name its files, as in '{source}/*.txt'")
+            raise UserError(f"no file matches '{name}'")
+    elif Path(name).is_file():
+        found = [name]
+    elif Path(name).is_dir():
+        raise UserError(f"'{name}' is a folder; name its files, as in '{name}/*.txt'")
     else:
-        near = difflib.get_close_matches(source, [*HUB, "storybook"], n=1)
+        near = difflib.get_close_matches(name, [*HUB, "storybook"], n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"nor one of {', '.join(HUB)}, storybook"
-        raise UserError(f"no source '{source}': it is no file here; {hint}")
+        raise UserError(f"no source '{name}': it is no file here; {hint}")
     if not any(Path(path).stat().st_size for path in found):
-        raise UserError(f"'{source}' is empty")
+        raise UserError(f"'{name}' is empty")
     return found
 
 
-def pin(source, revision=""):
-    """The commit that a hub source is read at, "" for others: its pinned one, or the newest now."""
-    if source in HUB:
-        return revision or HUB[source].revision
-    if not source.startswith("hub:"):
-        return ""
-    with _reaching_hub(source):
-        from huggingface_hub import HfApi
+def _commit(repo, revision):
+    """The commit hash of a data set at a branch, a tag, a commit or, for "", now."""
+    from huggingface_hub import HfApi
 
-        repo = source.split(":")[1]
-        return HfApi().dataset_info(repo, revision=revision or None, timeout=20).sha
+    return HfApi().dataset_info(repo, revision=revision or None, timeout=20).sha
 
 
-def _download(source, split, revision):
+def _download(name, split, revision):
     """The path of a named data set's file in the hub's cache. A broken download is resumed."""
-    with _reaching_hub(source):
+    repo, pinned, stem = HUB[name]
+    what = {
+        "repo_id": repo,
+        "repo_type": "dataset",
+        "revision": revision or pinned,
+        "filename": f"{stem}-{'train' if split == 'train' else 'valid'}.txt",
+    }
+    with _reaching_hub(name):
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        hub = HUB[source]
-        return hf_hub_download(
-            hub.repo,
-            hub.train if split == "train" else hub.val,
-            repo_type="dataset",
-            revision=revision or hub.revision,
-        )
+        try:
+            return hf_hub_download(**what, local_files_only=True)
+        except LocalEntryNotFoundError:
+            _commit(repo, what["revision"])  # without a network it fails at once, a download later
+            return hf_hub_download(**what)
 
 
 def _hub_rows(source, revision):
@@ -384,11 +388,9 @@ def _hub_rows(source, revision):
 
         # Not streamed: a download that breaks is resumed, and a second run needs no network.
         rows = datasets.load_dataset(repo, split=(split or ["train"])[0], revision=revision or None)
-    names = [name for name in ("text", "story") if name in rows.column_names]
-    if not names:
-        raise UserError(f"'{source}' has no column 'text' or 'story', only {rows.column_names}")
-    for batch in rows.select_columns(names[:1]).iter(batch_size=1024):
-        yield from (_story(text, source) for text in batch[names[0]])
+    column = _field(rows.column_names, source)
+    for batch in rows.select_columns([column]).iter(batch_size=1024):
+        yield from (_story(text, source) for text in batch[column])
 
 
 @contextlib.contextmanager
@@ -407,13 +409,12 @@ def _reaching_hub(source):
 # cleaning
 
 
-def read(source, split="train", stories=1000, seed=0, revision=""):
+def read(source, **settings):
     """
-    Yield the stories of any source exactly as they are, uncleaned; arguments as for `blocks`.
-
-    Raises UserError, also for a byte that is no UTF-8.
+    Yield the stories of any source exactly as they are, uncleaned; settings: those of `Source`, of
+    which split is "val" unless told. Raises UserError, also for a byte that is no UTF-8.
     """
-    for block in blocks(source, split, stories, seed, revision):
+    for block in Source(source, **{"split": "val"} | settings).blocks():
         for story in texts(block, strict=True):
             yield story if story.isascii() else _without_surrogates(story)
 
@@ -432,10 +433,8 @@ def clean(story, counts):
     Repair is of the encoding alone: cp1252 read as UTF-8 or the reverse, stray bytes, lone
     surrogates. Quotes, ligatures, HTML and line ends stay as they are.
     """
-    if not story.translate(TYPOGRAPHY).isascii():
-        mended = _without_surrogates(_STRAY.sub(_as_cp1252, story))
-        # ftfy undoes what was decoded with the wrong encoding, where it is sure of it.
-        mended = ftfy.fix_encoding(mended)
+    if not story.isascii() and not story.translate(TYPOGRAPHY).isascii():
+        mended = ftfy.fix_encoding(_without_surrogates(_STRAY.sub(_as_cp1252, story)))
         counts["repaired"] += mended != story
         story = mended
     story = story.strip()

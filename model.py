@@ -164,7 +164,7 @@ class GPT(nn.Module):
 
         tokens: (B, T) int64. targets: (B, T) int64, IGNORE where nothing counts. positions: (B, T)
         int64, each token's place in its story; default: in its row, after what `cache` holds.
-        start: (B, T) int32, see kernels.attention. cache: from `new_cache`, filled as a side effect.
+        start: (B, T) int32, see kernels.attention. cache: from `new_cache`; it grows.
         Returns logits (B, T, vocab_size); or the cross-entropy in nats, float32: its mean over the
         targets that count, or with mean=False (B, T), 0 where IGNORE.
         Raises ValueError where a position would pass block_size.
@@ -244,7 +244,8 @@ class GPT(nn.Module):
         Forward and backward floating-point operations of one training token.
 
         6 for each weight that multiplies (the head does, the embeddings look up), and attention's
-        12 n_layer n_embd for each of the `context` tokens a query sees on average (PaLM, appendix B).
+        12 n_layer n_embd for each of the `context` tokens a query sees on average (PaLM, appendix
+        B).
         """
         weights = self.num_params() - self.config.block_size * self.config.n_embd
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * context
@@ -268,7 +269,7 @@ def pick_device(name):
 
 
 def pick_dtype(name, device):
-    """The torch dtype behind a setting; "auto" is bfloat16 only where the hardware computes in it."""
+    """The torch dtype behind a setting; "auto" is bfloat16 where the hardware computes in it."""
     if name == "auto":
         name = "float32"
         if device.type == "cuda":
@@ -288,3 +289,18 @@ def autocast_for(device, dtype):
     if dtype == torch.float32:
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, dtype)
+
+
+# Dense bf16 (fp16 on V100 and T4) matmul peaks of the makers' data sheets, in TFLOP/s.
+PEAKS = {
+    "H200": 989, "H100 PCIe": 756, "H100": 989, "B200": 2250, "A100": 312, "A10": 125, "A40": 150,
+    "L40S": 362, "L4": 121, "A6000": 155, "4090": 165, "3090": 71, "V100": 125, "T4": 65,
+}  # fmt: skip
+
+
+def peak_flops(device):
+    """FLOP/s this GPU could do at best, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak * 1e12 for key, peak in PEAKS.items() if key in name), None)

@@ -161,24 +161,25 @@ class Encoder:
 
     def __init__(self, tokenizer, seed=0, answers=False):
         self.tokenizer, self.seed, self.answers = tokenizer, seed, answers
-        self.eot = np.array([tokenizer.eot], np.uint16)
 
     def __call__(self, block):
         """(Stories, Counter of the cleaning) of a block."""
-        counts, ids, rows, hashes = Counter(), [self.eot[:0]], [], []
-        for story in corpus.texts(block):
-            story = corpus.clean(story, counts)
-            if story is None:
-                continue
-            text, tokens = story.encode(), self.tokenizer.encode_array(story)
-            answer = 1 + answer_start(self.tokenizer, story, tokens) if self.answers else 1
-            ids += (self.eot, tokens)
-            rows.append((1 + len(tokens), len(text), answer))
-            hashes.append(hash_of(text, self.seed))
-        counts["read"] = len(rows) + counts["empty"] + counts["truncated"]
-        lengths, sizes, answers = np.array(rows, np.int64).reshape(-1, 3).T
-        hashes = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
-        return Stories(np.concatenate(ids), lengths, sizes, answers, hashes), counts
+        counts = Counter(read=0)
+        stories = [corpus.clean(story, counts) for story in corpus.texts(block)]
+        counts["read"] = len(stories)
+        stories = [story for story in stories if story is not None]
+        tokens, lengths = self.tokenizer.encode_stories(stories)
+        answers = np.ones(len(stories), np.int64)
+        if self.answers:
+            ends = np.cumsum(lengths)
+            for i, story in enumerate(stories):
+                ids = tokens[ends[i] - lengths[i] + 1 : ends[i]]
+                answers[i] += answer_start(self.tokenizer, story, ids)
+        utf8 = [story.encode() for story in stories]
+        sizes = np.array([len(text) for text in utf8], np.int64)
+        hashes = b"".join(hash_of(text, self.seed) for text in utf8)
+        hashes = np.frombuffer(hashes, "<u8").reshape(-1, 2)
+        return Stories(tokens, lengths, sizes, answers, hashes), counts
 
 
 def answer_start(tokenizer, record, ids):
@@ -234,25 +235,6 @@ def encoded(blocks, encoder, workers):
 
 # ----------------------------------------------------------------------------------------------
 # the stages
-
-
-class Source:
-    """A source of stories with its settings: `blocks()` as often as needed, and their total."""
-
-    def __init__(self, name, settings, split="train"):
-        self.name, self.split = name, split
-        self.revision = corpus.pin(name, settings.revision)
-        self.where = (name, split, settings.stories, settings.seed, self.revision)
-
-    def blocks(self):
-        return corpus.blocks(*self.where)
-
-    def total(self):
-        name, split, stories, _, revision = self.where
-        return corpus.total(name, split, stories, revision)
-
-    def __str__(self):
-        return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
 def sample(source, seed, val_limit):
@@ -383,12 +365,12 @@ def prepare(settings):
         raise UserError(f"val_fraction must lie between 0 and 1, not {settings.val_fraction}")
     started = time.monotonic()
     workers = settings.workers or len(os.sched_getaffinity(0))
-    train = Source(settings.source, settings)
-    val_name = settings.val_source or (train.name if corpus.has_own_val(train.name) else "")
-    val = Source(val_name, settings, "val") if val_name else None
-    for source in (train, val):
-        if source:
-            source.total()  # downloads it, or says that it is not there, before anything is made
+    more = {"stories": settings.stories, "seed": settings.seed, "revision": settings.revision}
+    train, val = corpus.Source(settings.source, **more).pinned(), None
+    train.total()  # downloads it, or says that it is not there, before anything is made
+    if settings.val_source or train.name in corpus.HUB:
+        val = corpus.Source(settings.val_source or train.name, "val", **more).pinned()
+        val.total()
     out = Path(settings.out or corpus.dataset_folder(settings.source, settings.tokenizer))
     if out.exists():
         print(f"{out} exists: it is replaced when the new one is complete")

@@ -187,7 +187,7 @@ class Dataset:
         return self.read(self.starts[i], int(self.starts[i + 1] - self.starts[i]))
 
     def verify(self):
-        """Compare the sha256 of every file of this split; raises UserError naming one that differs."""
+        """Compare every file of this split with its sha256; raises UserError naming one."""
         for name, facts in self.manifest["files"].items():
             if name.startswith(self.split) and sha256(self.folder / name) != facts["sha256"]:
                 raise UserError(f"{self.folder / name} does not match the sha256 in manifest.json")

@@ -27,7 +27,7 @@ WORDS = """
 GIRL Lily Mia Sue Anna Amy Lucy Ella Rose Zoe Nora Emma Ruby Kate Molly Grace Daisy Jane Clara
 BOY Tim Tom Ben Max Sam Jack Leo Finn Noah Luke Owen Henry Oscar Toby Adam Peter Jake Ned
 MOM mom grandma dad grandpa
-VERB sing dance draw paint read swim climb skip cook fish skate swing whistle juggle twirl write hum
+VERB sing dance draw paint read swim climb skip cook fish skate swing hop juggle twirl write hum
     sew knit sail dive row ski surf jump paddle
 ADJ red blue green yellow pink purple orange white black brown golden silver shiny old plain big
     little tiny pretty striped bright lovely fancy special
@@ -35,15 +35,15 @@ FUR grey brown white black tiny small young spotted shy gentle quiet thin
 TASTE big fresh tasty yummy large huge lovely perfect delicious round
 TOY ball kite doll truck hat scarf bell whistle puppet balloon flute basket bucket ring coin marble
     umbrella mask crown flag book bracelet drum cap stone shell feather button horn pencil
-THING robot train plane clock lamp vase mug bowl plate boat car wagon lantern mirror cup teapot
-PRIZE medal ribbon trophy badge star crown cup flag    BAKE cake pie tart loaf pudding pizza
+THING robot train plane clock lamp vase mug bowl plate boat car wagon lantern mirror teapot
+PRIZE medal ribbon trophy badge star cup sash pin    BAKE cake pie tart loaf pudding pizza
 FOOD cookie muffin bun apple pear peach plum sandwich pancake waffle melon donut banana
 SNACK carrot berry nut seed leaf cracker cherry grape  PET dog cat puppy kitten parrot hamster
-ANIMAL rabbit kitten puppy duck frog bird fox squirrel mouse lamb turtle hedgehog goat pony calf
+ANIMAL rabbit piglet chick duck frog bird fox squirrel mouse lamb turtle hedgehog goat pony calf
     deer owl beaver
 PLACE park beach farm lake zoo playground market river pond shore fair castle harbor station
 GOAL gate bridge fence barn well tower wall mill oak cave
-SPOT bench tree bush rock log shed swing haystack barrel rosebush
+SPOT bench tree bush rock log shed hedge haystack barrel rosebush
 """
 VALUES = re.split(r"\b([A-Z]{3,})\b", WORDS)[1:]
 VALUES = {name: words.split() for name, words in zip(VALUES[::2], VALUES[1::2], strict=True)}
@@ -127,7 +127,7 @@ day it is?" HE asked HIS friend Y. - "It is [Monday|Friday|Sunday]," said Y, and
 a box. "Happy birthday, X! This is for you." - X opened the box and found a ADJ TOY. #Holds / Inside
 the box was a ADJ TOY. #Holds
 ¶ X thanked Y and held the ADJ TOY [close|tight]. @friends
-* box @open - One [rainy|cold|snowy] day, X found a [small|wooden] box [behind|under] a
+* box @open - One [rainy|cold|snowy] day, X found a [small|wooden] box under a
 [trunk|chair|rug]. - The box was locked. "What is inside?" HE [wondered|thought]. #Foreshadowing
 ¶ X [carried|took] the box to HIS MOM. - "I lost it long ago," said HIS MOM, and MHE got a
 [tiny|rusty] key. - They opened the box and found a ADJ TOY. / The key turned with a click, and

@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ import checkpoint
 from configs import UserError, load, run, show
 from corpus import dataset_folder
 from kernels.attention import choose
-from model import GPT, IGNORE, GPTConfig, autocast_for, pick_device, pick_dtype
+from kernels.muon import Muon
+from model import GPT, IGNORE, GPTConfig, autocast_for, peak_flops, pick_device, pick_dtype
 from sample import generate
 from shards import Batches, Dataset
 from tokenizer import Tokenizer
@@ -73,66 +75,7 @@ class Settings:
 
 
 # ----------------------------------------------------------------------------------------------
-# the machine
-
-
-# Dense bf16 (fp16 on V100 and T4) matmul peaks of the makers' data sheets, in TFLOP/s.
-PEAKS = {
-    "H200": 989, "H100 PCIe": 756, "H100": 989, "B200": 2250, "A100": 312, "A10": 125, "A40": 150,
-    "L40S": 362, "L4": 121, "A6000": 155, "4090": 165, "3090": 71, "V100": 125, "T4": 65,
-}  # fmt: skip
-
-
-def peak_flops(device):
-    """FLOP/s this GPU could do at best, or None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak * 1e12 for key, peak in PEAKS.items() if key in name), None)
-
-
-# ----------------------------------------------------------------------------------------------
 # the optimizer
-
-
-class Muon(torch.optim.Optimizer):
-    """
-    Momentum, made orthogonal (Jordan et al. 2024): every direction of a matrix moves equally far.
-
-    For 2-D weights inside the network. The step is scaled as Liu et al. 2025 (Moonlight, eq. 4)
-    have it, by 0.2 sqrt(max(rows, columns)), so that AdamW's learning rates and decay carry over.
-    torch.optim.Muon is the same but always iterates in bfloat16, which a CPU has to emulate.
-    """
-
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for weight in group["params"]:
-                state = self.state[weight]
-                average = state.setdefault("momentum", torch.zeros_like(weight))
-                average.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(average, group["momentum"]))  # Nesterov's
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
-
-
-def orthogonal(matrix, steps=5):
-    """
-    The matrix with its singular values brought near 1, by Newton-Schulz iteration; (m, n) float.
-
-    The quintic's coefficients are Jordan's: steepest at zero, so that small singular values grow
-    quickly, at the price of ending somewhere in 0.7..1.2.
-    """
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x.bfloat16() if x.is_cuda else x
-    x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.T if matrix.shape[0] > matrix.shape[1] else x).type_as(matrix)
 
 
 def make_optimizer(model, settings):
@@ -215,12 +158,10 @@ class RunLog:
         from matplotlib import pyplot as plt
 
         figure, axes = plt.subplots(figsize=(7, 4))
-        for name, style in (("loss", "-"), ("val_loss", "o-")):
-            points = [(line["step"], line[name]) for line in self.lines if name in line]
-            label = {"loss": "training", "val_loss": "validation"}[name]
-            axes.plot(
-                *zip(*points, strict=True), style, label=label, lw=1, ms=4
-            ) if points else None
+        for name, style, label in (("loss", "-", "training"), ("val_loss", "o-", "validation")):
+            lines = [line for line in self.lines if name in line]
+            x, y = ([line[key] for line in lines] for key in ("step", name))
+            axes.plot(x, y, style, label=label, lw=1, ms=4)
         axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.out.name)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -229,34 +170,32 @@ class RunLog:
         plt.close(figure)
 
 
-def clock(seconds):
-    """Seconds as 45s, 3m05s or 2h10m."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours}h{minutes:02}m"
-        if hours
-        else f"{minutes}m{seconds:02}s"
-        if minutes
-        else f"{seconds}s"
-    )
-
-
 # ----------------------------------------------------------------------------------------------
 # setting up
+
+SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
 
 
 def complete(settings, origin):
     """
     The settings with every default that depends on another one filled in.
 
-    With --resume the stored settings of the run count, but for what the command line names.
+    With --resume the stored settings of the run count, but for what the command line names; with
+    --init_from its shape and its tokenizer.
     """
     if settings.resume:
         out_dir = settings.out_dir or checkpoint.newest_run()
         stored = Settings(**checkpoint.read_config(out_dir)["train"])
         named = {name: getattr(settings, name) for name in origin if origin[name] != "default"}
         return replace(stored, **named | {"out_dir": out_dir})
+    if settings.init_from:
+        stored = checkpoint.read_config(settings.init_from)["model"]
+        for name in SHAPE:
+            if origin[name] == "command line" and getattr(settings, name) != stored[name]:
+                raise UserError(f"{name} of '{settings.init_from}' is {stored[name]}: it stays so")
+        settings = replace(settings, **{name: stored[name] for name in SHAPE})
+        if origin["tokenizer"] == "default":
+            settings = replace(settings, tokenizer=settings.init_from)
     dataset = settings.dataset or dataset_folder(settings.source, settings.tokenizer)
     files = [name for name in origin.values() if name.endswith(".py")]
     run_name = Path(files[-1] if files else dataset).stem
@@ -279,6 +218,10 @@ def check(settings):
             "keeps it, or remove it"
         )
     learning_rate(settings, 0, 0.0)
+    try:
+        choose(settings.attn, "cpu")
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def open_data(settings):
@@ -296,25 +239,17 @@ def open_data(settings):
 def build(settings, tokenizer, device, attn):
     """A model as the settings describe it, with the weights of init_from if that is given."""
     if not settings.init_from:
-        fields = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
-        shape = {name: getattr(settings, name) for name in fields}
+        shape = {name: getattr(settings, name) for name in (*SHAPE, "dropout")}
         return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape), attn).to(device)
-    model, its_tokenizer = checkpoint.load_model(settings.init_from, "latest", device, attn)
+    model, its_tokenizer = checkpoint.load_model(
+        settings.init_from, "latest", device, attn, dropout=settings.dropout
+    )
     if not its_tokenizer.same_as(tokenizer):
         raise UserError(
             f"'{settings.dataset}' was made with another tokenizer than '{settings.init_from}'; "
             f"make it with: python prepare.py --source={settings.source} "
             f"--tokenizer={settings.init_from}"
         )
-    if settings.block_size > model.config.block_size:
-        raise UserError(
-            f"block_size {settings.block_size} is longer than the {model.config.block_size} "
-            f"positions of '{settings.init_from}'"
-        )
-    model.config = replace(model.config, dropout=settings.dropout)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = settings.dropout
     return model.train()
 
 
@@ -344,7 +279,7 @@ class Schedule:
 
     def now(self):
         """Seconds spent on steps so far, evaluations not counted."""
-        return self.spent + (time.perf_counter() - self.since if self.since else 0.0)
+        return self.spent + (0.0 if self.since is None else time.perf_counter() - self.since)
 
     def learning_rate(self):
         settings, step = self.settings, self.state["step"]
@@ -479,11 +414,8 @@ class Trainer:
         """One progress line, and the same in metrics.jsonl."""
         line = {"step": self.state["step"], "loss": loss.item(), "lr": lr, "grad_norm": norm.item()}
         now, tokens = self.schedule.now(), self.state["tokens"]  # .item() waited for the device
-        line |= {
-            "tok_s": round((tokens - self.ticked[1]) / (now - self.ticked[0])),
-            "tokens": tokens,
-        }
-        line["seconds"] = round(now, 2)
+        pace = (tokens - self.ticked[1]) / (now - self.ticked[0])
+        line |= {"tok_s": round(pace), "tokens": tokens, "seconds": round(now, 2)}
         self.ticked = (now, tokens)
         if self.peak:
             line["mfu"] = line["tok_s"] * self.flops / self.peak
@@ -492,22 +424,23 @@ class Trainer:
             f"step {line['step']:>6} | loss {line['loss']:.4f} | lr {lr:.2e} | "
             f"norm {line['grad_norm']:.2f} | {line['tok_s']:>7,} tok/s | "
             + (f"mfu {line['mfu']:.1%} | " if self.peak else "")
-            + f"eta {clock(self.schedule.left())}",
+            + f"eta {timedelta(seconds=int(self.schedule.left()))}",
             flush=True,
         )
 
     def evaluate(self):
         """Loss on the whole validation set, a sample, the plot, and a checkpoint."""
-        state = self.state | {"seconds": self.schedule.now()}
+        state = self.state
+        state["seconds"] = self.schedule.now()
         nats, tokens = self.model.evaluate(self.val_batches, self.autocast)
         size = self.val_data.bytes + self.val_data.stories  # a separator counts as one byte
         loss, bpb = nats / tokens, nats / math.log(2) / size
         best = loss < state["best"]
-        self.state = state | {"best": min(loss, state["best"])}
+        state["best"] = min(loss, state["best"])
         self.log.write(step=state["step"], val_loss=loss, val_bpb=bpb, seconds=state["seconds"])
         print(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
         out = self.settings.out_dir
-        checkpoint.save(out, self.model, self.optimizers, self.state | {"val_loss": loss}, best)
+        checkpoint.save(out, self.model, self.optimizers, state | {"val_loss": loss}, best)
         self.model.eval()
         generator = torch.Generator(self.device).manual_seed(self.settings.seed)
         eot = self.tokenizer.eot

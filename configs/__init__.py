@@ -31,7 +31,7 @@ class UserError(Exception):
 
 
 def run(main):
-    """Call `main()` as a script: UserError, a full disk and Ctrl-C end in one line, not a traceback."""
+    """Call a script's main(): what a user can mend ends in one line, not in a traceback."""
     name = Path(sys.argv[0]).name
     try:
         main()

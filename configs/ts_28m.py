@@ -1,4 +1,4 @@
-"""The released TinyStories-28M's shape on the real TinyStories: 512 wide, 8 layers, 16 heads; one GPU, one epoch."""
+"""The released TinyStories-28M's shape on the real TinyStories: 512 wide, 8 layers, 16 heads."""
 
 source = "tinystories"
 tokenizer = "gpt2"

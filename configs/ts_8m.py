@@ -1,4 +1,4 @@
-"""The released TinyStories-8M's shape on the real TinyStories: 256 wide, 8 layers, 16 heads; one GPU, one epoch."""
+"""The released TinyStories-8M's shape on the real TinyStories: 256 wide, 8 layers, 16 heads."""
 
 source = "tinystories"
 tokenizer = "gpt2"

@@ -15,6 +15,8 @@ Two ways to compute it here, which agree to rounding:
            most of its time on pairs of tokens that belong to different stories
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -94,7 +96,7 @@ def attention_by_story(qkv, start, scale=None):
     B, T, _, H, D = qkv.shape
     first = start == torch.arange(T, dtype=start.dtype, device=start.device)  # (B, T) bool
     bounds = [*first.flatten().nonzero().flatten().tolist(), B * T]
-    lengths = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+    lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
     stories = qkv.reshape(B * T, 3, H, D).split(lengths)  # its backward is one concatenation
     outs = []
     for story in stories:  # (L, 3, H, D)

@@ -44,7 +44,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _log_softmax(hidden, weight, targets, ignore_index):
-    """Of a few rows: log p (R, V) float32, a valid target (R, 1), and 1 or 0 for "counts" (R, 1)."""
+    """For R rows: log p (R, V) float32, a valid target (R, 1), 1 where it counts, else 0 (R, 1)."""
     log_p = F.linear(hidden, weight).float().log_softmax(-1)
     counts = (targets != ignore_index)[:, None]
     return log_p, targets[:, None].where(counts, 0), counts.float()

@@ -25,13 +25,10 @@ def told():
     return list(stories(2000))
 
 
-def swap(text, word, other, which=-1):
-    """The text with one occurrence of a whole word replaced (None if it occurs only once)."""
-    found = list(re.finditer(rf"\b{word}\b", text))
-    if len(found) < 2:
-        return None
-    start, end = found[which].span()
-    return text[:start] + other + text[end:]
+def swap(text, word, other):
+    """The text with the last occurrence of a whole word replaced (None if there is only one)."""
+    parts = re.split(rf"\b{word}\b", text)
+    return word.join(parts[:-1]) + other + parts[-1] if len(parts) > 2 else None
 
 
 def words(text):
@@ -99,7 +96,7 @@ def test_length_and_layout():
 
 
 def test_the_english_is_well_formed():
-    for story in told():
+    for story in told()[:600]:
         text = story.text + " " + story.summary
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
         assert not re.search(r"[{}\[\]|#@/]|[A-Z]{2}|\bnobody\b", text), text
@@ -109,25 +106,25 @@ def test_the_english_is_well_formed():
 
 
 def test_facts_are_in_the_text():
-    for story in told():
+    for story in told()[:600]:
         names = story.facts["characters"]
         children = [name for name in names if name.istitle()]
         assert 1 <= len(children) <= 2 and len(names) <= 3
         for name, pronoun in names.items():
-            assert re.search(rf"\b{name}\b", story.text), (name, story.text)
+            assert name in words(story.text), (name, story.text)
             assert pronoun == ("she" if name in [*GIRLS, "mom", "grandma"] else "he")
         for thing in [*story.facts["objects"], *story.facts["places"]]:
-            assert re.search(rf"\b{thing}\b", story.text), (thing, story.text)
+            assert f" {thing}" in story.text, (thing, story.text)
         for who, what in story.facts["holds"].items():
             assert who in names or who == "nobody" or who in VALUES["ANIMAL"]
             assert what in story.facts["objects"] or what.split()[-1] in words(story.text)
 
 
 def test_instruct_fields():
-    features = Counter(feature for story in told() for feature in story.features)
+    features = Counter(feature for story in told()[:600] for feature in story.features)
     known = {"Dialogue", "BadEnding", "MoralValue", "Twist", "Foreshadowing", "Conflict"}
-    assert set(features) == known and min(features.values()) >= 100
-    for story in told():
+    assert set(features) == known and min(features.values()) >= 50
+    for story in told()[:600]:
         assert ("Dialogue" in story.features) == ('"' in story.text)
         assert ("BadEnding" in story.features) == (story.facts["ending"] == "bad")
         assert ("MoralValue" in story.features) == bool(
@@ -136,7 +133,7 @@ def test_instruct_fields():
         assert 2 <= len(story.words) <= 3 and set(story.words) <= set(words(story.text))
         assert story.sentence in story.text and not story.text.startswith(story.sentence)
         assert "\n" not in story.summary and story.summary.endswith(".")
-    assert sum(len(story.words) == 3 for story in told()) > 0.95 * len(told())
+    assert sum(len(story.words) == 3 for story in told()[:600]) > 0.95 * 600
 
 
 # ---- what check() sees --------------------------------------------------------------------------
@@ -250,9 +247,14 @@ KINDS = {  # and a word or two that one of the faults must say, of nearly every 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planted_contradiction_is_seen(kind):
     rng = random.Random(kind)
-    texts = [(story.text, planted(kind, story, rng)) for story in told()[:500]]
-    texts = [text for whole, text in texts if text and text != whole][:150]
-    assert len(texts) >= 25, "the test must plant something"
+    texts = []
+    for story in told():
+        text = planted(kind, story, rng)
+        if text and text != story.text:
+            texts.append(text)
+        if len(texts) == 50:
+            break
+    assert len(texts) == 50, "the test must plant something"
     found = [faults(text) for text in texts]
     missed = [text for text, reasons in zip(texts, found, strict=True) if not reasons]
     assert len(missed) <= 0.01 * len(texts), missed[0]
@@ -276,7 +278,7 @@ def test_real_english_outside_the_grammar_is_no_story():
 def test_facts_never_told_together_are_accepted():
     """Every name, thing and place renamed all through: a story that tell() need not know."""
     rng, seen = random.Random(0), 0
-    for story in told()[:300]:
+    for story in told()[:150]:
         rename, used = {}, set(words(story.text))
         for name in ("TOY", "THING", "PRIZE", "FOOD", "BAKE", "SNACK", "PLACE", "GOAL", "PET"):
             free = [word for word in VALUES[name] if word not in used]
@@ -290,13 +292,42 @@ def test_facts_never_told_together_are_accepted():
         seen += text != story.text
         assert check(text), (faults(text), text)
         assert check(text.replace("\n\n", "\n")) and check(f"  {' '.join(text.split())}\n")
-    assert seen == 300
+    assert seen == 150
 
 
-def test_faults_name_what_is_wrong():
-    text = next(s.text for s in told() if s.plot == "lost" and s.facts["ending"] == "good")
-    name = words(split(text)[-1])[0]
-    assert faults(text) == []
+LOST = """Once upon a time, there was a kind girl named Mia. One sunny day, Mia took an old kite
+to the lake. But when Mia looked back, the old kite was gone.
+
+"Oh no! I lost my kite!" cried Mia. Soon, her friend Sam came to the lake. "I will help you, Mia,"
+said Sam. At last, Sam looked behind the tree and found the old kite. "Look!" said Sam, and gave
+the old kite to Mia.
+
+Mia thanked Sam and held the kite tight. From that day on, Mia and Sam were good friends."""
+
+
+@pytest.mark.parametrize(
+    "old, new, reason",
+    [
+        ("", "", None),
+        ("Mia thanked", "Lucy thanked", '"Lucy" where the story has Mia: Lucy thanked Sam and'),
+        ("Soon, her", "Soon, his", '"his" where the story has Mia: Soon, his friend Sam came'),
+        ("found the old kite", "found the old drum", '"drum" where the story has kite: At last,'),
+        ("old kite was gone", "red kite was gone", '"red" where the story has old: But when Mia'),
+        ("came to the lake", "came to the zoo", '"zoo" where the story has lake: Soon, her friend'),
+        ("kite to Mia", "kite to Sam", '"Sam" where the story has Mia, so who has what in the end'),
+        ("my kite!", "my blorp!", '"blorp" where the story has kite: "Oh no!'),
+        ("Soon, her friend Sam", "Soon, her friend Mia", "two children are called Mia: Soon, her"),
+        ("Mia thanked", "Mia thunked", "not a sentence of this story: Mia thunked Sam and held"),
+        ('help you, Mia,"', "help you, Mia,", "a quote is left open"),
+        (" good friends.", " good", "cut off in mid-sentence"),
+        (" From that day on, Mia and Sam were good friends.", "", "unfinished: the story has no"),
+        (" At last, Sam looked behind the tree and found the old kite.", "", "out of order: "),
+    ],
+)
+def test_faults_say_what_is_wrong(old, new, reason):
+    text = "\n\n".join(part.replace("\n", " ") for part in LOST.split("\n\n"))
+    found = faults(text.replace(old, new, 1))
+    assert any(one.startswith(reason) for one in found) if reason else found == [], found
 
 
 def test_the_command_prints_stories_and_facts():

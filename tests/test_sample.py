@@ -1,0 +1,270 @@
+"""Sampling: the cache, the choice of tokens, beam search, and the command itself."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import checkpoint
+import sample
+from configs import ROOT, UserError
+from eval.loss import groups_of_text, score
+from model import GPT, GPTConfig
+from sample import beam_search, choose, generate, stream
+from tokenizer import build
+from train import Settings, Trainer
+
+EOT = 256
+PROMPT = [EOT, 10, 20, 30]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights, sharp enough that its choices differ from step to step."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(257, 48, 2, 2, 32)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    return model
+
+
+@torch.no_grad()
+def uncached(model, prompt, steps):
+    """Greedy decoding that computes everything anew for each token."""
+    ids = list(prompt)
+    for _ in range(steps):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        if ids[-1] == EOT:
+            break
+    return [i for i in ids[len(prompt) :] if i != EOT]
+
+
+def test_cached_greedy_equals_uncached(model):
+    for first in range(20):
+        prompt = [EOT, first]
+        told = generate(model, prompt, EOT, num_samples=3, temperature=0)
+        assert [ids for ids, _ in told] == [uncached(model, prompt, 46)] * 3
+
+
+def test_it_stops_where_the_positions_end(model):
+    [(ids, ended)] = generate(model, PROMPT, EOT, temperature=0, limit=12)
+    assert len(ids) == 8 and not ended
+    [(ids, _)] = generate(model, PROMPT, EOT, temperature=0, limit=999)
+    assert len(ids) <= 44
+    with pytest.raises(UserError, match="the prompt has 4 tokens, but the model ends at 4"):
+        generate(model, PROMPT, EOT, limit=4)
+
+
+def test_the_seed_decides(model):
+    def told(seed):
+        return generate(model, PROMPT, EOT, 2, generator=torch.Generator().manual_seed(seed))
+
+    assert told(1) == told(1) != told(2)
+    assert told(1)[0] != told(1)[1]
+
+
+def test_rows_end_on_their_own(model):
+    """A story that has ended says nothing more while the others go on."""
+    generator = torch.Generator().manual_seed(0)
+    wild = {"temperature": 5.0, "generator": generator}
+    steps = list(stream(model, [EOT], EOT, num_samples=64, **wild))
+    for row in zip(*steps, strict=True):
+        told = list(itertools.takewhile(lambda token: token is not None, row))
+        assert all(token is None for token in row[len(told) :]) and EOT not in told
+    assert any(token is None for token in steps[-1])
+
+
+def frequencies(logits, **how):
+    rows = torch.tensor([logits]).repeat(4000, 1)
+    chosen = choose(rows, generator=torch.Generator().manual_seed(0), **how)
+    return (torch.bincount(chosen, minlength=len(logits)) / 4000).tolist()
+
+
+def test_choose():
+    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().tolist()
+    assert frequencies(logits) == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.03)
+    assert frequencies(logits, temperature=0)[1] == 1
+    assert frequencies(logits, top_k=1)[1] == 1
+    assert frequencies(logits, top_k=2) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.03)
+    assert frequencies(logits, top_p=0.75) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.03)
+    assert frequencies(logits, top_p=0.76)[2] > 0  # the token that crosses the line belongs to it
+    assert frequencies(logits, top_p=1e-9)[1] == 1
+    squared = [0.01, 0.25, 0.0225, 0.0625]
+    expected = [p / sum(squared) for p in squared]
+    assert frequencies(logits, temperature=0.5) == pytest.approx(expected, abs=0.03)
+
+
+@torch.no_grad()
+def test_beam_search_finds_the_best_of_all():
+    """As wide as the whole tree, it must find the best of every story of up to 4 tokens."""
+    torch.manual_seed(3)
+    vocab, eot = 5, 4
+    model = GPT(GPTConfig(vocab, 8, 1, 1, 16)).eval()
+    for weight in model.parameters():
+        weight.add_(torch.randn_like(weight) * 0.5)
+    log_p = {}
+    for length in range(4):
+        for story in itertools.product(range(vocab - 1), repeat=length):
+            ids = [eot, *story, eot]
+            rows = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+            log_p[story] = sum(rows[i, ids[i + 1]].item() for i in range(length + 1)) / (length + 1)
+    best = max(log_p, key=log_p.get)
+    ids, ended = beam_search(model, [eot], eot, beams=4**4, max_new_tokens=4)
+    assert ended and tuple(ids) == best
+
+
+def test_one_beam_is_greedy(model):
+    for first in range(5):
+        ids, _ = beam_search(model, [EOT, first], EOT, beams=1, limit=30)
+        assert ids == generate(model, [EOT, first], EOT, temperature=0, limit=30)[0][0]
+
+
+# ----------------------------------------------------------------------------------------------
+# the commands
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, model):
+    """A run folder with the random model and the bytes tokenizer."""
+    out = tmp_path_factory.mktemp("out") / "random"
+    checkpoint.start_run(out, model.config, Settings(), build("bytes"), {})
+    checkpoint.save(out, model, [], {"step": 1, "longest": 40}, best=True)
+    return out
+
+
+def call(script, *arguments, cwd=ROOT):
+    command = [sys.executable, *script.split(), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False
+    )
+
+
+def main(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
+    sample.main()
+    return capsys.readouterr()
+
+
+def test_command_prints_prompt_and_continuation(run, capsys, monkeypatch):
+    same = ("--out_dir", run, "--start", "Once é", "--seed=4", "--num_samples=2")
+    text = main(capsys, monkeypatch, *same)
+    assert text.out.startswith("Once é") and text.out.count("Once é") == 2
+    lines = main(capsys, monkeypatch, *same, "--json").out.splitlines()
+    stories = [json.loads(line) for line in lines]
+    assert len(stories) == 2
+    for story in stories:  # the streamed text is the whole text, characters cut by tokens included
+        assert story["prompt"] == "Once é" and story["text"].startswith("Once é")
+        assert story["text"] in text.out
+
+
+def test_command_says_where_training_ended(run, capsys, monkeypatch):
+    told = main(capsys, monkeypatch, run, "--temperature=0", "--start=ab")
+    assert "[stopped at 40 tokens, the longest story in training]" in told.err
+
+
+def test_prompts_from_a_file(run, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "prompts.txt"
+    path.write_text("Tom\n\nSue had\n", encoding="utf-8")
+    how = ("--max_new_tokens=3", "--beams=2", "--json")
+    lines = main(capsys, monkeypatch, run, f"--start=FILE:{path}", *how).out.splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["Tom", "Sue had"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--out_dir=out/nowhere"], "no run in 'out/nowhere'"),
+        (["--top_p=0"], "top_p must be above 0"),
+        (["--temperature=-1"], "temperature must not be negative"),
+        (["--num_samples=0"], "num_samples must be at least 1"),
+        (["--strat=a"], "unknown setting 'strat'; did you mean 'start'?"),
+        (["--start=FILE:nowhere.txt"], "prompts cannot be read from 'nowhere.txt'"),
+        (["--start=" + "long " * 20], "the prompt has 101 tokens, but the model ends at 40"),
+    ],
+)
+def test_errors(run, capsys, monkeypatch, arguments, message):
+    if not arguments[0].startswith("--out_dir"):
+        arguments = [f"--out_dir={run}", *arguments]
+    with pytest.raises(UserError) as error:
+        main(capsys, monkeypatch, *arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_run_ends_in_one_line(tmp_path):
+    done = call(str(ROOT / "sample.py"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "sample.py: no trained run in 'out/'; train one first: make story\n"
+
+
+def test_damaged_checkpoints_are_refused(run, tmp_path):
+    weights = run / "latest" / "model.safetensors"
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[:-7])
+        with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+            checkpoint.load_model(run)
+    finally:
+        weights.write_bytes(whole)
+    checkpoint.load_model(run)
+
+
+# ----------------------------------------------------------------------------------------------
+# eval/loss.py
+
+
+def test_bits_per_byte_of_a_text(run, tmp_path, model):
+    texts = ["A cat.", "é" * 60, "", "A dog sat. " * 12]  # the last is longer than block_size
+    source = tmp_path / "mine.jsonl"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    done = call("-m eval.loss", run, f"--source={source}")
+    assert done.returncode == 0, done.stderr
+    size = sum(len(text.encode()) + 1 for text in texts)
+    nats = 0.0
+    with torch.no_grad():  # by the definition: every token once, windows slide by half
+        for text in texts:
+            ids = torch.tensor([256, *text.encode(), 256])
+            seen = 0
+            for begin in range(0, max(1, len(ids) - 1 - 24), 24):
+                part = ids[begin : begin + 49]
+                log_p = model(part[None, :-1])[0].log_softmax(-1)
+                for i in range(seen - begin, len(part) - 1):
+                    nats -= log_p[i, part[i + 1]].item()
+                seen = begin + len(part) - 1
+            assert seen == len(ids) - 1
+    bits = nats / 0.6931471805599453 / size
+    assert f"bits per byte {bits:.4f}\n" in done.stdout
+    result = json.loads((run / "eval" / "loss.json").read_text())
+    assert result["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert result["bytes"] == size and result["tokens"] == sum(map(len, map(str.encode, texts))) + 4
+
+
+def test_scoring_does_not_depend_on_grouping(run):
+    model, tokenizer = checkpoint.load_model(run)
+    texts = [f"Story number {i}. " * (i % 7 + 1) for i in range(40)]
+    sums = [
+        score(model, groups_of_text(iter(texts), tokenizer, size), EOT, 4, torch.no_grad).sum(0)
+        for size in (1, 7, 40)
+    ]
+    assert sums[0].tolist() == pytest.approx(sums[1].tolist(), rel=1e-6)
+    assert sums[0].tolist() == pytest.approx(sums[2].tolist(), rel=1e-6)
+
+
+def test_trained_and_evaluated_loss_agree(tmp_path):
+    """train.py's validation loss and eval/loss.py's are one number."""
+    import prepare
+
+    data = prepare.prepare(
+        prepare.Settings(source="storybook", tokenizer="bytes", stories=60, val_fraction=0.2,
+                         out=str(tmp_path / "data"), workers=1)
+    )  # fmt: skip
+    settings = Settings(dataset=str(data), out_dir=str(tmp_path / "run"), n_layer=1, n_head=2,
+                        n_embd=16, block_size=128, row_tokens=256, batch_size=2, max_iters=3,
+                        device="cpu", dtype="float32")  # fmt: skip
+    trainer = Trainer(settings)
+    trainer.run()
+    done = call("-m eval.loss", tmp_path / "run", "--batch_size=3")
+    assert f"bits per byte {trainer.log.lines[-1]['val_bpb']:.4f}\n" in done.stdout, done.stderr

@@ -1,0 +1,126 @@
+"""Packed batches: every token once, in whole stories, the same for the same (seed, number)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from configs import UserError
+from model import IGNORE
+from shards import Batches, cut, pack
+
+EOT = 60_000
+
+
+@dataclass
+class Stories:
+    """Made-up stories whose token number i (globally) is i, so that a batch tells where it read."""
+
+    lengths: list
+
+    def __post_init__(self):
+        self.starts = np.cumsum([0, *self.lengths])
+
+    def read(self, offset, length):
+        return np.arange(offset, offset + length).astype(np.uint16)
+
+
+def lengths(n, longest, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.lognormal(5.15, 0.45, n).astype(int), 2, longest).tolist()
+
+
+def everything(batches):
+    """All (token, position, target) of one epoch where a target counts, as three arrays."""
+    got = [batches[i] for i in range(len(batches))]
+    mask = [b.targets != IGNORE for b in got]
+    return [
+        torch.cat([getattr(b, name)[m] for b, m in zip(got, mask, strict=True)]).numpy()
+        for name in ("tokens", "positions", "targets")
+    ]
+
+
+@pytest.mark.parametrize("stride", [0, 32, 50])
+def test_an_epoch_counts_every_token_once(stride):
+    data = Stories([1, 5, 64, 65, 66, 200, 3, 129, 97])
+    batches = Batches(data, EOT, 64, 128, 1, seed=3, stride=stride, shuffle=not stride)
+    tokens, positions, targets = everything(batches)
+    order = np.argsort(tokens)
+    assert tokens[order].tolist() == list(range(data.starts[-1]))
+    # The target is the token that follows; of a story's last, <|endoftext|>.
+    expected = np.arange(1, data.starts[-1] + 1)
+    expected[data.starts[1:] - 1] = EOT
+    assert targets[order].tolist() == expected.tolist()
+    in_story = np.concatenate([np.arange(n) for n in data.lengths])
+    if not stride:  # cut at block_size, each piece from position 0
+        assert positions[order].tolist() == (in_story % 64).tolist()
+    else:  # as much context as the window allows: at least block_size - stride
+        assert (positions[order] >= np.minimum(in_story, 64 - stride)).all()
+
+
+def test_stories_do_not_mix_and_padding_is_apart():
+    data = Stories(lengths(200, 300))
+    batches = Batches(data, EOT, 128, 256, 4, seed=0)
+    story_of = np.repeat(np.arange(200), data.lengths)
+    for i in range(len(batches)):
+        b = batches[i]
+        start, column = b.start.long(), torch.arange(256)
+        assert ((start >= 0) & (start <= column)).all() and (start.diff(dim=1) >= 0).all()
+        assert torch.equal(b.positions[b.targets != IGNORE], (column - start)[b.targets != IGNORE])
+        stories = torch.from_numpy(story_of)[b.tokens]
+        inside = b.targets != IGNORE
+        assert torch.equal(stories[inside], stories.gather(1, start)[inside])
+        # Nothing that counts lies at or after the padding's start.
+        first_pad = torch.where(inside, column, -1).amax(1) + 1
+        assert (start.gather(1, first_pad[:, None].clamp(max=255))[first_pad < 256] ==
+                first_pad[first_pad < 256][:, None]).all()  # fmt: skip
+
+
+@pytest.mark.parametrize("block_size, most", [(512, 0.03), (256, 0.03)])
+def test_padding_is_under_three_percent(block_size, most):
+    data = Stories(lengths(20_000, 1200))
+    batches = Batches(data, EOT, block_size, 1024, 4, seed=0)
+    assert batches.padding < most
+
+
+def test_batches_are_a_pure_function_of_seed_and_number():
+    data = Stories(lengths(300, 200))
+    one, other = (Batches(data, EOT, 128, 256, 3, seed=5) for _ in range(2))
+    far = 2 * len(one) + 3  # in the third epoch
+    other[far], other[0]  # reading elsewhere leaves no trace
+    for i in (0, 7, far):
+        assert torch.equal(one[i].tokens, other[i].tokens)
+    assert not torch.equal(one[0].tokens, Batches(data, EOT, 128, 256, 3, seed=6)[0].tokens)
+    first, second = (
+        {int(t) for i in range(n, n + 20) for t in one[i].tokens[:, 0]} for n in (0, 100)
+    )
+    assert first != second
+
+
+def test_a_larger_batch_is_the_smaller_ones_together():
+    """What data-parallel ranks and accumulation rely on."""
+    data = Stories(lengths(300, 200))
+    small, large = (Batches(data, EOT, 128, 256, size, seed=5) for size in (2, 6))
+    assert torch.equal(large[3].tokens, torch.cat([small[i].tokens for i in (9, 10, 11)]))
+
+
+def test_pack_fits_and_keeps_every_piece():
+    length = np.array(lengths(3000, 256))
+    order = np.random.default_rng(0).permutation(3000)
+    rows = pack(length, order, 256)
+    assert sorted(piece for row in rows for piece in row) == list(range(3000))
+    assert max(sum(length[piece] for piece in row) for row in rows) <= 256
+
+
+def test_cut_example():
+    offset, length, skip, last = cut(np.array([0, 10, 14]), 4, 2)
+    assert offset.tolist() == [0, 2, 4, 6, 10]
+    assert length.tolist() == [4, 4, 4, 4, 4]
+    assert skip.tolist() == [0, 2, 2, 2, 0]
+    assert last.tolist() == [False, False, False, True, True]
+
+
+def test_rows_shorter_than_a_piece_are_refused():
+    with pytest.raises(UserError, match="row_tokens 64 is less than block_size 128"):
+        Batches(Stories([10]), EOT, 128, 64, 1, seed=0)

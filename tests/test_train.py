@@ -1,0 +1,241 @@
+"""Training end to end on a small storybook: the golden curve, resume, fine-tuning, schedules."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import checkpoint
+import prepare
+import train
+from configs import UserError
+from kernels.muon import orthogonal
+from model import GPT, GPTConfig
+from shards import Dataset
+from train import Settings, Trainer, learning_rate, make_optimizer
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A token folder of 400 storybook stories with 512 tokens of BPE."""
+    out = tmp_path_factory.mktemp("data") / "storybook-bpe"
+    prepare.prepare(
+        prepare.Settings(
+            source="storybook", tokenizer="bpe", vocab_size=512, stories=400, val_fraction=0.1,
+            out=str(out), workers=1,
+        )
+    )  # fmt: skip
+    return str(out)
+
+
+def settings_for(data, out, **changes):
+    settings = Settings(
+        dataset=data, out_dir=str(out), n_layer=2, n_head=2, n_embd=32, block_size=128,
+        row_tokens=256, batch_size=2, max_iters=30, warmup_iters=5, learning_rate=1e-2,
+        eval_interval=1000, log_interval=1, device="cpu", dtype="float32",
+    )  # fmt: skip
+    return replace(settings, **changes)
+
+
+def losses(out):
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+# Recorded on a CPU with torch 2.13. A change of the model, the batches, the optimizer or the
+# schedule shows here; float32 rounding on other CPUs stays well within the tolerance.
+GOLDEN = {
+    "adamw": [],
+    "muon": [],
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_golden_loss_curve(data, tmp_path, optimizer):
+    Trainer(settings_for(data, tmp_path / "run", optimizer=optimizer)).run()
+    curve = losses(tmp_path / "run")
+    assert curve[0] == pytest.approx(math.log(512), abs=0.1)
+    assert curve[::5] + curve[-1:] == pytest.approx(GOLDEN[optimizer], abs=2e-3)
+
+
+def test_a_run_folder_holds_everything(data, tmp_path):
+    out = tmp_path / "run"
+    state = Trainer(settings_for(data, out, max_iters=4, eval_interval=2)).run()
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
+                     "samples.txt", "latest", "best", "checkpoints"}  # fmt: skip
+    assert (out / "latest").readlink().name == "4"
+    assert len(list((out / "checkpoints").iterdir())) <= 2
+    assert (out / "samples.txt").read_text().count("--- step") == 2
+    evaluations = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in evaluations if "val_loss" in line][-1]
+    val = Dataset(data, "val")
+    nats = last["val_loss"] * val.tokens
+    assert last["val_bpb"] == pytest.approx(nats / math.log(2) / (val.bytes + val.stories))
+    assert state["longest"] == 128
+    model, tokenizer = checkpoint.load_model(out)
+    assert tokenizer.vocab_size == model.config.vocab_size == 512
+    assert not any(name.startswith(("_orig_mod", "module")) for name in model.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_equals_never_stopping(data, tmp_path, optimizer):
+    """With dropout and accumulation on, 3 + 3 steps in two processes are 6 steps, bit for bit."""
+    same = {"optimizer": optimizer, "dropout": 0.1, "gradient_accumulation_steps": 2,
+            "lr_decay_iters": 6, "max_iters": 6}  # fmt: skip
+    Trainer(settings_for(data, tmp_path / "whole", **same)).run()
+    Trainer(settings_for(data, tmp_path / "parts", **same | {"max_iters": 3})).run()
+    torch.manual_seed(99)  # another process would not share our random state either
+    Trainer(settings_for(data, tmp_path / "parts", **same, resume=True)).run()
+    whole, parts = (checkpoint.load_model(tmp_path / name)[0] for name in ("whole", "parts"))
+    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_accumulation_is_one_large_batch(data, tmp_path):
+    """Weighted by real tokens: 4 micro-batches of one row give the gradient of one batch of 4."""
+    curves = []
+    for name, size, steps in (("large", 4, 1), ("small", 1, 4)):
+        settings = settings_for(data, tmp_path / name, max_iters=5, batch_size=size,
+                                gradient_accumulation_steps=steps)  # fmt: skip
+        Trainer(settings).run()
+        curves.append(losses(tmp_path / name))
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_stays_near_float32(data, tmp_path, dtype):
+    Trainer(settings_for(data, tmp_path / "run", max_iters=10, dtype=dtype)).run()
+    Trainer(settings_for(data, tmp_path / "full", max_iters=10)).run()
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "full"), abs=0.05)
+    weights = checkpoint.read_tensors(tmp_path / "run" / "latest" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_fine_tuning_starts_from_the_run(data, tmp_path):
+    Trainer(settings_for(data, tmp_path / "base")).run()
+    origin = dict.fromkeys(vars(Settings()), "default")
+    settings = settings_for(data, tmp_path / "tuned", init_from=str(tmp_path / "base"), max_iters=3)
+    settings = train.complete(replace(settings, n_layer=4, n_head=16, n_embd=768), origin)
+    assert (settings.n_layer, settings.n_embd) == (2, 32)
+    Trainer(settings).run()
+    assert losses(tmp_path / "tuned")[0] < losses(tmp_path / "base")[10]
+
+
+def test_max_minutes_counts_time_on_steps_only(data, tmp_path, monkeypatch):
+    """With a clock of our own: a step takes 10 s, an evaluation 1,000 s; 2 minutes are 12 steps."""
+    clock = [0.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=0, max_minutes=2.0,
+                                   eval_interval=5, schedule="linear", warmup_iters=1))  # fmt: skip
+    step, evaluate = trainer.step, trainer.evaluate
+
+    def slow_step(lr):
+        clock[0] += 10
+        return step(lr)
+
+    def slow_evaluate():
+        clock[0] += 1000
+        evaluate()
+
+    trainer.step, trainer.evaluate = slow_step, slow_evaluate
+    state = trainer.run()
+    assert state["step"] == 12 and state["seconds"] == pytest.approx(120)
+    rates = [line["lr"] for line in trainer.log.lines if "lr" in line]
+    assert rates == pytest.approx([1e-2 * (1 - i / 12) for i in range(12)])
+
+
+def test_schedules():
+    settings = Settings(learning_rate=1.0, min_lr=0.1, warmup_iters=10)
+    assert learning_rate(settings, 0, 0) == pytest.approx(0.1)
+    assert learning_rate(settings, 4, 0) == pytest.approx(0.5)
+    assert learning_rate(settings, 50, 0.5) == pytest.approx(0.55)
+    assert learning_rate(settings, 99, 1.0) == pytest.approx(0.1)
+    assert learning_rate(settings, 99, 7.0) == pytest.approx(0.1)
+    assert learning_rate(replace(settings, schedule="linear"), 50, 0.25) == pytest.approx(0.775)
+    assert learning_rate(replace(settings, schedule="constant"), 50, 0.9) == pytest.approx(1.0)
+
+
+def test_every_parameter_is_optimized_once_and_only_matrices_decay():
+    model = GPT(GPTConfig(300, 16, 2, 2, 32))
+    for optimizer in ("adamw", "muon"):
+        optimizers = make_optimizer(model, Settings(optimizer=optimizer))
+        groups = [group for each in optimizers for group in each.param_groups]
+        mine = [id(p) for group in groups for p in group["params"]]
+        assert sorted(mine) == sorted(id(p) for p in model.parameters())
+        decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        blocks = {id(p) for block in model.h for p in block.parameters() if p.ndim == 2}
+        assert decayed == blocks
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8)])
+def test_orthogonal_brings_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    singular = torch.logspace(0, -1.5, 8)
+    got = orthogonal(u * singular @ v)
+    assert got.shape == shape
+    values = torch.linalg.svdvals(got)
+    assert values.min() > 0.6 and values.max() < 1.25
+    # The directions stay: U^T got V is diagonal and positive.
+    turned = u.T @ got @ v.T
+    assert (turned - turned.diag().diag()).abs().max() < 1e-4 and turned.diag().min() > 0
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"n_head": 3}, "n_embd 32 is not a multiple of n_head 3"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"schedule": "cosin"}, "schedule must be cosine, linear or constant, not 'cosin'"),
+        ({"optimizer": "sgd"}, "optimizer must be adamw or muon, not 'sgd'"),
+        ({"attn": "flash"}, "attn must be one of auto, sdpa, math, not 'flash'"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+        ({"dtype": "int8"}, "dtype must be auto, float32, bfloat16 or float16, not 'int8'"),
+        ({"row_tokens": 64}, "row_tokens 64 is less than block_size 128"),
+        ({"dataset": "data/nowhere"}, "no data in 'data/nowhere'; make it with: python prepare.py"),
+    ],
+)
+def test_errors_leave_no_run_folder(data, tmp_path, changes, message):
+    settings = settings_for(data, tmp_path / "run", **changes)
+    with pytest.raises(UserError) as error:
+        train.check(settings)
+        Trainer(settings)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_never_overwritten(data, tmp_path):
+    settings = settings_for(data, tmp_path / "run", max_iters=1)
+    Trainer(settings).run()
+    with pytest.raises(UserError, match="holds a run already"):
+        train.check(settings)
+
+
+def test_another_tokenizer_is_refused(data, tmp_path):
+    Trainer(settings_for(data, tmp_path / "base", max_iters=1)).run()
+    other = tmp_path / "bytes"
+    prepare.prepare(prepare.Settings(source="storybook", tokenizer="bytes", stories=50,
+                                     val_fraction=0.1, out=str(other), workers=1))  # fmt: skip
+    settings = settings_for(str(other), tmp_path / "run", init_from=str(tmp_path / "base"))
+    with pytest.raises(UserError, match="another tokenizer"):
+        Trainer(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    trainer = Trainer(settings_for(data, out, max_iters=2))
+    trainer.run()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(out, trainer.model, trainer.optimizers, {"step": 9}, best=True)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["2"]
+    checkpoint.load_model(out)
