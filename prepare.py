@@ -12,8 +12,10 @@ when it is complete; one of the same name is replaced then, not before.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
+import math
 import multiprocessing
 import os
 import re
@@ -42,7 +44,7 @@ from configs import UserError
 SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from: enough, and memory is bounded
 PART_STORIES = 1 << 20  # of how many stories the hashes are compared at a time
 DUPLICATE, IN_VAL = 1, 2  # why a story is dropped after all have been seen; 0 keeps it
-DROPPED = ("empty", "truncated", "duplicate", "in val")
+DROPPED = ("empty", "truncated", "duplicate", "in_val")
 RULES = ("read", "repaired", *DROPPED)
 LINE_SECONDS = 10  # between lines of progress, where there is no terminal
 
@@ -208,29 +210,38 @@ def _work(block):
     return _encode(block)
 
 
-def encoded(blocks, encoder, workers):
-    """Yield (block, encoder(block)) in order; never more than two blocks a worker are under way."""
+@contextlib.contextmanager
+def worker_pool(encoder, workers):
+    """A function from blocks to (block, encoder(block)), in order, on `workers` processes."""
     if workers == 1:
-        yield from ((block, encoder(block)) for block in blocks)
+        yield lambda blocks: ((block, encoder(block)) for block in blocks)
         return
-    # Spawned, as rustbpe's threads do not survive a fork.
+    # Spawned, as the threads that rustbpe leaves behind do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (encoder,))
-    waiting = deque()
     try:
-        for block in blocks:
-            waiting.append((block, pool.submit(_work, block)))
-            if len(waiting) > 2 * workers:
-                first, result = waiting.popleft()
-                yield first, result.result()
-        for first, result in waiting:
-            yield first, result.result()
+        yield functools.partial(_in_order, pool, 8 * workers)
     except BrokenProcessPool:
-        raise UserError(
-            "a worker process died, probably of too little memory: lower --workers"
-        ) from None
+        why = "a worker process died, probably of too little memory: lower --workers"
+        raise UserError(why) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool, ahead, blocks):
+    """Set the workers to the first blocks at once; each result that is taken lets one more in."""
+    blocks = iter(blocks)
+
+    def submitted(n):
+        return [(block, pool.submit(_work, block)) for block in itertools.islice(blocks, n)]
+
+    def results(waiting):
+        while waiting:
+            block, result = waiting.popleft()
+            waiting.extend(submitted(1))
+            yield block, result.result()
+
+    return results(deque(submitted(ahead)))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -242,15 +253,13 @@ def sample(source, seed, val_limit):
     Yield cleaned train stories of about SAMPLE_BYTES, for a tokenizer to be made from: every k-th
     block, so that each part of the source has its say.
     """
-    step = max(1, round((source.total() or 0) / SAMPLE_BYTES)) if source.name != "storybook" else 1
-    size = 0
+    size, step = 0, 1
+    if source.name != "storybook":  # whose stories are all alike
+        step = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES))
     for block in itertools.islice(source.blocks(), 0, None, step):
-        for story in corpus.texts(block):
-            story = corpus.clean(story, Counter())
-            if (
-                story is not None
-                and int.from_bytes(hash_of(story.encode(), seed)[:8], "little") >= val_limit
-            ):
+        stories = (corpus.clean(story, Counter()) for story in corpus.texts(block))
+        for story in filter(None, stories):
+            if int.from_bytes(hash_of(story.encode(), seed)[:8], "little") >= val_limit:
                 yield story
                 size += len(story)
         if size >= SAMPLE_BYTES:
@@ -269,10 +278,11 @@ def make_tokenizer(settings, source, val_limit):
     return made
 
 
-def progress(results, total, label):
+def progress(results, source):
     """Pass on each block's result; show how far it is, as a bar on a terminal, lines elsewhere."""
     on_terminal = sys.stderr.isatty()
     done, shown = 0, time.monotonic()
+    label, total = f"reading {source.name}", source.total()
     with tqdm(total=total, desc=label, unit_scale=True, disable=not on_terminal) as bar:
         for block, result in results:
             yield result
@@ -283,15 +293,15 @@ def progress(results, total, label):
                 print(f"{label}: {done / total:.0%}" if total else f"{label}: {done:,}")
 
 
-def fill(writer, source, encoder, workers, val_writer=None, val_limit=0):
+def fill(writer, source, results, val_writer=None, val_limit=0):
     """
-    Encode `source` into `writer`, the stories whose hash is below val_limit into val_writer.
+    Write `source` to `writer`, the stories whose hash is below val_limit to val_writer.
 
-    Returns the Counter of the cleaning and the least hash. UserError where no story is left.
+    results: of its blocks, from worker_pool. Returns the Counter of the cleaning and the least
+    hash. Raises UserError where no story is left.
     """
     total, least = Counter(), 1 << 64
-    results = encoded(source.blocks(), encoder, workers)
-    for stories, counts in progress(results, source.total(), f"reading {source.name}"):
+    for stories, counts in progress(results, source):
         total += counts
         if not len(stories.lengths):
             continue
@@ -308,42 +318,42 @@ def fill(writer, source, encoder, workers, val_writer=None, val_limit=0):
 
 def described(counts):
     """The cleaning counts of a split in words."""
-    dropped = ", ".join(f"{counts[rule]:,} {rule}" for rule in DROPPED)
+    dropped = ", ".join(f"{counts[rule]:,} {rule}".replace("_", " ") for rule in DROPPED)
     return f"read {counts['read']:,}, repaired {counts['repaired']:,}, dropped: {dropped}"
 
 
-def tokenize(folder, settings, train, val, workers):
+def tokenize(folder, settings, train, val):
     """Fill the data folder `folder` from the Sources; val is None to hold out val_fraction."""
-    from shards import Writer, write_manifest
-
     limit = 0 if val else round(settings.val_fraction * 2**64)
     answers = corpus.is_instruct(settings.source)
     tokenizer = make_tokenizer(settings, train, limit)
-    tokenizer.save(folder / "tokenizer.json")
-    encoder = Encoder(tokenizer, settings.seed, answers)
-    writers = {split: Writer(folder, split) for split in ("val", "train")}
-    counts = {"val": Counter()}
-    if val:
-        counts["val"], _ = fill(writers["val"], val, encoder, workers)
-    counts["train"], least = fill(writers["train"], train, encoder, workers, writers["val"], limit)
-    if not writers["val"].stories:
-        # So few stories that none fell to val: once more, with the one of the least hash.
-        writers = {split: Writer(folder, split) for split in ("val", "train")}
-        counts["train"], _ = fill(
-            writers["train"], train, encoder, workers, writers["val"], least + 1
-        )
+    counts = [Counter(), Counter()]
+    with worker_pool(Encoder(tokenizer, settings.seed, answers), cores(settings)) as encode:
+        results = encode((val or train).blocks())
+        # The workers are at it by now, while this process imports torch, which shards.py needs.
+        from shards import Writer, write_manifest
+
+        tokenizer.save(folder / "tokenizer.json")
+        writers = [Writer(folder, "val"), Writer(folder, "train")]
+        if val:
+            counts[0], _ = fill(writers[0], val, results)
+            results = encode(train.blocks())
+        counts[1], least = fill(writers[1], train, results, writers[0], limit)
+        if not writers[0].stories:
+            # So few stories that none fell to val: once more, for the one with the least hash.
+            writers = [Writer(folder, "val"), Writer(folder, "train")]
+            results = encode(train.blocks())
+            counts[1], _ = fill(writers[1], train, results, writers[0], least + 1)
     splits = {}
-    drops = repeats(writers["val"], writers["train"])
-    for (split, writer), drop in zip(writers.items(), drops, strict=True):
-        counts[split]["duplicate"] = int((drop == DUPLICATE).sum())
-        counts[split]["in val"] = int((drop == IN_VAL).sum())
-        if not (drop == 0).any():
+    for writer, drop, count in zip(writers, repeats(*writers), counts, strict=True):
+        count["duplicate"], count["in_val"] = ((drop == why).sum() for why in (DUPLICATE, IN_VAL))
+        if drop.all():
             raise UserError(
-                f"no {split} story is left ({described(counts[split])}); name another "
-                "--source or --val_source, with <|endoftext|> between the stories"
+                f"no {writer.split} story is left ({described(count)}); name another --source or "
+                "--val_source, with <|endoftext|> between the stories"
             )
-        splits[split] = writer.finish(drop, answers=answers)
-        splits[split]["cleaning"] = {rule: counts[split][rule] for rule in RULES}
+        splits[writer.split] = writer.finish(drop, answers=answers)
+        splits[writer.split]["cleaning"] = {rule: int(count[rule]) for rule in RULES}
     facts = {
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
@@ -357,6 +367,12 @@ def tokenize(folder, settings, train, val, workers):
     return splits
 
 
+def cores(settings):
+    """How many processes to use: as told, or one for each core that we may run on."""
+    free = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    return settings.workers or len(free)
+
+
 def prepare(settings):
     """Make the data folder that the settings describe; returns its path."""
     if settings.vocab_size > tokenizers.MAX_VOCAB:
@@ -364,7 +380,6 @@ def prepare(settings):
     if not 0 < settings.val_fraction < 1:
         raise UserError(f"val_fraction must lie between 0 and 1, not {settings.val_fraction}")
     started = time.monotonic()
-    workers = settings.workers or len(os.sched_getaffinity(0))
     more = {"stories": settings.stories, "seed": settings.seed, "revision": settings.revision}
     train, val = corpus.Source(settings.source, **more).pinned(), None
     train.total()  # downloads it, or says that it is not there, before anything is made
@@ -375,7 +390,7 @@ def prepare(settings):
     if out.exists():
         print(f"{out} exists: it is replaced when the new one is complete")
     with new_folder(out) as folder:
-        splits = tokenize(folder, settings, train, val, workers)
+        splits = tokenize(folder, settings, train, val)
     for split, facts in splits.items():
         per_token = facts["bytes"] / (facts["tokens"] - facts["stories"])
         print(f"{split}: {described(Counter(facts['cleaning']))}")
@@ -388,6 +403,8 @@ def prepare(settings):
 
 
 def main():
+    # A plain `kill` then cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     settings, origin = configs.load(Settings)
     configs.show(settings, origin)
     prepare(settings)

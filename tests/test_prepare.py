@@ -1,0 +1,395 @@
+"""prepare.py end to end: the data folder's format, what cleaning drops, and that nothing half-made
+is ever left behind."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import configs
+import corpus
+import prepare
+import shards
+import storybook
+from configs import UserError
+from corpus import EOT
+from prepare import Settings, new_folder
+from tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write(path, stories):
+    path.write_bytes(f"\n{EOT}\n".join(stories).encode())
+    return str(path)
+
+
+def write_jsonl(path, stories):
+    path.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
+    return str(path)
+
+
+def made(tmp_path, source, **settings):
+    """The folder that prepare makes of `source`, in this process, with byte tokens unless told."""
+    settings = {"tokenizer": "bytes", "workers": 1, "out": str(tmp_path / "out")} | settings
+    return prepare.prepare(Settings(source=source, **settings))
+
+
+def stories_of(folder, split):
+    """The stories of a split as text, read by the format's description alone."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = manifest["splits"][split]["shards"]
+    tokens = np.concatenate([np.fromfile(folder / name, "<u2") for name in names])
+    starts = np.load(folder / f"{split}_stories.npy")
+    tokenizer = Tokenizer.load(folder)
+    assert starts.dtype == np.int64 and starts[0] == 0
+    assert (tokens[starts] == tokenizer.eot).all()
+    assert (tokens == tokenizer.eot).sum() == len(starts)
+    return [tokenizer.decode(story[1:]) for story in np.split(tokens, starts[1:])]
+
+
+def listing(folder):
+    """Every path under a folder with its content, to tell whether anything changed."""
+    return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+# ----------------------------------------------------------------------------------------------
+# the folder
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_every_text_is_kept(tmp_path, tokenizer):
+    train = [
+        "Windows\r\nline ends.",
+        "Emoji 🐉 and “quotes”, café.",
+        f"The sign said {EOT} and more.",
+        "NUL \0 inside.",
+        *(story.text for story in storybook.stories(40)),
+    ]
+    val = [f"val {story}" for story in train[:4]]
+    out = made(
+        tmp_path,
+        write_jsonl(tmp_path / "train.jsonl", train),
+        val_source=write_jsonl(tmp_path / "val.jsonl", val),
+        tokenizer=tokenizer,
+        vocab_size=400,
+    )
+    assert stories_of(out, "train") == train
+    assert stories_of(out, "val") == val
+
+
+def test_manifest(tmp_path):
+    train, val = ["One 🐉.", "Two.", "Cut off", "Three."], ["Four."]
+    source = write(tmp_path / "train.txt", train)
+    out = made(tmp_path, source, val_source=write(tmp_path / "val.txt", val))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    assert (manifest["tokenizer"], manifest["vocab_size"]) == ("bytes", 257)
+    assert manifest["dtype"] == "uint16"
+    assert manifest["source"] == source
+    facts = manifest["splits"]["train"]
+    assert facts["stories"] == 3
+    assert facts["bytes"] == len("One 🐉.Two.Three.".encode())
+    assert facts["tokens"] == facts["bytes"] + 3  # bytes are tokens, and one separator each
+    assert facts["shards"] == ["train_000.bin"]
+    rules = dict(read=4, repaired=0, empty=0, truncated=1, duplicate=0, in_val=0)
+    assert facts["cleaning"] == rules
+    names = {path.name for path in out.iterdir()} - {"manifest.json"}
+    assert names == manifest["files"].keys()
+    assert names == {
+        *("tokenizer.json", "train_000.bin", "val_000.bin"),
+        *("train_stories.npy", "val_stories.npy"),
+    }
+    for name, facts in manifest["files"].items():
+        data = (out / name).read_bytes()
+        assert facts == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    # The reader takes it.
+    data = shards.Dataset(out, "train")
+    data.verify()
+    assert data.story(1).tolist() == [256, *b"Two."]
+
+
+def test_shards_never_cut_a_story(tmp_path):
+    writer = shards.Writer(tmp_path, "train")
+    lengths = np.array([4, 3, 3, 12, 1, 9, 2])
+    tokens = np.arange(lengths.sum(), dtype=np.uint16)
+    for a, b in ((0, 3), (3, 3), (3, 7)):  # in several calls, one of them empty
+        part = tokens[lengths[:a].sum() : lengths[:b].sum()]
+        n = np.arange(a, b)
+        writer.add(part, lengths[a:b], n, n, np.zeros((b - a, 2), np.uint64))
+    drop = np.array([0, 0, 0, 0, 1, 0, 0], np.uint8)
+    facts = writer.finish(drop, shard_tokens=10, answers=True)
+    kept = np.split(tokens, np.cumsum(lengths)[:-1])
+    expected = [[*kept[0], *kept[1], *kept[2]], kept[3], kept[5], kept[6]]
+    found = [np.fromfile(tmp_path / name, "<u2").tolist() for name in facts["shards"]]
+    assert found == [list(shard) for shard in expected]
+    starts = np.load(tmp_path / "train_stories.npy")
+    assert starts.tolist() == [0, 4, 7, 10, 22, 31]
+    assert np.load(tmp_path / "train_answer.npy").tolist() == [0, 1, 2, 3, 5, 6]
+    assert facts["tokens"] == 33 and facts["stories"] == 6 and facts["bytes"] == 17
+    assert not list(tmp_path.glob("*.spill")) and not list(tmp_path.glob("*.index"))
+
+
+def test_small_chunks_make_the_same_folder(tmp_path, monkeypatch):
+    stories = [story.text for story in storybook.stories(60)]
+    source = write(tmp_path / "a.txt", [*stories, *stories[:7]])
+    whole = listing(made(tmp_path, source, val_fraction=0.2))
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 900)
+    monkeypatch.setattr(shards, "CHUNK_STORIES", 7)
+    monkeypatch.setattr(shards, "CHUNK_TOKENS", 2000)
+    monkeypatch.setattr(prepare, "PART_STORIES", 9)
+    assert listing(made(tmp_path, source, val_fraction=0.2)) == whole
+    # And so do several processes.
+    assert listing(made(tmp_path, source, val_fraction=0.2, workers=2)) == whole
+
+
+def test_instruct_answers(tmp_path):
+    records = [
+        "Features: Dialogue\nWords: quit, oak\nStory: \n\nTom é saw an oak. Story: the end.",
+        "Story:\nOnce.",
+        "No field at all.",
+        "Summary: Café.\nStory: Twice.",
+    ]
+    source = write(tmp_path / "TinyStories-Instruct-train.txt", records)
+    val = write(tmp_path / "val.txt", ["Story: Val."])
+    for tokenizer in ("bytes", "bpe"):
+        out = made(tmp_path, source, val_source=val, tokenizer=tokenizer, vocab_size=300)
+        starts, answers = (np.load(out / f"train_{x}.npy") for x in ("stories", "answer"))
+        tokens, decode = np.fromfile(out / "train_000.bin", "<u2"), Tokenizer.load(out).decode
+        ends = [*starts[1:], len(tokens)]
+        found = [decode(tokens[s + a : e]) for s, a, e in zip(starts, answers, ends, strict=True)]
+        # A token that holds the blank before the story begins the answer.
+        assert [text.lstrip() for text in found] == [
+            "Tom é saw an oak. Story: the end.",
+            "Once.",
+            "No field at all.",
+            "Twice.",
+        ]
+        assert answers[2] == 1 and np.load(out / "val_answer.npy").shape == (1,)
+    assert not (made(tmp_path, val, val_source=source) / "train_answer.npy").exists()
+
+
+# ----------------------------------------------------------------------------------------------
+# cleaning and the split
+
+
+def test_cleaning_is_counted(tmp_path, capsys):
+    train = [
+        "One.",
+        "Two.",
+        "",
+        "Itâ€™s one.",
+        "One.",
+        "It’s one.",
+        "Leak.",
+        "Leak.",
+        "Cut",
+        "One.",
+    ]
+    val = ["Leak.", "Val.", "Leak.", "Cut,"]
+    out = made(
+        tmp_path,
+        write(tmp_path / "train.txt", train),
+        val_source=write(tmp_path / "val.txt", val),
+    )
+    assert stories_of(out, "train") == ["One.", "Two.", "It’s one."]
+    assert stories_of(out, "val") == ["Leak.", "Val."]
+    splits = json.loads((out / "manifest.json").read_text())["splits"]
+    assert splits["train"]["cleaning"] == dict(
+        read=10, repaired=1, empty=1, truncated=1, duplicate=3, in_val=2
+    )
+    assert splits["val"]["cleaning"] == dict(
+        read=4, repaired=0, empty=0, truncated=1, duplicate=1, in_val=0
+    )
+    printed = capsys.readouterr().out
+    assert "read 10, repaired 1, dropped: 1 empty, 1 truncated, 3 duplicate, 2 in val" in printed
+
+
+def test_val_fraction(tmp_path):
+    stories = [story.text for story in storybook.stories(400)]
+    source = write(tmp_path / "a.txt", [*stories, *stories[:100]])
+    out = made(tmp_path, source, val_fraction=0.25)
+    train, val = stories_of(out, "train"), stories_of(out, "val")
+    assert not set(train) & set(val) and set(train) | set(val) == set(stories)
+    assert 70 < len(val) < 130
+    assert stories_of(made(tmp_path, source, val_fraction=0.25), "val") == val
+    assert stories_of(made(tmp_path, source, val_fraction=0.25, seed=1), "val") != val
+
+
+def test_val_has_a_story_however_few_there_are(tmp_path):
+    out = made(tmp_path, write(tmp_path / "a.txt", ["One.", "Two.", "Three."]), val_fraction=1e-6)
+    assert len(stories_of(out, "val")) == 1 and len(stories_of(out, "train")) == 2
+    assert (
+        json.loads((out / "manifest.json").read_text())["splits"]["train"]["cleaning"]["read"] == 3
+    )
+
+
+def test_a_tokenizer_is_made_of_train_stories_only(tmp_path):
+    stories = [f"{'zq' * 40} {i}." for i in range(50)]
+    source = write(tmp_path / "a.txt", stories)
+    seen = list(prepare.sample(corpus.Source(source), 0, 2**63))
+    out = made(tmp_path, source, val_fraction=0.5)
+    assert seen == stories_of(out, "train")
+
+
+def test_sample_is_bounded_and_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(prepare, "SAMPLE_BYTES", 10_000)
+    source = write(tmp_path / "a.txt", [f"This is story number {i:05}." for i in range(4000)])
+    seen = list(prepare.sample(corpus.Source(source), 0, 0))
+    assert 5_000 < sum(map(len, seen)) < 11_000
+    assert max(seen) > "This is story number 03700."
+
+
+# ----------------------------------------------------------------------------------------------
+# nothing half-written
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A data folder that is there already, and the source it was made of."""
+    (tmp_path / "data").mkdir()
+    source = write(tmp_path / "a.txt", [story.text for story in storybook.stories(30)])
+    made(tmp_path, source, out=str(tmp_path / "data" / "x"))
+    return tmp_path / "data" / "x", source
+
+
+def full_disk(monkeypatch, name):
+    """Let os.fsync, or the writing of the files called `name`, find the disk full."""
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if name == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    elif name == "shard":
+        monkeypatch.setattr(shards._Shards, "write", fail)
+    elif name == "spill":
+        monkeypatch.setattr(shards.Writer, "add", fail)
+    elif name == "tokenizer":
+        monkeypatch.setattr(Path, "write_text", fail)
+    elif name == "rename":
+        monkeypatch.setattr(Path, "rename", fail)
+
+
+@pytest.mark.parametrize("name", ["fsync", "shard", "spill", "tokenizer", "rename"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_full_disk_leaves_all_as_it_was(old, monkeypatch, name, fresh):
+    out, source = old
+    before = listing(out.parent.parent)
+    out = out.parent.parent / "new" / "y" if fresh else out
+    argv = ["prepare.py", f"--source={source}", "--tokenizer=bytes", "--workers=1", f"--out={out}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with monkeypatch.context() as patch:
+        full_disk(patch, name)
+        with pytest.raises(SystemExit) as error:
+            configs.run(prepare.main)
+    assert "the disk is full" in error.value.code and "\n" not in error.value.code
+    assert listing(out.parent.parent) == before
+    configs.run(prepare.main)
+    assert stories_of(out, "train")
+
+
+def test_second_rename_failing_brings_the_old_back(old):
+    out, _ = old
+    before = listing(out.parent)
+    with pytest.raises(RuntimeError), new_folder(out) as folder:
+        folder.rmdir()
+        out.rename(out.with_name(f".x.{os.getpid()}.old"))
+        raise RuntimeError
+    assert listing(out.parent) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, UserError("no")])
+def test_interrupted_leaves_all_as_it_was(old, monkeypatch, error):
+    out, source = old
+    before = listing(out.parent)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(prepare, "repeats", fail)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        made(out.parent, source, out=str(out))
+    assert listing(out.parent) == before
+
+
+def test_replaced_when_complete(old, capsys):
+    out, source = old
+    Path(source).write_text(f"One.{EOT}Two.{EOT}Three.")
+    made(out.parent, source, out=str(out))
+    assert set(stories_of(out, "train") + stories_of(out, "val")) == {"One.", "Two.", "Three."}
+    assert [path.name for path in out.parent.iterdir()] == ["x"]
+    assert "is replaced when the new one is complete" in capsys.readouterr().out
+
+
+def test_only_data_folders_are_replaced(tmp_path):
+    source = write(tmp_path / "a.txt", ["One.", "Two."])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("important")
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match="not replaced"):
+        made(tmp_path, source, out=str(tmp_path / "home"))
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        (None, {}, "no source"),
+        (b"", {}, "is empty"),
+        (b"A\0B.", {}, "binary"),
+        (b"Cut,", {}, "no story left after cleaning .read 1, repaired 0, dropped: 0 empty, 1"),
+        (b"\n" + EOT.encode() + b"\n" + EOT.encode(), {}, "no story left"),
+        (b"Only one.", {}, "no train story is left"),
+        (b"One.<|endoftext|>Two.", {"vocab_size": 65_537}, "65,536"),
+        (b"One.<|endoftext|>Two.", {"tokenizer": "bpe", "vocab_size": 100}, "257"),
+        (b"One.<|endoftext|>Two.", {"tokenizer": "bpee"}, "no tokenizer 'bpee'"),
+        (b"One.<|endoftext|>Two.", {"val_fraction": 0.0}, "val_fraction"),
+        (b"One.<|endoftext|>Two.", {"val_source": "nowhere.txt"}, "no source 'nowhere.txt'"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(tmp_path, content, settings, message):
+    if content is not None:
+        (tmp_path / "a.txt").write_bytes(content)
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        made(tmp_path, str(tmp_path / "a.txt"), out=str(tmp_path / "data" / "x"), **settings)
+    assert "\n" not in str(error.value)
+    assert listing(tmp_path) == before
+
+
+def test_command_and_ctrl_c(tmp_path):
+    """The command itself: it makes the default folder; Ctrl-C ends it without a trace."""
+    command = [sys.executable, ROOT / "prepare.py", "--source=storybook", "--workers=2"]
+    small = ["--tokenizer=bpe", "--vocab_size=300", "--stories=60"]
+    done = subprocess.run([*command, *small], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "tokenizer bpe, 300 tokens" in done.stdout and done.stderr == ""
+    out = tmp_path / "data" / "storybook-bpe"
+    assert len(stories_of(out, "train") + stories_of(out, "val")) == 60
+    before = listing(tmp_path)
+    process = subprocess.Popen(
+        [*command, "--tokenizer=bytes", "--stories=100000000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(out.parent.glob(".*.new/train.spill")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, stderr
+    assert "Traceback" not in stderr
+    assert listing(tmp_path) == before
