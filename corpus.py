@@ -30,7 +30,7 @@ import ftfy
 from configs import UserError
 
 EOT = "<|endoftext|>"
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES, SCAN_BYTES = 1 << 20, 1 << 16  # of a block; of a look for its end
 OFFLINE = "without a network, use --source=storybook or a local file"
 _SKIP = re.compile(r"[\s,\[\]]*")  # what stands around the objects of a JSON array
 _STRAY = re.compile("[\udc80-\udcff]")  # how Python decodes a byte that is no UTF-8
@@ -196,7 +196,7 @@ def _find(file, separator, start, size):
     """The offset of the first separator at or after `start`, or `size`."""
     kept = b""  # the end of what was searched, as a separator may begin in it
     file.seek(start)
-    while data := file.read(1 << 16):
+    while data := file.read(SCAN_BYTES):
         found = (kept + data).find(separator)
         if found >= 0:
             return start - len(kept) + found

@@ -210,25 +210,21 @@ class GPT(nn.Module):
         """
         Total loss over `batches` (shards.Batch) without dropout: (nats, targets counted).
 
-        autocast: a function that returns the context to compute in. Sums in float64.
+        autocast: a function that returns the context to compute in. A batch's losses are summed in
+        float32 where they are, the batches in float64 on the CPU: nothing waits until the end.
         """
         training, device = self.training, self.wte.weight.device
         self.eval()
-        nats, count = torch.zeros((), dtype=torch.float64), 0
+        sums, count = [], 0
         for batch in batches:
             count += int((batch.targets != IGNORE).sum())
             batch = batch.to(device)
+            where = {"positions": batch.positions, "start": batch.start}
             with autocast():
-                loss = self(
-                    batch.tokens,
-                    batch.targets,
-                    positions=batch.positions,
-                    start=batch.start,
-                    mean=False,
-                )
-            nats = nats.to(device) + loss.sum(dtype=torch.float64)
+                losses = self(batch.tokens, batch.targets, **where, mean=False)
+            sums.append(losses.sum())
         self.train(training)
-        return nats.item(), count
+        return torch.stack(sums).cpu().double().sum().item(), count
 
     def num_params(self, embeddings=True):
         """Parameters, without the vocabulary's padding; without both embeddings if asked."""

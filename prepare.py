@@ -155,10 +155,8 @@ def hash_of(text, seed):
 
 class Encoder:
     """
-    Cleans and tokenizes a block: called in the worker processes, which get a copy each.
-
-    seed: of the hashes, whose first half says which stories go to val. answers: the records are
-    TinyStories-Instruct's, whose answer starts after "Story:".
+    Cleans and tokenizes a block, in a worker process. seed: of the hashes, whose first half says
+    which stories go to val. answers: the records are Instruct's, their answer follows "Story:".
     """
 
     def __init__(self, tokenizer, seed=0, answers=False):
@@ -166,10 +164,9 @@ class Encoder:
 
     def __call__(self, block):
         """(Stories, Counter of the cleaning) of a block."""
-        counts = Counter(read=0)
-        stories = [corpus.clean(story, counts) for story in corpus.texts(block)]
-        counts["read"] = len(stories)
-        stories = [story for story in stories if story is not None]
+        found, counts = corpus.texts(block), Counter()
+        stories = [story for text in found if (story := corpus.clean(text, counts)) is not None]
+        counts["read"] = len(found)
         tokens, lengths = self.tokenizer.encode_stories(stories)
         answers = np.ones(len(stories), np.int64)
         if self.answers:
@@ -179,9 +176,8 @@ class Encoder:
                 answers[i] += answer_start(self.tokenizer, story, ids)
         utf8 = [story.encode() for story in stories]
         sizes = np.array([len(text) for text in utf8], np.int64)
-        hashes = b"".join(hash_of(text, self.seed) for text in utf8)
-        hashes = np.frombuffer(hashes, "<u8").reshape(-1, 2)
-        return Stories(tokens, lengths, sizes, answers, hashes), counts
+        hashes = np.frombuffer(b"".join(hash_of(text, self.seed) for text in utf8), "<u8")
+        return Stories(tokens, lengths, sizes, answers, hashes.reshape(-1, 2)), counts
 
 
 def answer_start(tokenizer, record, ids):
@@ -212,7 +208,9 @@ def _work(block):
 
 @contextlib.contextmanager
 def worker_pool(encoder, workers):
-    """A function from blocks to (block, encoder(block)), in order, on `workers` processes."""
+    """A function from blocks to (block, encoder(block)), in order, on so many processes; 0: all."""
+    free = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    workers = workers or len(free)
     if workers == 1:
         yield lambda blocks: ((block, encoder(block)) for block in blocks)
         return
@@ -220,16 +218,15 @@ def worker_pool(encoder, workers):
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (encoder,))
     try:
-        yield functools.partial(_in_order, pool, 8 * workers)
+        yield functools.partial(_in_order, pool, 2 * workers + 64)
     except BrokenProcessPool:
-        why = "a worker process died, probably of too little memory: lower --workers"
-        raise UserError(why) from None
+        raise UserError("a worker died, probably of too little memory: lower --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _in_order(pool, ahead, blocks):
-    """Set the workers to the first blocks at once; each result that is taken lets one more in."""
+    """Set the workers to `ahead` blocks at once; each result that is taken lets one more in."""
     blocks = iter(blocks)
 
     def submitted(n):
@@ -253,9 +250,8 @@ def sample(source, seed, val_limit):
     Yield cleaned train stories of about SAMPLE_BYTES, for a tokenizer to be made from: every k-th
     block, so that each part of the source has its say.
     """
-    size, step = 0, 1
-    if source.name != "storybook":  # whose stories are all alike
-        step = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES))
+    # Storybook's total is in stories, which are all alike; the hub's is unknown.
+    step, size = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES)), 0
     for block in itertools.islice(source.blocks(), 0, None, step):
         stories = (corpus.clean(story, Counter()) for story in corpus.texts(block))
         for story in filter(None, stories):
@@ -272,23 +268,22 @@ def make_tokenizer(settings, source, val_limit):
     if name in ("bpe", "gpt2-10k"):
         print(f"making the {name} tokenizer from {SAMPLE_BYTES // 10**6} MB of text at most ...")
     made = tokenizers.build(name, settings.vocab_size, sample(source, settings.seed, val_limit))
-    short = name == "bpe" and made.vocab_size < settings.vocab_size
-    why = f": the text has no more pairs to merge for {settings.vocab_size:,}" if short else ""
-    print(f"tokenizer {made.name}, {made.vocab_size:,} tokens{why}")
+    print(f"tokenizer {made.name}, {made.vocab_size:,} tokens")
+    if name == "bpe" and made.vocab_size < settings.vocab_size:
+        print(f"it is no larger: the text has no more pairs to merge for {settings.vocab_size:,}")
     return made
 
 
 def progress(results, source):
     """Pass on each block's result; show how far it is, as a bar on a terminal, lines elsewhere."""
-    on_terminal = sys.stderr.isatty()
     done, shown = 0, time.monotonic()
     label, total = f"reading {source.name}", source.total()
-    with tqdm(total=total, desc=label, unit_scale=True, disable=not on_terminal) as bar:
+    with tqdm(total=total, desc=label, unit_scale=True, disable=None) as bar:
         for block, result in results:
             yield result
             bar.update(block.weight)
             done += block.weight
-            if not on_terminal and time.monotonic() - shown > LINE_SECONDS:
+            if bar.disable and time.monotonic() - shown > LINE_SECONDS:
                 shown = time.monotonic()
                 print(f"{label}: {done / total:.0%}" if total else f"{label}: {done:,}")
 
@@ -300,18 +295,16 @@ def fill(writer, source, results, val_writer=None, val_limit=0):
     results: of its blocks, from worker_pool. Returns the Counter of the cleaning and the least
     hash. Raises UserError where no story is left.
     """
-    total, least = Counter(), 1 << 64
+    total, least = Counter(), 2**64
     for stories, counts in progress(results, source):
         total += counts
-        if not len(stories.lengths):
-            continue
-        least = min(least, int(stories.hashes[:, 0].min()))
+        least = min(least, int(stories.hashes[:, 0].min(initial=2**64 - 1)))
         in_val = stories.hashes[:, 0] < val_limit
         if in_val.any():
             val_writer.add(*stories.where(in_val))
             stories = stories.where(~in_val)
         writer.add(*stories)
-    if least == 1 << 64:
+    if not total["read"] - total["empty"] - total["truncated"]:
         raise UserError(f"'{source}' has no story left after cleaning ({described(total)})")
     return total, least
 
@@ -328,7 +321,7 @@ def tokenize(folder, settings, train, val):
     answers = corpus.is_instruct(settings.source)
     tokenizer = make_tokenizer(settings, train, limit)
     counts = [Counter(), Counter()]
-    with worker_pool(Encoder(tokenizer, settings.seed, answers), cores(settings)) as encode:
+    with worker_pool(Encoder(tokenizer, settings.seed, answers), settings.workers) as encode:
         results = encode((val or train).blocks())
         # The workers are at it by now, while this process imports torch, which shards.py needs.
         from shards import Writer, write_manifest
@@ -367,12 +360,6 @@ def tokenize(folder, settings, train, val):
     return splits
 
 
-def cores(settings):
-    """How many processes to use: as told, or one for each core that we may run on."""
-    free = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-    return settings.workers or len(free)
-
-
 def prepare(settings):
     """Make the data folder that the settings describe; returns its path."""
     if settings.vocab_size > tokenizers.MAX_VOCAB:
@@ -392,12 +379,10 @@ def prepare(settings):
     with new_folder(out) as folder:
         splits = tokenize(folder, settings, train, val)
     for split, facts in splits.items():
-        per_token = facts["bytes"] / (facts["tokens"] - facts["stories"])
+        stories, tokens = facts["stories"], facts["tokens"]
+        density = f"{facts['bytes'] / (tokens - stories):.2f} bytes/token"
         print(f"{split}: {described(Counter(facts['cleaning']))}")
-        print(
-            f"{split}: {facts['stories']:,} stories, {facts['tokens']:,} tokens, "
-            f"{per_token:.2f} bytes/token"
-        )
+        print(f"{split}: {stories:,} stories, {tokens:,} tokens, {density}")
     print(f"{out} is ready, in {time.monotonic() - started:.1f} s")
     return out
 

@@ -30,7 +30,7 @@ class Settings:
     start: str = ""  # the prompt; FILE:prompts.txt takes one from each line; empty: a new story
     num_samples: int = 1  # stories of each prompt, told in one pass
     max_new_tokens: int = 500  # tokens added at the most
-    temperature: float = 1.0  # 0: the likeliest token always; below 1: safer, above: wilder
+    temperature: float = 0.8  # 0: the likeliest token always; below 1: safer, above: wilder
     top_k: int = 0  # choose among the k likeliest tokens; 0: all
     top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
     beams: int = 0  # beam search of this width, without chance; the paper's prompt tables used 5

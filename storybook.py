@@ -63,8 +63,8 @@ together every [day|week]. / Then X and Y went to VERB and [laughed|smiled|sang]
 * lost @open @likes - One [sunny|windy|cloudy] [day|morning], X [took|carried] a ADJ TOY to the
 PLACE. / HIS [favorite|best] thing was a ADJ TOY, and HE took it to the PLACE. - But when X looked
 [down|back|around], the ADJ TOY was gone.
-¶ "Oh no! [Where is my TOY?|I lost my TOY!]" cried X. - [Just then|Soon], HIS friend Y came to the
-PLACE. / A YKID named Y heard HIM and came to help. - "I will help you, X," said Y.
+¶ "Oh no! [Where is my TOY?|I lost my TOY!]" cried X. - [Just then|Soon], HIS friend Y came by.
+/ A YKID named Y heard HIM and came to help. - "I will help you, X," said Y.
 = good | X has ADJ TOY | X loses a ADJ TOY, and Y finds it behind the SPOT.
 - [Then|At last], Y looked behind the SPOT and [saw|found] the ADJ TOY. - "[Look|Here it is]!" said
 Y, and [gave|handed] the ADJ TOY to X. #Holds
@@ -85,7 +85,7 @@ is [good|fun|kind] to share. #MoralValue
 = bad | nobody has TASTE FOOD | X does not share a TASTE FOOD with Y and ends up alone.
 ¶ Y [walked|went|ran] away, and X ate the TASTE FOOD all alone. #Holds - HE ate so [fast|much] that
 HIS tummy began to hurt. / Then X wanted to play, but Y did not come back. - HE wished that HE had
-shared the FOOD with Y. #MoralValue / X sat at the PLACE and felt [sad|lonely].
+shared the FOOD with Y. #MoralValue / X sat down alone and felt [sad|lonely].
 * friend @open @likes - One [day|cold day|rainy day], X went for a walk at the PLACE. - HE heard a
 [small|soft|strange] sound and saw a FUR ANIMAL behind the SPOT. - The FUR ANIMAL was [cold and
 wet|lost and afraid|shaking with fear].

@@ -53,6 +53,7 @@ def write_all_data(path, stories):
 def small_blocks(monkeypatch):
     """Blocks so small that a file is many of them, and reading meets every boundary."""
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(corpus, "SCAN_BYTES", 5)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -86,9 +87,12 @@ def test_txt_in_blocks_is_txt_whole(tmp_path_factory, stories, size):
     path.write_bytes(EOT.join(stories).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "BLOCK_BYTES", size)
+        patch.setattr(corpus, "SCAN_BYTES", 1 + size % 20)
         blocks = list(Source(str(path)).blocks())
         assert [s for b in blocks for s in texts(b)] == [s.strip() for s in stories]
-    assert sum(block.weight for block in blocks) <= path.stat().st_size
+    # Each block ends at the first separator there is, so that none is longer than it must be.
+    whole = path.read_bytes() + EOT.encode()
+    assert all(block.stop == whole.find(EOT.encode(), block.start + size) for block in blocks[:-1])
 
 
 @pytest.mark.parametrize(
