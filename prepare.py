@@ -38,9 +38,6 @@ import corpus
 import tokenizer as tokenizers
 from configs import UserError
 
-# shards.py is imported where it is used: it brings torch, and every worker process imports this
-# file anew.
-
 SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from: enough, and memory is bounded
 PART_STORIES = 1 << 20  # of how many stories the hashes are compared at a time
 DUPLICATE, IN_VAL = 1, 2  # why a story is dropped after all have been seen; 0 keeps it
@@ -199,7 +196,6 @@ _encode = None  # the Encoder of a worker process
 def _start_worker(encoder):
     global _encode
     _encode = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
 def _work(block):
@@ -218,6 +214,11 @@ def worker_pool(encoder, workers):
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (encoder,))
     try:
+        # Ctrl-C is ours to handle: started while it is ignored, the workers never see it.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for _ in range(workers):
+            pool.submit(os.getpid)  # each starts a process, as none is idle yet
+        signal.signal(signal.SIGINT, handler)
         yield functools.partial(_in_order, pool, 2 * workers + 64)
     except BrokenProcessPool:
         raise UserError("a worker died, probably of too little memory: lower --workers") from None
@@ -270,7 +271,7 @@ def make_tokenizer(settings, source, val_limit):
     made = tokenizers.build(name, settings.vocab_size, sample(source, settings.seed, val_limit))
     print(f"tokenizer {made.name}, {made.vocab_size:,} tokens")
     if name == "bpe" and made.vocab_size < settings.vocab_size:
-        print(f"it is no larger: the text has no more pairs to merge for {settings.vocab_size:,}")
+        print(f"the text has no more pairs to merge for {settings.vocab_size:,}")
     return made
 
 
@@ -323,7 +324,7 @@ def tokenize(folder, settings, train, val):
     counts = [Counter(), Counter()]
     with worker_pool(Encoder(tokenizer, settings.seed, answers), settings.workers) as encode:
         results = encode((val or train).blocks())
-        # The workers are at it by now, while this process imports torch, which shards.py needs.
+        # The workers are at it by now, while we import torch, which shards.py brings with it.
         from shards import Writer, write_manifest
 
         tokenizer.save(folder / "tokenizer.json")

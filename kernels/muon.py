@@ -23,26 +23,35 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            for weight in group["params"]:
-                state = self.state[weight]
-                average = state.setdefault("momentum", torch.zeros_like(weight))
-                average.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(average, group["momentum"]))  # Nesterov's
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
+            # Weights of one shape go through the iteration together: many small products, one call.
+            for shape in sorted({weight.shape for weight in group["params"]}):
+                weights = [weight for weight in group["params"] if weight.shape == shape]
+                updates = [self.momentum(weight, group["momentum"]) for weight in weights]
+                for weight, update in zip(weights, orthogonal(torch.stack(updates)), strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+    def momentum(self, weight, mu):
+        """The weight's momentum after its gradient, looked at from one step ahead (Nesterov)."""
+        average = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        average.lerp_(weight.grad, 1 - mu)
+        return weight.grad.lerp(average, mu)
 
 
-def orthogonal(matrix, steps=5):
+def orthogonal(matrices, steps=5):
     """
-    The matrix with its singular values brought near 1, by Newton-Schulz iteration; (m, n) float.
+    Matrices with their singular values brought near 1, by Newton-Schulz iteration.
 
-    The quintic's coefficients are Jordan's: steepest at zero, so that small singular values grow
-    quickly, at the price of ending somewhere in 0.7..1.2.
+    matrices: (k, m, n) float; returns the same shape and dtype. The quintic's coefficients are
+    Jordan's: steepest at zero, so that small singular values grow quickly, at the price of ending
+    somewhere in 0.7..1.2.
     """
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices  # the Gram matrix is the smaller of the two
     x = x.bfloat16() if x.is_cuda else x
-    x = x / (x.norm() + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.T if matrix.shape[0] > matrix.shape[1] else x).type_as(matrix)
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return (x.mT if tall else x).type_as(matrices)

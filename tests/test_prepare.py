@@ -386,8 +386,9 @@ def test_command_and_ctrl_c(tmp_path):
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(out.parent.glob(".*.new/train.spill")):
+    while time.monotonic() < deadline and not list(out.parent.glob(".*.new")):
         time.sleep(0.05)
+    time.sleep(1)  # by now the workers have started, or are starting
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, stderr

@@ -171,7 +171,7 @@ def test_every_parameter_is_optimized_once_and_only_matrices_decay():
         assert decayed == blocks
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 40), (2, 40, 8)])
 def test_orthogonal_brings_singular_values_near_one(shape):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
@@ -181,8 +181,9 @@ def test_orthogonal_brings_singular_values_near_one(shape):
     values = torch.linalg.svdvals(got)
     assert values.min() > 0.6 and values.max() < 1.25
     # The directions stay: U^T got V is diagonal and positive.
-    turned = u.T @ got @ v.T
-    assert (turned - turned.diag().diag()).abs().max() < 1e-4 and turned.diag().min() > 0
+    turned = u.mT @ got @ v.mT
+    diagonal = turned.diagonal(dim1=-2, dim2=-1)
+    assert (turned - diagonal.diag_embed()).abs().max() < 1e-4 and diagonal.min() > 0
 
 
 @pytest.mark.parametrize(
