@@ -44,8 +44,8 @@ def losses(out):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-# Recorded on a CPU; torch 2.11 and 2.13 agree to all digits. A change of the grammar, the tokenizer,
-# the model, the batches, the optimizer or the schedule shows here, and is recorded anew if meant.
+# Recorded on a CPU; torch 2.11 and 2.13 agree on every digit. A change of grammar, tokenizer,
+# model, batches, optimizer or schedule shows here, and is recorded anew if it was meant.
 GOLDEN = {
     "adamw": [6.2423, 5.7262, 5.3803, 5.2659, 5.3032, 5.2754, 5.2236],
     "muon": [6.2423, 5.7152, 5.3560, 5.2548, 5.2898, 5.2383, 5.1679],
