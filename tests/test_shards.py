@@ -98,6 +98,15 @@ def test_batches_are_a_pure_function_of_seed_and_number():
     assert first != second
 
 
+def test_every_epoch_has_an_order_of_its_own():
+    batches = Batches(Stories(lengths(300, 200)), EOT, 128, 256, 1, seed=5)
+    n = len(batches)
+    first, second = (
+        [int(batches[i].tokens[0, 0]) for i in range(start, start + n)] for start in (0, n)
+    )
+    assert sorted(first) == sorted(second) and first != second
+
+
 def test_a_larger_batch_is_the_smaller_ones_together():
     """What data-parallel ranks and accumulation rely on."""
     data = Stories(lengths(300, 200))
