@@ -70,11 +70,15 @@ def score(model, groups, eot, batch_size, autocast):
 
 
 def ratio(top, bottom):
-    """sum(top) / sum(bottom), and the half-width of its 95 % confidence interval (delta method)."""
-    mean, n = top.sum() / bottom.sum(), len(top)
+    """
+    sum(top) / sum(bottom), and the half-width of its 95 % confidence interval (delta method over
+    the groups), None where there is but one group.
+    """
+    mean, n = float(top.sum() / bottom.sum()), len(top)
+    if n == 1:
+        return mean, None
     spread = ((top - mean * bottom) ** 2).sum()
-    half = 1.96 * math.sqrt(spread * n / (n - 1)) / bottom.sum() if n > 1 else math.nan
-    return float(mean), half
+    return mean, 1.96 * math.sqrt(spread * n / (n - 1)) / float(bottom.sum())
 
 
 def main():
@@ -100,7 +104,7 @@ def main():
     bits, bits_half = ratio(nats / math.log(2), size)
     state, _ = checkpoint.read_state(out_dir, settings.checkpoint)
     print(f"{source}: {int(tokens.sum()):,} tokens, {int(size.sum()):,} bytes")
-    print(f"loss per token {loss:.4f} +- {loss_half:.4f}")
+    print(f"loss per token {loss:.4f}" + (f" +- {loss_half:.4f}" if loss_half else ""))
     print(f"perplexity {math.exp(loss):.4f}")
     print(f"bits per byte {bits:.4f}")
     result = {
