@@ -42,7 +42,7 @@ test: lint
 	$(PY) -m pytest -q -m "not slow"
 
 test-slow: .venv/ready
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -m slow -rP
 
 clean:
 	rm -rf .venv data out .pytest_cache .ruff_cache .hypothesis

