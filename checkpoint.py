@@ -15,7 +15,6 @@ Weights and state are safetensors, facts are JSON: nothing is ever unpickled.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from configs import ROOT, UserError
 from model import GPT, GPTConfig
+from shards import sha256
 from tokenizer import Tokenizer
 
 
@@ -37,12 +37,6 @@ def write_json(path, value):
     part = Path(f"{path}.part")
     part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)
-
-
-def sha256(path):
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_environment(device, data_manifest):
