@@ -4,10 +4,10 @@ Tokens on disk, and the packed batches made of them.
     data = Dataset("data/tinystories-bpe", "train")
     batch = Batches(data, eot, block_size=512, row_tokens=1024, batch_size=8, seed=1337)[0]
 
-data/<name>/ holds, for each split, uint16 little-endian token ids in shards (train_000.bin, ...) and
-the int64 start of every story (train_stories.npy); beside them tokenizer.json and manifest.json,
-which counts everything and has the sha256 of every file. A story is stored as <|endoftext|> and its
-tokens and never crosses a shard.
+data/<name>/ holds, for each split, uint16 little-endian token ids in shards (train_000.bin, ...)
+and the int64 start of every story (train_stories.npy); beside them tokenizer.json and
+manifest.json, which counts everything and has the sha256 of every file. A story is stored as
+<|endoftext|> and its tokens and never crosses a shard.
 """
 
 import bisect
