@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -206,6 +207,28 @@ def test_errors_leave_no_run_folder(data, tmp_path, changes, message):
         train.check(settings)
         Trainer(settings)
     assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def flip(data):
+    return data[:9] + bytes([data[9] ^ 1]) + data[10:]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda data: data[:-2], "bytes where manifest.json says"),
+        (flip, "does not match the sha256 in manifest.json"),
+    ],
+)
+def test_damaged_data_is_refused(data, tmp_path, damage, message):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    shard = copy / "train_000.bin"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(UserError) as error:
+        Trainer(settings_for(str(copy), tmp_path / "run"))
+    assert message in str(error.value) and "train_000.bin" in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
