@@ -28,8 +28,8 @@ from pathlib import Path
 import ftfy
 
 from configs import UserError
+from tokenizer import EOT
 
-EOT = "<|endoftext|>"
 BLOCK_BYTES, SCAN_BYTES = 1 << 20, 1 << 16  # of a block; of a look for its end
 OFFLINE = "without a network, use --source=storybook or a local file"
 _SKIP = re.compile(r"[\s,\[\]]*")  # what stands around the objects of a JSON array

@@ -64,6 +64,14 @@ def choose(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
+def room(model, prompt, max_new_tokens, limit):
+    """How many tokens may follow the prompt; raises UserError for one that fills all positions."""
+    limit = min(limit or model.config.block_size, model.config.block_size)
+    if len(prompt) >= limit:
+        raise UserError(f"the prompt has {len(prompt)} tokens, but the model ends at {limit}")
+    return min(max_new_tokens, limit - len(prompt))
+
+
 @torch.no_grad()
 def stream(model, prompt, eot, num_samples=1, max_new_tokens=500, limit=0, generator=None, **how):
     """
@@ -74,10 +82,7 @@ def stream(model, prompt, eot, num_samples=1, max_new_tokens=500, limit=0, gener
     Yields lists of num_samples ids, None for a story that has ended. Raises UserError for a prompt
     that fills all positions.
     """
-    limit = min(limit or model.config.block_size, model.config.block_size)
-    if len(prompt) >= limit:
-        raise UserError(f"the prompt has {len(prompt)} tokens, but the model ends at {limit}")
-    steps = min(max_new_tokens, limit - len(prompt))
+    steps = room(model, prompt, max_new_tokens, limit)
     cache = model.new_cache(num_samples, len(prompt) + steps)
     tokens = torch.tensor([prompt] * num_samples, device=model.wte.weight.device)
     alive = [True] * num_samples
@@ -116,10 +121,7 @@ def beam_search(model, prompt, eot, beams=5, max_new_tokens=500, limit=0):
     has by default); the search stops when `beams` have ended, or at the limit. Returns
     (new token ids, whether the story ended).
     """
-    limit = min(limit or model.config.block_size, model.config.block_size)
-    if len(prompt) >= limit:
-        raise UserError(f"the prompt has {len(prompt)} tokens, but the model ends at {limit}")
-    steps = min(max_new_tokens, limit - len(prompt))
+    steps = room(model, prompt, max_new_tokens, limit)
     device = model.wte.weight.device
     cache = model.new_cache(1, len(prompt) + steps)
     log_p = model(torch.tensor([prompt], device=device), cache=cache)[:, -1].float().log_softmax(-1)
