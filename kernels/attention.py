@@ -1,18 +1,57 @@
 """
 Causal attention inside a story.
 
-    O_i = sum_j softmax_j(scale * Q_i . K_j) V_j      over start_i <= j <= i
+    O_i = sum_j P_ij V_j,   P_ij = exp(S_ij) / sum_j' exp(S_ij'),   S_ij = scale * Q_i . K_j
 
-A row of a batch holds several stories, and token i attends from its own story's first token
-`start_i` to itself, so one int32 tensor says which tokens see each other. A window of w tokens is
-the same thing with start_i raised to i - w + 1 (`windowed`). `start=None` is plain causal.
+over start_i <= j <= i. A row of a batch holds several stories, and token i attends from its own
+story's first token `start_i` to itself, so one int32 tensor says which tokens see each other. A
+window of w tokens is the same thing with start_i raised to i - w + 1 (`windowed`). `start=None` is
+plain causal. `qkv` is packed as the projection leaves it, (B, T, 3, H, D), and the result is
+(B, T, H, D). Three ways to compute it, which agree to rounding:
 
-`qkv` is packed as the projection leaves it, (B, T, 3, H, D), and the result is (B, T, H, D).
-Two ways to compute it here, which agree to rounding:
+    math     the formula, written out: the reference of every test
+    sdpa     torch's fused attention; on a CPU story by story, since a dense T x T mask would spend
+             most of its time on pairs of tokens that belong to different stories
+    triton   the two kernels below, for CUDA
 
-    math   the formula, written out: the reference of every test
-    sdpa   torch's fused attention; on a CPU story by story, since a dense T x T mask would spend
-           most of its time on pairs of tokens that belong to different stories
+The forward pass (FlashAttention-2: Dao 2023, algorithm 1). P has T x T entries a head, and writing
+it to memory would cost far more than the matrix products. But a softmax can be taken in one sweep
+over the keys, a block at a time, with a running maximum m, sum z and output a:
+
+    m' = max(m, max_j S_j)     z' = z e^(m - m') + sum_j e^(S_j - m')
+                               a' = a e^(m - m') + sum_j e^(S_j - m') V_j
+
+and O = a / z at the end. P lives for one block, in registers. L = m + log z is kept for the
+backward pass, which can then recompute any P_ij = exp(S_ij - L_i) without a sweep. The kernels work
+in base 2, because a GPU has exp2 and not exp: S' = S log2(e), and L is the log2 of the sum.
+
+The backward pass, given dO. By the product rule dV_j = sum_i P_ij dO_i and dP_ij = dO_i . V_j.
+Through the softmax, dP_ij / dS_ik = P_ij ([j = k] - P_ik), hence
+
+    dS_ij = P_ij (dP_ij - delta_i),   delta_i = sum_j P_ij dP_ij = (sum_j P_ij V_j) . dO_i
+                                              = O_i . dO_i
+
+and with S = scale Q K^T,
+
+    dQ_i = scale sum_j dS_ij K_j         dK_j = scale sum_i dS_ij Q_i
+
+`_delta` computes delta. In `_backward` program i first owns key block i: it sweeps over the queries
+that see it and sums dK and dV. Then it owns query block i: it sweeps over the keys that it sees and
+sums dQ. Both recompute P, 7 matrix products where 5 would do, but no two programs ever write the
+same place: no atomics, the same bits every time, and since a late block has few queries after it
+and many keys before it, every program has the same work.
+
+What must move and be computed, N = B T tokens of C = H D channels, over the pairs (i, j) that see
+each other (N (T + 1) / 2 of them when plain causal), in bytes of a 2-byte type and in FLOPs:
+
+    forward     8 N C bytes (qkv in, O out)                      4 C pairs
+    backward   20 N C bytes (qkv, O, dO twice in; dqkv out)     14 C pairs
+
+Blocks of pairs that no story spans are never visited: a sweep over keys begins at the start of the
+block's first query, one over queries ends where `ends` says that nothing sees the block any more.
+
+Limits: D a multiple of 4 up to 128, float32, bfloat16 and float16, any T. Checked on no GPU so far:
+in Triton's interpreter, and compiled for sm_80, sm_90 and sm_100 (`python -m kernels.offline`).
 """
 
 import itertools
@@ -20,20 +59,37 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-IMPLEMENTATIONS = ("auto", "sdpa", "math")
+from kernels.backend import launch, tl, triton, unavailable
+
+IMPLEMENTATIONS = ("auto", "triton", "sdpa", "math")
+MAX_HEAD = 128
 
 
-def choose(name, device):
+def choose(name, device, head_size):
     """
     The implementation behind a setting, and why: (name, reason).
 
-    name: one of IMPLEMENTATIONS. device: where the model runs. Raises ValueError for other names.
+    name: one of IMPLEMENTATIONS. device: where the model runs. head_size: D. Raises ValueError for
+    other names, and for "triton" where it cannot run.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attn must be one of {', '.join(IMPLEMENTATIONS)}, not '{name}'")
+    if name == "triton":
+        why = unavailable(device)
+        if head_size % 4 or head_size > MAX_HEAD:
+            why = f"heads of {head_size} are not a multiple of 4 up to {MAX_HEAD}"
+        if why:
+            raise ValueError(f"attn=triton cannot run: {why}; use attn=sdpa")
     if name != "auto":
         return name, "as asked"
-    return "sdpa", f"torch's fused attention is the fastest here on {torch.device(device).type}"
+    device = torch.device(device).type
+    if device == "cuda" and not unavailable(device):
+        return "sdpa", "the default until a benchmark shows triton ahead; try --attn=triton"
+    return "sdpa", f"torch's fused attention is the fastest here on {device}"
+
+
+# ----------------------------------------------------------------------------------------------
+# who sees whom
 
 
 def windowed(start, window, shape, device):
@@ -47,6 +103,18 @@ def windowed(start, window, shape, device):
     return floor if start is None else torch.maximum(start, floor)
 
 
+def ends(start):
+    """
+    For each key, one past the last query that sees it: the other edge of the band of `start`.
+
+    start: (B, T) int32, nondecreasing in T. Returns (B, T) int32. Query i >= j sees key j if
+    start_i <= j, so the end is the number of starts up to j.
+    """
+    key = torch.arange(start.shape[1], dtype=start.dtype, device=start.device)
+    keys = key.expand_as(start).contiguous()
+    return torch.searchsorted(start.contiguous(), keys, right=True, out_int32=True)
+
+
 def mask_of(start):
     """start (B, T) int32 -> (B, 1, T, T) bool, True where query i (row) may see key j (column)."""
     position = torch.arange(start.shape[1], device=start.device)
@@ -54,16 +122,26 @@ def mask_of(start):
     return (causal & (position[None, None, :] >= start[:, :, None]))[:, None]
 
 
-def attention(qkv, start=None, scale=None, impl="sdpa"):
+# ----------------------------------------------------------------------------------------------
+# attention
+
+
+def attention(qkv, start=None, scale=None, impl="sdpa", end=None):
     """
     Attention of packed queries, keys and values.
 
     qkv: (B, T, 3, H, D) float. start: (B, T) int32, 0 <= start[b, i] <= i, nondecreasing in i; a
-    padding token's start is itself. scale: factor of the scores, default 1 / sqrt(D). impl: "sdpa"
-    or "math". Returns (B, T, H, D) of qkv's dtype.
+    padding token's start is that of a story of padding. scale: factor of the scores, above 0;
+    default 1 / sqrt(D). impl: "triton", "sdpa" or "math". end: `ends(start)`, where the caller has
+    it already, as one that attends in many layers should. Returns (B, T, H, D) of qkv's dtype.
     """
     if impl == "math":
         return attention_math(qkv, start, scale)
+    if impl == "triton":
+        if start is not None and end is None:
+            end = ends(start)
+        scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+        return flash_attention(qkv, start, end, scale)[0]
     if start is not None and qkv.device.type == "cpu" and _is_story_mask(start):
         return attention_by_story(qkv, start, scale)
     q, k, v = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
@@ -104,3 +182,359 @@ def attention_by_story(qkv, start, scale=None):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
         outs.append(out[0].transpose(0, 1))  # (L, H, D)
     return torch.cat(outs).view(B, T, H, D)
+
+
+# ----------------------------------------------------------------------------------------------
+# Triton: a tile of a head
+#
+# Triton's matrices have sides that are powers of two, for tensor cores from 16 up. The 33M model's
+# heads of 48, padded to 64, would waste a quarter of the work: so a tile is one such matrix or two
+# side by side, 32 + 16 columns. These functions are all that knows about it; what follows them
+# reads as if a tile were one (rows, D) matrix.
+
+
+@triton.constexpr_function
+def _left(D):
+    """Columns of a tile's first matrix: all of them where D is little less than a power of two."""
+    padded = max(16, (D + 15) // 16 * 16)
+    power = 1 << (padded.bit_length() - 1)  # at most padded
+    return power if padded <= power * 3 // 2 else 2 * power
+
+
+@triton.constexpr_function
+def _right(D):
+    """Columns of its second matrix, 0 where there is none."""
+    rest = D - _left(D)
+    return 0 if rest <= 0 else max(16, 1 << (rest - 1).bit_length())
+
+
+@triton.jit
+def _columns(D: tl.constexpr, SECOND: tl.constexpr):
+    """The columns of one of the two matrices, (1, width), and which of them are not padding."""
+    if SECOND:
+        columns = _left(D) + tl.arange(0, _right(D))[None, :]
+        return columns, (columns < D) | (_left(D) + _right(D) <= D)
+    else:
+        columns = tl.arange(0, _left(D))[None, :]
+        return columns, (columns < D) | (_left(D) <= D)
+
+
+@triton.jit
+def _load(matrix, rows, n_rows, STRIDE: tl.constexpr, D: tl.constexpr, CHECK: tl.constexpr):
+    """Rows of `matrix`, STRIDE elements apart. CHECK: those from n_rows on become zeros."""
+    inside = (rows[:, None] < n_rows) | (not CHECK)
+    columns, real = _columns(D, False)
+    x = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=inside & real, other=0.0)
+    if _right(D) == 0:
+        return (x,)
+    else:
+        columns, real = _columns(D, True)
+        y = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=inside & real, other=0.0)
+        return x, y
+
+
+@triton.jit
+def _store(matrix, rows, n_rows, tile, STRIDE: tl.constexpr, D: tl.constexpr):
+    """The reverse of _load, in the matrix's dtype; rows from n_rows on are left out."""
+    inside = rows[:, None] < n_rows
+    dtype = matrix.dtype.element_ty
+    columns, real = _columns(D, False)
+    tl.store(matrix + rows[:, None] * STRIDE + columns, tile[0].to(dtype), mask=inside & real)
+    if _right(D) > 0:
+        columns, real = _columns(D, True)
+        tl.store(matrix + rows[:, None] * STRIDE + columns, tile[1].to(dtype), mask=inside & real)
+
+
+@triton.jit
+def _zeros(ROWS: tl.constexpr, D: tl.constexpr):
+    x = tl.zeros((ROWS, _left(D)), tl.float32)
+    if _right(D) == 0:
+        return (x,)
+    else:
+        return x, tl.zeros((ROWS, _right(D)), tl.float32)
+
+
+@triton.jit
+def _scale(tile, factor):
+    """tile * factor; factor: (rows, 1) or a number."""
+    if len(tile) == 1:
+        return (tile[0] * factor,)
+    else:
+        return tile[0] * factor, tile[1] * factor
+
+
+@triton.jit
+def _dot_transposed(a, b):
+    """a b^T, (rows of a, rows of b): the dot products of the rows of two tiles, in float32."""
+    x = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")
+    if len(a) == 2:
+        x = tl.dot(a[1], tl.trans(b[1]), x, input_precision="ieee")
+    return x
+
+
+@triton.jit
+def _add_dot(tile, p, b):
+    """tile + p b, p (rows of the tile, rows of b) being rounded to b's dtype first."""
+    p = p.to(b[0].dtype)
+    x = tl.dot(p, b[0], tile[0], input_precision="ieee")
+    if len(b) == 1:
+        return (x,)
+    else:
+        return x, tl.dot(p, b[1], tile[1], input_precision="ieee")
+
+
+# ----------------------------------------------------------------------------------------------
+# Triton: the forward pass
+
+
+@triton.jit
+def _forward(
+    QKV, OUT, LSE, START, T, scale,
+    H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """
+    BLOCK queries of one head against the keys they see, STEP at a time.
+
+    QKV (B, T, 3, H, D), OUT (B, T, H, D), LSE (B, H, T) float32, START (B, T) int32, not read
+    unless STORIES. scale: of the scores, times log2(e). Grid: (H, blocks, B).
+    """
+    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK  # the longest sweeps come first
+    ROW: tl.constexpr = 3 * H * D  # elements from one token to the next
+    Q = QKV + batch * T * ROW + head * D
+    K, V = Q + H * D, Q + 2 * H * D
+
+    queries = first + tl.arange(0, BLOCK)
+    q = _load(Q, queries, T, ROW, D, True)
+    m = tl.full((BLOCK,), -1e38, tl.float32)
+    z = tl.zeros((BLOCK,), tl.float32)
+    a = _zeros(BLOCK, D)
+    begin = 0
+    if STORIES:
+        start = tl.load(START + batch * T + queries, mask=queries < T, other=0)
+        begin = tl.load(START + batch * T + first) // STEP * STEP
+
+    # First the keys before the block, then the block itself: only there the diagonal needs a mask
+    # within each tile, and only there the keys may reach past T.
+    for DIAGONAL in tl.static_range(2):
+        low, high = begin, first
+        if DIAGONAL:
+            low, high = first, tl.minimum(first + BLOCK, T)
+        for key in range(low, high, STEP):
+            keys = key + tl.arange(0, STEP)
+            k = _load(K, keys, T, ROW, D, DIAGONAL)
+            s = _dot_transposed(q, k) * scale  # (queries, keys), in units of log 2
+            # What is hidden becomes a large finite number, not -inf: a query that sees none of
+            # these keys then adds up garbage, not nan, and the first key that it does see, its own
+            # at the latest, shrinks that by 2^-huge = 0.
+            if STORIES:
+                s = tl.where(keys[None, :] >= start[:, None], s, -1e38)
+            if DIAGONAL:
+                s = tl.where(keys[None, :] <= queries[:, None], s, -1e38)
+            new_m = tl.maximum(m, tl.max(s, 1))
+            p = tl.exp2(s - new_m[:, None])
+            shrink = tl.exp2(m - new_m)
+            v = _load(V, keys, T, ROW, D, DIAGONAL)
+            a = _add_dot(_scale(a, shrink[:, None]), p, v)
+            z = z * shrink + tl.sum(p, 1)
+            m = new_m
+
+    out = OUT + batch * T * (H * D) + head * D
+    _store(out, queries, T, _scale(a, 1 / z[:, None]), H * D, D)
+    tl.store(LSE + (batch * H + head) * T + queries, m + tl.log2(z), mask=queries < T)
+
+
+# ----------------------------------------------------------------------------------------------
+# Triton: the backward pass
+
+
+@triton.jit
+def _delta(OUT, D_OUT, DELTA, T, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """DELTA (B, H, T) float32: O . dO of each query and head. Grid: (H, blocks, B)."""
+    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    base = batch * T * (H * D) + head * D
+    out = _load(OUT + base, rows, T, H * D, D, True)
+    d_out = _load(D_OUT + base, rows, T, H * D, D, True)
+    delta = tl.sum(out[0].to(tl.float32) * d_out[0].to(tl.float32), 1)
+    if len(out) == 2:
+        delta += tl.sum(out[1].to(tl.float32) * d_out[1].to(tl.float32), 1)
+    tl.store(DELTA + (batch * H + head) * T + rows, delta, mask=rows < T)
+
+
+@triton.jit
+def _backward(
+    QKV, D_OUT, LSE, DELTA, D_QKV, START, END, T, scale, scale_log2,
+    H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """
+    dK and dV of BLOCK keys of one head, then dQ of the same BLOCK tokens as queries.
+
+    Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e).
+    """
+    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    first = tl.program_id(1) * BLOCK
+    last = tl.minimum(first + BLOCK, T)  # one past the block
+    ROW: tl.constexpr = 3 * H * D
+    OUT_ROW: tl.constexpr = H * D
+    Q = QKV + batch * T * ROW + head * D
+    K, V = Q + H * D, Q + 2 * H * D
+    DO = D_OUT + batch * T * OUT_ROW + head * D
+    DQ = D_QKV + batch * T * ROW + head * D
+    LSE += (batch * H + head) * T
+    DELTA += (batch * H + head) * T
+    START += batch * T
+    rows = first + tl.arange(0, BLOCK)
+
+    # The block as keys, against the queries that see it. Everything stands transposed, (keys,
+    # queries), so that P^T and dS^T come out of one product just as the next one takes them in.
+    k = _load(K, rows, T, ROW, D, True)
+    v = _load(V, rows, T, ROW, D, True)
+    dk, dv = _zeros(BLOCK, D), _zeros(BLOCK, D)
+    end = T
+    if STORIES:
+        end = tl.load(END + batch * T + last - 1)
+    for DIAGONAL in tl.static_range(2):
+        low, high = first + BLOCK, end
+        if DIAGONAL:
+            low, high = first, last
+        for query in range(low, high, STEP):
+            queries = query + tl.arange(0, STEP)
+            q = _load(Q, queries, T, ROW, D, True)
+            do = _load(DO, queries, T, OUT_ROW, D, True)
+            lse = tl.load(LSE + queries, mask=queries < T, other=float("inf"))  # P is 0 past T
+            delta = tl.load(DELTA + queries, mask=queries < T, other=0.0)
+            p = tl.exp2(_dot_transposed(k, q) * scale_log2 - lse[None, :])
+            if STORIES:
+                start = tl.load(START + queries, mask=queries < T, other=0)
+                p = tl.where(rows[:, None] >= start[None, :], p, 0.0)
+            if DIAGONAL:
+                p = tl.where(rows[:, None] <= queries[None, :], p, 0.0)
+            dv = _add_dot(dv, p, do)
+            ds = p * (_dot_transposed(v, do) - delta[None, :])
+            dk = _add_dot(dk, ds, q)
+    _store(DQ + H * D, rows, T, _scale(dk, scale), ROW, D)
+    _store(DQ + 2 * H * D, rows, T, dv, ROW, D)
+
+    # The block as queries, against the keys that it sees. (New names throughout: a name that is
+    # there before a loop and assigned in it would be carried from step to step, in registers.)
+    q_i = _load(Q, rows, T, ROW, D, True)
+    do_i = _load(DO, rows, T, OUT_ROW, D, True)
+    lse_i = tl.load(LSE + rows, mask=rows < T, other=float("inf"))
+    delta_i = tl.load(DELTA + rows, mask=rows < T, other=0.0)
+    dq = _zeros(BLOCK, D)
+    begin = 0
+    if STORIES:
+        start_i = tl.load(START + rows, mask=rows < T, other=0)
+        begin = tl.load(START + first) // STEP * STEP
+    for DIAGONAL in tl.static_range(2):
+        low, high = begin, first
+        if DIAGONAL:
+            low, high = first, last
+        for key in range(low, high, STEP):
+            keys = key + tl.arange(0, STEP)
+            k_j = _load(K, keys, T, ROW, D, DIAGONAL)
+            v_j = _load(V, keys, T, ROW, D, DIAGONAL)
+            p = tl.exp2(_dot_transposed(q_i, k_j) * scale_log2 - lse_i[:, None])
+            if STORIES:
+                p = tl.where(keys[None, :] >= start_i[:, None], p, 0.0)
+            if DIAGONAL:
+                p = tl.where(keys[None, :] <= rows[:, None], p, 0.0)
+            ds = p * (_dot_transposed(do_i, v_j) - delta_i[:, None])
+            dq = _add_dot(dq, ds, k_j)
+    _store(DQ, rows, T, _scale(dq, scale), ROW, D)
+
+
+# ----------------------------------------------------------------------------------------------
+# torch's side
+
+
+def tiles(head_size, dtype, backward):
+    """
+    How a pass is cut: BLOCK and STEP in tokens, num_warps and num_stages, for `launch`.
+
+    Chosen from what compiles without spilling registers (`python -m kernels.offline`); a block's
+    two sweeps step through its diagonal, so STEP divides BLOCK.
+    """
+    if dtype == torch.float32:
+        block, step, warps = 32, 32, 4
+    elif head_size > 64:
+        block, step, warps = (128, 32, 8) if backward else (128, 64, 8)
+    else:
+        block, step, warps = 64, 64, 4
+    return {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": 2}
+
+
+LOG2_E = 1.4426950408889634
+
+
+@torch.library.custom_op("nanostories::attention", mutates_args=())
+def flash_attention(
+    qkv: torch.Tensor, start: torch.Tensor | None, end: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """attention's kernels: (out (B, T, H, D), log2 of each query's sum (B, H, T) float32)."""
+    qkv = qkv.contiguous()
+    B, T, _, H, D = qkv.shape
+    out, lse = qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
+    shape = tiles(D, qkv.dtype, backward=False)
+    stories = start is not None
+    first = start.contiguous() if stories else lse  # anything: not read
+    grid = (H, triton.cdiv(T, shape["BLOCK"]), B)
+    launch(
+        _forward, grid, qkv, out, lse, first, T, scale * LOG2_E, H=H, D=D, STORIES=stories, **shape
+    )
+    return out, lse
+
+
+@torch.library.custom_op("nanostories::attention_backward", mutates_args=())
+def flash_attention_backward(
+    d_out: torch.Tensor,
+    qkv: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    start: torch.Tensor | None,
+    end: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """The gradient of qkv, (B, T, 3, H, D), contiguous."""
+    qkv, d_out = qkv.contiguous(), d_out.contiguous()
+    B, T, _, H, D = qkv.shape
+    delta, d_qkv = torch.empty_like(lse), torch.empty_like(qkv)
+    shape = tiles(D, qkv.dtype, backward=True)
+    grid = (H, triton.cdiv(T, shape["BLOCK"]), B)
+    launch(_delta, grid, out, d_out, delta, T, H=H, D=D, BLOCK=shape["BLOCK"])
+    stories = start is not None
+    band = (start.contiguous(), end.contiguous()) if stories else (lse, lse)
+    launch(
+        _backward, grid, qkv, d_out, lse, delta, d_qkv, *band, T, scale, scale * LOG2_E,
+        H=H, D=D, STORIES=stories, **shape,
+    )  # fmt: skip
+    return d_qkv
+
+
+@flash_attention.register_fake
+def _(qkv, start, end, scale):
+    B, T, _, H, D = qkv.shape
+    return qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
+
+
+@flash_attention_backward.register_fake
+def _(d_out, qkv, out, lse, start, end, scale):
+    return qkv.new_empty(qkv.shape)
+
+
+def _save(ctx, inputs, output):
+    qkv, start, end, ctx.scale = inputs
+    ctx.save_for_backward(qkv, *output, start, end)
+    ctx.set_materialize_grads(False)  # nothing asks for the gradient of lse
+
+
+def _differentiate(ctx, d_out, _):
+    qkv, out, lse, start, end = ctx.saved_tensors
+    d_qkv = flash_attention_backward(d_out, qkv, out, lse, start, end, ctx.scale)
+    return d_qkv, None, None, None
+
+
+flash_attention.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,87 @@
+"""
+Triton, if it is here: what the kernel files share and no kernel should have to explain.
+
+Triton comes with torch's CUDA build on Linux and is absent elsewhere. The kernel files can then
+still be read, imported and used for their plain torch paths; `unavailable` says why no kernel runs.
+
+    TRITON_INTERPRET=1 python ...      runs the kernels on the CPU, in numpy: slowly, for study
+"""
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # a Mac, or an install without it: the kernels stay plain functions
+
+    class triton:
+        jit = constexpr_function = staticmethod(lambda function: function)
+
+    class tl:
+        constexpr = None
+
+
+_REPAIRED = []
+
+
+def interpreted():
+    """True if the kernels run on the CPU, in Triton's interpreter (TRITON_INTERPRET=1)."""
+    return hasattr(triton, "knobs") and triton.knobs.runtime.interpret
+
+
+def unavailable(device):
+    """Why no Triton kernel can run on this torch.device, in a few words; None if they can."""
+    device = torch.device(device)
+    if not hasattr(triton, "knobs"):
+        return "triton is not installed"
+    if interpreted():
+        return None
+    if device.type != "cuda":
+        return f"Triton kernels need a CUDA GPU, not {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "Triton kernels need a GPU of compute capability 8.0 (A100, RTX 30) or later"
+    return None
+
+
+def launch(kernel, grid, *args, **options):
+    """
+    Run `kernel` over `grid` on the GPU that holds its first argument, a tensor.
+
+    options: the kernel's constexpr arguments, num_warps and num_stages.
+    """
+    if interpreted():
+        _repair_interpreter()
+    with torch.cuda.device_of(args[0]):
+        # a * b + c in one rounding: asked for by name, since Triton's default is about to change
+        kernel[grid](*args, enable_fp_fusion=True, **options)
+
+
+def _repair_interpreter():
+    """
+    Make Triton's interpreter (3.6 to 3.9) compute in bfloat16 as a GPU does.
+
+    As shipped, it multiplies the raw bits of bfloat16 in tl.dot, and rounds float32 towards zero.
+    """
+    if _REPAIRED:
+        return
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    plain_dot, plain_cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def widen(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def dot(self, a, b, *rest):
+        return plain_dot(self, widen(a), widen(b), *rest)
+
+    def cast(self, x, to):
+        if (x.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
+            return plain_cast(self, x, to)
+        values = torch.from_numpy(np.ascontiguousarray(x.data)).bfloat16()  # to nearest even
+        return TensorHandle(values.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
+    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = dot, cast
+    _REPAIRED.append(True)

@@ -1,0 +1,193 @@
+"""
+Compile every kernel the launchers can choose, for GPUs that are not here, and read what came out.
+
+    python -m kernels.offline                       # a table of all: minutes, on any Linux CPU
+    python -m kernels.offline --arch=90 --head_size=48 --dtype=bfloat16
+
+Triton brings its own assembler and cuobjdump, so a machine without a GPU can see what decides a
+kernel's speed before any clock does: registers a thread (255 is the most; what does not fit goes to
+the stack, in slow memory), shared memory a block, whether the tensor cores are used, and whether
+the assembler had to serialize Hopper's asynchronous matrix products (wgmma), which says so in a
+message and nowhere else. `problems` turns that into words.
+
+The launches are recorded from the launchers themselves, so what is compiled here is what runs.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+
+from configs import UserError, load, run
+from kernels import attention, backend
+
+ARCHES = (80, 90, 100)
+SHARED_LIMIT = {80: 163, 90: 227, 100: 227}  # KiB a block may have (CUDA C++ guide, table 27)
+HEAD_SIZES = (4, 8, 16, 20, 32, 48, 64, 80, 96, 112, 128)
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Settings:
+    arch: int = 0  # compute capability without the dot, 80, 90 or 100; default: all
+    head_size: int = 0  # of attention; default: all sizes in HEAD_SIZES
+    dtype: str = ""  # bfloat16, float16 or float32; default: all
+    workers: int = os.cpu_count()  # processes
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one kernel became on one architecture."""
+
+    name: str  # the kernel and what it was specialised for
+    arch: int
+    dtype: str
+    registers: int  # a thread
+    stack: int  # bytes a thread: spilled registers and local arrays
+    shared: int  # bytes a block
+    tensor_cores: bool
+    serialized: bool
+
+    def problems(self):
+        """What is wrong with it, in words: [] is clean. Matrices in float32 use no tensor cores."""
+        checks = {
+            f"{self.stack} bytes of stack": self.stack > 0,
+            f"{self.shared} bytes of shared memory": self.shared > SHARED_LIMIT[self.arch] * 1024,
+            "no tensor cores": not self.tensor_cores and self.dtype != "float32",
+            "serialized wgmma": self.serialized,
+        }
+        return [problem for problem, there in checks.items() if there]
+
+
+def record(operation):
+    """[(kernel, arguments, options)] of the Triton launches that calling `operation` would make."""
+    launches = []
+
+    def note(kernel, grid, *args, **options):
+        launches.append((kernel, args, options))
+
+    with mock.patch.object(attention, "launch", note):
+        operation()
+    return launches
+
+
+def attention_launches(head_size, dtype, stories):
+    """The launches of a forward and a backward pass of attention."""
+    B, T, H = 1, 512, 16
+    qkv = torch.zeros(B, T, 3, H, head_size, dtype=dtype)
+    start = torch.zeros(B, T, dtype=torch.int32) if stories else None
+    out, lse = torch.zeros(B, T, H, head_size, dtype=dtype), torch.zeros(B, H, T)
+
+    def both():
+        attention.flash_attention(qkv, start, start, 1.0)
+        attention.flash_attention_backward(out, qkv, out, lse, start, start, 1.0)
+
+    return record(both)
+
+
+def compile_launch(kernel, args, options, arch):
+    """Compile one recorded launch for sm_<arch>; returns Triton's CompiledKernel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    known = ("num_warps", "num_stages", "enable_fp_fusion")
+    launch_options = {name: options[name] for name in known if name in options}
+    values = dict(zip(kernel.arg_names, args, strict=False))
+    values |= {name: value for name, value in options.items() if name not in known}
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        value = values[name]
+        if name in options:
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+            kind = str(value.dtype).removeprefix("torch.")
+            signature[name] = "*" + short.get(kind, kind.replace("int", "i"))
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32" if isinstance(value, int) else "fp32"
+            if isinstance(value, int) and value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    launch_options.setdefault("enable_fp_fusion", True)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch_options)
+
+
+def inspect(compiled, name, arch, dtype):
+    """The Report of a CompiledKernel."""
+    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = os.path.join(folder, "kernel.cubin"), os.path.join(folder, "kernel.ptx")
+        with open(cubin, "wb") as file:
+            file.write(compiled.asm["cubin"])
+        with open(ptx, "w") as file:
+            file.write(compiled.asm["ptx"])
+        show = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin]
+        usage = subprocess.run(show, check=True, capture_output=True, text=True).stdout
+        log = ""
+        if arch == 90:  # the only architecture with wgmma
+            assemble = [get_ptxas(arch).path, "-v", "--gpu-name=sm_90a", ptx, "-o", os.devnull]
+            log = subprocess.run(assemble, check=True, capture_output=True, text=True).stderr
+    registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
+    instruction = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[arch]
+    has_matrices = "tt.dot" in compiled.asm["ttir"]
+    tensor_cores = instruction in compiled.asm["ptx"] or not has_matrices
+    shared = compiled.metadata.shared
+    return Report(name, arch, dtype, registers, stack, shared, tensor_cores, "serialized" in log)
+
+
+def reports(head_size, dtype, stories, arch):
+    """[Report] of attention's kernels in one configuration."""
+    found = []
+    for kernel, args, options in attention_launches(head_size, getattr(torch, dtype), stories):
+        compiled = compile_launch(kernel, args, options, arch)
+        name = f"{kernel.__name__.lstrip('_')} D{head_size}{' stories' if stories else ''}"
+        found.append(inspect(compiled, name, arch, dtype))
+    return found
+
+
+def main():
+    settings, _ = load(Settings)
+    if backend.unavailable("cpu") == "triton is not installed":
+        raise UserError("triton is not installed: pip install triton (Linux)")
+    if backend.interpreted():
+        raise UserError("TRITON_INTERPRET is set: unset it, the interpreter compiles nothing")
+    arches = [settings.arch] if settings.arch else ARCHES
+    if not set(arches) <= set(ARCHES):
+        raise UserError(f"arch must be one of {', '.join(map(str, ARCHES))}")
+    head_sizes = [settings.head_size] if settings.head_size else HEAD_SIZES
+    dtypes = [settings.dtype] if settings.dtype else DTYPES
+    work = [
+        (head_size, dtype, stories, arch)
+        for head_size in head_sizes
+        for dtype in dtypes
+        for stories in (False, True)
+        for arch in arches
+    ]
+    print(f"{'kernel':28} {'dtype':9} {'sm':>4} {'registers':>10} {'shared':>8}  problems")
+    bad = 0
+    with ProcessPoolExecutor(settings.workers) as pool:
+        for found in pool.map(reports, *zip(*work, strict=True)):
+            for report in found:
+                problems = ", ".join(report.problems())
+                bad += bool(problems)
+                print(
+                    f"{report.name:28} {report.dtype:9} {report.arch:4} {report.registers:10} "
+                    f"{report.shared:8}  {problems}",
+                    flush=True,
+                )
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    run(main)
