@@ -185,7 +185,7 @@ def read_tensors(path):
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def load_model(out_dir, which="latest", device="cpu", attn="sdpa", **changes):
+def load_model(out_dir, which="latest", device="cpu", **changes):
     """
     The model of a run, in eval mode on `device`, and its tokenizer: (GPT, Tokenizer).
 
@@ -199,7 +199,7 @@ def load_model(out_dir, which="latest", device="cpu", attn="sdpa", **changes):
         raise UserError(f"no checkpoint in '{out_dir}'; the run has not saved one yet")
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
     try:
-        model = GPT(GPTConfig(**config["model"] | changes), attn)
+        model = GPT(GPTConfig(**config["model"] | changes))
         model.load_state_dict(read_tensors(path))
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} does not fit {out_dir}/config.json: {error}") from None

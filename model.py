@@ -28,7 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from configs import UserError
-from kernels.attention import attention, windowed
+from kernels.attention import attention, choose, ends, windowed
 from kernels.cross_entropy import linear_cross_entropy
 
 IGNORE = -1  # a target that does not count: padding
@@ -67,13 +67,14 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, start, impl, cache):
+    def forward(self, x, band, impl, cache):
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         if cache is not None and cache.length > 0:
             out = self.attend_to_cache(qkv, cache)
         else:
-            out = attention(qkv, start, self.scale, impl)
+            start, end = band
+            out = attention(qkv, start, self.scale, impl, end)
             if cache is not None:
                 cache.append(qkv)
         return self.c_proj(out.reshape(B, T, C))
@@ -105,8 +106,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x, start, impl, cache):
-        x = x + self.drop(self.attn(self.ln_1(x), start, impl, cache))
+    def forward(self, x, band, impl, cache):
+        x = x + self.drop(self.attn(self.ln_1(x), band, impl, cache))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -154,6 +155,15 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
+    def use_attention(self, name):
+        """Take the attention behind a setting; returns why that one, or raises UserError."""
+        config, device = self.config, self.wte.weight.device
+        try:
+            self.attn, why = choose(name, device, config.n_embd // config.n_head)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return why
+
     def window(self, layer):
         """How many tokens back layer number `layer` sees; 0: all (GPT-Neo's odd layers: 256)."""
         return self.config.window if layer % 2 else 0
@@ -176,12 +186,12 @@ class GPT(nn.Module):
                 raise ValueError(f"{past + T} tokens, but block_size is {self.config.block_size}")
             positions = torch.arange(past, past + T, device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
-        near = start
+        wide = near = self.band(start)
         if self.config.window and (cache is None or cache[0].length == 0):
-            near = windowed(start, self.config.window, (B, T), tokens.device)
+            near = self.band(windowed(start, self.config.window, (B, T), tokens.device))
         for i, block in enumerate(self.h):
-            layer_start = near if self.window(i) else start
-            x = block(x, layer_start, self.attn, cache[i] if cache else None)
+            band = near if self.window(i) else wide
+            x = block(x, band, self.attn, cache[i] if cache else None)
         x = self.ln_f(x)
         if targets is None:
             return self.head(x)
@@ -190,6 +200,10 @@ class GPT(nn.Module):
             x.flatten(0, 1), self.wte.weight, targets.flatten(), vocab_size, IGNORE, mean
         )
         return loss if mean else loss.view(B, T)
+
+    def band(self, start):
+        """(start, end): what attention asks of a batch, derived once for all layers."""
+        return start, None if start is None or self.attn != "triton" else ends(start)
 
     def head(self, x):
         """Hidden states (..., C) -> logits (..., vocab_size): the padding is cropped away."""

@@ -24,7 +24,7 @@ import torch
 import checkpoint
 from configs import UserError, load, run, show
 from corpus import dataset_folder
-from kernels.attention import choose
+from kernels.attention import IMPLEMENTATIONS
 from kernels.muon import Muon
 from model import GPT, IGNORE, GPTConfig, autocast_for, peak_flops, pick_device, pick_dtype
 from sample import generate
@@ -72,7 +72,7 @@ class Settings:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
     dtype: str = "auto"  # float32, bfloat16 or float16; auto: bfloat16 where the hardware has it
     compile: bool | None = None  # torch.compile; default: on CUDA
-    attn: str = "auto"  # attention: auto, sdpa or math
+    attn: str = "auto"  # attention: auto, triton, sdpa or math
 
 
 # ----------------------------------------------------------------------------------------------
@@ -205,10 +205,8 @@ def check(settings):
     if settings.optimizer not in ("adamw", "muon"):
         raise UserError(f"optimizer must be adamw or muon, not '{settings.optimizer}'")
     learning_rate(settings, 0, 0.0)
-    try:
-        choose(settings.attn, "cpu")
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    if settings.attn not in IMPLEMENTATIONS:
+        raise UserError(f"attn must be one of {', '.join(IMPLEMENTATIONS)}, not '{settings.attn}'")
 
 
 def open_data(settings):
@@ -225,13 +223,13 @@ def open_data(settings):
     return train, val, Tokenizer.load(settings.dataset)
 
 
-def build(settings, tokenizer, device, attn):
+def build(settings, tokenizer, device):
     """A model as the settings describe it, with the weights of init_from if that is given."""
     if not settings.init_from:
         shape = {name: getattr(settings, name) for name in (*SHAPE, "dropout")}
-        return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape), attn).to(device)
+        return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
     base, changes = settings.init_from, {"dropout": settings.dropout}
-    model, its_tokenizer = checkpoint.load_model(base, "latest", device, attn, **changes)
+    model, its_tokenizer = checkpoint.load_model(base, "latest", device, **changes)
     if not its_tokenizer.same_as(tokenizer):
         raise UserError(
             f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
@@ -296,7 +294,6 @@ class Trainer:
         self.device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, self.device)
         self.autocast = autocast_for(self.device, dtype)
-        attn, why = choose(settings.attn, self.device)
 
         self.train_data, self.val_data, self.tokenizer = open_data(settings)
         shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
@@ -307,7 +304,8 @@ class Trainer:
 
         torch.manual_seed(settings.seed)
         start = replace(settings, init_from=settings.out_dir) if settings.resume else settings
-        self.model = build(start, self.tokenizer, self.device, attn)
+        self.model = build(start, self.tokenizer, self.device)
+        why = self.model.use_attention(settings.attn)
         self.optimizers = make_optimizer(self.model, settings)
         checkpoint.restore_optimizers(self.model, self.optimizers, moments)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
@@ -319,7 +317,7 @@ class Trainer:
         context = float((self.batches.length / self.train_data.tokens) @ self.batches.length / 2)
         self.flops = self.model.flops_per_token(context)
         self.peak = peak_flops(self.device)
-        self.describe(dtype, f"{attn} ({why})", epoch)
+        self.describe(dtype, f"{self.model.attn} ({why})", epoch)
 
     def describe(self, dtype, attn, epoch):
         """Say what is trained on what, and write the run folder's fixed files."""

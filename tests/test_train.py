@@ -194,7 +194,7 @@ def test_orthogonal_brings_singular_values_near_one(shape):
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"schedule": "cosin"}, "schedule must be cosine, linear or constant, not 'cosin'"),
         ({"optimizer": "sgd"}, "optimizer must be adamw or muon, not 'sgd'"),
-        ({"attn": "flash"}, "attn must be one of auto, sdpa, math, not 'flash'"),
+        ({"attn": "flash"}, "attn must be one of auto, triton, sdpa, math, not 'flash'"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"dtype": "int8"}, "dtype must be auto, float32, bfloat16 or float16, not 'int8'"),
         ({"row_tokens": 64}, "row_tokens 64 is less than block_size 128"),
