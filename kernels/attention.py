@@ -59,7 +59,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import launch, tl, triton, unavailable
+from kernels.backend import launch, tl, triton, unavailable, warpgroups
 
 IMPLEMENTATIONS = ("auto", "triton", "sdpa", "math")
 MAX_HEAD = 128
@@ -195,17 +195,14 @@ def attention_by_story(qkv, start, scale=None):
 
 @triton.constexpr_function
 def _left(D):
-    """Columns of a tile's first matrix: all of them where D is little less than a power of two."""
-    padded = max(16, (D + 15) // 16 * 16)
-    power = 1 << (padded.bit_length() - 1)  # at most padded
-    return power if padded <= power * 3 // 2 else 2 * power
+    """Columns of a tile's first matrix: a power of two."""
+    return 16 if D <= 16 else D - 16 if D in (48, 80) else triton.next_power_of_2(D)
 
 
 @triton.constexpr_function
 def _right(D):
     """Columns of its second matrix, 0 where there is none."""
-    rest = D - _left(D)
-    return 0 if rest <= 0 else max(16, 1 << (rest - 1).bit_length())
+    return 16 if D in (48, 80) else 0
 
 
 @triton.jit
@@ -451,20 +448,25 @@ def _backward(
 # torch's side
 
 
-def tiles(head_size, dtype, backward):
+def tiles(head_size, dtype, backward, device):
     """
     How a pass is cut: BLOCK and STEP in tokens, num_warps and num_stages, for `launch`.
 
-    Chosen from what compiles without spilling registers (`python -m kernels.offline`); a block's
-    two sweeps step through its diagonal, so STEP divides BLOCK.
+    Chosen from what compiles without spilling registers on the device's kind of tensor cores
+    (`python -m kernels.offline`). STEP divides BLOCK.
     """
+    wide = warpgroups(device)
     if dtype == torch.float32:
-        block, step, warps = 32, 32, 4
+        block, step, warps, stages = 32, 16, 4, 2
     elif head_size > 64:
-        block, step, warps = (128, 32, 8) if backward else (128, 64, 8)
+        block, step, warps, stages = (128, 64, 8, 2) if wide and not backward else (64, 32, 8, 2)
+    elif backward and wide and head_size > 32:
+        block, step, warps, stages = 128, 64, 8, 2
+    elif backward and not wide and head_size > 16:
+        block, step, warps, stages = 64, 32, 4, 3
     else:
-        block, step, warps = 64, 64, 4
-    return {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": 2}
+        block, step, warps, stages = 64, 64, 4, 2
+    return {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}
 
 
 LOG2_E = 1.4426950408889634
@@ -478,7 +480,7 @@ def flash_attention(
     qkv = qkv.contiguous()
     B, T, _, H, D = qkv.shape
     out, lse = qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
-    shape = tiles(D, qkv.dtype, backward=False)
+    shape = tiles(D, qkv.dtype, False, qkv.device)
     stories = start is not None
     first = start.contiguous() if stories else lse  # anything: not read
     grid = (H, triton.cdiv(T, shape["BLOCK"]), B)
@@ -502,7 +504,7 @@ def flash_attention_backward(
     qkv, d_out = qkv.contiguous(), d_out.contiguous()
     B, T, _, H, D = qkv.shape
     delta, d_qkv = torch.empty_like(lse), torch.empty_like(qkv)
-    shape = tiles(D, qkv.dtype, backward=True)
+    shape = tiles(D, qkv.dtype, True, qkv.device)
     grid = (H, triton.cdiv(T, shape["BLOCK"]), B)
     launch(_delta, grid, out, d_out, delta, T, H=H, D=D, BLOCK=shape["BLOCK"])
     stories = start is not None

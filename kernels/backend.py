@@ -18,21 +18,26 @@ except ImportError:  # a Mac, or an install without it: the kernels stay plain f
         jit = constexpr_function = staticmethod(lambda function: function)
 
     class tl:
-        constexpr = None
+        constexpr = staticmethod(lambda value: value)
 
 
 _REPAIRED = []
 
 
+def installed():
+    """True if there is a Triton to compile or interpret the kernels."""
+    return hasattr(triton, "knobs")
+
+
 def interpreted():
     """True if the kernels run on the CPU, in Triton's interpreter (TRITON_INTERPRET=1)."""
-    return hasattr(triton, "knobs") and triton.knobs.runtime.interpret
+    return installed() and triton.knobs.runtime.interpret
 
 
 def unavailable(device):
     """Why no Triton kernel can run on this torch.device, in a few words; None if they can."""
     device = torch.device(device)
-    if not hasattr(triton, "knobs"):
+    if not installed():
         return "triton is not installed"
     if interpreted():
         return None
@@ -41,6 +46,11 @@ def unavailable(device):
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "Triton kernels need a GPU of compute capability 8.0 (A100, RTX 30) or later"
     return None
+
+
+def warpgroups(device):
+    """True if four warps share a matrix product: Hopper and data-center Blackwell GPUs."""
+    return interpreted() or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def launch(kernel, grid, *args, **options):

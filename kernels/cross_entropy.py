@@ -1,74 +1,385 @@
 """
 The output head and its cross-entropy in one operation, without the N x V logits.
 
-    loss_n = logsumexp_v(h_n . W_v) - h_n . W_t(n)
-    d loss_n / d h_n = sum_v (p_nv - [v = t(n)]) W_v,      p_n = softmax(W h_n)
-    d loss_n / d W_v = (p_nv - [v = t(n)]) h_n
+    loss_n = log sum_v exp(S_nv) - S_nt,     S_nv = h_n . W_v,     t = the target of n
+    d loss_n / d h_n = sum_v (p_nv - [v = t]) W_v,                 p_nv = exp(S_nv) / sum_v' ...
+    d loss_n / d W_v = sum_n (p_nv - [v = t]) h_n
 
-Both gradients need only p, so the forward pass forms it for a few hundred rows at a time, adds what
-those rows contribute to both gradients, and forgets it: the chunk stays in the CPU's cache, where
-the whole matrix would cross the memory bus six times. Elsewhere than on a CPU the two plain
-operations run, which torch.compile fuses.
+With a vocabulary of 50,000 the logits S are the largest thing of a training step by far: 32,768
+tokens make 3 GB of them in bfloat16, and eager PyTorch holds several copies. Both gradients need
+only p, and p follows from S, so S is made, used and forgotten a part at a time. Two ways, the
+better of which depends on C = n_embd, because remaking S costs 2 N V C operations:
+
+    recompute   for small C. Two Triton kernels that keep a tile of S in registers, as attention
+                does: one sweeps over the vocabulary and makes the loss and d h (which is
+                attention with K = V = W), one sweeps over the tokens and makes d W.
+    chunks      for larger C. The logits of CHUNK tokens come from a plain matrix product; one
+                Triton kernel turns each row into its loss and, in place, into p - [v = t]; two
+                more products make d h and d W. For a mean all of this happens in the forward pass:
+                its gradients are those of the sum but for one factor, known later.
+    torch       chunks, with the kernel's work done by torch: for CPUs, where a chunk stays in the
+                cache and the whole would cross the memory bus six times.
+
+N tokens, elements of 2 bytes; a tile is read from memory once for each block of the other side:
+
+                 products     bytes beyond h, W and their gradients
+    recompute    8 N V C      W once for each 64 tokens, h once for each 64 words (both fit in L2)
+    chunks       6 N V C      6 N V of logits, CHUNK x V of them at a time
+    eager        6 N V C     at least 16 N V, all of them at the same time
+
+A target that the model is sure of has p near 1, and p - 1 would lose its digits if p were rounded
+to bfloat16 first. So d h leaves the target out of the rounded sum and adds (p_t - 1) W_t in full.
+
+Checked on no GPU so far: in Triton's interpreter, and compiled for sm_80, sm_90 and sm_100
+(`python -m kernels.offline`). The limit C <= 128 for `recompute` is computed, not measured.
 """
 
 import torch
 import torch.nn.functional as F
 
-CHUNK = 512  # rows; 512 x 4,096 float32 logits are 8 MB
+from kernels.backend import launch, tl, triton, unavailable, warpgroups
+
+IMPLEMENTATIONS = ("recompute", "chunks", "torch")
+CHUNK = {"cpu": 512, "cuda": 4096}  # tokens; of 50,304 words, 4,096 take 0.4 GB in bfloat16
+LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, ignore_index):
-        """hidden (N, C), weight (V, C), targets (N,) -> the mean loss; makes the gradients too."""
-        total = hidden.new_zeros((), dtype=torch.float32)
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for first in range(0, len(hidden), CHUNK):
-            rows = slice(first, first + CHUNK)
-            log_p, target, counts = _log_softmax(hidden[rows], weight, targets[rows], ignore_index)
-            total -= (log_p.gather(1, target) * counts).sum()
-            d_logits = log_p.exp_()
-            d_logits.scatter_add_(1, target, torch.full_like(counts, -1.0))
-            d_logits.mul_(counts)
-            d_hidden[rows] = d_logits @ weight
-            d_weight += d_logits.T @ hidden[rows]
-        n = (targets != ignore_index).sum()
-        ctx.save_for_backward(d_hidden, d_weight, n)
-        return total / n
-
-    @staticmethod
-    def backward(ctx, d_loss):
-        d_hidden, d_weight, n = ctx.saved_tensors
-        scale = d_loss / n
-        return d_hidden * scale, d_weight * scale, None, None
+def choose(device, dtype, n_embd):
+    """The implementation for a torch.device, a compute dtype and C: one of IMPLEMENTATIONS."""
+    if torch.device(device).type != "cuda" or unavailable(device):
+        return "torch"
+    return regime(dtype, n_embd)
 
 
-def _log_softmax(hidden, weight, targets, ignore_index):
-    """For R rows: log p (R, V) float32, a valid target (R, 1), 1 where it counts, else 0 (R, 1)."""
-    log_p = F.linear(hidden, weight).float().log_softmax(-1)
-    counts = (targets != ignore_index)[:, None]
-    return log_p, targets[:, None].where(counts, 0), counts.float()
+def regime(dtype, n_embd):
+    """The better of the two ways with kernels: "recompute" or "chunks"."""
+    # Without tensor cores, as in float32, remaking the logits costs more than storing them.
+    return "recompute" if n_embd <= 128 and dtype != torch.float32 else "chunks"
 
 
-def linear_cross_entropy(hidden, weight, targets, vocab_size, ignore_index=-1, mean=True):
+def linear_cross_entropy(
+    hidden, weight, targets, vocab_size, ignore_index=-1, mean=True, impl=None
+):  # fmt: skip
     """
     Cross-entropy of softmax(hidden W^T) against targets.
 
     hidden: (N, C) float. weight: (V_padded, C) float; rows from vocab_size on are padding, which
     takes no part and gets no gradient. targets: (N,) int64, ignore_index where nothing counts.
-    Returns nats, float32: the mean over the targets that count (nan where none does), or with
-    mean=False a loss for each row (N,), 0 where ignored.
+    impl: one of IMPLEMENTATIONS, default what `choose` takes. Computed in autocast's dtype where
+    that is on, else in hidden's. Returns nats, float32: the mean over the targets that count (nan
+    where none does), or with mean=False a loss for each row (N,), 0 where ignored.
     """
-    weight = weight[:vocab_size]
-    if hidden.device.type != "cpu":
-        logits = F.linear(hidden, weight).float()
-        reduction = "mean" if mean else "none"
-        return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction)
-    if mean and torch.is_grad_enabled():
-        return _ChunkedLoss.apply(hidden, weight, targets, ignore_index)
-    losses = []
-    for rows, rows_targets in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-        log_p, target, counts = _log_softmax(rows, weight, rows_targets, ignore_index)
-        losses.append(-(log_p.gather(1, target) * counts)[:, 0])
-    losses = torch.cat(losses)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    impl = impl or choose(hidden.device, dtype, hidden.shape[1])
+    grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    sizes = (vocab_size, ignore_index)
+    losses = fused_loss(hidden, weight, targets, *sizes, mean, grad, impl, dtype)[0]
     return losses.sum() / (targets != ignore_index).sum() if mean else losses
+
+
+# ----------------------------------------------------------------------------------------------
+# Triton: recompute
+
+
+@triton.jit
+def _rows(matrix, rows, n_rows, C: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows of a matrix (n_rows, C) as a tile (rows, WIDTH): zeros beyond its edges."""
+    columns = tl.arange(0, WIDTH)[None, :]
+    inside = (rows[:, None] < n_rows) & ((columns < C) | (WIDTH == C))
+    return tl.load(matrix + rows[:, None].to(tl.int64) * C + columns, mask=inside, other=0.0)
+
+
+@triton.jit
+def _sweep_words(
+    HIDDEN, WEIGHT, TARGETS, LOSS, LSE, D_HIDDEN, N, V, ignore_index,
+    C: tl.constexpr, WIDTH: tl.constexpr, GRAD: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """
+    Loss of BLOCK tokens, and with GRAD its gradient, from all V words, STEP at a time.
+
+    HIDDEN, D_HIDDEN (N, C), WEIGHT (V, C), TARGETS (N,); LOSS (N,) and LSE (N,), the log2 of each
+    row's sum, float32. WIDTH: C rounded up to a power of two. The running maximum m, sum z and
+    output a are those of attention.py.
+    """
+    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
+    counts = target != ignore_index
+    target = tl.where(counts, target, 0)
+    h = _rows(HIDDEN, tokens, N, C, WIDTH)
+    m = tl.full((BLOCK,), -1e38, tl.float32)
+    z = tl.zeros((BLOCK,), tl.float32)
+    a = tl.zeros((BLOCK, WIDTH), tl.float32)
+    for LAST in tl.static_range(2):  # whole steps, then what is left of the vocabulary
+        low, high = 0, V // STEP * STEP
+        if LAST:
+            low, high = V // STEP * STEP, V
+        for word in range(low, high, STEP):
+            words = word + tl.arange(0, STEP)
+            w = _rows(WEIGHT, words, V, C, WIDTH)
+            s = tl.dot(h, tl.trans(w), input_precision="ieee") * LOG2_E  # (tokens, words)
+            if LAST:
+                s = tl.where(words[None, :] < V, s, -1e38)
+            new_m = tl.maximum(m, tl.max(s, 1))
+            p = tl.exp2(s - new_m[:, None])
+            shrink = tl.exp2(m - new_m)
+            z = z * shrink + tl.sum(p, 1)
+            if GRAD:
+                p = tl.where(words[None, :] == target[:, None], 0.0, p).to(w.dtype)
+                a = tl.dot(p, w, a * shrink[:, None], input_precision="ieee")
+            m = new_m
+    lse = m + tl.log2(z)
+    w_target = _rows(WEIGHT, target, V, C, WIDTH).to(tl.float32)
+    s_target = tl.sum(h.to(tl.float32) * w_target, 1) * LOG2_E
+    tl.store(LSE + tokens, lse, mask=tokens < N)
+    tl.store(LOSS + tokens, tl.where(counts, (lse - s_target) * LN_2, 0.0), mask=tokens < N)
+    if GRAD:
+        d = a / z[:, None] + (tl.exp2(s_target - lse) - 1)[:, None] * w_target
+        d = tl.where(counts[:, None], d, 0.0)
+        columns = tl.arange(0, WIDTH)[None, :]
+        place = D_HIDDEN + tokens[:, None].to(tl.int64) * C + columns
+        inside = (tokens[:, None] < N) & (columns < C)
+        tl.store(place, d.to(D_HIDDEN.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _sweep_tokens(
+    HIDDEN, WEIGHT, TARGETS, LSE, D_LOSS, D_WEIGHT, N, V, V_PADDED, ignore_index,
+    C: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """
+    Gradient of BLOCK words' weights from all N tokens, STEP at a time.
+
+    As in _sweep_words; D_LOSS (N,) float32, D_WEIGHT (V_PADDED, C) float32, 0 from row V on.
+    """
+    words = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    w = _rows(WEIGHT, words, V, C, WIDTH)
+    d = tl.zeros((BLOCK, WIDTH), tl.float32)
+    for token in range(0, N, STEP):
+        tokens = token + tl.arange(0, STEP)
+        h = _rows(HIDDEN, tokens, N, C, WIDTH)
+        target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
+        d_loss = tl.load(D_LOSS + tokens, mask=tokens < N, other=0.0)
+        d_loss = tl.where(target != ignore_index, d_loss, 0.0)
+        lse = tl.load(LSE + tokens, mask=tokens < N, other=float("inf"))
+        s = tl.dot(w, tl.trans(h), input_precision="ieee") * LOG2_E  # (words, tokens)
+        p = tl.exp2(s - lse[None, :])
+        p = tl.where(words[:, None] == target[None, :], p - 1, p) * d_loss[None, :]
+        d = tl.dot(p.to(h.dtype), h, d, input_precision="ieee")
+    columns = tl.arange(0, WIDTH)[None, :]
+    place = D_WEIGHT + words[:, None].to(tl.int64) * C + columns
+    d = tl.where(words[:, None] < V, d, 0.0)
+    tl.store(place, d, mask=(words[:, None] < V_PADDED) & (columns < C))
+
+
+# ----------------------------------------------------------------------------------------------
+# Triton: chunks
+
+
+@triton.jit
+def _softmax_gradient(
+    LOGITS, TARGETS, D_LOSS, LOSS, V, V_PADDED, ignore_index,
+    GRAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """
+    One row of LOGITS (rows, V_PADDED): its loss, and with GRAD in its place D_LOSS (p - [v = t]).
+
+    The padding and ignored rows become zeros.
+    """
+    row = tl.program_id(0)
+    LOGITS += row.to(tl.int64) * V_PADDED
+    target = tl.load(TARGETS + row)
+    counts = target != ignore_index
+    # A maximum and a sum for each of BLOCK lanes, put together at the end.
+    m = tl.full((BLOCK,), -1e38, tl.float32)
+    z = tl.zeros((BLOCK,), tl.float32)
+    for word in range(0, V, BLOCK):
+        words = word + tl.arange(0, BLOCK)
+        s = tl.load(LOGITS + words, mask=words < V, other=-1e38).to(tl.float32)
+        s = tl.where(words < V, s * LOG2_E, -1e38)
+        new_m = tl.maximum(m, s)
+        z = z * tl.exp2(m - new_m) + tl.exp2(s - new_m)
+        m = new_m
+    top = tl.max(m, 0)
+    lse = top + tl.log2(tl.sum(z * tl.exp2(m - top), 0))
+    s_target = tl.load(LOGITS + tl.where(counts, target, 0)).to(tl.float32) * LOG2_E
+    tl.store(LOSS + row, tl.where(counts, (lse - s_target) * LN_2, 0.0))
+    if GRAD:
+        d_loss = tl.where(counts, tl.load(D_LOSS + row), 0.0)
+        tl.debug_barrier()  # the target's logit is read by all before one of them replaces it
+        for word in range(0, V_PADDED, BLOCK):
+            words = word + tl.arange(0, BLOCK)
+            s = tl.load(LOGITS + words, mask=words < V, other=0.0).to(tl.float32) * LOG2_E
+            d = (tl.exp2(s - lse) - tl.where(words == target, 1.0, 0.0)) * d_loss
+            d = tl.where(words < V, d, 0.0).to(LOGITS.dtype.element_ty)
+            tl.store(LOGITS + words, d, mask=words < V_PADDED)
+
+
+# ----------------------------------------------------------------------------------------------
+# torch's side
+
+
+def tiles(n_embd, dtype, device):
+    """How a sweep is cut: its constexprs, num_warps and num_stages, for `launch`."""
+    width = max(16, triton.next_power_of_2(n_embd))
+    block = 32 if dtype == torch.float32 else 64
+    step = 32 if width > 64 and not warpgroups(device) else block
+    shape = {"C": n_embd, "WIDTH": width, "BLOCK": block, "STEP": step}
+    return shape | {"num_warps": 4, "num_stages": 2}
+
+
+def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_index, grad):
+    """_softmax_gradient in torch's own operations; logits have no padding here."""
+    log_p = logits.float().log_softmax(-1)
+    counts = (targets != ignore_index)[:, None]
+    target = targets[:, None].where(counts, 0)
+    losses.copy_(-(log_p.gather(1, target) * counts)[:, 0])
+    if grad:
+        gradient = log_p.exp_().scatter_add_(1, target, torch.full_like(d_loss[:, None], -1.0))
+        logits.copy_(gradient.mul_(counts * d_loss[:, None]))
+
+
+def _add_product(total, a, b):
+    """total += a b, with total float32 and a, b perhaps of 16 bits."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
+
+
+def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, impl):
+    """
+    (losses (N,), d hidden (N, C), d weight (V_padded, C) float32), the gradients if `grad` and of
+    sum(d_loss * losses); hidden and weight are of the dtype to compute in.
+    """
+    N, V_padded = len(hidden), len(weight)
+    losses = hidden.new_empty(N, dtype=torch.float32)
+    d_hidden = torch.empty_like(hidden) if grad else None
+    d_weight = torch.zeros_like(weight, dtype=torch.float32) if grad else None
+    # The kernel wants the padding, for aligned rows; torch's operations are better off without.
+    width = vocab_size if impl == "torch" else V_padded
+    weight = weight[:width]
+    size = CHUNK.get(hidden.device.type, CHUNK["cuda"])
+    for first in range(0, N, size):
+        rows = slice(first, first + size)
+        logits = F.linear(hidden[rows], weight)
+        args = (logits, targets[rows], d_loss[rows], losses[rows], vocab_size)
+        if impl == "torch":
+            _softmax_gradient_torch(*args, ignore_index, grad)
+        else:
+            shape = {"BLOCK": 4096, "num_warps": 8}
+            sizes = (width, ignore_index)
+            launch(_softmax_gradient, (len(logits),), *args, *sizes, GRAD=grad, **shape)
+        if grad:
+            torch.mm(logits, weight, out=d_hidden[rows])
+            _add_product(d_weight[:width], logits.T, hidden[rows])
+    return losses, d_hidden, d_weight
+
+
+@torch.library.custom_op("nanostories::linear_cross_entropy", mutates_args=())
+def fused_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    vocab_size: int,
+    ignore_index: int,
+    uniform: bool,
+    grad: bool,
+    impl: str,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Losses (N,) and what their backward pass needs: (losses, lse, d hidden, d weight).
+
+    uniform: every loss will have the same gradient, as under a mean. grad: there will be a backward
+    pass. Of the last three, those that this way of computing does not make have no elements.
+    """
+    N, C = hidden.shape
+    with torch.autocast(hidden.device.type, enabled=False):
+        h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
+        nothing = h.new_empty(0)
+        if impl == "recompute":
+            losses, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
+            d_hidden = torch.empty_like(h) if grad else nothing
+            shape = tiles(C, dtype, h.device)
+            grid = (triton.cdiv(N, shape["BLOCK"]),)
+            args = (h, w, targets, losses, lse, d_hidden, N, vocab_size, ignore_index)
+            launch(_sweep_words, grid, *args, GRAD=grad, **shape)
+            return losses, lse, d_hidden, h.new_empty(0)
+        now = grad and uniform
+        ones = h.new_ones(N, dtype=torch.float32)
+        losses, d_hidden, d_weight = _in_chunks(
+            h, w, targets, ones, vocab_size, ignore_index, now, impl
+        )
+        lse = h.new_empty(0, dtype=torch.float32)
+        return losses, lse, d_hidden if now else nothing, d_weight if now else h.new_empty(0)
+
+
+@torch.library.custom_op("nanostories::linear_cross_entropy_backward", mutates_args=())
+def fused_loss_backward(
+    d_losses: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    lse: torch.Tensor,
+    d_hidden: torch.Tensor,
+    d_weight: torch.Tensor,
+    vocab_size: int,
+    ignore_index: int,
+    impl: str,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of hidden and weight, in their dtypes, from those of the losses (N,)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        d_losses = d_losses.float().contiguous()
+        if d_weight.numel():  # made with the losses, for a gradient of 1
+            d_hidden, d_weight = d_hidden * d_losses[:, None], d_weight * d_losses[:1]
+        else:
+            h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
+            if impl == "recompute":
+                d_weight = torch.empty_like(w, dtype=torch.float32)
+                shape = tiles(h.shape[1], dtype, h.device)
+                grid = (triton.cdiv(len(w), shape["BLOCK"]),)
+                sizes = (len(h), vocab_size, len(w), ignore_index)
+                launch(_sweep_tokens, grid, h, w, targets, lse, d_losses, d_weight, *sizes, **shape)
+                d_hidden = d_hidden * d_losses[:, None]
+            else:
+                _, d_hidden, d_weight = _in_chunks(
+                    h, w, targets, d_losses, vocab_size, ignore_index, True, impl
+                )
+        return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype)
+
+
+@fused_loss.register_fake
+def _(hidden, weight, targets, vocab_size, ignore_index, uniform, grad, impl, dtype):
+    recompute, now = impl == "recompute", impl != "recompute" and grad and uniform
+    floats = {"dtype": torch.float32}
+    return (
+        hidden.new_empty(len(hidden), **floats),
+        hidden.new_empty(len(hidden) if recompute else 0, **floats),
+        hidden.new_empty(hidden.shape if now or (recompute and grad) else 0, dtype=dtype),
+        hidden.new_empty(weight.shape, **floats) if now else hidden.new_empty(0, dtype=dtype),
+    )
+
+
+@fused_loss_backward.register_fake
+def _(d_losses, hidden, weight, *rest):
+    return torch.empty_like(hidden), torch.empty_like(weight)
+
+
+def _save(ctx, inputs, output):
+    hidden, weight, targets, vocab_size, ignore_index, _, _, impl, dtype = inputs
+    ctx.constants = (vocab_size, ignore_index, impl, dtype)
+    ctx.save_for_backward(hidden, weight, targets, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, d_losses, *_):
+    gradients = fused_loss_backward(d_losses, *ctx.saved_tensors, *ctx.constants)
+    return *gradients, *[None] * 7
+
+
+fused_loss.register_autograd(_differentiate, setup_context=_save)

@@ -2,7 +2,7 @@
 Compile every kernel the launchers can choose, for GPUs that are not here, and read what came out.
 
     python -m kernels.offline                       # a table of all: minutes, on any Linux CPU
-    python -m kernels.offline --arch=90 --head_size=48 --dtype=bfloat16
+    python -m kernels.offline --arch=90 --only=attention,D=48,bfloat16
 
 Triton brings its own assembler and cuobjdump, so a machine without a GPU can see what decides a
 kernel's speed before any clock does: registers a thread (255 is the most; what does not fit goes to
@@ -13,6 +13,7 @@ message and nowhere else. `problems` turns that into words.
 The launches are recorded from the launchers themselves, so what is compiled here is what runs.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -25,19 +26,21 @@ from unittest import mock
 import torch
 
 from configs import UserError, load, run
-from kernels import attention, backend
+from kernels import attention, backend, cross_entropy
 
 ARCHES = (80, 90, 100)
-SHARED_LIMIT = {80: 163, 90: 227, 100: 227}  # KiB a block may have (CUDA C++ guide, table 27)
+# KiB of shared memory a block may have. 80 stands for 8.6, 8.9 and 12.0 too, which have less than
+# 8.0's 163 (CUDA C++ Programming Guide, compute capabilities).
+SHARED_LIMIT = {80: 99, 90: 227, 100: 227}
 HEAD_SIZES = (4, 8, 16, 20, 32, 48, 64, 80, 96, 112, 128)
+EMBEDDINGS = (32, 64, 96, 128, 768)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
 class Settings:
     arch: int = 0  # compute capability without the dot, 80, 90 or 100; default: all
-    head_size: int = 0  # of attention; default: all sizes in HEAD_SIZES
-    dtype: str = ""  # bfloat16, float16 or float32; default: all
+    only: str = ""  # words, with commas between, that a configuration must have; default: all
     workers: int = os.cpu_count()  # processes
 
 
@@ -65,30 +68,63 @@ class Report:
         return [problem for problem, there in checks.items() if there]
 
 
-def record(operation):
-    """[(kernel, arguments, options)] of the Triton launches that calling `operation` would make."""
+# ----------------------------------------------------------------------------------------------
+# what the launchers launch
+
+
+def attention_passes(head_size, dtype, stories):
+    """Run attention's launchers, forward and backward."""
+    B, T, H = 1, 512, 16
+    qkv = torch.zeros(B, T, 3, H, head_size, dtype=dtype)
+    start = torch.zeros(B, T, dtype=torch.int32) if stories else None
+    out, lse = torch.zeros(B, T, H, head_size, dtype=dtype), torch.zeros(B, H, T)
+    attention.flash_attention(qkv, start, start, 1.0)
+    attention.flash_attention_backward(out, qkv, out, lse, start, start, 1.0)
+
+
+def loss_passes(n_embd, dtype, impl):
+    """Run the launchers of linear_cross_entropy, forward and backward and forward alone."""
+    hidden, weight = torch.zeros(32, n_embd, dtype=dtype), torch.zeros(128, n_embd, dtype=dtype)
+    targets = torch.zeros(32, dtype=torch.int64)
+    for grad in (True, False):
+        saved = cross_entropy.fused_loss(hidden, weight, targets, 100, -1, True, grad, impl, dtype)
+    cross_entropy.fused_loss_backward(
+        torch.ones(32), hidden, weight, targets, *saved[1:], 100, -1, impl, dtype
+    )
+
+
+def record(operation, *args):
+    """[(kernel, arguments, options)] of the Triton launches that operation(*args) makes."""
     launches = []
 
     def note(kernel, grid, *args, **options):
         launches.append((kernel, args, options))
 
-    with mock.patch.object(attention, "launch", note):
-        operation()
+    modules = (attention, cross_entropy)
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, "launch", note))
+        operation(*args)
     return launches
 
 
-def attention_launches(head_size, dtype, stories):
-    """The launches of a forward and a backward pass of attention."""
-    B, T, H = 1, 512, 16
-    qkv = torch.zeros(B, T, 3, H, head_size, dtype=dtype)
-    start = torch.zeros(B, T, dtype=torch.int32) if stories else None
-    out, lse = torch.zeros(B, T, H, head_size, dtype=dtype), torch.zeros(B, H, T)
+def configurations():
+    """{name: (function, arguments)}, all that differ in what they compile to."""
+    found = {}
+    for dtype in DTYPES:
+        for size in HEAD_SIZES:
+            for stories in (False, True):
+                name = f"attention D={size} {'stories' if stories else 'causal'} {dtype}"
+                found[name] = (attention_passes, size, getattr(torch, dtype), stories)
+        for size in EMBEDDINGS:
+            impl = cross_entropy.regime(getattr(torch, dtype), size)
+            name = f"loss C={size} {impl} {dtype}"
+            found[name] = (loss_passes, size, getattr(torch, dtype), impl)
+    return found
 
-    def both():
-        attention.flash_attention(qkv, start, start, 1.0)
-        attention.flash_attention_backward(out, qkv, out, lse, start, start, 1.0)
 
-    return record(both)
+# ----------------------------------------------------------------------------------------------
+# what becomes of them
 
 
 def compile_launch(kernel, args, options, arch):
@@ -145,35 +181,36 @@ def inspect(compiled, name, arch, dtype):
     return Report(name, arch, dtype, registers, stack, shared, tensor_cores, "serialized" in log)
 
 
-def reports(head_size, dtype, stories, arch):
-    """[Report] of attention's kernels in one configuration."""
-    found = []
-    for kernel, args, options in attention_launches(head_size, getattr(torch, dtype), stories):
-        compiled = compile_launch(kernel, args, options, arch)
-        name = f"{kernel.__name__.lstrip('_')} D{head_size}{' stories' if stories else ''}"
-        found.append(inspect(compiled, name, arch, dtype))
+def reports(name, arch):
+    """[Report] of the kernels of one configuration."""
+    operation, *args = configurations()[name]
+    found, seen = [], set()
+    with mock.patch.object(torch.cuda, "get_device_capability", lambda *_: divmod(arch, 10)):
+        launches = record(operation, *args)
+    for kernel, launch_args, options in launches:
+        compiled = compile_launch(kernel, launch_args, options, arch)
+        if compiled.hash not in seen:
+            title = f"{name}: {kernel.__name__.lstrip('_')}"
+            found.append(inspect(compiled, title, arch, name.split()[-1]))
+        seen.add(compiled.hash)
     return found
 
 
 def main():
     settings, _ = load(Settings)
-    if backend.unavailable("cpu") == "triton is not installed":
-        raise UserError("triton is not installed: pip install triton (Linux)")
+    if not backend.installed():
+        raise UserError("triton is not installed; on Linux: pip install triton")
     if backend.interpreted():
         raise UserError("TRITON_INTERPRET is set: unset it, the interpreter compiles nothing")
     arches = [settings.arch] if settings.arch else ARCHES
     if not set(arches) <= set(ARCHES):
         raise UserError(f"arch must be one of {', '.join(map(str, ARCHES))}")
-    head_sizes = [settings.head_size] if settings.head_size else HEAD_SIZES
-    dtypes = [settings.dtype] if settings.dtype else DTYPES
-    work = [
-        (head_size, dtype, stories, arch)
-        for head_size in head_sizes
-        for dtype in dtypes
-        for stories in (False, True)
-        for arch in arches
-    ]
-    print(f"{'kernel':28} {'dtype':9} {'sm':>4} {'registers':>10} {'shared':>8}  problems")
+    words = settings.only.replace(",", " ").split()
+    names = [name for name in configurations() if set(words) <= set(name.split())]
+    work = [(name, arch) for name in names for arch in arches]
+    if not work:
+        raise UserError(f"no configuration has all of: {settings.only}")
+    print(f"{'configuration and kernel':52} {'sm':>4} {'registers':>9} {'shared':>7}  problems")
     bad = 0
     with ProcessPoolExecutor(settings.workers) as pool:
         for found in pool.map(reports, *zip(*work, strict=True)):
@@ -181,10 +218,11 @@ def main():
                 problems = ", ".join(report.problems())
                 bad += bool(problems)
                 print(
-                    f"{report.name:28} {report.dtype:9} {report.arch:4} {report.registers:10} "
-                    f"{report.shared:8}  {problems}",
+                    f"{report.name:52} {report.arch:4} {report.registers:9} {report.shared:7}  "
+                    f"{problems}".rstrip(),
                     flush=True,
                 )
+    print(f"{bad} with problems" if bad else "no problems")
     sys.exit(bool(bad))
 
 
