@@ -62,6 +62,7 @@ import torch.nn.functional as F
 from kernels.backend import launch, tl, triton, unavailable, warpgroups
 
 IMPLEMENTATIONS = ("auto", "triton", "sdpa", "math")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
 MAX_HEAD = 128
 
 
@@ -140,6 +141,10 @@ def attention(qkv, start=None, scale=None, impl="sdpa", end=None):
     if impl == "triton":
         if start is not None and end is None:
             end = ends(start)
+        if qkv.dtype not in DTYPES:
+            raise TypeError(
+                f"attention's kernels take float32, bfloat16 or float16, not {qkv.dtype}"
+            )
         scale = qkv.shape[-1] ** -0.5 if scale is None else scale
         return flash_attention(qkv, start, end, scale)[0]
     if start is not None and qkv.device.type == "cpu" and _is_story_mask(start):
@@ -457,7 +462,7 @@ def tiles(head_size, dtype, backward, device):
     """
     wide = warpgroups(device)
     if dtype == torch.float32:
-        block, step, warps, stages = 32, 16, 4, 2
+        block, step, warps, stages = 32, 16, 8, 2
     elif head_size > 64:
         block, step, warps, stages = (128, 64, 8, 2) if wide and not backward else (64, 32, 8, 2)
     elif backward and wide and head_size > 32:

@@ -242,6 +242,34 @@ def test_cached_logits_equal_uncached(config):
         torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False}])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_compiled_graph_is_the_eager_model(backend, config):
+    """fullgraph: torch.compile finds nothing in the model, kernels included, that breaks it."""
+    model = small(**config)
+    model.attn = "triton"
+    tokens, targets, positions, start = packed_batch([20, 1, 33], 60)
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True, backend=backend)):
+        model.zero_grad()
+        loss = run(tokens, targets, positions=positions, start=start)
+        loss.backward()
+        results.append((loss.detach(), *[p.grad.clone() for p in model.parameters()]))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-6, rtol=1e-4)
+
+
+def test_triton_attention_is_the_same_model():
+    for config in ({}, {"window": 9, "scale_attention": False, "qkv_bias": False}):
+        model = small(**config)
+        scramble(model)
+        tokens, targets, positions, start = packed_batch([20, 1, 33], 60)
+        where = {"positions": positions, "start": start, "mean": False}
+        expected = model(tokens, targets, **where)
+        assert model.use_attention("triton") == "as asked"
+        torch.testing.assert_close(model(tokens, targets, **where), expected)
+
+
 def test_too_long_is_refused():
     with pytest.raises(ValueError, match="65 tokens, but block_size is 64"):
         small()(torch.zeros(1, 65, dtype=torch.long))

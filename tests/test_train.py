@@ -12,6 +12,7 @@ import checkpoint
 import prepare
 import train
 from configs import UserError
+from kernels import cross_entropy
 from kernels.muon import orthogonal
 from model import GPT, GPTConfig
 from shards import Dataset
@@ -59,6 +60,24 @@ def test_golden_loss_curve(data, tmp_path, optimizer):
     curve = losses(tmp_path / "run")
     assert curve[0] == pytest.approx(math.log(512), abs=0.1)
     assert curve[::5] + curve[-1:] == pytest.approx(GOLDEN[optimizer], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "attn, loss, steps",
+    [
+        ("math", "torch", 30),
+        ("triton", "recompute", 6),
+        pytest.param("triton", "recompute", 30, marks=pytest.mark.slow),
+        pytest.param("triton", "chunks", 30, marks=pytest.mark.slow),
+    ],
+)
+def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, loss, steps):
+    """The curve above came from torch's own attention and loss."""
+    monkeypatch.setattr(cross_entropy, "choose", lambda *_: loss)
+    trainer = Trainer(settings_for(data, tmp_path / "run", attn=attn))
+    curve = [trainer.step(trainer.schedule.learning_rate())[0].item() for _ in range(steps)]
+    curve = curve[::5] + curve[29:]
+    assert curve == pytest.approx(GOLDEN["adamw"][: len(curve)], abs=2e-3)
 
 
 def test_a_run_folder_holds_everything(data, tmp_path):

@@ -1,0 +1,23 @@
+"""What the tests of both kernel files share: where kernels run, and when their error is small."""
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU in Triton's interpreter
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+
+
+def assert_as_exact(ours, theirs, exact, what=""):
+    """
+    Our greatest error against float64 is at most twice that of torch in the same dtype.
+
+    The floor under torch's error is two roundings of the largest value: where torch happens to be
+    exact, at T = 1 say, we may still round.
+    """
+    exact = exact.double()
+    eps = torch.finfo(ours.dtype).eps
+    floor = 2 * eps * exact.abs().max().item() + 1e-30
+    our_error = (ours.double() - exact).abs().max().item()
+    their_error = (theirs.double() - exact).abs().max().item()
+    assert our_error <= 2 * max(their_error, floor), (what, our_error, their_error)  # nan fails
+    assert ours.isfinite().all(), what
