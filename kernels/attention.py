@@ -455,20 +455,20 @@ def _backward(
 
 def tiles(head_size, dtype, backward, device):
     """
-    How a pass is cut: BLOCK and STEP in tokens, num_warps and num_stages, for `launch`.
+    How a pass is cut: BLOCK and STEP in tokens, and the compiler's settings, for `launch`.
 
     Chosen from what compiles without spilling registers on the device's kind of tensor cores
     (`python -m kernels.offline`). STEP divides BLOCK.
     """
+    if dtype == torch.float32:  # maxnreg: left alone, the assembler prefers spilling to using them
+        return {"BLOCK": 32, "STEP": 16, "num_warps": 8, "num_stages": 2, "maxnreg": 255}
     wide = warpgroups(device)
-    if dtype == torch.float32:
-        block, step, warps, stages = 32, 16, 8, 2
-    elif head_size > 64:
+    if head_size > 64:
         block, step, warps, stages = (128, 64, 8, 2) if wide and not backward else (64, 32, 8, 2)
-    elif backward and wide and head_size > 32:
-        block, step, warps, stages = 128, 64, 8, 2
-    elif backward and not wide and head_size > 16:
+    elif backward and not wide:
         block, step, warps, stages = 64, 32, 4, 3
+    elif backward and head_size > 16:
+        block, step, warps, stages = 128, 64, 8, 2
     else:
         block, step, warps, stages = 64, 64, 4, 2
     return {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}

@@ -133,7 +133,7 @@ def compile_launch(kernel, args, options, arch):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    known = ("num_warps", "num_stages", "enable_fp_fusion")
+    known = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
     launch_options = {name: options[name] for name in known if name in options}
     values = dict(zip(kernel.arg_names, args, strict=False))
     values |= {name: value for name, value in options.items() if name not in known}
