@@ -41,7 +41,11 @@ lint: .venv/ready
 test: lint
 	$(PY) -m pytest -q -m "not slow"
 
-test-slow: .venv/ready
+# The Triton of torch 2.11, beside the installed one: the kernels must compile cleanly with both.
+.venv/triton-3.6: .venv/ready
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $@ triton==3.6.0
+
+test-slow: .venv/ready .venv/triton-3.6
 	$(PY) -m pytest -q -m slow -rP
 
 clean:

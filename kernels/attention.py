@@ -460,18 +460,21 @@ def tiles(head_size, dtype, backward, device):
     Chosen from what compiles without spilling registers on the device's kind of tensor cores
     (`python -m kernels.offline`). STEP divides BLOCK.
     """
-    if dtype == torch.float32:  # maxnreg: left alone, the assembler prefers spilling to using them
-        return {"BLOCK": 32, "STEP": 16, "num_warps": 8, "num_stages": 2, "maxnreg": 255}
-    wide = warpgroups(device)
-    if head_size > 64:
-        block, step, warps, stages = (128, 64, 8, 2) if wide and not backward else (64, 32, 8, 2)
+    wide, stages = warpgroups(device), 2
+    if dtype == torch.float32:
+        block, step, warps = 32, 16, 8
+    elif head_size > 64:
+        block, step, warps = (128, 64, 8) if wide and not backward else (64, 32, 8)
     elif backward and not wide:
         block, step, warps, stages = 64, 32, 4, 3
     elif backward and head_size > 16:
-        block, step, warps, stages = 128, 64, 8, 2
+        block, step, warps = 128, 64, 8
     else:
-        block, step, warps, stages = 64, 64, 4, 2
-    return {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}
+        block, step, warps = 64, 64, 4
+    settings = {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}
+    if warps == 8:  # or the assembler would sometimes rather spill than use all there are
+        settings["maxnreg"] = 255
+    return settings
 
 
 LOG2_E = 1.4426950408889634

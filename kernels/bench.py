@@ -222,12 +222,15 @@ def plot(result, path):
             continue
         us = {name: x["both_us"] for name, x in case["contestants"].items() if "both_us" in x}
         names = sorted(us, key=us.get, reverse=True)
-        colors = ["#c44e52" if name == "ours" else "#8c9bb0" for name in names]
-        axis.barh(names, [us[name] for name in names], color=colors)
-        low = floor_us(case, result["machine"])
-        axis.axvline(low, color="black", linewidth=0.8, linestyle=":")
-        limit = 4 * us["ours"]
-        axis.set_xlim(0, min(limit, max(us.values()) * 1.05))
+        limit = 4 * us["ours"]  # longer bars are cut; their figure says so
+        widths = [min(us[name], limit) for name in names]
+        colors = ["#c44e52" if name == "ours" else "#b8c4d6" for name in names]
+        axis.barh(names, widths, color=colors)
+        for y, (name, width) in enumerate(zip(names, widths, strict=True)):
+            axis.text(width, y, f" {us[name]:,.0f}", va="center", fontsize=7)
+        axis.axvline(floor_us(case, result["machine"]), color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlim(0, 1.25 * max(widths))
+        axis.set_xticks([])
         axis.set_title(case["name"], fontsize=9)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
