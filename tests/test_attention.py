@@ -156,6 +156,19 @@ def test_blocks_of_other_stories_are_never_read():
                 assert torch.equal(a[:, begin:end], b[:, begin:end])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_more_elements_than_32_bits_count():
+    torch.manual_seed(0)
+    B, T, H, D = 1450, 512, 16, 64  # qkv has 2^31 + 133 M elements
+    qkv = torch.randn(1, T, 3, H, D, device=DEVICE, dtype=torch.bfloat16)
+    d_out = torch.randn(1, T, H, D, device=DEVICE, dtype=torch.bfloat16)
+    one = passes("triton", qkv, d_out, None, None, torch.bfloat16)
+    many = (x.expand(B, *x.shape[1:]) for x in (qkv, d_out))
+    for a, b in zip(passes("triton", *many, None, None, torch.bfloat16), one, strict=True):
+        assert torch.equal(a[-1], b[0])
+
+
 def test_the_future_does_not_reach_the_past():
     torch.manual_seed(0)
     qkv = torch.randn(1, 150, 3, 2, 32, device=DEVICE)
