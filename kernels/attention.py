@@ -329,13 +329,13 @@ def _forward(
         for key in range(low, high, STEP):
             keys = key + tl.arange(0, STEP)
             k = _load(K, keys, T, ROW, D, DIAGONAL)
-            s = _dot_transposed(q, k) * scale  # (queries, keys), in units of log 2
+            s = _dot_transposed(q, k)  # (queries, keys)
             if STORIES:
                 s = tl.where(keys[None, :] >= start[:, None], s, float("-inf"))
             if DIAGONAL:
                 s = tl.where(keys[None, :] <= queries[:, None], s, float("-inf"))
-            new_m = tl.maximum(m, tl.max(s, 1))
-            p = tl.exp2(s - new_m[:, None])
+            new_m = tl.maximum(m, tl.max(s, 1) * scale)
+            p = tl.exp2(s * scale - new_m[:, None])  # one multiply-add and one exp2 a pair
             shrink = tl.exp2(m - new_m)
             v = _load(V, keys, T, ROW, D, DIAGONAL)
             a = _add_dot(_scale(a, shrink[:, None]), p, v)

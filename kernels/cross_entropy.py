@@ -122,11 +122,11 @@ def _sweep_words(
         for word in range(low, high, STEP):
             words = word + tl.arange(0, STEP)
             w = _rows(WEIGHT, words, V, C, WIDTH)
-            s = tl.dot(h, tl.trans(w), input_precision="ieee") * LOG2_E  # (tokens, words)
+            s = tl.dot(h, tl.trans(w), input_precision="ieee")  # (tokens, words)
             if LAST:
                 s = tl.where(words[None, :] < V, s, float("-inf"))
-            new_m = tl.maximum(m, tl.max(s, 1))
-            p = tl.exp2(s - new_m[:, None])
+            new_m = tl.maximum(m, tl.max(s, 1) * LOG2_E)
+            p = tl.exp2(s * LOG2_E - new_m[:, None])
             shrink = tl.exp2(m - new_m)
             z = z * shrink + tl.sum(p, 1)
             if GRAD:
@@ -167,8 +167,8 @@ def _sweep_tokens(
         d_loss = tl.load(D_LOSS + tokens, mask=tokens < N, other=0.0)
         d_loss = tl.where(target != ignore_index, d_loss, 0.0)
         lse = tl.load(LSE + tokens, mask=tokens < N, other=float("inf"))
-        s = tl.dot(w, tl.trans(h), input_precision="ieee") * LOG2_E  # (words, tokens)
-        p = tl.exp2(s - lse[None, :])
+        s = tl.dot(w, tl.trans(h), input_precision="ieee")  # (words, tokens)
+        p = tl.exp2(s * LOG2_E - lse[None, :])
         p = tl.where(words[:, None] == target[None, :], p - 1, p) * d_loss[None, :]
         d = tl.dot(p.to(h.dtype), h, d, input_precision="ieee")
     columns = tl.arange(0, WIDTH)[None, :]

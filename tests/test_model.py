@@ -264,10 +264,15 @@ def test_triton_attention_is_the_same_model():
         model = small(**config)
         scramble(model)
         tokens, targets, positions, start = packed_batch([20, 1, 33], 60)
-        where = {"positions": positions, "start": start, "mean": False}
-        expected = model(tokens, targets, **where)
-        assert model.use_attention("triton") == "as asked"
-        torch.testing.assert_close(model(tokens, targets, **where), expected)
+        results = []
+        for name in ("math", "triton"):
+            assert model.use_attention(name) == "as asked"
+            model.zero_grad()
+            loss = model(tokens, targets, positions=positions, start=start, mean=False)
+            loss.sum().backward()
+            results.append((loss.detach(), *[p.grad.clone() for p in model.parameters()]))
+        for expected, found in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_too_long_is_refused():
