@@ -472,7 +472,7 @@ def tiles(head_size, dtype, backward, device):
     else:
         block, step, warps = 64, 64, 4
     settings = {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}
-    if warps == 8:  # or the assembler would sometimes rather spill than use all there are
+    if warps == 8 or not wide:  # or the assembler sometimes spills rather than use all there are
         settings["maxnreg"] = 255
     return settings
 

@@ -200,21 +200,23 @@ def _softmax_gradient(
     z = tl.zeros((BLOCK,), tl.float32)
     for word in range(0, V, BLOCK):
         words = word + tl.arange(0, BLOCK)
-        s = tl.load(LOGITS + words, mask=words < V, other=float("-inf")).to(tl.float32) * LOG2_E
+        s = tl.load(LOGITS + words, mask=words < V, other=float("-inf")).to(tl.float32)
         new_m = tl.maximum(m, s)
-        z = z * tl.exp2(m - new_m) + tl.exp2(s - new_m)
+        z = z * tl.exp2((m - new_m) * LOG2_E) + tl.exp2((s - new_m) * LOG2_E)
         m = new_m
     top = tl.max(m, 0)
-    lse = top + tl.log2(tl.sum(z * tl.exp2(m - top), 0))
-    s_target = tl.load(LOGITS + tl.where(counts, target, 0)).to(tl.float32) * LOG2_E
-    tl.store(LOSS + row, tl.where(counts, (lse - s_target) * LN_2, 0.0))
+    total = tl.sum(z * tl.exp2((m - top) * LOG2_E), 0)
+    s_target = tl.load(LOGITS + tl.where(counts, target, 0)).to(tl.float32)
+    loss = tl.log2(total) * LN_2 + (top - s_target)
+    tl.store(LOSS + row, tl.where(counts, loss, 0.0))
     if GRAD:
         d_loss = tl.where(counts, tl.load(D_LOSS + row), 0.0)
         tl.debug_barrier()  # the target's logit is read by all before one of them replaces it
         for word in range(0, V_PADDED, BLOCK):
             words = word + tl.arange(0, BLOCK)
-            s = tl.load(LOGITS + words, mask=words < V, other=0.0).to(tl.float32) * LOG2_E
-            d = (tl.exp2(s - lse) - tl.where(words == target, 1.0, 0.0)) * d_loss
+            s = tl.load(LOGITS + words, mask=words < V, other=float("-inf")).to(tl.float32)
+            p = tl.exp2((s - top) * LOG2_E) / total
+            d = (p - tl.where(words == target, 1.0, 0.0)) * d_loss
             d = tl.where(words < V, d, 0.0).to(LOGITS.dtype.element_ty)
             tl.store(LOGITS + words, d, mask=words < V_PADDED)
 

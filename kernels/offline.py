@@ -32,8 +32,8 @@ ARCHES = (80, 90, 100)
 # KiB of shared memory a block may have. 80 stands for 8.6, 8.9 and 12.0 too, which have less than
 # 8.0's 163 (CUDA C++ Programming Guide, compute capabilities).
 SHARED_LIMIT = {80: 99, 90: 227, 100: 227}
-HEAD_SIZES = (4, 8, 16, 20, 32, 48, 64, 80, 96, 112, 128)
-EMBEDDINGS = (32, 64, 96, 128, 768)
+HEAD_SIZES = (4, 16, 32, 48, 64, 80, 96, 128)
+EMBEDDINGS = (64, 96, 128, 768)
 DTYPES = ("bfloat16", "float16", "float32")
 
 

@@ -1,6 +1,7 @@
 """Flash attention in Triton against float64, at every kind of shape, dtype and mask."""
 
-import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,16 +83,16 @@ def test_any_length(T):
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
 @pytest.mark.parametrize("D", range(4, 129, 4))
 def test_every_head_size(D, dtype):
-    for mask, T in itertools.product(("causal", "stories", "stories and window"), (97, 200)):
-        check(1, T, 2, D, dtype, mask)
+    for mask in ("causal", "stories and window"):
+        check(1, 130, 2, D, dtype, mask)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("D", [16, 48, 64, 128])
 @pytest.mark.parametrize("T", [1, 31, 97, 128, 200, 513, 1024])
 def test_every_length(D, T):
-    for mask, dtype in itertools.product(masks(1, T), DTYPES[:2]):
-        check(2, T, 3, D, dtype, mask)
+    for mask in masks(1, T):
+        check(1, T, 2, D, torch.bfloat16, mask)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
@@ -227,3 +228,22 @@ def test_without_triton_or_gpu_it_says_so(monkeypatch):
     with pytest.raises(ValueError, match="triton is not installed; use attn=sdpa"):
         choose("triton", DEVICE, 64)
     assert choose("auto", DEVICE, 64)[0] == "sdpa"
+
+
+def test_everything_else_works_without_triton():
+    """As on a Mac: the model trains, and only the kernels are refused."""
+    code = """
+import sys
+sys.modules["triton"] = None  # its import fails from here on
+import torch
+from kernels.attention import choose
+from model import GPT, GPTConfig
+model = GPT(GPTConfig(vocab_size=50, n_layer=1, n_head=2, n_embd=8, block_size=9))
+tokens = torch.arange(18).view(2, 9)
+model(tokens, tokens).backward()
+print(choose("auto", "cpu", 4)[0], model.wte.weight.grad.isfinite().all().item())
+choose("triton", "cpu", 4)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "sdpa True\n", done.stderr
+    assert "ValueError: attn=triton cannot run: triton is not installed" in done.stderr
