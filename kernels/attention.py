@@ -12,7 +12,7 @@ plain causal. `qkv` is packed as the projection leaves it, (B, T, 3, H, D), and 
     math     the formula, written out: the reference of every test
     sdpa     torch's fused attention; on a CPU story by story, since a dense T x T mask would spend
              most of its time on pairs of tokens that belong to different stories
-    triton   the two kernels below, for CUDA
+    triton   the three kernels below, for CUDA
 
 The forward pass (FlashAttention-2: Dao 2023, algorithm 1). P has T x T entries a head, and writing
 it to memory would cost far more than the matrix products. But a softmax can be taken in one sweep
@@ -25,11 +25,14 @@ and O = a / z at the end. P lives for one block, in registers. L = m + log z is 
 backward pass, which can then recompute any P_ij = exp(S_ij - L_i) without a sweep. The kernels work
 in base 2, because a GPU has exp2 and not exp: S' = S log2(e), and L is the log2 of the sum.
 
-The backward pass, given dO. By the product rule dV_j = sum_i P_ij dO_i and dP_ij = dO_i . V_j.
-Through the softmax, dP_ij / dS_ik = P_ij ([j = k] - P_ik), hence
+The backward pass. Write dX for the gradient of the loss by X; dO is given. From O = P V,
 
-    dS_ij = P_ij (dP_ij - delta_i),   delta_i = sum_j P_ij dP_ij = (sum_j P_ij V_j) . dO_i
-                                              = O_i . dO_i
+    dV_j = sum_i P_ij dO_i       dP_ij = dO_i . V_j
+
+The softmax's own derivative is P_ij ([j = k] - P_ik), of P_ij by S_ik. Hence
+
+    dS_ik = sum_j dP_ij P_ij ([j = k] - P_ik) = P_ik (dP_ik - delta_i)
+    delta_i = sum_j P_ij dP_ij = (sum_j P_ij V_j) . dO_i = O_i . dO_i
 
 and with S = scale Q K^T,
 
@@ -38,17 +41,17 @@ and with S = scale Q K^T,
 `_delta` computes delta. In `_backward` program i first owns key block i: it sweeps over the queries
 that see it and sums dK and dV. Then it owns query block i: it sweeps over the keys that it sees and
 sums dQ. Both recompute P, 7 matrix products where 5 would do, but no two programs ever write the
-same place: no atomics, the same bits every time, and since a late block has few queries after it
-and many keys before it, every program has the same work.
+same place: no atomics, and the same bits every time. A late block has few queries after it and many
+keys before it, so when plain causal every program has the same work.
 
-What must move and be computed, for N = B T tokens of C = H D channels in a 2-byte type and P pairs
+What must move and be computed, for N = B T tokens of C = H D channels in a 2-byte type and M pairs
 (i, j) that see each other, N (T + 1) / 2 if plain causal; and what that is for 32,768 tokens, 768
 channels and T = 512, with the least time by an H200's data sheet (4.8 TB/s, 989 TFLOP/s):
 
-    forward     8 N C bytes (qkv in; O out)                     201 MB    42 us
-                4 P C FLOPs                                    26 GFLOP   26 us
-    backward   20 N C bytes (O, dO; qkv, dO in; dqkv out)       503 MB   105 us
-               14 P C FLOPs                                    90 GFLOP   91 us
+    forward     8 N C bytes (qkv in; O out)                     201 MB   42 us
+                4 M C FLOPs                                    26 GFLOP   26 us
+    backward   18 N C bytes (O, dO; qkv, dO in; dqkv out)       453 MB   94 us
+               14 M C FLOPs                                    90 GFLOP   91 us
 
 Blocks of pairs that no story spans are never visited: a sweep over keys begins at the start of the
 block's first query, one over queries ends where `ends` says that nothing sees the block any more.
@@ -86,10 +89,9 @@ def choose(name, device, head_size):
             raise ValueError(f"attn=triton cannot run: {why}; use attn=sdpa")
     if name != "auto":
         return name, "as asked"
-    device = torch.device(device).type
-    if device == "cuda" and not unavailable(device):
+    if torch.device(device).type == "cuda" and not unavailable(device):
         return "sdpa", "the default until a benchmark shows triton ahead; try --attn=triton"
-    return "sdpa", f"torch's fused attention is the fastest here on {device}"
+    return "sdpa", f"torch's fused attention is the fastest here on {torch.device(device).type}"
 
 
 # ----------------------------------------------------------------------------------------------
@@ -112,7 +114,8 @@ def ends(start):
     For each key, one past the last query that sees it: the other edge of the band of `start`.
 
     start: (B, T) int32, nondecreasing in T. Returns (B, T) int32. Query i >= j sees key j if
-    start_i <= j, so the end is the number of starts up to j.
+    start_i <= j. Starts never decrease, so these queries come before all others: the end is how
+    many starts are at most j.
     """
     key = torch.arange(start.shape[1], dtype=start.dtype, device=start.device)
     keys = key.expand_as(start).contiguous()
@@ -134,8 +137,8 @@ def attention(qkv, start=None, scale=None, impl="sdpa", end=None):
     """
     Attention of packed queries, keys and values.
 
-    qkv: (B, T, 3, H, D) float. start: (B, T) int32, 0 <= start[b, i] <= i, nondecreasing in i; a
-    padding token's start is that of a story of padding. scale: factor of the scores, above 0;
+    qkv: (B, T, 3, H, D) float. start: (B, T) int32, 0 <= start[b, i] <= i, nondecreasing in i;
+    padding at a row's end counts as one more story. scale: factor of the scores, above 0;
     default 1 / sqrt(D). impl: "triton", "sdpa" or "math". end: `ends(start)`, where the caller has
     it already, as one that attends in many layers should. Returns (B, T, H, D) of qkv's dtype.
     """
@@ -195,15 +198,21 @@ def attention_by_story(qkv, start, scale=None):
 # ----------------------------------------------------------------------------------------------
 # Triton: a tile of a head
 #
-# Triton's matrices have sides that are powers of two, for tensor cores from 16 up. The 33M model's
-# heads of 48, padded to 64, would waste a quarter of the work: so a tile is one such matrix or two
-# side by side, 32 + 16 columns. These functions are all that knows about it; what follows them
-# reads as if a tile were one (rows, D) matrix.
+# A kernel is a function that the GPU runs once for each program of a grid; tl.program_id says which
+# one this is. A program computes on tiles, matrices whose sides are powers of two, for tensor cores
+# from 16 up. A tensor argument (in capitals) arrives as a pointer; adding a matrix of offsets gives
+# a matrix of addresses, and tl.load(addresses, mask, other) reads those that the mask allows.
+# tl.constexpr arguments are constants: each set of them is compiled by itself. num_warps x 32
+# threads share a program; num_stages is how many steps of a loop have their loads under way.
+#
+# The 33M model's heads of 48, padded to 64, would waste a quarter of the work, so a head's tile is
+# a tuple of one matrix or two side by side, 32 + 16 columns. The functions of this section are all
+# that knows about it; what follows them reads as if it were one (rows, D) matrix.
 
 
 @triton.constexpr_function
 def _left(D):
-    """Columns of a tile's first matrix: a power of two."""
+    """Columns of a tile's first matrix: a power of two. Run by the compiler, not by the GPU."""
     return 16 if D <= 16 else D - 16 if D in (48, 80) else triton.next_power_of_2(D)
 
 
@@ -306,11 +315,12 @@ def _forward(
     """
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK  # the longest sweeps come first
-    ROW: tl.constexpr = 3 * H * D  # elements from one token to the next
+    # Element (b, t, part, h, d) of qkv lies at ((b T + t) 3 + part) H D + h D + d.
+    ROW: tl.constexpr = 3 * H * D
     Q = QKV + batch * T * ROW + head * D
     K, V = Q + H * D, Q + 2 * H * D
 
-    queries = first + tl.arange(0, BLOCK)
+    queries, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
     q = _load(Q, queries, T, ROW, D, True)
     m = tl.full((BLOCK,), -1e38, tl.float32)  # not -inf: s - m must not be -inf - -inf = nan
     z = tl.zeros((BLOCK,), tl.float32)
@@ -320,20 +330,21 @@ def _forward(
         start = tl.load(START + batch * T + queries, mask=queries < T, other=0)
         begin = tl.load(START + batch * T + first) // STEP * STEP
 
-    # First the keys before the block, then the block itself: only there the diagonal needs a mask
-    # within each tile, and only there the keys may reach past T.
+    # Keys before the block are in nobody's future; only the block's own need the causal mask, and
+    # only they may reach past T. static_range unrolls while compiling: two loops, with each
+    # `if DIAGONAL` decided. Masks compare places within the tile, which fit into 32 bits.
     for DIAGONAL in tl.static_range(2):
         low, high = begin, first
         if DIAGONAL:
             low, high = first, tl.minimum(first + BLOCK, T)
         for key in range(low, high, STEP):
-            keys = key + tl.arange(0, STEP)
+            keys = key + place
             k = _load(K, keys, T, ROW, D, DIAGONAL)
             s = _dot_transposed(q, k)  # (queries, keys)
             if STORIES:
-                s = tl.where(keys[None, :] >= start[:, None], s, float("-inf"))
+                s = tl.where(place[None, :] >= (start - key)[:, None], s, float("-inf"))
             if DIAGONAL:
-                s = tl.where(keys[None, :] <= queries[:, None], s, float("-inf"))
+                s = tl.where(place[None, :] <= (queries - key)[:, None], s, float("-inf"))
             new_m = tl.maximum(m, tl.max(s, 1) * scale)
             p = tl.exp2(s * scale - new_m[:, None])  # one multiply-add and one exp2 a pair
             shrink = tl.exp2(m - new_m)
@@ -388,7 +399,7 @@ def _backward(
     LSE += (batch * H + head) * T
     DELTA += (batch * H + head) * T
     START += batch * T
-    rows = first + tl.arange(0, BLOCK)
+    rows, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
 
     # The block as keys, against the queries that see it. Everything stands transposed, (keys,
     # queries), so that P^T and dS^T come out of one product just as the next one takes them in.
@@ -403,10 +414,10 @@ def _backward(
         if DIAGONAL:
             low, high = first, last
         for query in range(low, high, STEP):
-            queries = query + tl.arange(0, STEP)
-            q = _load(Q, queries, T, ROW, D, True)
+            queries = query + place
+            q = _load(Q, queries, T, ROW, D, True)  # past T q and dO are 0, and so is what they add
             do = _load(DO, queries, T, OUT_ROW, D, True)
-            lse = tl.load(LSE + queries, mask=queries < T, other=float("inf"))  # P is 0 past T
+            lse = tl.load(LSE + queries, mask=queries < T, other=0.0)
             delta = tl.load(DELTA + queries, mask=queries < T, other=0.0)
             p = tl.exp2(_dot_transposed(k, q) * scale_log2 - lse[None, :])
             if STORIES:
@@ -420,11 +431,11 @@ def _backward(
     _store(DQ + H * D, rows, T, _scale(dk, scale), ROW, D)
     _store(DQ + 2 * H * D, rows, T, dv, ROW, D)
 
-    # The block as queries, against the keys that it sees. (New names throughout: a name that is
-    # there before a loop and assigned in it would be carried from step to step, in registers.)
+    # The block as queries, against the keys that it sees. (k_j, not k: a name that exists before a
+    # loop and is assigned in it is carried from step to step, in registers.)
     q_i = _load(Q, rows, T, ROW, D, True)
     do_i = _load(DO, rows, T, OUT_ROW, D, True)
-    lse_i = tl.load(LSE + rows, mask=rows < T, other=float("inf"))
+    lse_i = tl.load(LSE + rows, mask=rows < T, other=0.0)
     delta_i = tl.load(DELTA + rows, mask=rows < T, other=0.0)
     dq = _zeros(BLOCK, D)
     begin = 0
@@ -436,14 +447,14 @@ def _backward(
         if DIAGONAL:
             low, high = first, last
         for key in range(low, high, STEP):
-            keys = key + tl.arange(0, STEP)
+            keys = key + place
             k_j = _load(K, keys, T, ROW, D, DIAGONAL)
             v_j = _load(V, keys, T, ROW, D, DIAGONAL)
             p = tl.exp2(_dot_transposed(q_i, k_j) * scale_log2 - lse_i[:, None])
             if STORIES:
-                p = tl.where(keys[None, :] >= start_i[:, None], p, 0.0)
+                p = tl.where(place[None, :] >= (start_i - key)[:, None], p, 0.0)
             if DIAGONAL:
-                p = tl.where(keys[None, :] <= rows[:, None], p, 0.0)
+                p = tl.where(place[None, :] <= (rows - key)[:, None], p, 0.0)
             ds = p * (_dot_transposed(do_i, v_j) - delta_i[:, None])
             dq = _add_dot(dq, ds, k_j)
     _store(DQ, rows, T, _scale(dq, scale), ROW, D)
@@ -467,8 +478,6 @@ def tiles(head_size, dtype, backward, device):
         block, step, warps = (128, 64, 8) if wide and not backward else (64, 32, 8)
     elif backward and not wide:
         block, step, warps, stages = 64, 32, 4, 3
-    elif backward and head_size > 16:
-        block, step, warps = 128, 64, 8
     else:
         block, step, warps = 64, 64, 4
     settings = {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}

@@ -57,7 +57,7 @@ def launch(kernel, grid, *args, **options):
     """
     Run `kernel` over `grid` on the GPU that holds its first argument, a tensor.
 
-    options: the kernel's constexpr arguments, num_warps and num_stages.
+    options: the kernel's constexpr arguments, num_warps, num_stages and maxnreg.
     """
     if interpreted():
         _repair_interpreter()

@@ -48,9 +48,10 @@ CHUNK = {"cpu": 512, "cuda": 4096}  # tokens; of 50,304 words, 4,096 take 0.4 GB
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
+@torch.compiler.assume_constant_result  # it asks Triton and the GPU, which torch.compile cannot
 def choose(device, dtype, n_embd):
     """The implementation for a torch.device, a compute dtype and C: one of IMPLEMENTATIONS."""
-    if torch.device(device).type != "cuda" or unavailable(device):
+    if unavailable(device) or torch.device(device).type != "cuda":
         return "torch"
     return regime(dtype, n_embd)
 
@@ -75,10 +76,10 @@ def linear_cross_entropy(
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    impl = impl or choose(hidden.device, dtype, hidden.shape[1])
+    impl = impl or choose(hidden.device, dtype, weight.shape[1])
     grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     sizes = (vocab_size, ignore_index)
-    losses = fused_loss(hidden, weight, targets, *sizes, mean, grad, impl, dtype)[0]
+    losses = fused_loss(hidden, weight, targets.contiguous(), *sizes, mean, grad, impl, dtype)[0]
     return losses.sum() / (targets != ignore_index).sum() if mean else losses
 
 
@@ -110,7 +111,7 @@ def _sweep_words(
     tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
     counts = target != ignore_index
-    target = tl.where(counts, target, 0)
+    target = tl.where(counts, target, 0).to(tl.int32)
     h = _rows(HIDDEN, tokens, N, C, WIDTH)
     m = tl.full((BLOCK,), -1e38, tl.float32)
     z = tl.zeros((BLOCK,), tl.float32)
@@ -166,10 +167,11 @@ def _sweep_tokens(
         target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
         d_loss = tl.load(D_LOSS + tokens, mask=tokens < N, other=0.0)
         d_loss = tl.where(target != ignore_index, d_loss, 0.0)
-        lse = tl.load(LSE + tokens, mask=tokens < N, other=float("inf"))
+        lse = tl.load(LSE + tokens, mask=tokens < N, other=0.0)  # past N h is 0
         s = tl.dot(w, tl.trans(h), input_precision="ieee")  # (words, tokens)
         p = tl.exp2(s * LOG2_E - lse[None, :])
-        p = tl.where(words[:, None] == target[None, :], p - 1, p) * d_loss[None, :]
+        hit = words[:, None] == target.to(tl.int32)[None, :]
+        p = tl.where(hit, p - 1, p) * d_loss[None, :]
         d = tl.dot(p.to(h.dtype), h, d, input_precision="ieee")
     columns = tl.arange(0, WIDTH)[None, :]
     place = D_WEIGHT + words[:, None].to(tl.int64) * C + columns
@@ -200,7 +202,9 @@ def _softmax_gradient(
     z = tl.zeros((BLOCK,), tl.float32)
     for word in range(0, V, BLOCK):
         words = word + tl.arange(0, BLOCK)
-        s = tl.load(LOGITS + words, mask=words < V, other=float("-inf")).to(tl.float32)
+        # V_PADDED, whose divisors the compiler knows, lets it load 16 bytes at a time.
+        s = tl.load(LOGITS + words, mask=words < V_PADDED, other=0.0).to(tl.float32)
+        s = tl.where(words < V, s, float("-inf"))
         new_m = tl.maximum(m, s)
         z = z * tl.exp2((m - new_m) * LOG2_E) + tl.exp2((s - new_m) * LOG2_E)
         m = new_m
@@ -211,10 +215,12 @@ def _softmax_gradient(
     tl.store(LOSS + row, tl.where(counts, loss, 0.0))
     if GRAD:
         d_loss = tl.where(counts, tl.load(D_LOSS + row), 0.0)
-        tl.debug_barrier()  # the target's logit is read by all before one of them replaces it
+        # Threads run at their own pace: none may overwrite the target's logit while another has yet
+        # to read it. The loop itself needs no barrier: one thread reads and replaces an element.
+        tl.debug_barrier()
         for word in range(0, V_PADDED, BLOCK):
             words = word + tl.arange(0, BLOCK)
-            s = tl.load(LOGITS + words, mask=words < V, other=float("-inf")).to(tl.float32)
+            s = tl.load(LOGITS + words, mask=words < V_PADDED, other=0.0).to(tl.float32)
             p = tl.exp2((s - top) * LOG2_E) / total
             d = (p - tl.where(words == target, 1.0, 0.0)) * d_loss
             d = tl.where(words < V, d, 0.0).to(LOGITS.dtype.element_ty)
@@ -372,7 +378,7 @@ def _(hidden, weight, targets, vocab_size, ignore_index, uniform, grad, impl, dt
 
 @fused_loss_backward.register_fake
 def _(d_losses, hidden, weight, *rest):
-    return torch.empty_like(hidden), torch.empty_like(weight)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
 
 
 def _save(ctx, inputs, output):

@@ -87,9 +87,9 @@ def loss_passes(n_embd, dtype, impl):
     hidden, weight = torch.zeros(32, n_embd, dtype=dtype), torch.zeros(128, n_embd, dtype=dtype)
     targets = torch.zeros(32, dtype=torch.int64)
     for grad in (True, False):
-        saved = cross_entropy.fused_loss(hidden, weight, targets, 100, -1, True, grad, impl, dtype)
+        saved = cross_entropy.fused_loss(hidden, weight, targets, 97, -1, True, grad, impl, dtype)
     cross_entropy.fused_loss_backward(
-        torch.ones(32), hidden, weight, targets, *saved[1:], 100, -1, impl, dtype
+        torch.ones(32), hidden, weight, targets, *saved[1:], 97, -1, impl, dtype
     )
 
 

@@ -46,8 +46,8 @@ def shaped(pass_name, shape):
     plain, chosen = attention.tiles, dict(zip(NAMES, shape, strict=True))
 
     def tiles(head_size, dtype, backward, device):
-        this = backward == (pass_name == "backward")
-        return chosen if this else plain(head_size, dtype, backward, device)
+        settings = plain(head_size, dtype, backward, device)
+        return settings | chosen if backward == (pass_name == "backward") else settings
 
     return mock.patch.object(attention, "tiles", tiles)
 

@@ -155,6 +155,17 @@ def test_autocast_decides_the_dtype():
     assert hidden.grad.dtype == weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_layouts_other_than_contiguous(impl):
+    hidden, weight, targets = inputs(100, 24, 300, torch.float32)
+    args = (300, True, torch.float32)
+    strided = torch.stack([targets, targets + 1], -1)[:, 0]
+    turned = (hidden.T.contiguous().T, weight.T.contiguous().T, strided)
+    expected = passes(impl, hidden, weight, targets, *args)
+    for a, b in zip(passes(impl, *turned, *args), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 class Largest(TorchDispatchMode):
     """The size in bytes of the largest tensor that is made under it."""
 
