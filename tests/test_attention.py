@@ -70,13 +70,13 @@ def check(B, T, H, D, dtype, mask, scale=None):
     ids=lambda x: NAMES.get(x, x),
 )
 def test_error_is_torchs(D, dtype, mask):
-    check(2, 200, 2, D, dtype, mask)
+    check(2, 140, 2, D, dtype, mask)
 
 
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 97, 128, 129, 513])
 def test_any_length(T):
-    check(1, T, 2, 48, torch.bfloat16, "causal")
-    check(2, T, 1, 16, torch.float16, "stories")
+    check(1, T, 1, 48, torch.bfloat16, "causal")
+    check(1, T, 1, 16, torch.float16, "stories")
 
 
 @pytest.mark.slow
@@ -112,9 +112,9 @@ def poisoned():
 @pytest.mark.parametrize("D, dtype", [(48, torch.bfloat16), (20, torch.float32)])
 def test_every_element_is_written_and_twice_the_same(poisoned, D, dtype):
     torch.manual_seed(0)
-    qkv = torch.randn(2, 150, 3, 2, D, device=DEVICE)
-    d_out = torch.randn(2, 150, 2, D, device=DEVICE)
-    start = stories(2, 150)
+    qkv = torch.randn(2, 100, 3, 2, D, device=DEVICE)
+    d_out = torch.randn(2, 100, 2, D, device=DEVICE)
+    start = stories(2, 100, 30)
     results = [passes("triton", qkv, d_out, start, None, dtype) for _ in range(2)]
     for a, b in zip(*results, strict=True):
         assert a.isfinite().all()
@@ -201,8 +201,8 @@ def test_ends_are_the_other_edge_of_the_band():
 
 def test_opcheck():
     torch.manual_seed(0)
-    qkv = torch.randn(2, 70, 3, 2, 16, device=DEVICE, requires_grad=True)
-    start = stories(2, 70)
+    qkv = torch.randn(2, 40, 3, 1, 16, device=DEVICE, requires_grad=True)
+    start = stories(2, 40, 15)
     for band in ((None, None), (start, ends(start))):
         torch.library.opcheck(module.flash_attention, (qkv, *band, 0.25))
     out, lse = module.flash_attention(qkv, *band, 0.25)

@@ -73,7 +73,7 @@ def test_golden_loss_curve(data, tmp_path, optimizer):
 )
 def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, loss, steps):
     """The curve above came from torch's own attention and loss."""
-    large = {"BLOCK": 128, "STEP": 128, "num_warps": 4, "num_stages": 2}
+    large = {"BLOCK": 256, "STEP": 256, "num_warps": 4, "num_stages": 2}
     monkeypatch.setattr(attention, "tiles", lambda *_: large)  # the interpreter is quicker with few
     monkeypatch.setattr(cross_entropy, "choose", lambda *_: loss)
     trainer = Trainer(settings_for(data, tmp_path / "run", attn=attn))
