@@ -6,20 +6,25 @@ Run folders: everything one training run leaves behind, and how it is read back.
         tokenizer.json    the tokenizer the model was trained with
         env.json          git commit, versions, device, hash of the data
         metrics.jsonl     one line for each log and each evaluation; loss.png, samples.txt
-        checkpoints/<step>/   model.safetensors, state.safetensors (optimizer), state.json
+        checkpoints/<step>/   model.safetensors, state.safetensors (optimizer), state.json,
+                              SHA256SUMS of the three, which `sha256sum -c` checks too
         latest, best      symlinks into checkpoints/
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed, and only then do
-the symlinks swing over to it: whenever the power fails, `latest` points to a complete one.
-Weights and state are safetensors, facts are JSON: nothing is ever unpickled.
+the symlinks swing over to it: whenever a run is killed, a folder with a step's number is complete,
+and `tidy` makes the rest of the newest one's state.json. Every file is compared with its sha256
+before it is read. Weights and state are safetensors, facts are JSON: nothing is ever unpickled.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -34,9 +39,7 @@ from tokenizer import Tokenizer
 
 def write_json(path, value):
     """Write `value` as JSON so that `path` holds the old text or the new, never half of one."""
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def describe_environment(device, data_manifest):
@@ -50,8 +53,13 @@ def describe_environment(device, data_manifest):
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
         "threads": torch.get_num_threads(),
-        "data": {name: facts["sha256"] for name, facts in data_manifest["files"].items()},
+        "data": hashes(data_manifest),
     }
+
+
+def hashes(data_manifest):
+    """{file name: sha256} of a token folder."""
+    return {name: facts["sha256"] for name, facts in data_manifest["files"].items()}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -68,6 +76,17 @@ def start_run(out_dir, model_config, settings, tokenizer, environment):
         out / "config.json", {"model": model_settings, "train": dataclasses.asdict(settings)}
     )
     write_json(out / "env.json", environment)
+
+
+def replace_text(path, text):
+    """Write a text file so that `path` holds the old text or the new, never half of one."""
+    part = Path(f"{path}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# ----------------------------------------------------------------------------------------------
+# saving
 
 
 def optimizer_tensors(model, optimizers):
@@ -92,40 +111,85 @@ def restore_optimizers(model, optimizers, tensors):
                 }
 
 
-def save(out_dir, model, optimizers, state, best):
+class Saver:
     """
-    Write checkpoints/<state["step"]>, point `latest` at it (and `best`, if `best`), drop the rest.
+    Saves the checkpoints of a run in a thread, one at a time.
 
-    state: a JSON-able dict with at least "step".
+    `save` waits for the save before it, copies the tensors to the host's memory (pinned, where
+    they come from a GPU, and kept for the next time) and returns; the thread writes them.
+    """
+
+    def __init__(self, out_dir):
+        self.out_dir, self.copies = out_dir, {}
+        self.thread, self.saving = ThreadPoolExecutor(1), None
+
+    def save(self, model, optimizers, state):
+        """Start to `write` checkpoints/<state["step"]>; raises what `wait` does."""
+        self.wait()
+        weights = {name: self._copy(x, name) for name, x in model.state_dict().items()}
+        moments = optimizer_tensors(model, optimizers)
+        moments = {name: self._copy(x, name) for name, x in moments.items()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.saving = self.thread.submit(write, self.out_dir, weights, moments, dict(state))
+
+    def _copy(self, tensor, name):
+        if name not in self.copies:
+            memory = {"dtype": tensor.dtype, "pin_memory": tensor.is_cuda}
+            self.copies[name] = torch.empty(tensor.shape, **memory)
+        return self.copies[name].copy_(tensor, non_blocking=tensor.is_cuda)
+
+    def wait(self):
+        """Return when the last save is on the disk; raises UserError or OSError if it failed."""
+        saving, self.saving = self.saving, None
+        if saving:
+            saving.result()
+
+
+def write(out_dir, weights, moments, state):
+    """
+    Write checkpoints/<state["step"]> and let `tidy` point to it.
+
+    weights, moments: {name: tensor on the CPU}. state: a JSON-able dict with "step", "best_step"
+    (whose checkpoint is the best so far) and "kept" (steps whose checkpoints are to stay). Raises
+    UserError where the disk is full, and then leaves what was there before as it was.
     """
     folder = Path(out_dir) / "checkpoints"
     final, part = folder / str(state["step"]), folder / f"{state['step']}.part"
+    if final.exists():  # saved twice at one step: the same weights
+        return
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    part.mkdir(parents=True)
     try:
-        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(weights, part / "model.safetensors")
-        save_file(optimizer_tensors(model, optimizers), part / "state.safetensors")
-        hashes = {f"{name}.safetensors": sha256(part / f"{name}.safetensors") for name in _FILES}
-        write_json(part / "state.json", {**state, "sha256": hashes})
+        save_file(moments, part / "state.safetensors")
+        write_json(part / "state.json", state)
+        sums = [f"{sha256(part / name)}  {name}\n" for name in FILES]
+        (part / "SHA256SUMS").write_text("".join(sums))
         for path in [*part.iterdir(), part]:
             _flush(path)
-    except BaseException:
+        part.rename(final)
+        _flush(folder)
+        tidy(out_dir)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise
-    if final.exists():  # the same step again: a run that stopped right after saving
-        shutil.rmtree(final)
-    part.rename(final)
-    for name in ("latest", "best") if best else ("latest",):
-        link = Path(out_dir) / name
-        _point(link, Path("checkpoints") / final.name)
-    kept = {(Path(out_dir) / name).resolve() for name in ("latest", "best")}
-    for old in folder.iterdir():
-        if old.resolve() not in kept:
-            shutil.rmtree(old)
+        if not _disk_full(error):
+            raise
+        newest = (steps_of(out_dir) or ["none"])[-1]
+        raise UserError(
+            f"the disk is full: no checkpoint of step {state['step']} in '{out_dir}', the newest "
+            f"is that of step {newest}; free some space, then --resume --out_dir={out_dir}"
+        ) from error
 
 
-_FILES = ("model", "state")
+FILES = ("model.safetensors", "state.safetensors", "state.json")
+
+
+def _disk_full(error):
+    """True if this OSError or SafetensorError says so, or that a quota or a limit is reached."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _flush(path):
@@ -137,12 +201,35 @@ def _flush(path):
         os.close(handle)
 
 
-def _point(link, target):
-    """Make the symlink `link` point to `target` in one step."""
-    part = Path(f"{link}.part")
-    part.unlink(missing_ok=True)
-    part.symlink_to(target)
-    os.replace(part, link)
+def steps_of(out_dir):
+    """The steps of the complete checkpoints in a run folder, ascending."""
+    folder = Path(out_dir) / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def tidy(out_dir):
+    """
+    Point `latest` to the newest complete checkpoint and `best` to the best one it knows of; remove
+    every other but those it says are kept, and what a killed run left half-written.
+    """
+    out = Path(out_dir)
+    steps = steps_of(out)
+    if steps:
+        newest = steps[-1]
+        state = read_json(out / "checkpoints" / str(newest), "state.json")
+        for name, step in (("latest", newest), ("best", state["best_step"])):
+            if step in steps:
+                link, part = out / name, out / f"{name}.part"
+                part.unlink(missing_ok=True)
+                part.symlink_to(Path("checkpoints") / str(step))
+                os.replace(part, link)
+        for step in {*steps} - {newest, state["best_step"], *state["kept"]}:
+            # Renamed first: what has a step's number for a name is complete.
+            old = out / "checkpoints" / str(step)
+            old.rename(f"{old}.part")
+    for part in [*out.glob("*.part"), *out.glob("checkpoints/*.part")]:
+        shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -168,41 +255,76 @@ def read_config(out_dir):
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def read_state(out_dir, which="latest"):
-    """(state, optimizer tensors) of a checkpoint: "latest", "best", or "checkpoints/<step>"."""
+def find(out_dir, which="latest"):
+    """The folder of a checkpoint: "latest", "best", or "checkpoints/<step>"; UserError if none."""
     folder = Path(out_dir) / which
-    if not (folder / "state.json").is_file():
-        raise UserError(f"no checkpoint in '{out_dir}'; the run has not saved one yet")
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return state, read_tensors(folder / "state.safetensors")
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint '{which}' in '{out_dir}'; the run has not saved one yet")
+    return folder.resolve()
 
 
-def read_tensors(path):
-    """The tensors of a safetensors file, on the CPU; raises UserError if it cannot be read."""
+def checked(folder, name):
+    """The path of a checkpoint's file, once its sha256 is the one in SHA256SUMS; or UserError."""
+    path, sums = folder / name, folder / "SHA256SUMS"
+    try:
+        listed = dict(line.split()[::-1] for line in sums.read_text().splitlines())
+        if sha256(path) == listed[name]:
+            return path
+        what = "does not match its sha256 in SHA256SUMS"
+    except (OSError, ValueError, KeyError) as error:
+        what = f"cannot be checked against SHA256SUMS: {error}"
+    raise UserError(
+        f"{path} is damaged: it {what}; remove that folder, and --resume takes the newest of the "
+        "others"
+    )
+
+
+def read_json(folder, name):
+    """A checkpoint's JSON file, checked; raises UserError if it is damaged."""
+    return json.loads(checked(folder, name).read_text(encoding="utf-8"))
+
+
+def read_tensors(folder, name):
+    """A checkpoint's tensors, on the CPU, checked; raises UserError if they cannot be read."""
+    path = checked(folder, name)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} is no safetensors file: {error}") from None
+
+
+def read_state(out_dir, which="latest"):
+    """The state that a checkpoint was written with, see `find` and `write`; or UserError."""
+    return read_json(find(out_dir, which), "state.json")
+
+
+def read_moments(out_dir, which="latest"):
+    """A checkpoint's optimizer tensors, for `restore_optimizers`; or UserError."""
+    return read_tensors(find(out_dir, which), "state.safetensors")
 
 
 def load_model(out_dir, which="latest", device="cpu", **changes):
     """
     The model of a run, in eval mode on `device`, and its tokenizer: (GPT, Tokenizer).
 
-    which: "latest", "best" or "checkpoints/<step>". changes: of the stored GPTConfig, such as
-    dropout. Raises UserError if anything is missing or
-    does not fit together.
+    which: see `find`. changes: of the stored GPTConfig, such as dropout. Raises UserError if
+    anything is missing, damaged, or does not fit together.
     """
-    config = read_config(out_dir)
-    path = Path(out_dir) / which / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"no checkpoint in '{out_dir}'; the run has not saved one yet")
+    config = read_config(out_dir)["model"]
+    folder = find(out_dir, which)
+    written = read_json(folder, "state.json")["model"]
+    if differences := [name for name in config if config[name] != written.get(name)]:
+        raise UserError(
+            f"{out_dir}/config.json is not what {folder} was written with: "
+            + ", ".join(f"{name} is {config[name]}, not {written[name]}" for name in differences)
+        )
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
+    weights = read_tensors(folder, "model.safetensors")
     try:
-        model = GPT(GPTConfig(**config["model"] | changes))
-        model.load_state_dict(read_tensors(path))
+        model = GPT(GPTConfig(**config | changes))
+        model.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} does not fit {out_dir}/config.json: {error}") from None
+        raise UserError(f"{folder} does not fit {out_dir}/config.json: {error}") from None
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(
             f"{out_dir}: the tokenizer has {tokenizer.vocab_size} tokens, "

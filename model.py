@@ -133,11 +133,11 @@ class LayerCache:
 
 
 class GPT(nn.Module):
-    """attn: which attention to run, one of kernels.attention.IMPLEMENTATIONS but "auto"."""
+    """config: a GPTConfig. `use_attention` says which attention to run."""
 
-    def __init__(self, config, attn="sdpa"):
+    def __init__(self, config):
         super().__init__()
-        self.config, self.attn = config, attn
+        self.config, self.attn = config, "sdpa"
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -220,23 +220,26 @@ class GPT(nn.Module):
         ]
 
     @torch.no_grad()
-    def evaluate(self, batches, autocast=contextlib.nullcontext):
+    def evaluate(self, batches, autocast=contextlib.nullcontext, forward=None):
         """
-        Total loss over `batches` (shards.Batch) without dropout: (nats, targets counted).
+        Total loss over `batches` (batches.Batch) without dropout: (nats, targets counted).
 
-        autocast: a function that returns the context to compute in. A batch's losses are summed in
-        float32 where they are, the batches in float64 on the CPU: nothing waits until the end.
+        autocast: a function that returns the context to compute in. forward: this model, compiled.
+        A batch's losses are summed in float32 where they are, the batches in float64 on the CPU:
+        nothing waits until the end.
         """
-        training, device = self.training, self.wte.weight.device
+        training, shape = self.training, None
         self.eval()
-        sums, count = [], 0
+        sums, count = [torch.zeros((), device=self.wte.weight.device)], 0
         for batch in batches:
-            count += int((batch.targets != IGNORE).sum())
-            batch = batch.to(device)
+            shape = shape or batch.tokens.shape
+            # A last batch of fewer rows is not worth compiling for.
+            run = (batch.tokens.shape == shape and forward) or self
             where = {"positions": batch.positions, "start": batch.start}
             with autocast():
-                losses = self(batch.tokens, batch.targets, **where, mean=False)
+                losses = run(batch.tokens, batch.targets, **where, mean=False)
             sums.append(losses.sum())
+            count += batch.count
         self.train(training)
         return torch.stack(sums).cpu().double().sum().item(), count
 
@@ -259,58 +262,3 @@ class GPT(nn.Module):
         """
         weights = self.num_params() - self.config.block_size * self.config.n_embd
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * context
-
-
-# ----------------------------------------------------------------------------------------------
-# where it runs
-
-
-def pick_device(name):
-    """The torch.device behind a setting; raises UserError if it is not there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
-    return torch.device(name)
-
-
-def pick_dtype(name, device):
-    """The torch dtype behind a setting; "auto" is bfloat16 where the hardware computes in it."""
-    if name == "auto":
-        name = "float32"
-        if device.type == "cuda":
-            name = "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-        elif device.type == "cpu":
-            # Emulated, as on CPUs with AVX-512 alone, bf16 is slower than float32.
-            native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-            if any(getattr(torch.cpu, check, bool)() for check in native):
-                name = "bfloat16"
-    if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"dtype must be auto, float32, bfloat16 or float16, not '{name}'")
-    return getattr(torch, name)
-
-
-def autocast_for(device, dtype):
-    """A function that returns the context in which `device` computes in `dtype`."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, dtype)
-
-
-# Dense bf16 (fp16 on V100 and T4) matmul peaks of the makers' data sheets, in TFLOP/s.
-PEAKS = {
-    "H200": 989, "H100 PCIe": 756, "H100": 989, "B200": 2250, "A100": 312, "A10": 125, "A40": 150,
-    "L40S": 362, "L4": 121, "A6000": 155, "4090": 165, "3090": 71, "V100": 125, "T4": 65,
-}  # fmt: skip
-
-
-def peak_flops(device):
-    """FLOP/s this GPU could do at best, or None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak * 1e12 for key, peak in PEAKS.items() if key in name), None)

@@ -20,7 +20,7 @@ import torch
 
 import checkpoint
 from configs import UserError, load, run
-from model import pick_device
+from machine import pick_device
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def main():
     device = pick_device(settings.device)
     out_dir = settings.out_dir or checkpoint.newest_run()
     model, tokenizer = checkpoint.load_model(out_dir, settings.checkpoint, device)
-    limit = checkpoint.read_state(out_dir, settings.checkpoint)[0]["longest"]
+    limit = checkpoint.read_state(out_dir, settings.checkpoint)["longest"]
     generator = torch.Generator(device).manual_seed(settings.seed)
     prompts = prompts_of(settings.start)
     for number, prompt in enumerate(prompts):

@@ -1,8 +1,8 @@
 """
-Tokens on disk, and the packed batches made of them.
+Tokens on disk: how prepare.py writes them and everything else reads them.
 
     data = Dataset("data/tinystories-bpe", "train")
-    batch = Batches(data, eot, block_size=512, row_tokens=1024, batch_size=8, seed=1337)[0]
+    ids = data.story(0)                                     # uint16, <|endoftext|> first
 
 data/<name>/ holds, for each split, uint16 little-endian token ids in shards (train_000.bin, ...)
 and the int64 start of every story (train_stories.npy); beside them tokenizer.json and
@@ -10,19 +10,15 @@ manifest.json, which counts everything and has the sha256 of every file. A story
 <|endoftext|> and its tokens and never crosses a shard.
 """
 
-import bisect
 import contextlib
 import hashlib
 import itertools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from configs import UserError
-from model import IGNORE
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
 CHUNK_STORIES, CHUNK_TOKENS = 1 << 16, 1 << 22  # what the writer's last pass holds at a time
@@ -153,7 +149,7 @@ def write_manifest(folder, facts):
 
 
 # ----------------------------------------------------------------------------------------------
-# reader and batches
+# reader
 
 
 class Dataset:
@@ -175,7 +171,10 @@ class Dataset:
         )
         for name in [*counts["shards"], f"{split}_stories.npy"]:
             _check_size(self.folder / name, self.manifest["files"][name]["bytes"])
-        starts = np.load(self.folder / f"{split}_stories.npy", mmap_mode="r")
+        try:
+            starts = np.load(self.folder / f"{split}_stories.npy", mmap_mode="r")
+        except ValueError as error:  # no array, or a pickle, which is not opened
+            raise UserError(f"{self.folder / split}_stories.npy is damaged: {error}") from None
         self.starts = np.append(starts, self.tokens)
         self.shards = [
             np.memmap(self.folder / name, dtype="<u2", mode="r") for name in counts["shards"]
@@ -222,142 +221,3 @@ def _check_size(path, size):
             f"{path} has {path.stat().st_size:,} bytes where manifest.json says {size:,}; "
             "run prepare.py again"
         )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of whole stories, each (B, row_tokens); `targets` is IGNORE where nothing counts."""
-
-    tokens: torch.Tensor  # int64
-    targets: torch.Tensor  # int64
-    positions: torch.Tensor  # int64, from 0 in each story
-    start: torch.Tensor  # int32, the column of the token's story's first token
-
-    def to(self, device):
-        """The same on `device`, copied without waiting where the memory is pinned."""
-        if torch.device(device).type == "cpu":
-            return self
-        pin = torch.device(device).type == "cuda"
-        tensors = (getattr(self, name) for name in ("tokens", "targets", "positions", "start"))
-        return Batch(
-            *((x.pin_memory() if pin else x).to(device, non_blocking=True) for x in tensors)
-        )
-
-
-class Batches:
-    """
-    The packed batches of a split: batch number i is a pure function of (seed, i).
-
-    A story of n tokens, separator included, gives n inputs and n targets, the last <|endoftext|>.
-    One longer than block_size is cut into pieces that begin `stride` tokens apart; a piece counts
-    only the targets that no piece before it did, so every token counts once whatever the stride.
-    Training uses stride = block_size; evaluation half of it, for context. Positions begin at 0 in
-    every piece.
-
-    Pieces fill rows of row_tokens by best fit decreasing, among 1,024 pieces drawn together by the
-    seed; each epoch takes all rows in an order of its own, and batch i is rows i * batch_size on.
-    With shuffle=False the rows come in order, and the last batch holds what is left.
-    """
-
-    def __init__(self, data, eot, block_size, row_tokens, batch_size, seed, stride=0, shuffle=True):
-        if row_tokens < block_size:
-            raise UserError(f"row_tokens {row_tokens} is less than block_size {block_size}")
-        self.data, self.eot, self.row_tokens = data, eot, row_tokens
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.offset, self.length, self.skip, self.last = cut(
-            data.starts, block_size, stride or block_size
-        )
-        order = np.random.default_rng([seed, 0]).permutation(len(self.offset))
-        self.rows = pack(self.length, order if shuffle else np.sort(order), row_tokens)
-        self.epoch, self.order = -1, np.arange(len(self.rows))
-
-    @property
-    def padding(self):
-        """The share of the rows' places that hold no token."""
-        return 1 - self.length.sum() / (len(self.rows) * self.row_tokens)
-
-    def __len__(self):
-        """Batches in one epoch; the last may be short, or run into the next epoch."""
-        return -(-len(self.rows) // self.batch_size)
-
-    def _row(self, n):
-        """Row number n of the endless stream of epochs, as a list of piece numbers."""
-        epoch, n = divmod(n, len(self.rows))
-        if self.shuffle and epoch != self.epoch:
-            self.epoch = epoch
-            self.order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.rows))
-        return self.rows[self.order[n]]
-
-    def __getitem__(self, i):
-        """Batch number i, i >= 0, past the first epoch too."""
-        last = (i + 1) * self.batch_size
-        if not self.shuffle:
-            if not 0 <= i < len(self):
-                raise IndexError(i)
-            last = min(last, len(self.rows))
-        rows = [self._row(n) for n in range(i * self.batch_size, last)]
-        shape = (len(rows), self.row_tokens)
-        tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        targets, start = np.full(shape, IGNORE, np.int64), np.zeros(shape, np.int32)
-        for b, row in enumerate(rows):
-            at = 0
-            for piece in row:
-                n, skip = int(self.length[piece]), int(self.skip[piece])
-                # One more token than inputs: the next one is the last target, where there is one.
-                read = self.data.read(self.offset[piece], n + 1 - int(self.last[piece]))
-                tokens[b, at : at + n] = read[:n]
-                targets[b, at + skip : at + len(read) - 1] = read[1 + skip :]
-                if self.last[piece]:
-                    targets[b, at + n - 1] = self.eot
-                positions[b, at : at + n] = np.arange(n)
-                start[b, at : at + n] = at
-                at += n
-            start[b, at:] = at  # the padding is a story of its own that no target asks about
-        return Batch(*(torch.from_numpy(x) for x in (tokens, targets, positions, start)))
-
-
-def cut(starts, block_size, stride):
-    """
-    Pieces of at most block_size tokens that begin `stride` tokens apart in each story.
-
-    starts: int64 (stories + 1,), the last the end of all. Returns, for each piece, offset (int64,
-    its first token), length (int32), skip (int32, the tokens whose target a piece before it
-    counted) and last (bool, its last target is the story's <|endoftext|>).
-    """
-    length = np.diff(starts)
-    pieces = 1 + -(-np.maximum(length - block_size, 0) // stride)  # of each story
-    story = np.repeat(np.arange(len(length)), pieces)
-    number = np.arange(len(story)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    begin = number * stride
-    end = np.minimum(begin + block_size, length[story])
-    skip = np.where(number > 0, block_size - stride, 0)
-    return (
-        starts[story] + begin,
-        (end - begin).astype(np.int32),
-        skip.astype(np.int32),
-        end == length[story],
-    )
-
-
-def pack(length, order, row_tokens, window=1024):
-    """
-    Rows of at most row_tokens tokens: best fit decreasing among `window` pieces at a time.
-
-    length: (pieces,) int. order: (pieces,) int, the pieces as drawn. Returns a list of rows, each
-    a list of piece numbers.
-    """
-    rows = []
-    for first in range(0, len(order), window):
-        drawn = order[first : first + window]
-        free = []  # (tokens free, row number), sorted: the tightest fit is found by bisection
-        for piece in drawn[np.argsort(-length[drawn], kind="stable")].tolist():
-            n = int(length[piece])
-            at = bisect.bisect_left(free, (n, -1))
-            if at == len(free):
-                space, row = row_tokens, len(rows)
-                rows.append([])
-            else:
-                space, row = free.pop(at)
-            rows[row].append(piece)
-            bisect.insort(free, (space - n, row))
-    return rows

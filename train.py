@@ -1,35 +1,44 @@
 """
-Train a model, on one GPU, a Mac or a laptop's CPU.
+Train a model, on a laptop's CPU, a Mac, one GPU or many.
 
     python train.py configs/ts_33m.py                      # the paper's 33M on TinyStories
     python train.py configs/ts_cpu.py --max_minutes=8      # a small one on a laptop
-    python train.py --resume --out_dir=out/ts_cpu --max_iters=4000
+    python train.py --resume --out_dir=out/ts_cpu          # go on where a stopped run stood
     python train.py --init_from=out/ts_cpu --source=mine.txt --learning_rate=3e-4
+    torchrun --standalone --nproc_per_node=8 train.py configs/ts_33m.py
+    python train.py configs/ts_33m.py --profile            # where a step's time goes
 
-A step takes gradient_accumulation_steps batches of batch_size rows; a row holds row_tokens tokens
-of whole stories. Everything lands in the run folder (checkpoint.py says what is in it).
+A step takes gradient_accumulation_steps batches of batch_size rows, shared by the ranks if there
+are several; a row holds row_tokens tokens of whole stories. Everything lands in the run folder
+(checkpoint.py says what is in it). Ctrl-C or SIGTERM saves after the step under way; --resume then
+goes on as if nothing had happened.
 """
 
-import json
+import contextlib
+import itertools
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 import checkpoint
+import machine
+from batches import Batches, share
 from configs import UserError, load, run, show
-from corpus import dataset_folder
-from kernels.attention import IMPLEMENTATIONS
 from kernels.muon import Muon
-from model import GPT, IGNORE, GPTConfig, autocast_for, peak_flops, pick_device, pick_dtype
+from machine import distributed, rank, ranks, say
+from runlog import RunLog
 from sample import generate
-from shards import Batches, Dataset
-from tokenizer import Tokenizer
+from schedule import Schedule, learning_rate  # noqa: F401  others take it from here
+from start import build, check, complete, open_data, read_run
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,16 @@ class Settings:
     max_iters: int = 0  # optimizer steps; 0: one epoch
     max_minutes: float = 0.0  # instead: train this long, evaluations not counted
     eval_interval: int = 1000  # steps between evaluations on the whole validation set
+    save_interval: int = 0  # steps between checkpoints; default: evaluations, and ten minutes
+    save_steps: str = ""  # log: keep the checkpoints of steps 1, 2, 4, 8, ... as well
+    skip_nonfinite: bool = False  # leave a step with a nan or inf out; default: stop the run
+    profile: bool = False  # trace a few steps to out_dir/profile, and only that
     log_interval: int = 10  # steps between progress lines
     seed: int = 1337  # decides weights, batches and dropout
     # the batch
     batch_size: int = 32  # rows in one forward pass
     row_tokens: int = 0  # tokens in a row, several stories; default: block_size, at least 1,024
-    gradient_accumulation_steps: int = 1  # forward passes in a step
+    gradient_accumulation_steps: int = 1  # such passes in a step, those of all ranks together
     # the model
     block_size: int = 512  # longest story piece, in tokens
     n_layer: int = 4  # transformer blocks
@@ -72,6 +85,7 @@ class Settings:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
     dtype: str = "auto"  # float32, bfloat16 or float16; auto: bfloat16 where the hardware has it
     compile: bool | None = None  # torch.compile; default: on CUDA
+    cuda_graphs: bool | None = None  # launch a pass at once; default: compiled and n_embd <= 256
     attn: str = "auto"  # attention: auto, triton, sdpa or math
 
 
@@ -96,352 +110,329 @@ def make_optimizer(model, settings):
     return [adamw([{"params": blocks, "weight_decay": decay}, rest])]
 
 
-def learning_rate(settings, step, progress):
-    """
-    The learning rate of step number `step`, counted from 0.
-
-    progress: how much of the schedule has passed, 0..1. A linear warm-up multiplies it all.
-    """
-    progress = min(max(progress, 0.0), 1.0)
-    share = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "linear": 1 - progress,
-        "constant": 1.0,
-    }.get(settings.schedule)
-    if share is None:
-        raise UserError(f"schedule must be cosine, linear or constant, not '{settings.schedule}'")
-    warmup = min(1.0, (step + 1) / max(1, settings.warmup_iters))
-    return warmup * (settings.min_lr + share * (settings.learning_rate - settings.min_lr))
-
-
 # ----------------------------------------------------------------------------------------------
-# the run log
+# one step
 
 
-class RunLog:
-    """Progress lines on the terminal; metrics.jsonl, loss.png and samples.txt in the run folder."""
-
-    def __init__(self, out_dir, step):
-        """step: where the run stands; a dead run's lines from later steps are dropped."""
-        self.out, self.lines = Path(out_dir), []
-        path = self.out / "metrics.jsonl"
-        old = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
-        path.write_text("")
-        for line in map(json.loads, old):
-            if line["step"] <= step:
-                self.write(**line)
-
-    def write(self, **line):
-        self.lines.append(line)
-        self.append("metrics.jsonl", json.dumps(line))
-
-    def append(self, name, text):
-        with open(self.out / name, "a", encoding="utf-8") as file:
-            print(text, file=file)
-
-    def plot(self):
-        """loss.png: training loss and validation loss over the steps."""
-        from matplotlib.figure import Figure  # slow to import, and needed only here
-
-        figure = Figure(figsize=(7, 4), layout="tight")
-        axes = figure.subplots()
-        for name, style, label in (("loss", "-", "training"), ("val_loss", "o-", "validation")):
-            lines = [line for line in self.lines if name in line]
-            x, y = ([line[key] for line in lines] for key in ("step", name))
-            axes.plot(x, y, style, label=label, lw=1, ms=4)
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.out.name)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(self.out / "loss.png", dpi=120)
-
-
-# ----------------------------------------------------------------------------------------------
-# setting up
-
-SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
-
-
-def complete(settings, origin):
+class Step:
     """
-    The settings with every default that depends on another one filled in.
+    An optimizer step of a model: forward and backward over this rank's rows, then the update.
 
-    With --resume the stored settings of the run count, but for what the command line names; with
-    --init_from its shape and its tokenizer.
+    A step takes batch_size x gradient_accumulation_steps rows, whatever the number of ranks. A
+    rank computes its share in passes of at most batch_size rows; a pass weighs as much as it has
+    targets, so that the gradient is the mean over the step's tokens however they fell into rows,
+    passes and ranks. Nothing here waits for the device.
     """
-    if settings.resume:
-        out_dir = settings.out_dir or checkpoint.newest_run()
-        stored = Settings(**checkpoint.read_config(out_dir)["train"])
-        named = {name: getattr(settings, name) for name in origin if origin[name] != "default"}
-        return replace(stored, **named | {"out_dir": out_dir})
-    if settings.init_from:
-        stored = checkpoint.read_config(settings.init_from)["model"]
-        for name in SHAPE:
-            if origin[name] == "command line" and getattr(settings, name) != stored[name]:
-                raise UserError(f"{name} of '{settings.init_from}' is {stored[name]}: it stays so")
-        settings = replace(settings, **{name: stored[name] for name in SHAPE})
-        if origin["tokenizer"] == "default":
-            settings = replace(settings, tokenizer=settings.init_from)
-    dataset = settings.dataset or dataset_folder(settings.source, settings.tokenizer)
-    files = [name for name in origin.values() if name.endswith(".py")]
-    run_name = Path(files[-1] if files else dataset).stem
-    out_dir = settings.out_dir or f"out/{run_name}"
-    row_tokens = settings.row_tokens or max(1024, settings.block_size)
-    return replace(settings, dataset=dataset, out_dir=out_dir, row_tokens=row_tokens)
 
-
-def check(settings):
-    """Refuse settings that cannot work, before anything is loaded or written."""
-    counts = ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
-    for name in (*SHAPE, *counts):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name} must be at least 1")
-    if settings.n_embd % settings.n_head:
-        raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
-    if not settings.resume and (Path(settings.out_dir) / "latest").exists():
-        raise UserError(
-            f"'{settings.out_dir}' holds a run already: --resume continues it, another --out_dir "
-            "keeps it, or remove it"
+    def __init__(self, model, optimizers, batches, settings, first=0):
+        """batches: a Batches on the model's device. first: the number of the first step to come."""
+        self.model, self.optimizers, self.settings = model, optimizers, settings
+        self.batches, self.device = batches, batches.device
+        self.dtype = machine.pick_dtype(settings.dtype, self.device)
+        self.autocast = machine.autocast_for(self.device, self.dtype)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.rows = settings.batch_size * settings.gradient_accumulation_steps
+        self.share = share(self.rows, settings.batch_size, rank(), ranks())
+        self.feed = batches.stream(
+            (step * self.rows + begin, step * self.rows + end)
+            for step in itertools.count(first)
+            for begin, end in self.share
         )
-    if settings.optimizer not in ("adamw", "muon"):
-        raise UserError(f"optimizer must be adamw or muon, not '{settings.optimizer}'")
-    learning_rate(settings, 0, 0.0)
-    if settings.attn not in IMPLEMENTATIONS:
-        raise UserError(f"attn must be one of {', '.join(IMPLEMENTATIONS)}, not '{settings.attn}'")
+        self._compile()
+        # Kept on the device: how many steps had a number that was nan or inf, and the first's.
+        self.bad, self.first_bad = (torch.zeros((), device=self.device) for _ in range(2))
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(self._hold_back)
 
+    def _compile(self):
+        """`forward`: the model, compiled where that pays; `shared`: the same among the ranks."""
+        settings, cuda = self.settings, self.device.type == "cuda"
+        compiled = cuda if settings.compile is None else settings.compile
+        graphs = settings.cuda_graphs
+        if graphs is None:  # a small model's kernels are over sooner than they are launched
+            graphs = settings.n_embd <= 256 and ranks() == 1
+        self.graphs = cuda and compiled and graphs
+        if cuda:
+            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+        self.forward = self.model
+        if compiled:
+            mode = "reduce-overhead" if self.graphs else None
+            self.forward = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode)
+        self.shared = self.forward
+        if ranks() > 1:
+            where = [self.device.index] if cuda else None
+            self.shared = DistributedDataParallel(
+                self.forward, device_ids=where, gradient_as_bucket_view=True
+            )
 
-def open_data(settings):
-    """(train Dataset, val Dataset, Tokenizer) of the token folder, or the command that makes it."""
-    if not (Path(settings.dataset) / "manifest.json").exists():
-        how = f"--source={settings.source} --tokenizer={settings.tokenizer}"
-        config = next((word for word in sys.argv[1:] if word.endswith(".py")), None)
-        raise UserError(
-            f"no data in '{settings.dataset}'; make it with: python prepare.py {config or how}"
-        )
-    train, val = (Dataset(settings.dataset, split) for split in ("train", "val"))
-    for data in (train, val):
-        data.verify()  # a second for a gigabyte, against days of training on damaged tokens
-    return train, val, Tokenizer.load(settings.dataset)
-
-
-def build(settings, tokenizer, device):
-    """A model as the settings describe it, with the weights of init_from if that is given."""
-    if not settings.init_from:
-        shape = {name: getattr(settings, name) for name in (*SHAPE, "dropout")}
-        return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
-    base, changes = settings.init_from, {"dropout": settings.dropout}
-    model, its_tokenizer = checkpoint.load_model(base, "latest", device, **changes)
-    if not its_tokenizer.same_as(tokenizer):
-        raise UserError(
-            f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
-            f"--tokenizer={base}"
-        )
-    return model.train()
-
-
-# ----------------------------------------------------------------------------------------------
-# training
-
-
-class Schedule:
-    """How far a run is: in steps, or with max_minutes in the time spent on steps."""
-
-    def __init__(self, settings, steps_per_epoch, state):
-        """state: the run's, of which "step" and "seconds" (spent on steps so far) are read."""
-        self.settings, self.state = settings, state
-        self.seconds = settings.max_minutes * 60
-        self.max_iters = settings.max_iters or (sys.maxsize if self.seconds else steps_per_epoch)
-        self.spent, self.since = state["seconds"], None
-
-    def start(self):
-        """The clock runs from here on ..."""
-        self.since = time.perf_counter()
-
-    def pause(self):
-        """... to here."""
-        self.spent, self.since = self.now(), None
-
-    def now(self):
-        """Seconds spent on steps so far, evaluations not counted."""
-        return self.spent + (0.0 if self.since is None else time.perf_counter() - self.since)
-
-    def learning_rate(self):
-        settings, step = self.settings, self.state["step"]
-        if self.seconds:
-            return learning_rate(settings, step, self.now() / self.seconds)
-        decay = (settings.lr_decay_iters or self.max_iters) - settings.warmup_iters
-        return learning_rate(settings, step, (step - settings.warmup_iters) / max(1, decay))
-
-    def progress(self):
-        """How much of the run is done, 0..1, by whichever of its limits is nearer."""
-        steps = self.state["step"] / self.max_iters
-        return max(steps, self.now() / self.seconds) if self.seconds else steps
-
-    def left(self):
-        """Seconds to go, by the pace so far."""
-        return self.now() * (1 / max(self.progress(), 1e-9) - 1)
-
-
-class Trainer:
-    """One training run: its model, data, optimizers and log, and what a step and a report do."""
-
-    def __init__(self, settings):
-        """settings: complete and checked; see `complete` and `check`."""
-        state = {"step": 0, "seconds": 0.0, "tokens": 0, "best": math.inf, "longest": 0}
-        moments = {}
-        if settings.resume:
-            state, moments = checkpoint.read_state(settings.out_dir)
-        self.settings, self.state = settings, state
-        self.device = pick_device(settings.device)
-        dtype = pick_dtype(settings.dtype, self.device)
-        self.autocast = autocast_for(self.device, dtype)
-
-        self.train_data, self.val_data, self.tokenizer = open_data(settings)
-        shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
-        half = settings.block_size // 2 or 1
-        self.batches = Batches(self.train_data, self.tokenizer.eot, *shape)
-        self.val_batches = Batches(self.val_data, self.tokenizer.eot, *shape, half, shuffle=False)
-        state["longest"] = max(state["longest"], int(self.batches.length.max()))
-
-        torch.manual_seed(settings.seed)
-        start = replace(settings, init_from=settings.out_dir) if settings.resume else settings
-        self.model = build(start, self.tokenizer, self.device)
-        why = self.model.use_attention(settings.attn)
-        self.optimizers = make_optimizer(self.model, settings)
-        checkpoint.restore_optimizers(self.model, self.optimizers, moments)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        compiled = self.device.type == "cuda" if settings.compile is None else settings.compile
-        self.step_model = torch.compile(self.model) if compiled else self.model
-
-        epoch = -(-len(self.batches) // settings.gradient_accumulation_steps)  # in steps
-        self.schedule = Schedule(settings, epoch, state)
-        context = float((self.batches.length / self.train_data.tokens) @ self.batches.length / 2)
-        self.flops = self.model.flops_per_token(context)
-        self.peak = peak_flops(self.device)
-        self.describe(dtype, f"{self.model.attn} ({why})", epoch)
-
-    def describe(self, dtype, attn, epoch):
-        """Say what is trained on what, and write the run folder's fixed files."""
-        print(
-            f"model: {self.model.num_params():,} parameters, "
-            f"{self.model.num_params(embeddings=False):,} without embeddings\n"
-            f"data: {self.train_data.tokens:,} tokens in {self.train_data.stories:,} stories, "
-            f"{self.batches.padding:.1%} padding, {epoch:,} steps an epoch\n"
-            f"machine: {self.device}, {str(dtype).removeprefix('torch.')}, attention {attn}"
-        )
-        if self.schedule.seconds:
-            print("the schedule follows the clock: this run cannot be repeated bit for bit")
-        facts = checkpoint.describe_environment(self.device, self.train_data.manifest)
-        out, config = self.settings.out_dir, self.model.config
-        checkpoint.start_run(out, config, self.settings, self.tokenizer, facts)
-        self.log = RunLog(out, self.state["step"])
-
-    def run(self):
-        """Train to the end of the schedule; evaluates, samples and saves on the way."""
-        self.model.train()
-        self.schedule.start()
-        self.ticked = (self.schedule.now(), self.state["tokens"])
-        while self.schedule.progress() < 1:
-            lr = self.schedule.learning_rate()
-            loss, norm = self.step(lr)
-            last = self.schedule.progress() >= 1
-            if self.state["step"] % self.settings.log_interval == 0 or last:
-                self.report(lr, loss, norm)
-            if self.state["step"] % self.settings.eval_interval == 0 or last:
-                self.schedule.pause()
-                self.evaluate()
-                self.schedule.start()
-        return self.state
-
-    def step(self, lr):
+    def __call__(self, step, lr, phase=record_function):
         """
-        Forward and backward over the micro-batches, then the update; (mean loss, gradient norm).
-
-        Each micro-batch weighs as much as it has targets, so that the gradient is the mean over the
-        step's tokens however they fell into rows. Returns tensors on the device: nothing waits.
+        Step number `step`; they come in order. Returns its mean loss and its gradient's norm, as
+        tensors, and the targets of all ranks. phase(name): the context to time a part in.
         """
-        step, accumulate = self.state["step"], self.settings.gradient_accumulation_steps
-        micro = [self.batches[step * accumulate + i] for i in range(accumulate)]
-        counts = [int((batch.targets != IGNORE).sum()) for batch in micro]
-        torch.manual_seed(self.settings.seed * 1_000_003 + step)  # dropout's
+        count = self.batches.count(step * self.rows, (step + 1) * self.rows)
         total = torch.zeros((), device=self.device)
-        for batch, count in zip(micro, counts, strict=True):
-            batch = batch.to(self.device)
-            with self.autocast():
-                loss = self.step_model(
-                    batch.tokens, batch.targets, positions=batch.positions, start=batch.start
-                )
-            loss = loss * (count / sum(counts))
-            self.scaler.scale(loss).backward()
+        for first, last in self.share:
+            with phase("batch"):
+                batch = next(self.feed)
+            # Dropout is the same for the same rows, whichever rank and pass they fall to.
+            key = [self.settings.seed, step, first]
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+            if self.graphs:
+                torch.compiler.cudagraph_mark_step_begin()
+            alone = ranks() == 1 or (first, last) == self.share[-1]  # gradients go round but once
+            with contextlib.nullcontext() if alone else self.shared.no_sync():
+                with phase("forward"), self.autocast():
+                    where = {"positions": batch.positions, "start": batch.start}
+                    loss = self.shared(batch.tokens, batch.targets, **where)
+                    loss = loss * (batch.count / count)
+                with phase("backward"):
+                    # torch takes the ranks' mean, where the weights above ask for their sum.
+                    self.scaler.scale(loss * ranks()).backward()
             total += loss.detach()
+        with phase("update"):
+            norm = self._update(step, lr, total)
+        return total, norm, count
+
+    def _update(self, step, lr, loss):
+        """Clip the gradient and let the optimizers step; returns the gradient's norm."""
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         clip = self.settings.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], clip)
+        if ranks() > 1:
+            dist.all_reduce(loss)
+        bad = ~loss.isfinite()
+        if not self.scaler.is_enabled():  # in float16 a norm of inf is the scaler's business
+            bad |= ~norm.isfinite()
+        self.first_bad = torch.where(bad & (self.bad == 0), step + 1, self.first_bad)
+        self.bad += bad
+        # One bad step is left out; or from it on, until the host knows, all of them.
+        self.held = (bad if self.settings.skip_nonfinite else self.bad > 0).float()
         for group in groups:
             group["lr"] = lr
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+            # A CUDA graph adds to the gradients where it knows them: they stay, and become 0.
+            optimizer.zero_grad(set_to_none=not self.graphs)
         self.scaler.update()
+        return norm
+
+    def _hold_back(self, optimizer, *_):
+        """Before an optimizer steps: found_inf = 1 tells it, on the device, to change nothing."""
+        infinite = getattr(optimizer, "found_inf", 0) if self.scaler.is_enabled() else 0
+        optimizer.found_inf = (self.held + infinite).clamp(max=1)
+
+    def skipped(self):
+        """
+        Steps left out since the last call: the host reads here what the device noted.
+
+        Raises UserError where skip_nonfinite does not allow for any.
+        """
+        bad = int(self.bad)
+        if bad and not self.settings.skip_nonfinite:
+            raise UserError(
+                f"step {int(self.first_bad)}: the loss or the gradient is nan or inf; no weight "
+                "has changed since the step before. A lower learning_rate may help, or --resume "
+                "with --skip_nonfinite"
+            )
+        self.bad.zero_()
+        return bad
+
+
+# ----------------------------------------------------------------------------------------------
+# a run
+
+
+class Trainer:
+    """One training run: its model, data, schedule and folder, and what is done when."""
+
+    def __init__(self, settings):
+        """settings: complete and checked; see start.py."""
+        self.device = device = machine.pick_device(settings.device)
+        machine.pick_dtype(settings.dtype, device)
+        self.train_data, self.val_data, self.tokenizer = open_data(settings)
+        self.state, moments = read_run(settings, self.train_data)
+
+        shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
+        eot, half = self.tokenizer.eot, max(1, settings.block_size // 2)
+        batches = Batches(self.train_data, eot, *shape, device=device)
+        self.val = Batches(self.val_data, eot, *shape, stride=half, shuffle=False, device=device)
+
+        torch.manual_seed(settings.seed)
+        start = replace(settings, init_from=settings.out_dir) if settings.resume else settings
+        self.model = build(start, self.tokenizer, device)
+        why = self.model.use_attention(settings.attn)
+        self.optimizers = make_optimizer(self.model, settings)
+        checkpoint.restore_optimizers(self.model, self.optimizers, moments)
+        self.compute = Step(self.model, self.optimizers, batches, settings, self.state["step"])
+        if self.state["scaler"]:
+            self.compute.scaler.load_state_dict(self.state["scaler"])
+
+        epoch = -(-len(batches.ends) // self.compute.rows)  # in steps
+        self.schedule = Schedule(settings, epoch, self.state)
+        self.settings = self.schedule.settings
+        lengths = batches.pieces[1]
+        self.state["longest"] = max(self.state["longest"], int(lengths.max()))
+        flops = self.model.flops_per_token(float(lengths / lengths.sum() @ lengths) / 2)
+        peak = machine.peak_flops(device)
+        self.top_pace = peak * ranks() / flops if peak else None  # tokens a second
+        self.describe(f"{self.model.attn} ({why})", epoch)
+        self.open_folder()
+
+    def describe(self, attn, epoch):
+        """Say what is trained on what, and how."""
+        settings, data, compute = self.settings, self.train_data, self.compute
+        passes = [last - first for first, last in compute.share]
+        say(
+            f"model: {self.model.num_params():,} parameters, "
+            f"{self.model.num_params(embeddings=False):,} without embeddings\n"
+            f"data: {data.tokens:,} tokens in {data.stories:,} stories, "
+            f"{compute.batches.padding:.1%} padding, {epoch:,} steps an epoch\n"
+            f"step: {compute.rows} rows of {settings.row_tokens:,} tokens, by {ranks()} rank(s) "
+            f"in {len(passes)} pass(es) of {max(passes)}\n"
+            f"machine: {self.device}, {str(compute.dtype).removeprefix('torch.')}, attention {attn}"
+        )
+        if not settings.lr_decay_iters:
+            say("the schedule follows the clock: this run cannot be repeated bit for bit")
+        elif settings.lr_decay_iters < self.schedule.max_iters < sys.maxsize:
+            say(
+                f"the schedule ends at step {settings.lr_decay_iters:,}; from there on the "
+                f"learning rate is {settings.min_lr}"
+            )
+
+    def open_folder(self):
+        """The run folder's fixed files, its log, and the thread that saves: rank 0's alone."""
+        settings, config = self.settings, self.model.config
+        facts = checkpoint.describe_environment(self.device, self.train_data.manifest)
+        self.state |= {"model": asdict(config), "data": facts["data"]}
+        if rank() == 0 and not settings.profile:
+            checkpoint.start_run(settings.out_dir, config, settings, self.tokenizer, facts)
+            self.log = RunLog(settings.out_dir, self.state)
+            self.saver = checkpoint.Saver(settings.out_dir)
+
+    def run(self):
+        """Train to the end of the schedule, or until asked to stop; returns the state."""
+        settings, state, schedule = self.settings, self.state, self.schedule
+        stop, self.saved = False, time.monotonic()
+        self.model.train()
+        schedule.start()
+        with machine.Interrupt() as self.interrupt:
+            while schedule.progress() < 1 and not stop:
+                lr = schedule.learning_rate()
+                loss, norm = self.step(lr)
+                # All ranks go by the slowest one's clock, and stop after the same step.
+                schedule.spent, stop = machine.highest(schedule.now(), self.interrupt.asked)
+                last = schedule.progress() >= 1
+                if state["step"] % settings.log_interval == 0 or last:
+                    self.report(lr, loss, norm)
+                if state["step"] % settings.eval_interval == 0 or last:
+                    self.evaluate()
+                    self.save()
+                    schedule.start()
+                elif stop or self.save_is_due():
+                    self.save()
+            if rank() == 0:
+                self.saver.wait()
+        if schedule.progress() < 1:
+            out = settings.out_dir
+            say(f"stopped after step {state['step']}; go on with --resume --out_dir={out}")
+        return state
+
+    def step(self, lr, phase=record_function):
+        """One step; its loss and gradient norm, see Step."""
+        loss, norm, count = self.compute(self.state["step"], lr, phase)
         self.state["step"] += 1
-        self.state["tokens"] += sum(counts)
-        return total, norm
+        self.state["tokens"] += count
+        return loss, norm
 
     def report(self, lr, loss, norm):
-        """One progress line, and the same in metrics.jsonl."""
-        line = {"step": self.state["step"], "loss": loss.item(), "lr": lr, "grad_norm": norm.item()}
-        now, tokens = self.schedule.now(), self.state["tokens"]  # .item() waited for the device
-        pace = (tokens - self.ticked[1]) / (now - self.ticked[0])
-        line |= {"tok_s": round(pace), "tokens": tokens, "seconds": round(now, 2)}
-        self.ticked = (now, tokens)
-        if self.peak:
-            line["mfu"] = line["tok_s"] * self.flops / self.peak
-        self.log.write(**line)
-        print(
-            f"step {line['step']:>6} | loss {line['loss']:.4f} | lr {lr:.2e} | "
-            f"norm {line['grad_norm']:.2f} | {line['tok_s']:>7,} tok/s | "
-            + (f"mfu {line['mfu']:.1%} | " if self.peak else "")
-            + f"eta {timedelta(seconds=round(self.schedule.left()))}",
-            flush=True,
-        )
+        """A progress line."""
+        self.state["skipped"] += self.compute.skipped()
+        loss, norm, schedule = loss.item(), norm.item(), self.schedule
+        if rank() == 0:
+            left = schedule.left()
+            self.log.progress(self.state, lr, loss, norm, schedule.spent, left, self.top_pace)
 
     def evaluate(self):
-        """Loss on the whole validation set, a sample, the plot, and a checkpoint."""
-        state = self.state
-        state["seconds"] = self.schedule.now()
-        nats, tokens = self.model.evaluate(self.val_batches, self.autocast)
+        """Loss on the whole validation set, by all ranks together; a sample and the plot."""
+        state, val = self.state, self.val
+        state["skipped"] += self.compute.skipped()
+        ranges = (val.range(i) for i in range(rank(), len(val), ranks()))
+        ranges = itertools.takewhile(lambda _: not self.interrupt.asked, ranges)
+        mine = self.model.evaluate(val.stream(ranges), self.compute.autocast, self.compute.forward)
+        nats, tokens = machine.totals(*mine)
+        if tokens < self.val_data.tokens:
+            return  # asked to stop: now it only matters to save
         size = self.val_data.bytes + self.val_data.stories  # a separator counts as one byte
         loss, bpb = nats / tokens, nats / math.log(2) / size
-        best = loss < state["best"]
-        state["best"] = min(loss, state["best"])
-        self.log.write(step=state["step"], val_loss=loss, val_bpb=bpb, seconds=state["seconds"])
-        print(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
-        out = self.settings.out_dir
-        checkpoint.save(out, self.model, self.optimizers, state | {"val_loss": loss}, best)
+        if state["best"] is None or loss < state["best"]:
+            state |= {"best": loss, "best_step": state["step"]}
+        say(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
+        if rank() == 0:
+            seconds = self.schedule.spent
+            self.log.write(step=state["step"], val_loss=loss, val_bpb=bpb, seconds=seconds)
+            self.log.sample(state["step"], self.story())
+            self.log.plot()
+
+    def story(self):
+        """A story that the model tells now; the random numbers are the same each time."""
         self.model.eval()
         generator = torch.Generator(self.device).manual_seed(self.settings.seed)
-        eot = self.tokenizer.eot
-        [(ids, _)] = generate(
-            self.model, [eot], eot, 1, limit=state["longest"], temperature=0.8, generator=generator
-        )
+        eot, how = self.tokenizer.eot, {"temperature": 0.8, "generator": generator}
+        [(ids, _)] = generate(self.model, [eot], eot, 1, limit=self.state["longest"], **how)
         self.model.train()
-        self.log.append("samples.txt", f"--- step {state['step']}\n{self.tokenizer.decode(ids)}\n")
-        self.log.plot()
+        return self.tokenizer.decode(ids)
+
+    def save_is_due(self):
+        """Between evaluations: at save_interval's steps, or by default every ten minutes."""
+        if self.to_be_kept():
+            return True
+        if self.settings.save_interval:
+            return self.state["step"] % self.settings.save_interval == 0
+        return time.monotonic() - self.saved > 600
+
+    def to_be_kept(self):
+        """True at steps 1, 2, 4, 8, ... if their checkpoints are to stay."""
+        step = self.state["step"]
+        return self.settings.save_steps == "log" and step & (step - 1) == 0
+
+    def save(self):
+        """A checkpoint, from rank 0."""
+        state, self.saved = self.state, time.monotonic()
+        state["skipped"] += self.compute.skipped()
+        state |= {"seconds": self.schedule.spent, "scaler": self.compute.scaler.state_dict()}
+        if self.to_be_kept():
+            state["kept"].append(state["step"])
+        if rank() == 0:
+            self.saver.save(self.model, self.optimizers, state)
+
+    def profile(self):
+        """Trace a few steps; nothing is logged, evaluated or saved. Returns a summary."""
+        self.model.train()
+        folder = Path(self.settings.out_dir) / f"profile{rank() or ''}"
+        return machine.profile(partial(self.step, 0.0), self.device, folder)
 
 
 def main():
     settings, origin = load(Settings)
-    settings = complete(settings, origin)
-    check(settings)
-    show(settings, origin)
-    try:
-        Trainer(settings).run()
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "out of memory: halve batch_size and double gradient_accumulation_steps (the same "
-            "training), or lower row_tokens, n_embd or n_layer"
-        ) from None
+    with distributed():
+        settings = complete(settings, origin)
+        check(settings)
+        if rank() == 0:
+            show(settings, origin)
+        try:
+            trainer = Trainer(settings)
+            if settings.profile:
+                say(trainer.profile())
+            else:
+                trainer.run()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "out of memory: halve batch_size and double gradient_accumulation_steps (the same "
+                "training), or lower row_tokens, n_embd or n_layer"
+            ) from None
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ import numpy as np
 
 import checkpoint
 import corpus
+from batches import Batches
 from configs import UserError, load, run
-from model import autocast_for, pick_device, pick_dtype
-from shards import Batches, Dataset
+from machine import autocast_for, pick_device, pick_dtype
+from shards import Dataset, sha256
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Group:
-    """A few stories in memory, with what shards.Batches asks of a Dataset."""
+    """A few stories in memory, with what batches.Batches asks of a Dataset."""
 
     ids: np.ndarray  # uint16, all tokens, each story from its <|endoftext|> on
     starts: np.ndarray  # int64 (stories + 1,)
@@ -102,13 +103,14 @@ def main():
     nats, tokens, size = totals.T
     loss, loss_half = ratio(nats, tokens)
     bits, bits_half = ratio(nats / math.log(2), size)
-    state, _ = checkpoint.read_state(out_dir, settings.checkpoint)
+    state = checkpoint.read_state(out_dir, settings.checkpoint)
+    weights = checkpoint.find(out_dir, settings.checkpoint) / "model.safetensors"
     print(f"{source}: {int(tokens.sum()):,} tokens, {int(size.sum()):,} bytes")
     print(f"loss per token {loss:.4f}" + (f" +- {loss_half:.4f}" if loss_half else ""))
     print(f"perplexity {math.exp(loss):.4f}")
     print(f"bits per byte {bits:.4f}")
     result = {
-        "checkpoint": {"step": state["step"], "sha256": state["sha256"]["model.safetensors"]},
+        "checkpoint": {"step": state["step"], "sha256": sha256(weights)},
         "source": source,
         "tokens": int(tokens.sum()),
         "bytes": int(size.sum()),

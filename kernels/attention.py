@@ -187,7 +187,9 @@ def attention_by_story(qkv, start, scale=None):
     first = start == torch.arange(T, dtype=start.dtype, device=start.device)  # (B, T) bool
     bounds = [*first.flatten().nonzero().flatten().tolist(), B * T]
     lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
-    stories = qkv.float().reshape(B * T, 3, H, D).split(lengths)  # its backward is one concatenation
+    stories = (
+        qkv.float().reshape(B * T, 3, H, D).split(lengths)
+    )  # its backward is one concatenation
     outs = []
     for story in stories:  # (L, 3, H, D)
         q, k, v = story.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)  # each (1, H, L, D)

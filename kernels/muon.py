@@ -15,27 +15,35 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """params: 2-D weights. lr and weight_decay as AdamW's; momentum: mu above."""
+    """
+    params: 2-D weights. lr and weight_decay as AdamW's; momentum: mu above. Where the attribute
+    `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers.
+    """
+
+    _step_supports_amp_scaling = True  # tells torch.amp.GradScaler so
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self):
+        # 1 to step, 0 to change nothing: decided on the device, so that nobody waits to know it.
+        go = 1 - getattr(self, "found_inf", torch.zeros(()))
         for group in self.param_groups:
             # Weights of one shape go through the iteration together: many small products, one call.
             for shape in sorted({weight.shape for weight in group["params"]}):
                 weights = [weight for weight in group["params"] if weight.shape == shape]
-                updates = [self.momentum(weight, group["momentum"]) for weight in weights]
+                updates = [self.momentum(weight, group["momentum"], go) for weight in weights]
                 for weight, update in zip(weights, orthogonal(torch.stack(updates)), strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                    weight.mul_(1 - go * group["lr"] * group["weight_decay"])
+                    weight.add_(update * go, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-    def momentum(self, weight, mu):
+    def momentum(self, weight, mu, go):
         """The weight's momentum after its gradient, looked at from one step ahead (Nesterov)."""
         average = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-        average.lerp_(weight.grad, 1 - mu)
-        return weight.grad.lerp(average, mu)
+        gradient = torch.where(go > 0, weight.grad, 0)
+        average.lerp_(gradient, (1 - mu) * go)
+        return gradient.lerp(average, mu)
 
 
 def orthogonal(matrices, steps=5):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from batches import Batches, cut, pack
 from configs import UserError
 from model import IGNORE
-from shards import Batches, cut, pack
 
 EOT = 60_000
 

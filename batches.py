@@ -1,0 +1,235 @@
+"""
+Packed batches: rows of whole stories, made from the tokens on disk.
+
+    batches = Batches(data, eot, block_size=512, row_tokens=1024, batch_size=8, seed=1337)
+    batch = batches[0]                                  # a pure function of the seed and the number
+    for batch in batches.stream([(0, 8), (8, 16)]): ... # any rows, prepared ahead in a thread
+
+A token attends only within its own story, and positions count from the story's first token, so a
+packed batch computes exactly what one story a row would, without the padding.
+"""
+
+import bisect
+import collections
+import functools
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from configs import UserError
+from model import IGNORE
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of whole stories, each (B, row_tokens); `targets` is IGNORE where nothing counts."""
+
+    tokens: torch.Tensor  # int64
+    targets: torch.Tensor  # int64
+    positions: torch.Tensor  # int64, from 0 in each story
+    start: torch.Tensor  # int32, the column of the token's story's first token
+    count: int  # targets that count
+
+
+class Batches:
+    """
+    The packed batches of a split: batch number i is a pure function of (seed, i).
+
+    A story of n tokens, separator included, gives n inputs and n targets, the last <|endoftext|>.
+    One longer than block_size is cut into pieces that begin `stride` tokens apart; a piece counts
+    only the targets that no piece before it did, so every token counts once whatever the stride.
+    Training uses stride = block_size; evaluation half of it, for context. Positions begin at 0 in
+    every piece.
+
+    Pieces fill rows of row_tokens by best fit decreasing, among 1,024 pieces drawn together by the
+    seed; each epoch takes all rows in an order of its own, and the epochs make one endless stream
+    of rows. With shuffle=False the rows come once and in order. Batch i is rows i * batch_size on;
+    `stream` gives any ranges of rows.
+
+    device: where batches are made. On a GPU the corpus lies there too, as uint16, if it takes no
+    more than a tenth of the memory: then a batch is gathered there, and only each piece's place
+    and length travel.
+    """
+
+    def __init__(
+        self, data, eot, block_size, row_tokens, batch_size, seed, stride=0, shuffle=True,
+        device="cpu",
+    ):  # fmt: skip
+        if row_tokens < block_size:
+            raise UserError(f"row_tokens {row_tokens} is less than block_size {block_size}")
+        self.data, self.eot, self.row_tokens = data, eot, row_tokens
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        pieces = cut(data.starts, block_size, stride or block_size)
+        order = np.random.default_rng([seed, 0]).permutation(pieces.shape[1])
+        rows = pack(pieces[1], order if shuffle else np.sort(order), row_tokens)
+        self.pieces = pieces[:, np.concatenate(rows)]  # row after row
+        self.ends = np.cumsum([len(row) for row in rows])  # of each row among the pieces
+        counted = np.cumsum(self.pieces[1] - self.pieces[2])[self.ends - 1]
+        self.counts = np.diff(counted, prepend=0)  # targets of each row
+        self.device = torch.device(device)
+        self.corpus = self._resident() if self.device.type == "cuda" else None
+        self._order = functools.lru_cache(2)(self._order)
+
+    def _resident(self):
+        """All tokens on the GPU, as the int16 that torch can gather; None if they take too much."""
+        size = 2 * self.data.tokens
+        if size > torch.cuda.get_device_properties(self.device).total_memory / 10:
+            return None
+        shards = [torch.from_numpy(np.array(shard)).view(torch.int16) for shard in self.data.shards]
+        return torch.cat([*shards, torch.zeros(1, dtype=torch.int16)]).to(self.device)
+
+    @property
+    def padding(self):
+        """The share of the rows' places that hold no token."""
+        return 1 - self.pieces[1].sum() / (len(self.ends) * self.row_tokens)
+
+    def __len__(self):
+        """Batches in one epoch; the last may be short, or run into the next epoch."""
+        return -(-len(self.ends) // self.batch_size)
+
+    def _order(self, epoch):
+        """The rows of an epoch, (rows,) int64, as it takes them."""
+        rows = len(self.ends)
+        if not self.shuffle:
+            return np.arange(rows)
+        return np.random.default_rng([self.seed, 1, epoch]).permutation(rows)
+
+    def rows(self, first, last):
+        """Numbers `first` to `last` - 1 of the stream, as the rows they are: (last - first,)."""
+        epoch, place = np.divmod(np.arange(first, last), len(self.ends))
+        return np.array([self._order(e)[i] for e, i in zip(epoch, place, strict=True)], np.int64)
+
+    def count(self, first, last):
+        """The targets that count in this range of the stream of rows."""
+        return int(self.counts[self.rows(first, last)].sum())
+
+    def range(self, i):
+        """(first, last) rows of batch number i."""
+        last = (i + 1) * self.batch_size
+        return i * self.batch_size, last if self.shuffle else min(last, len(self.ends))
+
+    def __getitem__(self, i):
+        """Batch number i, i >= 0, past the first epoch too."""
+        if not self.shuffle and not 0 <= i < len(self):
+            raise IndexError(i)
+        return self._gather(*self._plan(*self.range(i)))
+
+    def stream(self, ranges, ahead=4):
+        """Yield the Batch of each (first, last); a thread prepares the next ones meanwhile."""
+        with ThreadPoolExecutor(1) as worker:
+            plans = collections.deque()
+            for first, last in ranges:
+                plans.append(worker.submit(self._plan, first, last))
+                if len(plans) > ahead:
+                    yield self._gather(*plans.popleft().result())
+            while plans:
+                yield self._gather(*plans.popleft().result())
+
+    def _plan(self, first, last):
+        """
+        What `_gather` makes a batch of: pieces that tile its rows, and tokens to gather them from.
+
+        Returns pieces (4, P) int64, as `cut` has them, tokens (int16 bits of uint16) or None where
+        the corpus is on the device, and how many rows and targets. Padding is a piece that skips
+        all of its targets.
+        """
+        columns, rows = [], self.rows(first, last)
+        for row in rows:
+            inside = self.pieces[:, self.ends[row - 1] if row else 0 : self.ends[row]]
+            room = self.row_tokens - inside[1].sum()
+            columns += [inside, np.array([[0], [room], [room], [0]])]
+        pieces = np.concatenate(columns, axis=1)
+        tokens = None
+        if self.corpus is None:
+            # One token more than inputs, the last target; there is none after <|endoftext|>.
+            sizes = (pieces[1] + 1 - pieces[3]) * (pieces[1] > pieces[2])
+            texts = [self.data.read(at, n) for at, n in zip(pieces[0], sizes, strict=True) if n]
+            pieces[0] = (np.cumsum(sizes) - sizes) * (sizes > 0)
+            tokens = np.concatenate([*texts, np.zeros(1, np.uint16)]).view(np.int16)
+            tokens = self._pinned(torch.from_numpy(tokens))
+        return self._pinned(torch.from_numpy(pieces)), tokens, len(rows), self.counts[rows].sum()
+
+    def _pinned(self, tensor):
+        """Where a GPU is fed, the same in memory that it copies from without anyone waiting."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def _gather(self, pieces, tokens, rows, count):
+        """The Batch of a plan, on the device."""
+        pieces = pieces.to(self.device, non_blocking=True)
+        tokens = self.corpus if tokens is None else tokens.to(self.device, non_blocking=True)
+        size = rows * self.row_tokens
+        offset, length, skip, last = pieces  # each (P,)
+        at = length.cumsum(0) - length  # where each piece begins in the rows, laid end to end
+        piece = torch.repeat_interleave(length, output_size=size)  # (size,) of each token
+        place = torch.arange(size, device=self.device) - at[piece]
+        place = place.where((skip < length)[piece], 0)  # padding: one token, again and again
+        source = offset[piece] + place
+        following = tokens[source + 1].long() & 0xFFFF
+        ends = last.bool()[piece] & (place == length[piece] - 1)
+        targets = following.where(~ends, self.eot).where(place >= skip[piece], IGNORE)
+        shaped = (rows, self.row_tokens)
+        return Batch(
+            tokens=(tokens[source].long() & 0xFFFF).view(shaped),
+            targets=targets.view(shaped),
+            positions=place.view(shaped),
+            start=(at % self.row_tokens).int()[piece].view(shaped),
+            count=int(count),
+        )
+
+
+def cut(starts, block_size, stride):
+    """
+    Pieces of at most block_size tokens that begin `stride` tokens apart in each story.
+
+    starts: int64 (stories + 1,), the last the end of all. Returns (4, pieces) int64: the offset of
+    the piece's first token; its length; skip, the tokens whose target a piece before it counted;
+    and 1 if its last target is the story's <|endoftext|>, else 0.
+    """
+    length = np.diff(starts)
+    pieces = 1 + -(-np.maximum(length - block_size, 0) // stride)  # of each story
+    story = np.repeat(np.arange(len(length)), pieces)
+    number = np.arange(len(story)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begin = number * stride
+    end = np.minimum(begin + block_size, length[story])
+    skip = np.where(number > 0, block_size - stride, 0)
+    return np.stack([starts[story] + begin, end - begin, skip, end == length[story]])
+
+
+def pack(length, order, row_tokens, window=1024):
+    """
+    Rows of at most row_tokens tokens: best fit decreasing among `window` pieces at a time.
+
+    length: (pieces,) int. order: (pieces,) int, the pieces as drawn. Returns a list of rows, each
+    a list of piece numbers.
+    """
+    rows = []
+    for first in range(0, len(order), window):
+        drawn = order[first : first + window]
+        free = []  # (tokens free, row number), sorted: the tightest fit is found by bisection
+        for piece in drawn[np.argsort(-length[drawn], kind="stable")].tolist():
+            n = int(length[piece])
+            at = bisect.bisect_left(free, (n, -1))
+            if at == len(free):
+                space, row = row_tokens, len(rows)
+                rows.append([])
+            else:
+                space, row = free.pop(at)
+            rows[row].append(piece)
+            bisect.insort(free, (space - n, row))
+    return rows
+
+
+def share(rows, batch_size, rank, ranks):
+    """
+    The rows of a step that one rank computes, as (first, last) for each of its passes.
+
+    The ranks' shares differ by a row at most, and so do the passes of a rank, none of which is
+    larger than batch_size: whatever the number of ranks, together they compute the same rows.
+    """
+    first, last = rows * rank // ranks, rows * (rank + 1) // ranks
+    passes = -(-(last - first) // batch_size)
+    edges = [first + (last - first) * i // passes for i in range(passes + 1)]
+    return list(itertools.pairwise(edges))

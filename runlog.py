@@ -1,0 +1,88 @@
+"""The log of a run: progress lines on the terminal, metrics.jsonl, loss.png and samples.txt."""
+
+import json
+import math
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+
+from checkpoint import replace_text
+
+
+class RunLog:
+    """Progress lines, and metrics.jsonl, loss.png and samples.txt of the run folder."""
+
+    def __init__(self, out_dir, state):
+        """state: where the run stands; what a dead run wrote of later steps is dropped."""
+        self.out, self.lines, step = Path(out_dir), [], state["step"]
+        self.ticked = (state["seconds"], state["tokens"])
+        for line in self._read("metrics.jsonl").splitlines():
+            try:
+                line = json.loads(line)
+            except ValueError:
+                continue  # the last line of a run killed while it wrote it
+            if line["step"] <= step:
+                self.lines.append(line)
+        replace_text(self.out / "metrics.jsonl", "".join(map(_line, self.lines)))
+        samples = re.split(r"^(?=--- step \d+$)", self._read("samples.txt"), flags=re.MULTILINE)
+        kept = [text for text in samples[1:] if int(text.split()[2]) <= step]
+        replace_text(self.out / "samples.txt", "".join(kept))
+
+    def _read(self, name):
+        path = self.out / name
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def write(self, **line):
+        """One line of metrics.jsonl: "step" and whatever was measured there."""
+        self.lines.append(line)
+        self._append("metrics.jsonl", _line(line))
+
+    def progress(self, state, lr, loss, norm, seconds, left, top_pace=None):
+        """
+        A progress line, printed and logged. seconds: spent on steps so far; left: to go; top_pace:
+        the tokens a second at which the machine would be busy with nothing but the model's sums.
+        """
+        step, tokens = state["step"], state["tokens"]
+        pace = (tokens - self.ticked[1]) / max(seconds - self.ticked[0], 1e-9)
+        self.ticked = (seconds, tokens)
+        line = {"step": step, "loss": loss, "lr": lr, "grad_norm": norm, "tok_s": round(pace),
+                "tokens": tokens, "seconds": round(seconds, 2)}  # fmt: skip
+        text = f"step {step:>6} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+        text += f"{line['tok_s']:>7,} tok/s | "
+        if top_pace:
+            line["mfu"] = pace / top_pace
+            text += f"mfu {line['mfu']:.1%} | "
+        if state["skipped"]:
+            line["skipped"] = state["skipped"]
+            text += f"skipped {line['skipped']} | "
+        print(f"{text}eta {timedelta(seconds=round(left))}", flush=True)
+        self.write(**{name: x for name, x in line.items() if math.isfinite(x)})  # JSON has no nan
+
+    def sample(self, step, text):
+        """A story for samples.txt."""
+        self._append("samples.txt", f"--- step {step}\n{text}\n")
+
+    def _append(self, name, text):
+        with open(self.out / name, "a", encoding="utf-8") as file:
+            file.write(text)
+
+    def plot(self):
+        """loss.png: training loss and validation loss over the steps."""
+        from matplotlib.figure import Figure  # slow to import, and needed only here
+
+        figure = Figure(figsize=(7, 4), layout="tight")
+        axes = figure.subplots()
+        for name, style, label in (("loss", "-", "training"), ("val_loss", "o-", "validation")):
+            lines = [line for line in self.lines if name in line]
+            x, y = ([line[key] for line in lines] for key in ("step", name))
+            axes.plot(x, y, style, label=label, lw=1, ms=4)
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.out.name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self.out / "loss.png.part", dpi=120, format="png")
+        os.replace(self.out / "loss.png.part", self.out / "loss.png")
+
+
+def _line(facts):
+    return json.dumps(facts) + "\n"

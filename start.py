@@ -1,0 +1,145 @@
+"""
+How a run starts: its settings in full, checked; its data; its model; where it stands.
+
+train.py comes here before it trains. A new run fills in what its settings leave open, a resumed one
+takes what it stored and refuses to become another run.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import checkpoint
+from configs import UserError
+from corpus import dataset_folder
+from machine import rank, ranks, wait_for_all
+from model import GPT, GPTConfig
+from schedule import SCHEDULES
+from shards import Dataset
+from tokenizer import Tokenizer
+
+SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
+# What --resume may change: none of these changes what a step computes.
+MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "device", "compile",
+              "cuda_graphs", "attn", "skip_nonfinite", "profile")  # fmt: skip
+
+
+def complete(settings, origin):
+    """
+    The settings with every default that depends on another one filled in.
+
+    With --resume they are the run's, as it stored them; with --init_from its shape and tokenizer.
+    """
+    files = [name for name in origin.values() if name.endswith(".py")]
+    if settings.resume:
+        ours = f"out/{Path(files[-1]).stem}" if files else None
+        return resumed(settings, origin, settings.out_dir or ours or checkpoint.newest_run())
+    if settings.init_from:
+        stored = checkpoint.read_config(settings.init_from)["model"]
+        for name in SHAPE:
+            if origin[name] == "command line" and getattr(settings, name) != stored[name]:
+                raise UserError(f"{name} of '{settings.init_from}' is {stored[name]}: it stays so")
+        settings = replace(settings, **{name: stored[name] for name in SHAPE})
+        if origin["tokenizer"] == "default":
+            settings = replace(settings, tokenizer=settings.init_from)
+    dataset = settings.dataset or dataset_folder(settings.source, settings.tokenizer)
+    out_dir = settings.out_dir or f"out/{Path(files[-1] if files else dataset).stem}"
+    row_tokens = settings.row_tokens or max(1024, settings.block_size)
+    return replace(settings, dataset=dataset, out_dir=out_dir, row_tokens=row_tokens)
+
+
+def resumed(settings, origin, out_dir):
+    """The stored settings of the run in out_dir, but for those that may change and were named."""
+    stored = checkpoint.read_config(out_dir)["train"]
+    if stored.keys() != asdict(settings).keys():
+        names = ", ".join(sorted(stored.keys() ^ asdict(settings).keys()))
+        raise UserError(f"'{out_dir}' was written by another version of train.py: see {names}")
+    named = {name: getattr(settings, name) for name in origin if origin[name] != "default"}
+    for name, value in named.items():
+        # 0 and "" stand for a default, which is stored as what it came to.
+        if name not in MAY_CHANGE and value != stored[name] and value not in (0, ""):
+            raise UserError(
+                f"{name} of '{out_dir}' is {stored[name]!r}, not {value!r}: --resume continues the "
+                "same run; --init_from starts another from its weights"
+            )
+    changes = {name: value for name, value in named.items() if name in MAY_CHANGE}
+    return replace(type(settings)(**stored), **changes | {"out_dir": out_dir})
+
+
+def check(settings):
+    """Refuse settings that cannot work, before anything is loaded or written."""
+    counts = ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
+    for name in (*SHAPE, *counts):
+        if getattr(settings, name) < 1:
+            raise UserError(f"{name} must be at least 1")
+    if settings.n_embd % settings.n_head:
+        raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
+    if not (settings.resume or settings.profile) and checkpoint.steps_of(settings.out_dir):
+        raise UserError(
+            f"'{settings.out_dir}' holds a run already: --resume continues it, another --out_dir "
+            "keeps it, or remove it"
+        )
+    if settings.optimizer not in ("adamw", "muon"):
+        raise UserError(f"optimizer must be adamw or muon, not '{settings.optimizer}'")
+    if settings.save_steps not in ("", "log"):
+        raise UserError(f"save_steps must be log or nothing, not '{settings.save_steps}'")
+    if settings.schedule not in SCHEDULES:
+        raise UserError(f"schedule must be cosine, linear or constant, not '{settings.schedule}'")
+    rows = settings.batch_size * settings.gradient_accumulation_steps
+    if rows < ranks():
+        raise UserError(f"{ranks()} ranks cannot share a step of {rows} rows: raise batch_size")
+
+
+def open_data(settings):
+    """(train Dataset, val Dataset, Tokenizer) of the token folder, or the command that makes it."""
+    if not (Path(settings.dataset) / "manifest.json").exists():
+        how = f"--source={settings.source} --tokenizer={settings.tokenizer}"
+        config = next((word for word in sys.argv[1:] if word.endswith(".py")), None)
+        raise UserError(
+            f"no data in '{settings.dataset}'; make it with: python prepare.py {config or how}"
+        )
+    train, val = (Dataset(settings.dataset, split) for split in ("train", "val"))
+    for data in (train, val):
+        data.verify()  # a second for a gigabyte, against days of training on damaged tokens
+    return train, val, Tokenizer.load(settings.dataset)
+
+
+def build(settings, tokenizer, device):
+    """A model as the settings describe it, with the weights of init_from if that is given."""
+    if not settings.init_from:
+        shape = {name: getattr(settings, name) for name in (*SHAPE, "dropout")}
+        return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
+    base, changes = settings.init_from, {"dropout": settings.dropout}
+    model, its_tokenizer = checkpoint.load_model(base, "latest", device, **changes)
+    if not its_tokenizer.same_as(tokenizer):
+        raise UserError(
+            f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
+            f"--tokenizer={base}"
+        )
+    return model.train()
+
+
+def read_run(settings, data):
+    """
+    (state, optimizer tensors): a new run's, or with --resume the newest checkpoint's.
+
+    data: the Dataset to train on. Raises UserError if the run was trained on other tokens, or with
+    another tokenizer.
+    """
+    out_dir = settings.out_dir
+    if rank() == 0:
+        checkpoint.tidy(out_dir)
+    wait_for_all()
+    if not settings.resume:
+        return {"step": 0, "seconds": 0.0, "tokens": 0, "best": None, "best_step": 0, "longest": 0,
+                "kept": [], "skipped": 0, "scaler": {}}, {}  # fmt: skip
+    state = checkpoint.read_state(out_dir)
+    before, now = state["data"], checkpoint.hashes(data.manifest)
+    differ = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    if differ:
+        what = "another tokenizer" if "tokenizer.json" in differ else "other data"
+        raise UserError(
+            f"'{data.folder}' holds {what} than '{out_dir}' was trained on: {', '.join(differ)} "
+            "differ; prepare the same again, or start a new run with --init_from"
+        )
+    return state, checkpoint.read_moments(out_dir)
