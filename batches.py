@@ -70,14 +70,15 @@ class Batches:
         counted = np.cumsum(self.pieces[1] - self.pieces[2])[self.ends - 1]
         self.counts = np.diff(counted, prepend=0)  # targets of each row
         self.device = torch.device(device)
-        self.corpus = self._resident() if self.device.type == "cuda" else None
+        self.corpus = None
+        if self.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+            if 2 * data.tokens < memory / 10:
+                self.corpus = self._resident()
         self._order = functools.lru_cache(2)(self._order)
 
     def _resident(self):
-        """All tokens on the GPU, as the int16 that torch can gather; None if they take too much."""
-        size = 2 * self.data.tokens
-        if size > torch.cuda.get_device_properties(self.device).total_memory / 10:
-            return None
+        """All tokens on the device, as the int16 that torch can gather, and one more."""
         shards = [torch.from_numpy(np.array(shard)).view(torch.int16) for shard in self.data.shards]
         return torch.cat([*shards, torch.zeros(1, dtype=torch.int16)]).to(self.device)
 

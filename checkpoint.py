@@ -16,6 +16,7 @@ and `tidy` makes the rest of the newest one's state.json. Every file is compared
 before it is read. Weights and state are safetensors, facts are JSON: nothing is ever unpickled.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -140,7 +141,7 @@ class Saver:
         return self.copies[name].copy_(tensor, non_blocking=tensor.is_cuda)
 
     def wait(self):
-        """Return when the last save is on the disk; raises UserError or OSError if it failed."""
+        """Return when the last save is on the disk; raises OSError or SafetensorError if not."""
         saving, self.saving = self.saving, None
         if saving:
             saving.result()
@@ -151,12 +152,13 @@ def write(out_dir, weights, moments, state):
     Write checkpoints/<state["step"]> and let `tidy` point to it.
 
     weights, moments: {name: tensor on the CPU}. state: a JSON-able dict with "step", "best_step"
-    (whose checkpoint is the best so far) and "kept" (steps whose checkpoints are to stay). Raises
-    UserError where the disk is full, and then leaves what was there before as it was.
+    (whose checkpoint is the best so far) and "kept" (steps whose checkpoints are to stay). Where it
+    fails, what was there before is as it was.
     """
     folder = Path(out_dir) / "checkpoints"
     final, part = folder / str(state["step"]), folder / f"{state['step']}.part"
-    if final.exists():  # saved twice at one step: the same weights
+    if final.exists():  # saved when the run stopped, before its evaluation: the same weights
+        _point(Path(out_dir) / "best", state["best_step"])
         return
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -169,27 +171,31 @@ def write(out_dir, weights, moments, state):
         for path in [*part.iterdir(), part]:
             _flush(path)
         part.rename(final)
-        _flush(folder)
-        tidy(out_dir)
-    except (OSError, SafetensorError) as error:
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
-        if not _disk_full(error):
-            raise
-        newest = (steps_of(out_dir) or ["none"])[-1]
-        raise UserError(
-            f"the disk is full: no checkpoint of step {state['step']} in '{out_dir}', the newest "
-            f"is that of step {newest}; free some space, then --resume --out_dir={out_dir}"
-        ) from error
+        raise
+    _flush(folder)
+    tidy(out_dir)
 
 
 FILES = ("model.safetensors", "state.safetensors", "state.json")
 
 
-def _disk_full(error):
-    """True if this OSError or SafetensorError says so, or that a quota or a limit is reached."""
-    found = re.search(r"os error (\d+)", str(error))
-    number = int(found[1]) if found else getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+@contextlib.contextmanager
+def full_disk_explained(out_dir):
+    """Within it, an error for want of disk space becomes a UserError that says what stands."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        found = re.search(r"os error (\d+)", str(error))  # safetensors' own errors carry no errno
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        newest = [f"the checkpoint of step {step} stands" for step in steps_of(out_dir)[-1:]]
+        raise UserError(
+            f"the disk is full ({error}); in '{out_dir}' {(newest or ['is no checkpoint'])[0]}: "
+            "free some space, then --resume"
+        ) from error
 
 
 def _flush(path):
@@ -220,16 +226,21 @@ def tidy(out_dir):
         state = read_json(out / "checkpoints" / str(newest), "state.json")
         for name, step in (("latest", newest), ("best", state["best_step"])):
             if step in steps:
-                link, part = out / name, out / f"{name}.part"
-                part.unlink(missing_ok=True)
-                part.symlink_to(Path("checkpoints") / str(step))
-                os.replace(part, link)
+                _point(out / name, step)
         for step in {*steps} - {newest, state["best_step"], *state["kept"]}:
             # Renamed first: what has a step's number for a name is complete.
             old = out / "checkpoints" / str(step)
             old.rename(f"{old}.part")
     for part in [*out.glob("*.part"), *out.glob("checkpoints/*.part")]:
         shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
+
+
+def _point(link, step):
+    """Make the symlink `link` point to the checkpoint of a step, in one go."""
+    part = Path(f"{link}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(Path("checkpoints") / str(step))
+    os.replace(part, link)
 
 
 # ----------------------------------------------------------------------------------------------

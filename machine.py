@@ -87,7 +87,7 @@ def peak_flops(device):
 @contextlib.contextmanager
 def distributed():
     """Join the ranks that torchrun started, if it did, and part from them at the end."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if "RANK" not in os.environ:
         yield
         return
     gpus = torch.cuda.is_available() and dist.is_nccl_available()

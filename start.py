@@ -131,8 +131,9 @@ def read_run(settings, data):
         checkpoint.tidy(out_dir)
     wait_for_all()
     if not settings.resume:
-        return {"step": 0, "seconds": 0.0, "tokens": 0, "best": None, "best_step": 0, "longest": 0,
-                "kept": [], "skipped": 0, "scaler": {}}, {}  # fmt: skip
+        new = {"step": 0, "seconds": 0.0, "tokens": 0, "longest": 0, "evaluated": 0, "skipped": 0,
+               "best": None, "best_step": 0, "kept": [], "scaler": {}}  # fmt: skip
+        return new, {}
     state = checkpoint.read_state(out_dir)
     before, now = state["data"], checkpoint.hashes(data.manifest)
     differ = [name for name in sorted(before | now) if before.get(name) != now.get(name)]

@@ -319,18 +319,17 @@ class Trainer:
         self.model.train()
         schedule.start()
         with machine.Interrupt() as self.interrupt:
+            if self.evaluation_is_due():  # the run was stopped when it was about to
+                stop = not self.evaluate()
             while schedule.progress() < 1 and not stop:
                 lr = schedule.learning_rate()
                 loss, norm = self.step(lr)
                 # All ranks go by the slowest one's clock, and stop after the same step.
                 schedule.spent, stop = machine.highest(schedule.now(), self.interrupt.asked)
-                last = schedule.progress() >= 1
-                if state["step"] % settings.log_interval == 0 or last:
+                if state["step"] % settings.log_interval == 0 or schedule.progress() >= 1:
                     self.report(lr, loss, norm)
-                if state["step"] % settings.eval_interval == 0 or last:
-                    self.evaluate()
-                    self.save()
-                    schedule.start()
+                if self.evaluation_is_due():
+                    stop = not self.evaluate()
                 elif stop or self.save_is_due():
                     self.save()
             if rank() == 0:
@@ -355,18 +354,36 @@ class Trainer:
             left = schedule.left()
             self.log.progress(self.state, lr, loss, norm, schedule.spent, left, self.top_pace)
 
+    def evaluation_is_due(self):
+        """True where the schedule has one, or ends, and it has not been done yet."""
+        step = self.state["step"]
+        regular = step % self.settings.eval_interval == 0
+        return step > self.state["evaluated"] and (regular or self.schedule.progress() >= 1)
+
     def evaluate(self):
-        """Loss on the whole validation set, by all ranks together; a sample and the plot."""
+        """
+        Loss on the whole validation set, by all ranks together; a sample, the plot, a checkpoint.
+
+        Returns False if asked to stop meanwhile: then there is only the checkpoint.
+        """
         state, val = self.state, self.val
         state["skipped"] += self.compute.skipped()
         ranges = (val.range(i) for i in range(rank(), len(val), ranks()))
         ranges = itertools.takewhile(lambda _: not self.interrupt.asked, ranges)
         mine = self.model.evaluate(val.stream(ranges), self.compute.autocast, self.compute.forward)
         nats, tokens = machine.totals(*mine)
-        if tokens < self.val_data.tokens:
-            return  # asked to stop: now it only matters to save
+        if whole := tokens == self.val_data.tokens:
+            self.note(nats / tokens, nats)
+        self.save()
+        self.schedule.start()
+        return whole
+
+    def note(self, loss, nats):
+        """An evaluation's result, for the state, the log and the plot."""
+        state = self.state
         size = self.val_data.bytes + self.val_data.stories  # a separator counts as one byte
-        loss, bpb = nats / tokens, nats / math.log(2) / size
+        bpb = nats / math.log(2) / size
+        state["evaluated"] = state["step"]
         if state["best"] is None or loss < state["best"]:
             state |= {"best": loss, "best_step": state["step"]}
         say(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
@@ -427,7 +444,8 @@ def main():
             if settings.profile:
                 say(trainer.profile())
             else:
-                trainer.run()
+                with checkpoint.full_disk_explained(settings.out_dir):
+                    trainer.run()
         except torch.OutOfMemoryError:
             raise UserError(
                 "out of memory: halve batch_size and double gradient_accumulation_steps (the same "

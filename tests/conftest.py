@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+import prepare
+
 if not torch.cuda.is_available():  # read when the kernels are imported
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -32,3 +34,16 @@ def gpt2_files(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A token folder of 400 storybook stories with 512 tokens of BPE."""
+    out = tmp_path_factory.mktemp("data") / "storybook-bpe"
+    prepare.prepare(
+        prepare.Settings(
+            source="storybook", tokenizer="bpe", vocab_size=512, stories=400, val_fraction=0.1,
+            out=str(out), workers=1,
+        )
+    )  # fmt: skip
+    return str(out)

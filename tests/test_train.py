@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import losses, settings_for
 
 import checkpoint
 import prepare
@@ -18,34 +19,6 @@ from kernels.muon import orthogonal
 from model import GPT, GPTConfig
 from shards import Dataset
 from train import Settings, Trainer, learning_rate, make_optimizer
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A token folder of 400 storybook stories with 512 tokens of BPE."""
-    out = tmp_path_factory.mktemp("data") / "storybook-bpe"
-    prepare.prepare(
-        prepare.Settings(
-            source="storybook", tokenizer="bpe", vocab_size=512, stories=400, val_fraction=0.1,
-            out=str(out), workers=1,
-        )
-    )  # fmt: skip
-    return str(out)
-
-
-def settings_for(data, out, **changes):
-    settings = Settings(
-        dataset=data, out_dir=str(out), n_layer=2, n_head=2, n_embd=32, block_size=128,
-        row_tokens=256, batch_size=2, max_iters=30, warmup_iters=5, learning_rate=1e-2,
-        eval_interval=1000, log_interval=1, device="cpu", dtype="float32",
-    )  # fmt: skip
-    return replace(settings, **changes)
-
-
-def losses(out):
-    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
-
 
 # Recorded on a CPU; torch 2.11 and 2.13 agree on every digit. A change of grammar, tokenizer,
 # model, batches, optimizer or schedule shows here, and is recorded anew if it was meant.
@@ -101,21 +74,6 @@ def test_a_run_folder_holds_everything(data, tmp_path):
     model, tokenizer = checkpoint.load_model(out)
     assert tokenizer.vocab_size == model.config.vocab_size == 512
     assert not any(name.startswith(("_orig_mod", "module")) for name in model.state_dict())
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resume_equals_never_stopping(data, tmp_path, optimizer):
-    """With dropout and accumulation on, 3 + 3 steps in two processes are 6 steps, bit for bit."""
-    same = {"optimizer": optimizer, "dropout": 0.1, "gradient_accumulation_steps": 2,
-            "lr_decay_iters": 6, "max_iters": 6}  # fmt: skip
-    Trainer(settings_for(data, tmp_path / "whole", **same)).run()
-    Trainer(settings_for(data, tmp_path / "parts", **same | {"max_iters": 3})).run()
-    torch.manual_seed(99)  # another process would not share our random state either
-    Trainer(settings_for(data, tmp_path / "parts", **same, resume=True)).run()
-    whole, parts = (checkpoint.load_model(tmp_path / name)[0] for name in ("whole", "parts"))
-    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
 def test_accumulation_is_one_large_batch(data, tmp_path):

@@ -1,0 +1,459 @@
+"""A run that is stopped, killed, out of disk or full of nan loses minutes at most, and says so."""
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from tiny import contents, losses, settings_for
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import checkpoint
+import prepare
+import start
+from configs import UserError
+from shards import Dataset
+from train import Settings, Trainer
+
+# ----------------------------------------------------------------------------------------------
+# exact resume
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_equals_never_stopping(data, tmp_path, optimizer, stop):
+    """N + M steps are N steps, stop, a new process, M steps: every bit, and every story told."""
+    same = {"optimizer": optimizer, "dropout": 0.1, "gradient_accumulation_steps": 2,
+            "max_iters": 6, "eval_interval": 2}  # fmt: skip
+    whole, parts = (settings_for(data, tmp_path / name, **same) for name in ("whole", "parts"))
+    assert tiny.call(tiny.train, whole) == 0
+    assert tiny.call(tiny.train_and_stop, parts, stop) == 0
+    assert checkpoint.steps_of(parts.out_dir)[-1] == stop
+    assert tiny.call(tiny.train, replace(parts, resume=True)) == 0
+    assert contents(whole.out_dir) == contents(parts.out_dir)
+
+
+def test_float16_resumes_with_its_loss_scale(data, tmp_path):
+    settings = settings_for(data, tmp_path / "run", max_iters=2, dtype="float16")
+    Trainer(settings).run()
+    trainer = Trainer(replace(settings, resume=True))
+    state = checkpoint.read_state(settings.out_dir)["scaler"]
+    assert trainer.compute.scaler.state_dict() == state and state["_growth_tracker"] == 2
+
+
+def test_a_longer_run_keeps_the_schedule(data, tmp_path):
+    settings = settings_for(data, tmp_path / "run", max_iters=4, min_lr=1e-4, warmup_iters=1)
+    Trainer(settings).run()
+    assert checkpoint.read_config(settings.out_dir)["train"]["lr_decay_iters"] == 4
+    origin = dict.fromkeys(asdict(settings), "default") | {"max_iters": "command line"}
+    longer = Settings(resume=True, out_dir=settings.out_dir, max_iters=6)
+    trainer = Trainer(start.complete(longer, origin))
+    trainer.run()
+    rates = [line["lr"] for line in trainer.log.lines if "lr" in line]
+    whole = Trainer(replace(settings, out_dir=str(tmp_path / "whole")))
+    whole.run()
+    assert rates[:4] == [line["lr"] for line in whole.log.lines if "lr" in line]
+    assert rates[4:] == [1e-4, 1e-4]
+
+
+def resume(out, **named):
+    origin = dict.fromkeys(asdict(Settings()), "default") | dict.fromkeys(named, "command line")
+    return start.complete(Settings(resume=True, out_dir=str(out), **named), origin)
+
+
+def test_resume_refuses_other_settings_by_name(data, tmp_path):
+    settings = settings_for(data, tmp_path / "run", max_iters=1)
+    Trainer(settings).run()
+    may = {"max_iters": 9, "max_minutes": 1.0, "eval_interval": 7, "device": "cpu",
+           "compile": False, "attn": "math", "skip_nonfinite": True}  # fmt: skip
+    changed = resume(settings.out_dir, **may)
+    assert {name: getattr(changed, name) for name in may} == may
+    assert changed.learning_rate == settings.learning_rate and changed.n_embd == 32
+    assert resume(settings.out_dir, batch_size=2).batch_size == 2  # said again, not changed
+    for name, value in asdict(Settings()).items():
+        if name not in start.MAY_CHANGE:
+            other = {str: "other", int: 77, float: 0.77}.get(type(value), True)
+            with pytest.raises(UserError, match=f"^{name} of '.*run' is .*, not "):
+                resume(settings.out_dir, **{name: other})
+
+
+def test_resume_takes_the_run_of_its_config(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        Trainer(settings_for(data, f"out/{name}", max_iters=1)).run()
+    origin = dict.fromkeys(asdict(Settings()), "default")
+    newest = start.complete(Settings(resume=True), origin)
+    assert newest.out_dir == "out/two"
+    ours = start.complete(Settings(resume=True, max_iters=1), origin | {"max_iters": "c/one.py"})
+    assert ours.out_dir == "out/one"
+
+
+def test_resume_refuses_other_data(data, tmp_path):
+    settings = settings_for(data, tmp_path / "run", max_iters=1)
+    Trainer(settings).run()
+    other = tmp_path / "other"
+    same = {"source": "storybook", "workers": 1, "val_fraction": 0.1, "out": str(other)}
+    prepare.prepare(prepare.Settings(tokenizer="bytes", stories=50, **same))
+    with pytest.raises(UserError, match=r"holds another tokenizer than .*tokenizer\.json"):
+        Trainer(replace(settings, resume=True, dataset=str(other)))
+    shutil.rmtree(other)
+    shutil.copytree(data, other)
+    shard = other / "train_000.bin"
+    shard.write_bytes(shard.read_bytes()[::-1])
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["files"][shard.name]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"holds other data than .*: train_000\.bin differ"):
+        Trainer(replace(settings, resume=True, dataset=str(other)))
+    Trainer(replace(settings, resume=True))
+
+
+def test_resume_refuses_another_architecture(data, tmp_path):
+    """The number of heads shows in no tensor's shape."""
+    settings = settings_for(data, tmp_path / "run", max_iters=1)
+    Trainer(settings).run()
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"n_head": 2', '"n_head": 4'))
+    with pytest.raises(UserError, match=r"config\.json is not what .*: n_head is 4, not 2"):
+        Trainer(replace(settings, resume=True))
+
+
+# ----------------------------------------------------------------------------------------------
+# checkpoints, signals, kills
+
+
+def test_log_spaced_checkpoints_stay_and_the_rest_is_bounded(data, tmp_path):
+    settings = settings_for(
+        data, tmp_path / "run", max_iters=11, save_interval=1, save_steps="log", eval_interval=6
+    )
+    Trainer(settings).run()
+    out = Path(settings.out_dir)
+    best = checkpoint.read_state(out)["best_step"]
+    assert (out / "latest").readlink() == Path("checkpoints/11")
+    assert (out / "best").readlink() == Path(f"checkpoints/{best}") and best in (6, 11)
+    assert checkpoint.steps_of(out) == sorted({1, 2, 4, 8, best, 11})
+    for step in (1, 8):
+        assert checkpoint.load_model(out, f"checkpoints/{step}")
+
+
+def test_a_save_copies_first_and_writes_in_a_thread(data, tmp_path, monkeypatch):
+    trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=1))
+    trainer.run()
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    let_go, write, running = threading.Event(), checkpoint.write, []
+
+    def slow_write(*args):
+        running.append(args)
+        assert len(running) == 1  # one save in flight
+        let_go.wait(10)
+        write(*args)
+        running.pop()
+
+    monkeypatch.setattr(checkpoint, "write", slow_write)
+    trainer.saver.save(trainer.model, trainer.optimizers, trainer.state | {"step": 2})
+    with torch.no_grad():
+        trainer.model.wte.weight.zero_()  # training goes on meanwhile
+    assert checkpoint.steps_of(trainer.settings.out_dir) == [1]
+    let_go.set()
+    trainer.saver.save(trainer.model, trainer.optimizers, trainer.state | {"step": 3})
+    saved = checkpoint.read_tensors(tmp_path / "run" / "checkpoints" / "2", "model.safetensors")
+    trainer.saver.wait()
+    assert all(torch.equal(saved[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_exits_with_0(data, tmp_path, number):
+    settings = settings_for(data, tmp_path / "run")
+    assert tiny.call(tiny.train_and_stop, settings, 3, number) == 0
+    assert checkpoint.steps_of(settings.out_dir) == [3] and len(losses(tmp_path / "run")) == 3
+
+
+def train_slowly(settings, ready):
+    trainer = Trainer(settings)
+
+    def step(lr):
+        Path(ready).touch()
+        time.sleep(60)
+
+    trainer.step = step
+    trainer.run()
+
+
+def test_a_second_signal_exits_at_once(data, tmp_path):
+    settings, ready = settings_for(data, tmp_path / "run"), tmp_path / "ready"
+    process = tiny.start(train_slowly, settings, str(ready))
+    while not ready.exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert process.is_alive()  # the first one waits for the step
+    os.kill(process.pid, signal.SIGINT)
+    process.join(5)
+    assert process.exitcode == 128 + signal.SIGINT
+
+
+def test_a_signal_cuts_an_evaluation_short(data, tmp_path):
+    trainer = Trainer(settings_for(data, tmp_path / "run", eval_interval=2, max_iters=4))
+    evaluate = trainer.evaluate
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        evaluate()
+
+    trainer.evaluate = interrupted
+    assert trainer.run()["step"] == 2
+    assert checkpoint.steps_of(tmp_path / "run") == [2]
+    assert not any("val_loss" in line for line in trainer.log.lines)
+    again = Trainer(replace(trainer.settings, resume=True))  # which makes up for it
+    again.run()
+    assert [line["step"] for line in again.log.lines if "val_loss" in line] == [2, 4]
+
+
+@pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(data, tmp_path, rounds):
+    """
+    kill -9, saves included: the newest complete checkpoint loads, nothing stale stays, and in the
+    end the weights are those of a run that nobody killed.
+    """
+    draw = random.Random(rounds)
+    settings = settings_for(
+        data, tmp_path / "run", max_iters=10**6, lr_decay_iters=10**4, save_interval=1,
+        save_steps="log", eval_interval=7, optimizer="muon", dropout=0.1,
+    )  # fmt: skip
+    out, in_a_save = Path(settings.out_dir), 0
+    for _ in range(rounds):
+        now = replace(settings, resume=bool(checkpoint.steps_of(out)))
+        process = tiny.start(tiny.train, now)
+        before = checkpoint.steps_of(out)
+        while checkpoint.steps_of(out) == before and process.is_alive():
+            time.sleep(0.01)  # it has begun to save
+        time.sleep(draw.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        in_a_save += bool([*out.glob("checkpoints/*.part"), *out.glob("*.part")])
+        newest = f"checkpoints/{checkpoint.steps_of(out)[-1]}"
+        checkpoint.load_model(out, newest)
+        checkpoint.read_moments(out, newest)
+        checkpoint.load_model(out)
+    steps = checkpoint.steps_of(out)[-1] + 2
+    last = replace(settings, resume=True, max_iters=steps)
+    assert tiny.call(tiny.train, last) == 0
+    assert in_a_save > 0 or rounds < 20
+    kept = {1 << n for n in range(20) if 1 << n <= steps}
+    best = checkpoint.read_state(out)["best_step"]
+    assert checkpoint.steps_of(out) == sorted(kept | {best, steps})
+    names = {path.name for path in out.iterdir()}
+    assert names == {"config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
+                     "samples.txt", "latest", "best", "checkpoints"}  # fmt: skip
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "lr" in line] == list(range(1, steps + 1))
+    whole = replace(settings, out_dir=str(tmp_path / "whole"), max_iters=steps, save_interval=0)
+    assert tiny.call(tiny.train, whole) == 0
+    assert contents(whole.out_dir) == contents(out)
+
+
+def train_without_disk(settings):
+    """Once step 2 is saved no file may grow past 20 kB, as if the disk were full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+    trainer = Trainer(settings)
+    save = trainer.save
+
+    def fill_up():
+        save()
+        trainer.saver.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 10**6))
+
+    trainer.save = fill_up
+    with checkpoint.full_disk_explained(settings.out_dir):
+        trainer.run()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path, capfd):
+    settings = settings_for(data, tmp_path / "run", max_iters=6, save_interval=2)
+    assert tiny.call(train_without_disk, settings) == 1
+    error = capfd.readouterr().err
+    assert "the disk is full" in error and "the checkpoint of step 2 stands" in error
+    assert "Traceback" not in error
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+    checkpoint.load_model(tmp_path / "run")
+    checkpoint.read_moments(tmp_path / "run")
+    assert tiny.call(tiny.train, replace(settings, resume=True)) == 0
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    settings = settings_for(data, tmp_path_factory.mktemp("out") / "run", max_iters=1)
+    Trainer(settings).run()
+    return settings
+
+
+@pytest.mark.parametrize("name", [*checkpoint.FILES, "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_checkpoint_is_refused_by_name(finished, tmp_path, name, damage):
+    out = tmp_path / "run"
+    shutil.copytree(finished.out_dir, out, symlinks=True)
+    path = out / "latest" / name
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :]
+    path.write_bytes(whole[:-5] if damage == "cut" else flipped)
+    with pytest.raises(UserError, match=f"(?s){name}.*damaged|damaged.*{name}"):
+        Trainer(replace(finished, out_dir=str(out), resume=True))
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])
+def test_a_malicious_pickle_is_refused(finished, tmp_path, name):
+    out, mark = tmp_path / "run", tmp_path / "mark"
+    shutil.copytree(finished.out_dir, out, symlinks=True)
+    bomb = pickle.dumps(Bomb(mark))
+    with open(out / "latest" / name, "wb") as file:
+        file.write(bomb)
+    torch.save({"model": Bomb(mark)}, out / "ckpt.pt")
+    old = load_sums(out)[name]
+    sums = out / "latest" / "SHA256SUMS"  # whoever plants a file can plant its sum
+    sums.write_text(sums.read_text().replace(old, hashlib.sha256(bomb).hexdigest()))
+    with pytest.raises(UserError, match=rf"{name} is no safetensors file"):
+        Trainer(replace(finished, out_dir=str(out), resume=True))
+    assert not mark.exists()
+    pickle.loads(bomb)
+    assert mark.exists()  # it would have worked
+
+
+def load_sums(out):
+    lines = (out / "latest" / "SHA256SUMS").read_text().splitlines()
+    return dict(line.split()[::-1] for line in lines)
+
+
+def test_a_pickle_among_the_data_is_refused(data, tmp_path):
+    copy, mark = tmp_path / "data", tmp_path / "mark"
+    shutil.copytree(data, copy)
+    path = copy / "train_stories.npy"
+    np.save(path, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"][path.name]["bytes"] = path.stat().st_size
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"train_stories\.npy is damaged"):
+        Dataset(copy, "train")
+    assert not mark.exists()
+
+
+# ----------------------------------------------------------------------------------------------
+# numbers that go wrong
+
+
+def poison(trainer, step, where):
+    """From outside, make the loss or a gradient of this step (counted from 1) nan or inf."""
+    compute = trainer.compute
+    forward = compute.shared
+
+    def shared(*args, **kwargs):
+        loss = forward(*args, **kwargs)
+        if trainer.state["step"] == step - 1 and where == "loss":
+            loss = loss * float("nan")
+        return loss
+
+    def spoil(gradient):
+        return gradient * float("inf") if trainer.state["step"] == step - 1 else gradient
+
+    compute.shared = shared
+    if where == "gradient":
+        trainer.model.ln_f.weight.register_hook(spoil)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_nan_stops_the_run_with_the_weights_before_it(data, tmp_path, optimizer, where):
+    """The host reads the verdict only every 10 steps: until then no step may move a weight."""
+    same = {"optimizer": optimizer, "max_iters": 30, "log_interval": 10}
+    trainer = Trainer(settings_for(data, tmp_path / "run", **same))
+    poison(trainer, 3, where)
+    with pytest.raises(UserError, match=r"^step 3: the loss or the gradient is nan or inf"):
+        trainer.run()
+    assert trainer.state["step"] == 10
+    good = Trainer(settings_for(data, tmp_path / "good", **same))
+    for _ in range(2):
+        good.step(good.schedule.learning_rate())
+    for a, b in zip(trainer.model.parameters(), good.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    moments, expected = (checkpoint.optimizer_tensors(t.model, t.optimizers)
+                         for t in (trainer, good))  # fmt: skip
+    assert all(torch.equal(moments[name], expected[name]) for name in expected)
+    assert checkpoint.steps_of(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_nan_is_skipped_and_counted_if_asked(data, tmp_path, optimizer):
+    same = {"optimizer": optimizer, "max_iters": 6, "skip_nonfinite": True}
+    trainer = Trainer(settings_for(data, tmp_path / "run", **same))
+    poison(trainer, 3, "loss")
+    before = []
+    step = trainer.step
+
+    def watched(lr):
+        before.append([p.detach().clone() for p in trainer.model.parameters()])
+        return step(lr)
+
+    trainer.step = watched
+    assert trainer.run()["skipped"] == 1
+    same_weights = [
+        all(torch.equal(a, b) for a, b in zip(before[i], before[i + 1], strict=True))
+        for i in range(5)
+    ]
+    assert same_weights == [False, False, True, False, False]
+    assert checkpoint.read_state(tmp_path / "run")["skipped"] == 1
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in lines and '"skipped": 1' in lines
+    assert len(losses(tmp_path / "run")) == 5
+
+
+def test_float16_overflow_is_the_scalers_business_but_nan_is_not(data, tmp_path):
+    trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=8, dtype="float16"))
+    trainer.compute.scaler.load_state_dict(trainer.compute.scaler.state_dict() | {"scale": 2.0**40})
+    trainer.run()  # the first gradients overflow: left out, the scale is halved, training goes on
+    assert trainer.compute.scaler.get_scale() < 2.0**40 and trainer.state["skipped"] == 0
+    other = Trainer(settings_for(data, tmp_path / "other", max_iters=8, dtype="float16"))
+    poison(other, 2, "loss")
+    with pytest.raises(UserError, match=r"^step 2: "):
+        other.run()
+
+
+def test_a_step_never_waits_for_the_device(data, tmp_path):
+    """No .item(), .tolist() or bool() of a tensor: on a GPU each would empty the pipeline."""
+    waits = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                waits.append(func)
+            return func(*args, **(kwargs or {}))
+
+    settings = settings_for(data, tmp_path / "run", attn="math", gradient_accumulation_steps=2)
+    trainer = Trainer(settings)
+    with Watch():
+        loss, _ = trainer.step(1e-3)
+        assert waits == []
+        loss.item()
+    assert len(waits) == 1

@@ -1,0 +1,105 @@
+"""Tiny training runs that several tests share, in this process or in others."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import machine
+from configs import run
+from train import Settings, Trainer
+
+
+def settings_for(data, out, **changes):
+    settings = Settings(
+        dataset=data, out_dir=str(out), n_layer=2, n_head=2, n_embd=32, block_size=128,
+        row_tokens=256, batch_size=2, max_iters=30, warmup_iters=5, learning_rate=1e-2,
+        eval_interval=1000, log_interval=1, device="cpu", dtype="float32",
+    )  # fmt: skip
+    return replace(settings, **changes)
+
+
+def losses(out):
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+# ----------------------------------------------------------------------------------------------
+# other processes: forked from a server that has imported train already, so that each costs little
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train"])
+
+
+def start(function, *args, env=None):
+    """A process that runs function(*args), with `env` added to its environment."""
+    process = FORKS.Process(target=_child, args=(function, args, env or {}))
+    process.start()
+    return process
+
+
+def _child(function, args, env):
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    sys.argv = ["train.py"]
+    run(lambda: function(*args))
+
+
+def call(function, *args):
+    """Run function(*args) in a process of its own; returns its exit code."""
+    process = start(function, *args)
+    process.join(120)
+    assert process.exitcode is not None, "still running after two minutes"
+    return process.exitcode
+
+
+def call_ranks(ranks, function, *args):
+    """Run function(*args) in several processes that train together; returns their exit codes."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    processes = [
+        start(_rank, function, args, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        for i in range(ranks)
+    ]
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def _rank(function, args):
+    with machine.distributed():
+        function(*args)
+
+
+def train(settings):
+    Trainer(settings).run()
+
+
+def train_and_stop(settings, steps, number=signal.SIGTERM):
+    """Train, and be sent a signal in the middle of step number `steps`."""
+    trainer = Trainer(settings)
+    step = trainer.step
+
+    def signalled(lr):
+        if trainer.state["step"] == steps - 1:
+            os.kill(os.getpid(), number)
+        return step(lr)
+
+    trainer.step = signalled
+    trainer.run()
+
+
+def contents(out):
+    """What a finished run computed: bytes of weights and optimizer, losses, the stories it told."""
+    latest = Path(out) / "latest"
+    files = ("model.safetensors", "state.safetensors")
+    samples = (Path(out) / "samples.txt").read_text()
+    return [(latest / name).read_bytes() for name in files], losses(Path(out)), samples
