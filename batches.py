@@ -166,14 +166,15 @@ class Batches:
         at = length.cumsum(0) - length  # where each piece begins in the rows, laid end to end
         piece = torch.repeat_interleave(length, output_size=size)  # (size,) of each token
         place = torch.arange(size, device=self.device) - at[piece]
-        place = place.where((skip < length)[piece], 0)  # padding: one token, again and again
+        real = (skip < length)[piece]
+        place = place.where(real, 0)  # padding is <|endoftext|> at position 0, again and again
         source = offset[piece] + place
         following = tokens[source + 1].long() & 0xFFFF
         ends = last.bool()[piece] & (place == length[piece] - 1)
         targets = following.where(~ends, self.eot).where(place >= skip[piece], IGNORE)
         shaped = (rows, self.row_tokens)
         return Batch(
-            tokens=(tokens[source].long() & 0xFFFF).view(shaped),
+            tokens=(tokens[source].long() & 0xFFFF).where(real, self.eot).view(shaped),
             targets=targets.view(shaped),
             positions=place.view(shaped),
             start=(at % self.row_tokens).int()[piece].view(shaped),

@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import errno
 import inspect
+import os
 import runpy
 import signal
 import sys
@@ -36,7 +37,8 @@ def run(main):
     try:
         main()
     except UserError as error:
-        sys.exit(f"{name}: {error}")
+        # The ranks of one machine fail alike: the first of them says it.
+        sys.exit(1 if os.environ.get("LOCAL_RANK", "0") != "0" else f"{name}: {error}")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

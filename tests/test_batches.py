@@ -9,6 +9,7 @@ import torch
 from batches import Batches, cut, pack
 from configs import UserError
 from model import IGNORE
+from shards import Dataset
 
 EOT = 60_000
 
@@ -133,3 +134,34 @@ def test_cut_example():
 def test_rows_shorter_than_a_piece_are_refused():
     with pytest.raises(UserError, match="row_tokens 64 is less than block_size 128"):
         Batches(Stories([10]), EOT, 128, 64, 1, seed=0)
+
+
+def test_a_stream_gives_the_rows_asked_for_in_order():
+    batches = Batches(Stories(lengths(300, 200)), EOT, 128, 256, 2, seed=5)
+    ranges = [(0, 2), (7, 8), (300, 303)]
+    streamed = list(batches.stream(iter(ranges)))
+    for (first, last), batch in zip(ranges, streamed, strict=True):
+        rows = [Batches(batches.data, EOT, 128, 256, 1, seed=5)[i] for i in range(first, last)]
+        assert torch.equal(batch.tokens, torch.cat([row.tokens for row in rows]))
+        assert torch.equal(batch.targets, torch.cat([row.targets for row in rows]))
+        assert batch.count == int((batch.targets != IGNORE).sum()) == batches.count(first, last)
+
+
+def test_a_stream_passes_on_what_goes_wrong_in_its_thread():
+    data = Stories(lengths(50, 200))
+    batches = Batches(data, EOT, 128, 256, 2, seed=5)
+    data.read = None
+    with pytest.raises(TypeError):
+        next(batches.stream([(0, 2)]))
+
+
+def test_a_corpus_on_the_device_gives_the_same_batches(data):
+    """What a GPU does, here on the CPU: gather from all tokens instead of the ones a batch needs."""
+    tokens = Dataset(data, "train")
+    there, here = (Batches(tokens, 511, 64, 128, 3, seed=5) for _ in range(2))
+    there.corpus = there._resident()
+    assert there.corpus.dtype == torch.int16
+    last = len(there) - 1  # among them the row with the last story of all
+    for i in (0, 1, last, last + 1):
+        for name in ("tokens", "targets", "positions", "start"):
+            assert torch.equal(getattr(there[i], name), getattr(here[i], name)), name

@@ -281,10 +281,10 @@ def train_without_disk(settings):
         trainer.run()
 
 
-def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path, capfd):
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=6, save_interval=2)
-    assert tiny.call(train_without_disk, settings) == 1
-    error = capfd.readouterr().err
+    assert tiny.call(train_without_disk, settings, errors=tmp_path / "errors") == 1
+    error = (tmp_path / "errors").read_text()
     assert "the disk is full" in error and "the checkpoint of step 2 stands" in error
     assert "Traceback" not in error
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]

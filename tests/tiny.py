@@ -37,36 +37,39 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train"])
 
 
-def start(function, *args, env=None):
-    """A process that runs function(*args), with `env` added to its environment."""
-    process = FORKS.Process(target=_child, args=(function, args, env or {}))
+def start(function, *args, env=None, errors=os.devnull):
+    """A process that runs function(*args), `env` in its environment, its stderr in a file."""
+    process = FORKS.Process(target=_child, args=(function, args, env or {}, str(errors)))
     process.start()
     return process
 
 
-def _child(function, args, env):
+def _child(function, args, env, errors):
     os.environ.update(env)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     torch.set_num_threads(1)
     sys.argv = ["train.py"]
     run(lambda: function(*args))
 
 
-def call(function, *args):
+def call(function, *args, errors=os.devnull):
     """Run function(*args) in a process of its own; returns its exit code."""
-    process = start(function, *args)
+    process = start(function, *args, errors=errors)
     process.join(120)
     assert process.exitcode is not None, "still running after two minutes"
     return process.exitcode
 
 
-def call_ranks(ranks, function, *args):
+def call_ranks(ranks, function, *args, errors=os.devnull):
     """Run function(*args) in several processes that train together; returns their exit codes."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     processes = [
-        start(_rank, function, args, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        start(
+            _rank, function, args, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)}, errors=errors
+        )
         for i in range(ranks)
     ]
     for process in processes:
