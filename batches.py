@@ -87,6 +87,12 @@ class Batches:
         """The share of the rows' places that hold no token."""
         return 1 - self.pieces[1].sum() / (len(self.ends) * self.row_tokens)
 
+    @property
+    def context(self):
+        """How many tokens before it a token sees, on average."""
+        length = self.pieces[1]
+        return float(length / length.sum() @ length) / 2
+
     def __len__(self):
         """Batches in one epoch; the last may be short, or run into the next epoch."""
         return -(-len(self.ends) // self.batch_size)

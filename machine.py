@@ -32,7 +32,7 @@ def pick_device(name):
         mps = torch.backends.mps.is_available() and ranks() == 1
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if name == "cuda" and ranks() > 1:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"  # each process of a machine has a GPU of its own
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # each process has a GPU of its own
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -112,8 +112,7 @@ def ranks():
 
 def wait_for_all():
     """Return when every rank has come here."""
-    if _joined():
-        dist.barrier()
+    totals(0)
 
 
 def say(*words):

@@ -156,14 +156,13 @@ class Step:
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
         self.forward = self.model
         if compiled:
-            mode = "reduce-overhead" if self.graphs else None
-            self.forward = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode)
+            # On CPUs attention goes story by story, which no graph can hold whole.
+            how = {"fullgraph": cuda, "mode": "reduce-overhead" if self.graphs else None}
+            self.forward = torch.compile(self.model, dynamic=False, **how)
         self.shared = self.forward
         if ranks() > 1:
-            where = [self.device.index] if cuda else None
-            self.shared = DistributedDataParallel(
-                self.forward, device_ids=where, gradient_as_bucket_view=True
-            )
+            gpu = [self.device.index] if cuda else None
+            self.shared = DistributedDataParallel(self.forward, gpu, gradient_as_bucket_view=True)
 
     def __call__(self, step, lr, phase=record_function):
         """
@@ -251,7 +250,6 @@ class Trainer:
     def __init__(self, settings):
         """settings: complete and checked; see start.py."""
         self.device = device = machine.pick_device(settings.device)
-        machine.pick_dtype(settings.dtype, device)
         self.train_data, self.val_data, self.tokenizer = open_data(settings)
         self.state, moments = read_run(settings, self.train_data)
 
@@ -273,10 +271,8 @@ class Trainer:
         epoch = -(-len(batches.ends) // self.compute.rows)  # in steps
         self.schedule = Schedule(settings, epoch, self.state)
         self.settings = self.schedule.settings
-        lengths = batches.pieces[1]
-        self.state["longest"] = max(self.state["longest"], int(lengths.max()))
-        flops = self.model.flops_per_token(float(lengths / lengths.sum() @ lengths) / 2)
-        peak = machine.peak_flops(device)
+        self.state["longest"] = max(self.state["longest"], int(batches.pieces[1].max()))
+        flops, peak = self.model.flops_per_token(batches.context), machine.peak_flops(device)
         self.top_pace = peak * ranks() / flops if peak else None  # tokens a second
         self.describe(f"{self.model.attn} ({why})", epoch)
         self.open_folder()
@@ -388,8 +384,8 @@ class Trainer:
             state |= {"best": loss, "best_step": state["step"]}
         say(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
         if rank() == 0:
-            seconds = self.schedule.spent
-            self.log.write(step=state["step"], val_loss=loss, val_bpb=bpb, seconds=seconds)
+            spent = self.schedule.spent
+            self.log.write(step=state["step"], val_loss=loss, val_bpb=bpb, seconds=spent)
             self.log.sample(state["step"], self.story())
             self.log.plot()
 
@@ -404,11 +400,8 @@ class Trainer:
 
     def save_is_due(self):
         """Between evaluations: at save_interval's steps, or by default every ten minutes."""
-        if self.to_be_kept():
-            return True
-        if self.settings.save_interval:
-            return self.state["step"] % self.settings.save_interval == 0
-        return time.monotonic() - self.saved > 600
+        every, late = self.settings.save_interval, time.monotonic() - self.saved > 600
+        return self.to_be_kept() or (self.state["step"] % every == 0 if every else late)
 
     def to_be_kept(self):
         """True at steps 1, 2, 4, 8, ... if their checkpoints are to stay."""

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import tiktoken
 import torch
 
 from batches import Batches, cut, pack
-from configs import UserError
+from configs import ROOT, UserError
 from model import IGNORE
 from shards import Dataset
 
@@ -83,6 +84,15 @@ def test_padding_is_under_three_percent(block_size, most):
     data = Stories(lengths(20_000, 1200))
     batches = Batches(data, EOT, block_size, 1024, 4, seed=0)
     assert batches.padding < most
+
+
+@pytest.mark.parametrize("block_size", [256, 512])
+def test_real_stories_pad_under_three_percent(block_size, gpt2_files):
+    """TinyStories' own lengths, in GPT-2's tokens."""
+    text = (ROOT.parent / "shared" / "data" / "tinystories" / "valid_v2.txt").read_text()
+    encoded = tiktoken.get_encoding("gpt2").encode_ordinary_batch(text.split("<|endoftext|>"))
+    batches = Batches(Stories([1 + len(ids) for ids in encoded]), EOT, block_size, 1024, 4, seed=0)
+    assert 0 < batches.padding < 0.03
 
 
 def test_batches_are_a_pure_function_of_seed_and_number():

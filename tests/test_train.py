@@ -228,3 +228,43 @@ def test_another_tokenizer_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="has another tokenizer than"):
         Trainer(settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_steps_compile_once_into_one_graph(data, tmp_path, monkeypatch):
+    """No graph break, and no second compilation while steps and stories change."""
+    frames = []
+
+    def compiled_once(graph, inputs):
+        frames.append(graph)
+        return graph.forward
+
+    def compile(model, **how):
+        assert how["dynamic"] is False
+        return real(model, backend=compiled_once, fullgraph=True, dynamic=False)
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    torch._dynamo.reset()
+    settings = settings_for(data, tmp_path / "run", attn="math", gradient_accumulation_steps=2)
+    trainer = Trainer(replace(settings, compile=True, max_iters=5))
+    losses = [trainer.step(1e-2)[0].item() for _ in range(5)]
+    assert len(frames) == 1
+    plain = Trainer(replace(settings, out_dir=str(tmp_path / "plain"), max_iters=5))
+    assert losses == pytest.approx([plain.step(1e-2)[0].item() for _ in range(5)], abs=1e-4)
+
+
+def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
+    settings = settings_for(data, tmp_path / "run", max_iters=2)
+    Trainer(settings).run()
+    before = checkpoint.read_config(settings.out_dir)
+    profiled = replace(settings, profile=True)
+    train.check(profiled)
+    summary = Trainer(profiled).profile()
+    for word in ("batch", "forward", "backward", "update", "all", "aten::"):
+        assert word in summary
+    assert len(summary.splitlines()) < 24  # one screen
+    folder = tmp_path / "run" / "profile"
+    assert summary + "\n" == (folder / "summary.txt").read_text()
+    assert json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert checkpoint.read_config(settings.out_dir) == before
+    assert checkpoint.steps_of(settings.out_dir) == [2]
