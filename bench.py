@@ -40,11 +40,9 @@ BLOCK_SIZE, HEADS = 512, 16
 
 @dataclass(frozen=True)
 class Settings:
-    sizes: str = (
-        ""  # n_embd-n_layer, commas between; default: all five on a GPU, small ones on a CPU
-    )
-    vocabs: str = "4096,50257"  # vocabulary sizes, commas between
-    dtypes: str = ""  # float32, bfloat16, float16, commas between; default: the device's own
+    sizes: str = ""  # n_embd-n_layer, comma-separated; default: five on a GPU, two on a CPU
+    vocabs: str = "4096,50257"  # vocabulary sizes, comma-separated
+    dtypes: str = ""  # float32, bfloat16, float16, comma-separated; default: the device's own
     tokens: int = 0  # a step's tokens; default: 32,768 on a GPU, 8,192 on a CPU
     nanogpt: str = ""  # a checkout of nanoGPT to measure against
     steps: int = 0  # steps a turn; default: 20 on a GPU, 1 on a CPU

@@ -120,7 +120,7 @@ def test_max_minutes_counts_time_on_steps_only(data, tmp_path, monkeypatch):
 
     def slow_evaluate():
         clock[0] += 1000
-        evaluate()
+        return evaluate()
 
     trainer.step, trainer.evaluate = slow_step, slow_evaluate
     state = trainer.run()
