@@ -205,7 +205,7 @@ def measure(case, settings):
             for side in sides:
                 pipes[side].send("go")
                 turns[side].append(pipes[side].recv())
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         raise UserError(f"{side} failed at {case}: see above") from None
     finally:
         for process in processes:

@@ -38,9 +38,33 @@ from shards import sha256
 from tokenizer import Tokenizer
 
 
+@contextlib.contextmanager
+def replacing(path):
+    """Gives the path to write to; then `path` becomes that file, in one go. Never half of one."""
+    part = Path(f"{path}.part")
+    yield part
+    _flush(part)
+    os.replace(part, path)
+
+
+def replace_text(path, text):
+    """Write a text file so that `path` holds the old text or the new."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def write_json(path, value):
-    """Write `value` as JSON so that `path` holds the old text or the new, never half of one."""
+    """Write `value` as JSON so that `path` holds the old text or the new."""
     replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _flush(path):
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def describe_environment(device, data_manifest):
@@ -71,19 +95,11 @@ def start_run(out_dir, model_config, settings, tokenizer, environment):
     """Make the run folder and write what does not change during the run."""
     out = Path(out_dir)
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    tokenizer.save(out / "tokenizer.json")
-    model_settings = dataclasses.asdict(model_config)
-    write_json(
-        out / "config.json", {"model": model_settings, "train": dataclasses.asdict(settings)}
-    )
+    with replacing(out / "tokenizer.json") as part:
+        tokenizer.save(part)
+    config = {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(settings)}
+    write_json(out / "config.json", config)
     write_json(out / "env.json", environment)
-
-
-def replace_text(path, text):
-    """Write a text file so that `path` holds the old text or the new, never half of one."""
-    part = Path(f"{path}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -178,7 +194,9 @@ def write(out_dir, weights, moments, state):
     tidy(out_dir)
 
 
-FILES = ("model.safetensors", "state.safetensors", "state.json")
+FILES = ("model.safetensors", "state.safetensors", "state.json")  # of a checkpoint
+RUN_FILES = ("config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
+             "samples.txt", "latest", "best")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -191,20 +209,12 @@ def full_disk_explained(out_dir):
         number = int(found[1]) if found else getattr(error, "errno", None)
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        newest = [f"the checkpoint of step {step} stands" for step in steps_of(out_dir)[-1:]]
+        steps = steps_of(out_dir)
+        what = f"the checkpoint of step {steps[-1]} stands" if steps else "is no checkpoint yet"
         raise UserError(
-            f"the disk is full ({error}); in '{out_dir}' {(newest or ['is no checkpoint'])[0]}: "
-            "free some space, then --resume"
+            f"the disk is full ({error}); in '{out_dir}' {what}: free some space, then "
+            + ("--resume" if steps else "run the command again")
         ) from error
-
-
-def _flush(path):
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def steps_of(out_dir):
@@ -216,23 +226,28 @@ def steps_of(out_dir):
 
 def tidy(out_dir):
     """
-    Point `latest` to the newest complete checkpoint and `best` to the best one it knows of; remove
-    every other but those it says are kept, and what a killed run left half-written.
+    Point `latest` to the newest complete checkpoint and `best` to the best one it knows of. Remove
+    all but these, the one before the newest, those to be kept, and what was left half-written.
     """
-    out = Path(out_dir)
-    steps = steps_of(out)
+    out, steps = Path(out_dir), steps_of(out_dir)
     if steps:
-        newest = steps[-1]
-        state = read_json(out / "checkpoints" / str(newest), "state.json")
-        for name, step in (("latest", newest), ("best", state["best_step"])):
+        state = read_json(out / "checkpoints" / str(steps[-1]), "state.json")
+        for name, step in (("latest", steps[-1]), ("best", state["best_step"])):
             if step in steps:
                 _point(out / name, step)
-        for step in {*steps} - {newest, state["best_step"], *state["kept"]}:
+        for step in {*steps[:-2]} - {state["best_step"], *state["kept"]}:
             # Renamed first: what has a step's number for a name is complete.
             old = out / "checkpoints" / str(step)
             old.rename(f"{old}.part")
-    for part in [*out.glob("*.part"), *out.glob("checkpoints/*.part")]:
-        shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
+    for part in out.glob("checkpoints/*.part"):
+        shutil.rmtree(part)
+
+
+def recover(out_dir):
+    """`tidy`, and remove what a killed run left half-written in the run folder itself."""
+    tidy(out_dir)
+    for name in RUN_FILES:
+        Path(out_dir, f"{name}.part").unlink(missing_ok=True)
 
 
 def _point(link, step):

@@ -146,12 +146,12 @@ class Interrupt:
     """
     Within `with Interrupt() as interrupt:`, SIGTERM and the first Ctrl-C only set `asked`.
 
-    The second ends the process at once. torchrun passes on to its ranks what the terminal has sent
-    them already, so there a second signal within a second is the first one's echo.
+    The second ends the process at once. torchrun passes a signal on to its ranks, and kills them
+    30 seconds later.
     """
 
     def __enter__(self):
-        self.asked, self.since, self.before = False, 0.0, {}
+        self.asked, self.before = False, {}
         if threading.current_thread() is threading.main_thread():  # Python allows no other
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self._handle)
@@ -162,13 +162,11 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number, _frame):
-        echo = ranks() > 1 and time.monotonic() - self.since < 1
-        if self.asked and not echo:
+        if self.asked:
             os._exit(128 + number)
-        if not self.asked and rank() == 0:
-            # Not print: a signal may come in the middle of one.
+        self.asked = True
+        if rank() == 0:  # not with print: a signal may come in the middle of one
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
-        self.asked, self.since = True, time.monotonic()
 
 
 # ----------------------------------------------------------------------------------------------

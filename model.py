@@ -235,10 +235,10 @@ class GPT(nn.Module):
             shape = shape or batch.tokens.shape
             # A last batch of fewer rows is not worth compiling for.
             run = (batch.tokens.shape == shape and forward) or self
+            torch.compiler.cudagraph_mark_step_begin()  # the last batch's results are used up
             where = {"positions": batch.positions, "start": batch.start}
             with autocast():
-                losses = run(batch.tokens, batch.targets, **where, mean=False)
-            sums.append(losses.sum())
+                sums.append(run(batch.tokens, batch.targets, **where, mean=False).sum())
             count += batch.count
         self.train(training)
         return torch.stack(sums).cpu().double().sum().item(), count

@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
 import re
 from datetime import timedelta
 from pathlib import Path
 
-from checkpoint import replace_text
+from checkpoint import replace_text, replacing
 
 
 class RunLog:
@@ -15,23 +14,23 @@ class RunLog:
 
     def __init__(self, out_dir, state):
         """state: where the run stands; what a dead run wrote of later steps is dropped."""
-        self.out, self.lines, step = Path(out_dir), [], state["step"]
+        self.out, self.lines = Path(out_dir), []
         self.ticked = (state["seconds"], state["tokens"])
         for line in self._read("metrics.jsonl").splitlines():
             try:
                 line = json.loads(line)
             except ValueError:
                 continue  # the last line of a run killed while it wrote it
-            if line["step"] <= step:
+            if line["step"] <= state["evaluated" if "val_loss" in line else "step"]:
                 self.lines.append(line)
         replace_text(self.out / "metrics.jsonl", "".join(map(_line, self.lines)))
         samples = re.split(r"^(?=--- step \d+$)", self._read("samples.txt"), flags=re.MULTILINE)
-        kept = [text for text in samples[1:] if int(text.split()[2]) <= step]
+        kept = [text for text in samples[1:] if int(text.split()[2]) <= state["evaluated"]]
         replace_text(self.out / "samples.txt", "".join(kept))
 
     def _read(self, name):
         path = self.out / name
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def write(self, **line):
         """One line of metrics.jsonl: "step" and whatever was measured there."""
@@ -80,8 +79,8 @@ class RunLog:
         axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.out.name)
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(self.out / "loss.png.part", dpi=120, format="png")
-        os.replace(self.out / "loss.png.part", self.out / "loss.png")
+        with replacing(self.out / "loss.png") as part:
+            figure.savefig(part, dpi=120, format="png")
 
 
 def _line(facts):

@@ -19,9 +19,14 @@ from shards import Dataset
 from tokenizer import Tokenizer
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
+NOT_NEGATIVE = (
+    "row_tokens", "max_iters", "max_minutes", "save_interval", "seed", "learning_rate", "min_lr",
+    "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip",
+)  # fmt: skip
 # What --resume may change: none of these changes what a step computes.
 MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "device", "compile",
               "cuda_graphs", "attn", "skip_nonfinite", "profile")  # fmt: skip
+FILLED_IN = ("dataset", "row_tokens", "lr_decay_iters")  # 0 or "" is stored as what it came to
 
 
 def complete(settings, origin):
@@ -56,8 +61,8 @@ def resumed(settings, origin, out_dir):
         raise UserError(f"'{out_dir}' was written by another version of train.py: see {names}")
     named = {name: getattr(settings, name) for name in origin if origin[name] != "default"}
     for name, value in named.items():
-        # 0 and "" stand for a default, which is stored as what it came to.
-        if name not in MAY_CHANGE and value != stored[name] and value not in (0, ""):
+        default = name in FILLED_IN and not value
+        if name not in MAY_CHANGE and value != stored[name] and not default:
             raise UserError(
                 f"{name} of '{out_dir}' is {stored[name]!r}, not {value!r}: --resume continues the "
                 "same run; --init_from starts another from its weights"
@@ -72,6 +77,12 @@ def check(settings):
     for name in (*SHAPE, *counts):
         if getattr(settings, name) < 1:
             raise UserError(f"{name} must be at least 1")
+    for name in NOT_NEGATIVE:
+        if getattr(settings, name) < 0:
+            raise UserError(f"{name} must not be negative")
+    for name in ("dropout", "beta1", "beta2"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise UserError(f"{name} must be at least 0 and below 1")
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
     if not (settings.resume or settings.profile) and checkpoint.steps_of(settings.out_dir):
@@ -127,8 +138,8 @@ def read_run(settings, data):
     another tokenizer.
     """
     out_dir = settings.out_dir
-    if rank() == 0:
-        checkpoint.tidy(out_dir)
+    if rank() == 0 and not settings.profile:
+        checkpoint.recover(out_dir)
     wait_for_all()
     if not settings.resume:
         new = {"step": 0, "seconds": 0.0, "tokens": 0, "longest": 0, "evaluated": 0, "skipped": 0,

@@ -154,9 +154,12 @@ class Step:
         self.graphs = cuda and compiled and graphs
         if cuda:
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+        if self.graphs:  # a graph's own memory is used again: gradients must not begin there
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         self.forward = self.model
         if compiled:
-            # On CPUs attention goes story by story, which no graph can hold whole.
+            # On CPUs attention goes story by story: no graph can hold that whole.
             how = {"fullgraph": cuda, "mode": "reduce-overhead" if self.graphs else None}
             self.forward = torch.compile(self.model, dynamic=False, **how)
         self.shared = self.forward
@@ -179,8 +182,8 @@ class Step:
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            alone = ranks() == 1 or (first, last) == self.share[-1]  # gradients go round but once
-            with contextlib.nullcontext() if alone else self.shared.no_sync():
+            apart = ranks() > 1 and (first, last) != self.share[-1]  # gradients meet but once
+            with self.shared.no_sync() if apart else contextlib.nullcontext():
                 with phase("forward"), self.autocast():
                     where = {"positions": batch.positions, "start": batch.start}
                     loss = self.shared(batch.tokens, batch.targets, **where)
@@ -202,26 +205,26 @@ class Step:
         norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], clip)
         if ranks() > 1:
             dist.all_reduce(loss)
-        bad = ~loss.isfinite()
-        if not self.scaler.is_enabled():  # in float16 a norm of inf is the scaler's business
-            bad |= ~norm.isfinite()
+        # In float16 a gradient may overflow: the scaler lowers its scale, until there is none left.
+        scale, infinite = self.scaler.scale(torch.ones_like(loss)), ~norm.isfinite()
+        bad = ~loss.isfinite() | (infinite & (scale < 2))
         self.first_bad = torch.where(bad & (self.bad == 0), step + 1, self.first_bad)
         self.bad += bad
-        # One bad step is left out; or from it on, until the host knows, all of them.
-        self.held = (bad if self.settings.skip_nonfinite else self.bad > 0).float()
+        # A bad step is left out; or all of them from it on, until the host knows.
+        self.held = (infinite | (bad if self.settings.skip_nonfinite else self.bad > 0)).float()
+        blind = self.device.type == "mps" and self.held.item()  # its AdamW knows no found_inf
         for group in groups:
             group["lr"] = lr
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            # A CUDA graph adds to the gradients where it knows them: they stay, and become 0.
+            if not blind:
+                self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=not self.graphs)
         self.scaler.update()
         return norm
 
     def _hold_back(self, optimizer, *_):
         """Before an optimizer steps: found_inf = 1 tells it, on the device, to change nothing."""
-        infinite = getattr(optimizer, "found_inf", 0) if self.scaler.is_enabled() else 0
-        optimizer.found_inf = (self.held + infinite).clamp(max=1)
+        optimizer.found_inf = self.held
 
     def skipped(self):
         """
@@ -320,19 +323,19 @@ class Trainer:
             while schedule.progress() < 1 and not stop:
                 lr = schedule.learning_rate()
                 loss, norm = self.step(lr)
-                # All ranks go by the slowest one's clock, and stop after the same step.
-                schedule.spent, stop = machine.highest(schedule.now(), self.interrupt.asked)
+                # All ranks go by the slowest one's clocks, and stop after the same step.
+                clocks = schedule.now(), time.monotonic() - self.saved
+                schedule.spent, late, stop = machine.highest(*clocks, self.interrupt.asked)
                 if state["step"] % settings.log_interval == 0 or schedule.progress() >= 1:
                     self.report(lr, loss, norm)
                 if self.evaluation_is_due():
                     stop = not self.evaluate()
-                elif stop or self.save_is_due():
+                elif stop or self.save_is_due(late):
                     self.save()
             if rank() == 0:
                 self.saver.wait()
-        if schedule.progress() < 1:
-            out = settings.out_dir
-            say(f"stopped after step {state['step']}; go on with --resume --out_dir={out}")
+        end = "stopped after" if schedule.progress() < 1 else "done with"
+        say(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
         return state
 
     def step(self, lr, phase=record_function):
@@ -398,10 +401,10 @@ class Trainer:
         self.model.train()
         return self.tokenizer.decode(ids)
 
-    def save_is_due(self):
-        """Between evaluations: at save_interval's steps, or by default every ten minutes."""
-        every, late = self.settings.save_interval, time.monotonic() - self.saved > 600
-        return self.to_be_kept() or (self.state["step"] % every == 0 if every else late)
+    def save_is_due(self, seconds):
+        """Between evaluations: at save_interval's steps, or by default after ten minutes."""
+        every = self.settings.save_interval
+        return self.to_be_kept() or (self.state["step"] % every == 0 if every else seconds > 600)
 
     def to_be_kept(self):
         """True at steps 1, 2, 4, 8, ... if their checkpoints are to stay."""
@@ -414,15 +417,15 @@ class Trainer:
         state["skipped"] += self.compute.skipped()
         state |= {"seconds": self.schedule.spent, "scaler": self.compute.scaler.state_dict()}
         if self.to_be_kept():
-            state["kept"].append(state["step"])
+            state["kept"] = [*state["kept"], state["step"]]
         if rank() == 0:
             self.saver.save(self.model, self.optimizers, state)
 
     def profile(self):
-        """Trace a few steps; nothing is logged, evaluated or saved. Returns a summary."""
+        """Trace a few steps and say where they went; nothing is logged, evaluated or saved."""
         self.model.train()
         folder = Path(self.settings.out_dir) / f"profile{rank() or ''}"
-        return machine.profile(partial(self.step, 0.0), self.device, folder)
+        say(machine.profile(partial(self.step, 0.0), self.device, folder))
 
 
 def main():
@@ -433,12 +436,9 @@ def main():
         if rank() == 0:
             show(settings, origin)
         try:
-            trainer = Trainer(settings)
-            if settings.profile:
-                say(trainer.profile())
-            else:
-                with checkpoint.full_disk_explained(settings.out_dir):
-                    trainer.run()
+            with checkpoint.full_disk_explained(settings.out_dir):
+                trainer = Trainer(settings)
+                (trainer.profile if settings.profile else trainer.run)()
         except torch.OutOfMemoryError:
             raise UserError(
                 "out of memory: halve batch_size and double gradient_accumulation_steps (the same "

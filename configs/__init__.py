@@ -20,6 +20,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 import types
 import typing
 from pathlib import Path
@@ -37,14 +38,17 @@ def run(main):
     try:
         main()
     except UserError as error:
-        # The ranks of one machine fail alike: the first of them says it.
-        sys.exit(1 if os.environ.get("LOCAL_RANK", "0") != "0" else f"{name}: {error}")
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":  # what all ranks meet, the first one says; torchrun then ends the others
+            time.sleep(1)
+            name = f"{name}: rank {rank}"
+        sys.exit(f"{name}: {error}")
+    except BrokenPipeError:
+        sys.exit(128 + signal.SIGPIPE)  # the reader of our output, `| head` say, went away
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         sys.exit(f"{name}: the disk is full; free some space and run the command again ({error})")
-    except BrokenPipeError:
-        sys.exit(128 + signal.SIGPIPE)  # the reader of our output, `| head` say, went away
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

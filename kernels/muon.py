@@ -40,7 +40,10 @@ class Muon(torch.optim.Optimizer):
 
     def momentum(self, weight, mu, go):
         """The weight's momentum after its gradient, looked at from one step ahead (Nesterov)."""
-        average = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        average = state["momentum"]
         gradient = torch.where(go > 0, weight.grad, 0)
         average.lerp_(gradient, (1 - mu) * go)
         return gradient.lerp(average, mu)

@@ -89,7 +89,10 @@ def test_padding_is_under_three_percent(block_size, most):
 @pytest.mark.parametrize("block_size", [256, 512])
 def test_real_stories_pad_under_three_percent(block_size, gpt2_files):
     """TinyStories' own lengths, in GPT-2's tokens."""
-    text = (ROOT.parent / "shared" / "data" / "tinystories" / "valid_v2.txt").read_text()
+    path = ROOT.parent / "shared" / "data" / "tinystories" / "valid_v2.txt"
+    if not path.exists():
+        pytest.skip("needs a network to get TinyStories from")
+    text = path.read_text(encoding="utf-8")
     encoded = tiktoken.get_encoding("gpt2").encode_ordinary_batch(text.split("<|endoftext|>"))
     batches = Batches(Stories([1 + len(ids) for ids in encoded]), EOT, block_size, 1024, 4, seed=0)
     assert 0 < batches.padding < 0.03

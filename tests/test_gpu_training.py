@@ -25,6 +25,7 @@ def trainer_for(data, out, **changes):
 def test_compiled_training_is_eager_training(data, tmp_path, monkeypatch, optimizer, graphs):
     """Evaluations in between, and nothing is compiled twice (evaluation compiles once itself)."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     how = {"compile": True, "cuda_graphs": graphs, "optimizer": optimizer}
     compiled = trainer_for(data, tmp_path / "compiled", **how)
     compiled.run()

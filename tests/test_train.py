@@ -172,6 +172,10 @@ def test_orthogonal_brings_singular_values_near_one(shape):
     [
         ({"n_head": 3}, "n_embd 32 is not a multiple of n_head 3"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"grad_clip": -1.0}, "grad_clip must not be negative"),
+        ({"max_iters": -5}, "max_iters must not be negative"),
+        ({"dropout": 1.5}, "dropout must be at least 0 and below 1"),
+        ({"save_steps": "lag"}, "save_steps must be log or nothing, not 'lag'"),
         ({"schedule": "cosin"}, "schedule must be cosine, linear or constant, not 'cosin'"),
         ({"optimizer": "sgd"}, "optimizer must be adamw or muon, not 'sgd'"),
         ({"attn": "flash"}, "attn must be one of auto, triton, sdpa, math, not 'flash'"),
@@ -259,12 +263,12 @@ def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
     before = checkpoint.read_config(settings.out_dir)
     profiled = replace(settings, profile=True)
     train.check(profiled)
-    summary = Trainer(profiled).profile()
+    Trainer(profiled).profile()
+    folder = tmp_path / "run" / "profile"
+    summary = (folder / "summary.txt").read_text()
     for word in ("batch", "forward", "backward", "update", "all", "aten::"):
         assert word in summary
     assert len(summary.splitlines()) < 24  # one screen
-    folder = tmp_path / "run" / "profile"
-    assert summary + "\n" == (folder / "summary.txt").read_text()
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert checkpoint.read_config(settings.out_dir) == before
     assert checkpoint.steps_of(settings.out_dir) == [2]

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,9 +85,12 @@ def test_resume_refuses_other_settings_by_name(data, tmp_path):
     assert resume(settings.out_dir, batch_size=2).batch_size == 2  # said again, not changed
     for name, value in asdict(Settings()).items():
         if name not in start.MAY_CHANGE:
-            other = {str: "other", int: 77, float: 0.77}.get(type(value), True)
-            with pytest.raises(UserError, match=f"^{name} of '.*run' is .*, not "):
-                resume(settings.out_dir, **{name: other})
+            others = {str: ["other"], int: [77, 0], float: [0.77, 0.0]}.get(type(value), [True])
+            stored = checkpoint.read_config(settings.out_dir)["train"][name]
+            for other in others:
+                if other != stored and (other or name not in start.FILLED_IN):
+                    with pytest.raises(UserError, match=f"^{name} of '.*run' is .*, not "):
+                        resume(settings.out_dir, **{name: other})
 
 
 def test_resume_takes_the_run_of_its_config(data, tmp_path, monkeypatch):
@@ -130,6 +134,28 @@ def test_resume_refuses_another_architecture(data, tmp_path):
         Trainer(replace(settings, resume=True))
 
 
+def test_resume_reads_a_log_cut_in_the_middle_of_a_letter(data, tmp_path):
+    settings = settings_for(data, tmp_path / "run", max_iters=2, eval_interval=1)
+    Trainer(settings).run()
+    with open(tmp_path / "run" / "samples.txt", "ab") as file:
+        file.write("“".encode()[:2])
+    with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 2, "lo')
+    assert len(Trainer(replace(settings, resume=True)).log.lines) == 4
+
+
+def test_a_profile_leaves_a_run_alone(data, tmp_path):
+    """Also one that is saving right now."""
+    settings = settings_for(data, tmp_path / "run", max_iters=2)
+    Trainer(settings).run()
+    part = tmp_path / "run" / "checkpoints" / "4.part"
+    part.mkdir()
+    Trainer(replace(settings, profile=True)).profile()
+    assert part.exists()
+    Trainer(replace(settings, resume=True))
+    assert not part.exists()
+
+
 # ----------------------------------------------------------------------------------------------
 # checkpoints, signals, kills
 
@@ -143,23 +169,30 @@ def test_log_spaced_checkpoints_stay_and_the_rest_is_bounded(data, tmp_path):
     best = checkpoint.read_state(out)["best_step"]
     assert (out / "latest").readlink() == Path("checkpoints/11")
     assert (out / "best").readlink() == Path(f"checkpoints/{best}") and best in (6, 11)
-    assert checkpoint.steps_of(out) == sorted({1, 2, 4, 8, best, 11})
+    assert checkpoint.steps_of(out) == sorted({1, 2, 4, 8, 10, best, 11})  # 10: the one before
     for step in (1, 8):
         assert checkpoint.load_model(out, f"checkpoints/{step}")
+
+
+def test_a_checkpoint_every_ten_minutes_unless_told_otherwise(data, tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 250))  # seconds; read once a step, and once a save
+    monkeypatch.setattr("train.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=9))
+    saved = []
+    monkeypatch.setattr(trainer.saver, "save", lambda *_: saved.append(trainer.state["step"]))
+    trainer.run()
+    assert saved == [3, 6, 9]
 
 
 def test_a_save_copies_first_and_writes_in_a_thread(data, tmp_path, monkeypatch):
     trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=1))
     trainer.run()
     before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    let_go, write, running = threading.Event(), checkpoint.write, []
+    let_go, write = threading.Event(), checkpoint.write
 
     def slow_write(*args):
-        running.append(args)
-        assert len(running) == 1  # one save in flight
         let_go.wait(10)
         write(*args)
-        running.pop()
 
     monkeypatch.setattr(checkpoint, "write", slow_write)
     trainer.saver.save(trainer.model, trainer.optimizers, trainer.state | {"step": 2})
@@ -219,6 +252,13 @@ def test_a_signal_cuts_an_evaluation_short(data, tmp_path):
     again = Trainer(replace(trainer.settings, resume=True))  # which makes up for it
     again.run()
     assert [line["step"] for line in again.log.lines if "val_loss" in line] == [2, 4]
+    # The checkpoint of step 2 knows nothing of it: whoever resumes there evaluates once more.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    once_more = Trainer(replace(trainer.settings, resume=True))
+    once_more.run()
+    assert [line["step"] for line in once_more.log.lines if "val_loss" in line] == [2, 4]
+    samples = (tmp_path / "run" / "samples.txt").read_text()
+    assert samples.count("--- step 2\n") == samples.count("--- step 4\n") == 1
 
 
 @pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=pytest.mark.slow)])
@@ -254,7 +294,7 @@ def test_killed_at_random_moments(data, tmp_path, rounds):
     assert in_a_save > 0 or rounds < 20
     kept = {1 << n for n in range(20) if 1 << n <= steps}
     best = checkpoint.read_state(out)["best_step"]
-    assert checkpoint.steps_of(out) == sorted(kept | {best, steps})
+    assert checkpoint.steps_of(out) == sorted(kept | {best, steps - 1, steps})
     names = {path.name for path in out.iterdir()}
     assert names == {"config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
                      "samples.txt", "latest", "best", "checkpoints"}  # fmt: skip
@@ -429,15 +469,28 @@ def test_nan_is_skipped_and_counted_if_asked(data, tmp_path, optimizer):
     assert len(losses(tmp_path / "run")) == 5
 
 
-def test_float16_overflow_is_the_scalers_business_but_nan_is_not(data, tmp_path):
-    trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=8, dtype="float16"))
-    trainer.compute.scaler.load_state_dict(trainer.compute.scaler.state_dict() | {"scale": 2.0**40})
-    trainer.run()  # the first gradients overflow: left out, the scale is halved, training goes on
-    assert trainer.compute.scaler.get_scale() < 2.0**40 and trainer.state["skipped"] == 0
-    other = Trainer(settings_for(data, tmp_path / "other", max_iters=8, dtype="float16"))
-    poison(other, 2, "loss")
-    with pytest.raises(UserError, match=r"^step 2: "):
-        other.run()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_float16_overflow_is_the_scalers_business_but_nan_is_not(data, tmp_path, optimizer):
+    same = {"max_iters": 8, "dtype": "float16", "optimizer": optimizer}
+    trainer = Trainer(settings_for(data, tmp_path / "run", **same))
+    scaler = trainer.compute.scaler
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**20})
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    # One parameter's gradient overflows, whichever optimizer has it: no weight of either moves.
+    hook = trainer.model.ln_f.weight.register_hook(lambda gradient: gradient * float("inf"))
+    trainer.step(1e-2)
+    hook.remove()
+    for a, b in zip(before, trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    trainer.run()  # the scale was halved, training goes on
+    assert scaler.get_scale() < 2.0**20 and trainer.state["skipped"] == 0
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    for where, step in (("loss", 2), ("gradient", 2)):
+        other = Trainer(settings_for(data, tmp_path / where, **same))
+        other.compute.scaler.load_state_dict(scaler.state_dict() | {"scale": 1.0})
+        poison(other, step, where)
+        with pytest.raises(UserError, match=rf"^step {step}: "):
+            other.run()
 
 
 def test_a_step_never_waits_for_the_device(data, tmp_path):
