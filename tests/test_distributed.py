@@ -48,6 +48,14 @@ def record(settings, folder):
     trainer = Trainer(settings)
     compute, read = trainer.compute, []
     gather, update = compute.batches._gather, compute._update
+    if machine.ranks() > 1:
+        with_gradients_apart, compute.apart = compute.shared.no_sync, 0
+
+        def no_sync():
+            compute.apart += 1
+            return with_gradients_apart()
+
+        compute.shared.no_sync = no_sync
 
     def watched_gather(*plan):
         batch = gather(*plan)
@@ -65,6 +73,8 @@ def record(settings, folder):
 
     compute.batches._gather, compute._update = watched_gather, watched_update
     trainer.run()
+    if machine.ranks() > 1:  # gradients meet on the last pass only
+        assert compute.apart == (len(compute.share) - 1) * settings.max_iters
     passes = len(compute.share) * settings.max_iters
     save_file({"tokens": torch.cat(read[:passes])}, Path(folder) / f"read{rank()}.safetensors")
 

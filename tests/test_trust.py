@@ -79,6 +79,7 @@ def test_resume_refuses_other_settings_by_name(data, tmp_path):
     Trainer(settings).run()
     may = {"max_iters": 9, "max_minutes": 1.0, "eval_interval": 7, "device": "cpu",
            "compile": False, "attn": "math", "skip_nonfinite": True}  # fmt: skip
+    assert set(start.MAY_CHANGE) == {*may, "resume", "out_dir", "cuda_graphs", "profile"}
     changed = resume(settings.out_dir, **may)
     assert {name: getattr(changed, name) for name in may} == may
     assert changed.learning_rate == settings.learning_rate and changed.n_embd == 32
