@@ -20,6 +20,7 @@ from test_trust import poison
 from tiny import losses, settings_for
 
 import checkpoint
+import machine
 from batches import share
 from configs import ROOT
 from machine import rank
