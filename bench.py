@@ -284,7 +284,8 @@ def main():
         machine = checkpoint.describe_environment(device, {"files": {}})
         del machine["data"]
         Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-        facts = {"machine": machine, "settings": asdict(settings), "matmul_flops": rates}
+        said = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
+        facts = {"machine": machine, "settings": said, "matmul_flops": rates}
         checkpoint.write_json(settings.out, facts | {"cases": rows})
 
 
