@@ -33,7 +33,8 @@ class RunLog:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def write(self, **line):
-        """One line of metrics.jsonl: "step" and whatever was measured there."""
+        """One line of metrics.jsonl: "step" and what was measured there. JSON has no nan: left out."""
+        line = {name: value for name, value in line.items() if math.isfinite(value)}
         self.lines.append(line)
         self._append("metrics.jsonl", _line(line))
 
@@ -56,7 +57,7 @@ class RunLog:
             line["skipped"] = state["skipped"]
             text += f"skipped {line['skipped']} | "
         print(f"{text}eta {timedelta(seconds=round(left))}", flush=True)
-        self.write(**{name: x for name, x in line.items() if math.isfinite(x)})  # JSON has no nan
+        self.write(**line)
 
     def sample(self, step, text):
         """A story for samples.txt."""

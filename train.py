@@ -383,7 +383,7 @@ class Trainer:
         size = self.val_data.bytes + self.val_data.stories  # a separator counts as one byte
         bpb = nats / math.log(2) / size
         state["evaluated"] = state["step"]
-        if state["best"] is None or loss < state["best"]:
+        if loss < (state["best"] or math.inf):
             state |= {"best": loss, "best_step": state["step"]}
         say(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
         if rank() == 0:

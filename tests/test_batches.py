@@ -151,7 +151,7 @@ def test_rows_shorter_than_a_piece_are_refused():
 
 def test_a_stream_gives_the_rows_asked_for_in_order():
     batches = Batches(Stories(lengths(300, 200)), EOT, 128, 256, 2, seed=5)
-    ranges = [(0, 2), (7, 8), (300, 303)]
+    ranges = [(0, 2), (7, 8), (300, 303), *((i, i + 1) for i in range(9))]
     streamed = list(batches.stream(iter(ranges)))
     for (first, last), batch in zip(ranges, streamed, strict=True):
         rows = [Batches(batches.data, EOT, 128, 256, 1, seed=5)[i] for i in range(first, last)]
