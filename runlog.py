@@ -33,7 +33,7 @@ class RunLog:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def write(self, **line):
-        """A line of metrics.jsonl: "step" and what was measured there; nan, no JSON, is left out."""
+        """A line of metrics.jsonl: "step" and what was measured; no nan, which JSON lacks."""
         line = {name: value for name, value in line.items() if math.isfinite(value)}
         self.lines.append(line)
         self._append("metrics.jsonl", _line(line))
