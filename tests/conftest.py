@@ -8,8 +8,6 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-import prepare
-
 if not torch.cuda.is_available():  # read when the kernels are imported
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -39,6 +37,8 @@ def gpt2_files(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A token folder of 400 storybook stories with 512 tokens of BPE."""
+    import prepare  # here, for the kernels' tests run where its packages are not
+
     out = tmp_path_factory.mktemp("data") / "storybook-bpe"
     prepare.prepare(
         prepare.Settings(
