@@ -196,7 +196,7 @@ def profile(step, device, folder, steps=5, rows=14):
     for _ in range(3):  # compilation, and memory that is asked for once
         step(phase)
     seconds.clear()
-    with torch.profiler.profile() as profiler:
+    with torch.profiler.profile(acc_events=True) as profiler:
         for _ in range(steps):
             step(phase)
     folder.mkdir(parents=True, exist_ok=True)
