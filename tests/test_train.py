@@ -257,6 +257,15 @@ def test_steps_compile_once_into_one_graph(data, tmp_path, monkeypatch):
     assert losses == pytest.approx([plain.step(1e-2)[0].item() for _ in range(5)], abs=1e-4)
 
 
+def test_the_batch_is_told_once_at_the_start(data, tmp_path, capsys):
+    same = {"batch_size": 3, "gradient_accumulation_steps": 4, "max_iters": 2, "lr_decay_iters": 1}
+    Trainer(settings_for(data, tmp_path / "run", **same)).run()
+    said = capsys.readouterr().out
+    assert said.count("step: 12 rows of 256 tokens, by 1 rank(s) in 4 pass(es) of 3\n") == 1
+    assert said.count("the schedule ends at step 1; from there on the learning rate is 0.0") == 1
+    assert f"done with step 2; to go on: --resume --out_dir={tmp_path}/run" in said
+
+
 def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=2)
     Trainer(settings).run()
