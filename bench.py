@@ -205,7 +205,7 @@ def measure(case, settings):
             for side in sides:
                 pipes[side].send("go")
                 turns[side].append(pipes[side].recv())
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         raise UserError(f"{side} failed at {case}: see above") from None
     finally:
         for process in processes:
@@ -226,7 +226,9 @@ def measure(case, settings):
 
 
 def cases(settings, device):
-    """Every Case that the settings name, all numbers filled in."""
+    """Every Case that the settings name, all numbers filled in; UserError if one cannot be."""
+    if settings.tokens % (2 * BLOCK_SIZE) or min(settings.tokens, settings.rounds) < 1:
+        raise UserError(f"tokens is a multiple of {2 * BLOCK_SIZE}, and rounds is at least 1")
     for size in settings.sizes.split(","):
         try:
             n_embd, n_layer = map(int, size.split("-"))
@@ -235,6 +237,8 @@ def cases(settings, device):
             raise UserError(
                 f"sizes are n_embd-n_layer and vocabs numbers, not '{size}', '{settings.vocabs}'"
             ) from None
+        if n_embd % HEADS or not 1 < min(vocabs) <= max(vocabs) <= 1 << 16:
+            raise UserError(f"n_embd is a multiple of {HEADS}, a vocabulary 2 to 65,536 words")
         for vocab in vocabs:
             for dtype in settings.dtypes.split(","):
                 pick_dtype(dtype, device)

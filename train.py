@@ -54,7 +54,7 @@ class Settings:
     max_iters: int = 0  # optimizer steps; 0: one epoch
     max_minutes: float = 0.0  # instead: train this long, evaluations not counted
     eval_interval: int = 1000  # steps between evaluations on the whole validation set
-    save_interval: int = 0  # steps between checkpoints; default: evaluations, and ten minutes
+    save_interval: int = 0  # steps between checkpoints; default: each evaluation and ten minutes
     save_steps: str = ""  # log: keep the checkpoints of steps 1, 2, 4, 8, ... as well
     skip_nonfinite: bool = False  # leave a step with a nan or inf out; default: stop the run
     profile: bool = False  # trace a few steps to out_dir/profile, and only that

@@ -48,8 +48,21 @@ def test_the_table_and_the_file(tmp_path, monkeypatch, capfd):
     assert facts["machine"]["torch"] and facts["matmul_flops"]["float32"] > 1e9
 
 
-@pytest.mark.parametrize("sizes", ["64", "64x2", "a-b"])
-def test_wrong_sizes(sizes):
-    settings = bench.Settings(sizes=sizes, dtypes="float32", tokens=2048)
-    with pytest.raises(UserError, match="sizes are n_embd-n_layer"):
-        list(bench.cases(settings, pick_device("cpu")))
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sizes": "64"}, "sizes are n_embd-n_layer"),
+        ({"sizes": "64x2"}, "sizes are n_embd-n_layer"),
+        ({"vocabs": "many"}, "and vocabs numbers"),
+        ({"sizes": "20-1"}, "n_embd is a multiple of 16"),
+        ({"vocabs": "100000"}, "a vocabulary 2 to 65,536 words"),
+        ({"tokens": 100}, "tokens is a multiple of 1024"),
+        ({"rounds": 0}, "rounds is at least 1"),
+        ({"dtypes": "int8"}, "dtype must be auto, float32, bfloat16 or float16, not 'int8'"),
+    ],
+)
+def test_wrong_settings(changes, message):
+    good = {"sizes": "64-1", "vocabs": "300", "dtypes": "float32", "tokens": 2048}
+    assert len(list(bench.cases(bench.Settings(**good), pick_device("cpu")))) == 1
+    with pytest.raises(UserError, match=message):
+        list(bench.cases(bench.Settings(**good | changes), pick_device("cpu")))
