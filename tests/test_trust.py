@@ -32,8 +32,14 @@ from train import Settings, Trainer
 # exact resume
 
 
-@pytest.mark.parametrize("stop", [1, 4])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "optimizer, stop",
+    [
+        ("adamw", 1),
+        ("muon", 4),
+        *(pytest.param("adamw", step, marks=pytest.mark.slow) for step in (2, 3, 4, 5)),
+    ],
+)
 def test_resume_equals_never_stopping(data, tmp_path, optimizer, stop):
     """N + M steps are N steps, stop, a new process, M steps: every bit, and every story told."""
     same = {"optimizer": optimizer, "dropout": 0.1, "gradient_accumulation_steps": 2,
