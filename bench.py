@@ -34,6 +34,7 @@ from batches import Batches
 from configs import UserError, load, run
 from machine import autocast_for, pick_device, pick_dtype
 from model import GPT, GPTConfig
+from shards import Stories
 
 BLOCK_SIZE, HEADS = 512, 16
 
@@ -63,20 +64,14 @@ class Case:
     device: str
 
 
-class Stories:
-    """Made-up stories in memory, with what Batches asks of a Dataset: about 190 tokens each."""
-
-    def __init__(self, vocab_size, stories=20_000):
-        rng = np.random.default_rng(0)
-        lengths = np.clip(rng.lognormal(5.15, 0.45, stories).astype(int), 30, 1000)
-        self.starts = np.cumsum([0, *lengths])
-        self.tokens = int(self.starts[-1])
-        self.ids = rng.integers(1, vocab_size, self.tokens).astype(np.uint16)
-        self.ids[self.starts[:-1]] = 0  # <|endoftext|>
-        self.shards = [self.ids]
-
-    def read(self, offset, length):
-        return self.ids[offset : offset + length]
+def made_up(vocab_size, stories=20_000):
+    """Stories of random words, in TinyStories' lengths: about 190 tokens each."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(5.15, 0.45, stories).astype(int), 30, 1000)
+    starts = np.cumsum([0, *lengths])
+    ids = rng.integers(1, vocab_size, starts[-1]).astype(np.uint16)
+    ids[starts[:-1]] = 0  # <|endoftext|>
+    return Stories(ids, starts)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -86,7 +81,7 @@ class Stories:
 
 def ours(case, _):
     """train.py's step."""
-    data, device = Stories(case.vocab_size), torch.device(case.device)
+    data, device = made_up(case.vocab_size), torch.device(case.device)
     row_tokens = 2 * BLOCK_SIZE
     settings = train.Settings(
         batch_size=case.tokens // row_tokens, n_embd=case.n_embd, dtype=case.dtype
@@ -118,7 +113,7 @@ def nanogpt(case, path):
     dtype = getattr(torch, case.dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     autocast = autocast_for(device, dtype)
-    data, rows = Stories(case.vocab_size).ids, case.tokens // BLOCK_SIZE
+    data, rows = made_up(case.vocab_size).ids, case.tokens // BLOCK_SIZE
     if cuda:
         torch.backends.cuda.matmul.allow_tf32 = True
 

@@ -200,6 +200,17 @@ class Dataset:
                 raise UserError(f"{self.folder / name} does not match the sha256 in manifest.json")
 
 
+class Stories:
+    """Stories in memory, for who reads them as a Dataset: batches.Batches."""
+
+    def __init__(self, ids, starts):
+        """ids: uint16, every story from its <|endoftext|> on. starts: int64 (stories + 1,)."""
+        self.ids, self.starts, self.tokens, self.shards = ids, starts, len(ids), [ids]
+
+    def read(self, offset, length):
+        return self.ids[offset : offset + length]
+
+
 def read_manifest(folder):
     """The manifest of a data folder; raises UserError where there is none."""
     path = Path(folder) / "manifest.json"

@@ -23,7 +23,7 @@ NOT_NEGATIVE = (
     "row_tokens", "max_iters", "max_minutes", "save_interval", "seed", "learning_rate", "min_lr",
     "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip",
 )  # fmt: skip
-# What --resume may change: none of these changes what a step computes.
+# What --resume may change: none of these changes what a step with finite numbers computes.
 MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "device", "compile",
               "cuda_graphs", "attn", "skip_nonfinite", "profile")  # fmt: skip
 FILLED_IN = ("dataset", "row_tokens", "lr_decay_iters")  # 0 or "" is stored as what it came to

@@ -24,7 +24,7 @@ import corpus
 from batches import Batches
 from configs import UserError, load, run
 from machine import autocast_for, pick_device, pick_dtype
-from shards import Dataset, sha256
+from shards import Dataset, Stories, sha256
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,16 @@ class Settings:
     dtype: str = "float32"  # float32, bfloat16 or float16 to compute in
 
 
-@dataclass(frozen=True)
-class Group:
-    """A few stories in memory, with what batches.Batches asks of a Dataset."""
-
-    ids: np.ndarray  # uint16, all tokens, each story from its <|endoftext|> on
-    starts: np.ndarray  # int64 (stories + 1,)
-    bytes: int  # UTF-8 bytes of the stories and one for the end of each
-
-    def read(self, offset, length):
-        return self.ids[offset : offset + length]
-
-
 def groups_of_text(texts, tokenizer, size=32):
-    """Groups of `size` stories from an iterator of texts."""
+    """
+    Groups of `size` stories from an iterator of texts: (Stories, bytes), the bytes their UTF-8 and
+    one for the end of each.
+    """
     while texts_now := list(itertools.islice(texts, size)):
         stories = [[tokenizer.eot, *tokenizer.encode(text)] for text in texts_now]
         starts = np.cumsum([0, *map(len, stories)])
         size_now = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in texts_now)
-        yield Group(np.array(list(itertools.chain(*stories)), np.uint16), starts, size_now)
+        yield Stories(np.array(list(itertools.chain(*stories)), np.uint16), starts), size_now
 
 
 def score(model, groups, eot, batch_size, autocast):
@@ -63,10 +54,10 @@ def score(model, groups, eot, batch_size, autocast):
     block_size = model.config.block_size
     row_tokens, half = max(1024, block_size), max(1, block_size // 2)
     totals = []
-    for group in groups:
-        shape = (block_size, row_tokens, batch_size)
-        batches = Batches(group, eot, *shape, seed=0, stride=half, shuffle=False)
-        totals.append((*model.evaluate(batches, autocast), group.bytes))
+    where = {"stride": half, "shuffle": False, "device": model.wte.weight.device}
+    for group, size in groups:
+        batches = Batches(group, eot, block_size, row_tokens, batch_size, seed=0, **where)
+        totals.append((*model.evaluate(batches, autocast), size))
     return np.array(totals, dtype=np.float64).reshape(-1, 3)
 
 

@@ -1,11 +1,14 @@
 """What of training only a GPU can show: compiled steps, CUDA graphs, the corpus there, no waits."""
 
+import contextlib
+
 import pytest
 import torch
 from tiny import settings_for
 
 import checkpoint
 from batches import Batches
+from eval.loss import groups_of_text, score
 from shards import Dataset
 from train import Trainer
 
@@ -82,3 +85,14 @@ def test_a_checkpoint_holds_what_the_gpu_held(data, tmp_path):
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(saved[name], weight.cpu()), name
     assert all(copy.is_pinned() for copy in trainer.saver.copies.values())
+
+
+def test_the_evaluation_of_a_text_runs_there(data, tmp_path):
+    trainer = trainer_for(data, tmp_path / "run", max_iters=1)
+    trainer.run()
+    totals = []
+    for device in ("cuda", "cpu"):
+        model, tokenizer = checkpoint.load_model(tmp_path / "run", device=device)
+        groups = groups_of_text(iter(["Once upon a time.", "The end. " * 90]), tokenizer, 1)
+        totals.append(score(model, groups, tokenizer.eot, 4, contextlib.nullcontext))
+    assert totals[0] == pytest.approx(totals[1], rel=1e-3)

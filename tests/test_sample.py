@@ -255,6 +255,15 @@ def test_scoring_does_not_depend_on_grouping(run):
     assert sums[0].tolist() == pytest.approx(sums[2].tolist(), rel=1e-6)
 
 
+def test_scoring_makes_its_batches_where_the_model_is(run, monkeypatch):
+    model, tokenizer = checkpoint.load_model(run, device="meta")
+    devices = []
+    monkeypatch.setattr("eval.loss.Batches", lambda *_, **how: devices.append(how["device"]))
+    monkeypatch.setattr(model, "evaluate", lambda *_: (0.0, 0))
+    score(model, groups_of_text(iter(["One.", "Two."]), tokenizer, 1), EOT, 4, torch.no_grad)
+    assert devices == [torch.device("meta")] * 2
+
+
 def test_trained_and_evaluated_loss_agree(tmp_path):
     """train.py's validation loss and eval/loss.py's are one number."""
     import prepare
