@@ -32,7 +32,7 @@ import checkpoint
 import train
 from batches import Batches
 from configs import UserError, load, run
-from machine import autocast_for, pick_device, pick_dtype
+from machine import autocast_for, describe, pick_device, pick_dtype
 from model import GPT, GPTConfig
 from shards import Stories
 
@@ -280,11 +280,9 @@ def main():
                 flush=True,
             )
     if settings.out:
-        machine = checkpoint.describe_environment(device, {"files": {}})
-        del machine["data"]
         Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
         said = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
-        facts = {"machine": machine, "settings": said, "matmul_flops": rates}
+        facts = {"machine": describe(device), "settings": said, "matmul_flops": rates}
         checkpoint.write_json(settings.out, facts | {"cases": rows})
 
 

@@ -14,6 +14,8 @@ A checkpoint is written under a temporary name, flushed to the disk and renamed,
 the symlinks swing over to it: whenever a run is killed, a folder with a step's number is complete,
 and `tidy` makes the rest of the newest one's state.json. Every file is compared with its sha256
 before it is read. Weights and state are safetensors, facts are JSON: nothing is ever unpickled.
+
+    python -m checkpoint export out/ts_cpu --to=hf --out=ts_cpu    # for transformers, llama.cpp
 """
 
 import contextlib
@@ -21,10 +23,9 @@ import dataclasses
 import errno
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,8 +33,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from configs import ROOT, UserError
+import pretrained
+from configs import UserError, run
 from model import GPT, GPTConfig
+from pretrained import Trained
 from shards import sha256
 from tokenizer import Tokenizer
 
@@ -65,21 +68,6 @@ def _flush(path):
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def describe_environment(device, data_manifest):
-    """What env.json holds; data_manifest: the manifest of the token folder trained on."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    cuda = torch.device(device).type == "cuda"
-    return {
-        "git": commit or None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "data": hashes(data_manifest),
-    }
 
 
 def hashes(data_manifest):
@@ -329,16 +317,42 @@ def read_moments(out_dir, which="latest"):
     return read_tensors(find(out_dir, which), "state.safetensors")
 
 
+def open_model(settings, device):
+    """
+    The Trained that a script's settings name: init_from, or else a run's checkpoint.
+
+    settings: with out_dir, checkpoint, init_from and revision. Raises UserError as `load_any` does.
+    """
+    if settings.init_from:
+        if settings.out_dir:
+            raise UserError("out_dir names a run, init_from any model: give one of the two")
+        return load_any(settings.init_from, settings.checkpoint, device, settings.revision)
+    return load_model(settings.out_dir or newest_run(), settings.checkpoint, device)
+
+
+def load_any(name, which="latest", device="cpu", revision="", **changes):
+    """The Trained in a run folder (`load_model`), or else a published one (`pretrained.load`)."""
+    if is_run(name):
+        return load_model(name, which, device, **changes)
+    return pretrained.load(name, device, revision, **changes)
+
+
+def is_run(name):
+    """Whether `name` is a run folder, and no published model's."""
+    return (Path(name) / "config.json").exists() and not pretrained.is_folder_of_one(name)
+
+
 def load_model(out_dir, which="latest", device="cpu", **changes):
     """
-    The model of a run, in eval mode on `device`, and its tokenizer: (GPT, Tokenizer).
+    The model of a run as a Trained: in eval mode on `device`.
 
-    which: see `find`. changes: of the stored GPTConfig, such as dropout. Raises UserError if
-    anything is missing, damaged, or does not fit together.
+    which: see `find`. changes: of the stored GPTConfig, such as dropout; a smaller block_size cuts
+    positions off. Raises UserError if anything is missing, damaged, or does not fit together.
     """
     config = read_config(out_dir)["model"]
     folder = find(out_dir, which)
-    written = read_json(folder, "state.json")["model"]
+    state = read_json(folder, "state.json")
+    written = state["model"]
     if differences := [name for name in config if config[name] != written.get(name)]:
         raise UserError(
             f"{out_dir}/config.json is not what {folder} was written with: "
@@ -347,8 +361,10 @@ def load_model(out_dir, which="latest", device="cpu", **changes):
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
     weights = read_tensors(folder, "model.safetensors")
     try:
-        model = GPT(GPTConfig(**config | changes))
-        model.load_state_dict(weights)
+        with torch.device("meta"):  # no random weights first
+            model = GPT(GPTConfig(**config | changes))
+        weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
+        model.to_empty(device=device).load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder} does not fit {out_dir}/config.json: {error}") from None
     if tokenizer.vocab_size != model.config.vocab_size:
@@ -356,4 +372,23 @@ def load_model(out_dir, which="latest", device="cpu", **changes):
             f"{out_dir}: the tokenizer has {tokenizer.vocab_size} tokens, "
             f"the model {model.config.vocab_size}"
         )
-    return model.to(device).eval(), tokenizer
+    limit = min(state["longest"], model.config.block_size)
+    facts = {"step": state["step"]}
+    path = folder / "model.safetensors"
+    return Trained(model.eval(), tokenizer, limit, [tokenizer.eot], out_dir, facts, path)
+
+
+# ----------------------------------------------------------------------------------------------
+# the command
+
+
+def main():
+    import export  # here, for it imports this file
+
+    if sys.argv[1:2] != ["export"]:
+        raise UserError("usage: python -m checkpoint export out/<run> --to=hf --out=<folder>")
+    export.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -13,14 +13,16 @@ agree on, so that agreeing never waits for a GPU.
 
 import contextlib
 import os
+import platform
 import signal
+import subprocess
 import threading
 import time
 
 import torch
 import torch.distributed as dist
 
-from configs import UserError
+from configs import ROOT, UserError
 
 # ----------------------------------------------------------------------------------------------
 # where it runs
@@ -78,6 +80,20 @@ def peak_flops(device):
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak * 1e12 for key, peak in PEAKS.items() if key in name), None)
+
+
+def describe(device):
+    """The commit of this code, the versions and the machine: what a result may depend on."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "git": commit or None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 # ----------------------------------------------------------------------------------------------

@@ -67,24 +67,12 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, band, impl, cache):
+    def forward(self, x, band, impl):
         B, T, C = x.shape
+        start, end = band
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
-        if cache is not None and cache.length > 0:
-            out = self.attend_to_cache(qkv, cache)
-        else:
-            start, end = band
-            out = attention(qkv, start, self.scale, impl, end)
-            if cache is not None:
-                cache.append(qkv)
+        out = attention(qkv, start, self.scale, impl, end)  # (B, T, H, D)
         return self.c_proj(out.reshape(B, T, C))
-
-    def attend_to_cache(self, qkv, cache):
-        """One new token a row, (B, 1, 3, H, D), against all before it: (B, 1, H, D)."""
-        k, v = cache.append(qkv)  # each (B, S, H, D), S tokens so far
-        q = qkv[:, :, 0]  # (B, 1, H, D)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, 1 or S, D)
-        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -106,30 +94,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x, band, impl, cache):
-        x = x + self.drop(self.attn(self.ln_1(x), band, impl, cache))
+    def forward(self, x, band, impl):
+        x = x + self.drop(self.attn(self.ln_1(x), band, impl))
         return x + self.drop(self.mlp(self.ln_2(x)))
-
-
-class LayerCache:
-    """Keys and values of the tokens one layer has seen, in memory laid out once."""
-
-    def __init__(self, batch_size, max_tokens, config, device, dtype, window):
-        size = (2, batch_size, max_tokens, config.n_head, config.n_embd // config.n_head)
-        self.kv = torch.empty(size, device=device, dtype=dtype)
-        self.length = 0
-        self.window = window
-
-    def append(self, qkv):
-        """Store k and v of (B, T, 3, H, D); return those a new token sees, each (B, S, H, D)."""
-        end = self.length + qkv.shape[1]
-        self.kv[:, :, self.length : end] = qkv[:, :, 1:].permute(2, 0, 1, 3, 4)
-        self.length = end
-        return self.kv[:, :, max(0, end - self.window) if self.window else 0 : end]
-
-    def keep(self, rows):
-        """Keep only these rows, in this order; rows: (B',) int64, repeats allowed."""
-        self.kv = self.kv[:, rows]
 
 
 class GPT(nn.Module):
@@ -168,30 +135,28 @@ class GPT(nn.Module):
         """How many tokens back layer number `layer` sees; 0: all (GPT-Neo's odd layers: 256)."""
         return self.config.window if layer % 2 else 0
 
-    def forward(self, tokens, targets=None, positions=None, start=None, cache=None, mean=True):
+    def forward(self, tokens, targets=None, positions=None, start=None, mean=True):
         """
         Logits, or with targets the loss.
 
         tokens: (B, T) int64. targets: (B, T) int64, IGNORE where nothing counts. positions: (B, T)
-        int64, each token's place in its story; default: in its row, after what `cache` holds.
-        start: (B, T) int32, see kernels.attention. cache: from `new_cache`; it grows.
+        int64, each token's place in its story; default: in its row. start: (B, T) int32, see
+        kernels.attention.
         Returns logits (B, T, vocab_size); or the cross-entropy in nats, float32: its mean over the
         targets that count, or with mean=False (B, T), 0 where IGNORE.
         Raises ValueError where a position would pass block_size.
         """
         B, T = tokens.shape
         if positions is None:
-            past = cache[0].length if cache else 0
-            if past + T > self.config.block_size:
-                raise ValueError(f"{past + T} tokens, but block_size is {self.config.block_size}")
-            positions = torch.arange(past, past + T, device=tokens.device)
+            if (limit := self.config.block_size) < T:
+                raise ValueError(f"{T} tokens, but block_size is {limit}")
+            positions = torch.arange(T, device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
         wide = near = self.band(start)
-        if self.config.window and (cache is None or cache[0].length == 0):
+        if self.config.window:
             near = self.band(windowed(start, self.config.window, (B, T), tokens.device))
         for i, block in enumerate(self.h):
-            band = near if self.window(i) else wide
-            x = block(x, band, self.attn, cache[i] if cache else None)
+            x = block(x, near if self.window(i) else wide, self.attn)
         x = self.ln_f(x)
         if targets is None:
             return self.head(x)
@@ -208,16 +173,6 @@ class GPT(nn.Module):
     def head(self, x):
         """Hidden states (..., C) -> logits (..., vocab_size): the padding is cropped away."""
         return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
-
-    def new_cache(self, batch_size, max_tokens):
-        """A list of n_layer empty LayerCaches for `forward`, room for max_tokens tokens a row."""
-        weight = self.wte.weight
-        return [
-            LayerCache(
-                batch_size, max_tokens, self.config, weight.device, weight.dtype, self.window(i)
-            )
-            for i in range(self.config.n_layer)
-        ]
 
     @torch.no_grad()
     def evaluate(self, batches, autocast=contextlib.nullcontext, forward=None):

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import checkpoint
+import pretrained
 from configs import UserError
 from corpus import dataset_folder
 from machine import rank, ranks, wait_for_all
@@ -40,17 +41,34 @@ def complete(settings, origin):
         ours = f"out/{Path(files[-1]).stem}" if files else None
         return resumed(settings, origin, settings.out_dir or ours or checkpoint.newest_run())
     if settings.init_from:
-        stored = checkpoint.read_config(settings.init_from)["model"]
-        for name in SHAPE:
-            if origin[name] == "command line" and getattr(settings, name) != stored[name]:
-                raise UserError(f"{name} of '{settings.init_from}' is {stored[name]}: it stays so")
-        settings = replace(settings, **{name: stored[name] for name in SHAPE})
-        if origin["tokenizer"] == "default":
-            settings = replace(settings, tokenizer=settings.init_from)
+        settings = like_init_from(settings, origin)
     dataset = settings.dataset or dataset_folder(settings.source, settings.tokenizer)
     out_dir = settings.out_dir or f"out/{Path(files[-1] if files else dataset).stem}"
     row_tokens = settings.row_tokens or max(1024, settings.block_size)
     return replace(settings, dataset=dataset, out_dir=out_dir, row_tokens=row_tokens)
+
+
+def like_init_from(settings, origin):
+    """The settings with the shape and, unless one was named, the tokenizer of init_from."""
+    base, tokenizer = settings.init_from, settings.init_from
+    if checkpoint.is_run(base):
+        stored = checkpoint.read_config(base)["model"]
+    else:
+        folder = pretrained.find(base, settings.revision)
+        config, trained = pretrained.config_of(folder, base)
+        stored = asdict(replace(config, block_size=trained))
+        is_gpt2 = pretrained.tokenizer_of(folder, config.vocab_size).name == "gpt2"
+        tokenizer = "gpt2" if is_gpt2 else str(folder)
+    shape = {name: stored[name] for name in SHAPE}
+    for name in SHAPE:
+        asked = getattr(settings, name)
+        if origin[name] == "command line" and asked != stored[name]:
+            if name != "block_size" or asked > stored[name]:
+                raise UserError(f"{name} of '{base}' is {stored[name]}: it stays so")
+            shape[name] = asked  # fewer positions: the rest is cut off
+    if origin["tokenizer"] == "default":
+        settings = replace(settings, tokenizer=tokenizer)
+    return replace(settings, **shape)
 
 
 def resumed(settings, origin, out_dir):
@@ -120,14 +138,15 @@ def build(settings, tokenizer, device):
     if not settings.init_from:
         shape = {name: getattr(settings, name) for name in (*SHAPE, "dropout")}
         return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
-    base, changes = settings.init_from, {"dropout": settings.dropout}
-    model, its_tokenizer = checkpoint.load_model(base, "latest", device, **changes)
-    if not its_tokenizer.same_as(tokenizer):
+    base = settings.init_from
+    changes = {"dropout": settings.dropout, "block_size": settings.block_size}
+    found = checkpoint.load_any(base, "latest", device, settings.revision, **changes)
+    if not found.tokenizer.same_as(tokenizer):
         raise UserError(
             f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
-            f"--tokenizer={base}"
+            f"--tokenizer={settings.tokenizer}"
         )
-    return model.train()
+    return found.model.train()
 
 
 def read_run(settings, data):

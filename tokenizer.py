@@ -130,28 +130,52 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """
-        The tokenizer of a tokenizer.json (or of the folder that holds one) that `save` wrote.
+        The tokenizer of a tokenizer.json, or of the folder that holds one: one that `save` wrote,
+        or GPT-2's as the hub has it, also as its older vocab.json.
 
         Raises UserError if the file is missing, damaged or another kind of tokenizer.
         """
         path = Path(path)
-        path = path / "tokenizer.json" if path.is_dir() else path
+        if path.is_dir():
+            older = not (path / "tokenizer.json").exists() and (path / "vocab.json").exists()
+            path = path / ("vocab.json" if older else "tokenizer.json")
         if not path.is_file():
             raise UserError(f"no tokenizer at '{path}'")
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            vocab = saved["model"]["vocab"]
-            (eot,) = (t["id"] for t in saved["added_tokens"] if t["content"] == EOT)
-            regex = saved["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-            (patterns,) = (p for p in (GPT2_PATTERN, BPE_PATTERN) if p[1] == regex)
+            patterns = GPT2_PATTERN
+            if path.name == "vocab.json":
+                vocab = saved
+            else:
+                vocab, patterns = saved["model"]["vocab"], _patterns_of(saved["pre_tokenizer"])
+                pairs = (
+                    p.split(" ") if isinstance(p, str) else p for p in saved["model"]["merges"]
+                )
+                merged = [vocab["".join(pair)] for pair in pairs]
+                if merged != sorted(merged):
+                    raise ValueError("its merges are not in the order of their ids")
+            eot = vocab.get(EOT, len(vocab))
             codes = {char: byte for byte, char in _byte_chars().items()}
             ranks = {bytes(map(codes.get, t)): i for t, i in vocab.items() if i != eot}
             if sorted(ranks.values()) != list(range(eot)):
                 raise ValueError("ids are not 0..n-1 with <|endoftext|> last")
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            if not all(bytes([byte]) in ranks for byte in range(256)):
+                raise ValueError("not every byte is a token")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             why = f"{type(error).__name__}: {error}"
-            raise UserError(f"'{path}' is not a tokenizer.json of this project ({why})") from error
+            raise UserError(f"'{path}' is not a byte-level BPE like GPT-2's ({why})") from error
         return cls(_name_of(ranks, patterns), ranks, patterns)
+
+
+def _patterns_of(pre_tokenizer):
+    """The pair of patterns that a tokenizer.json cuts text by; raises ValueError for others."""
+    if pre_tokenizer["type"] == "ByteLevel":  # the hub's GPT-2: its pattern is the library's own
+        if pre_tokenizer.get("add_prefix_space") or not pre_tokenizer.get("use_regex", True):
+            raise ValueError("its ByteLevel adds a space, or does not cut words")
+        return GPT2_PATTERN
+    regex = pre_tokenizer["pretokenizers"][0]["pattern"]["Regex"]
+    (patterns,) = (p for p in (GPT2_PATTERN, BPE_PATTERN) if p[1] == regex)
+    return patterns
 
 
 def _parts(text):

@@ -33,10 +33,11 @@ import checkpoint
 import machine
 from batches import Batches, share
 from configs import UserError, load, run, show
+from decoder import Decoder
+from generation import generate, seeds_of
 from kernels.muon import Muon
 from machine import distributed, rank, ranks, say
 from runlog import RunLog
-from sample import generate
 from schedule import Schedule, learning_rate  # noqa: F401  others take it from here
 from start import build, check, complete, open_data, read_run
 
@@ -49,7 +50,8 @@ class Settings:
     dataset: str = ""  # folder of token shards; default data/<source>-<tokenizer>
     # the run
     out_dir: str = ""  # run folder; default out/<name of the config file>, or of the data
-    init_from: str = ""  # a run folder to start from (fine-tuning); default: random weights
+    init_from: str = ""  # fine-tune a run folder, gpt2, or a model of the hub; default: none
+    revision: str = ""  # which commit, tag or branch of a model of the hub
     resume: bool = False  # continue the run in out_dir
     max_iters: int = 0  # optimizer steps; 0: one epoch
     max_minutes: float = 0.0  # instead: train this long, evaluations not counted
@@ -304,8 +306,9 @@ class Trainer:
     def open_folder(self):
         """The run folder's fixed files, its log, and the thread that saves: rank 0's alone."""
         settings, config = self.settings, self.model.config
-        facts = checkpoint.describe_environment(self.device, self.train_data.manifest)
-        self.state |= {"model": asdict(config), "data": facts["data"]}
+        data = checkpoint.hashes(self.train_data.manifest)
+        facts = machine.describe(self.device) | {"data": data}
+        self.state |= {"model": asdict(config), "data": data}
         if rank() == 0 and not settings.profile:
             checkpoint.start_run(settings.out_dir, config, settings, self.tokenizer, facts)
             self.log = RunLog(settings.out_dir, self.state)
@@ -393,13 +396,14 @@ class Trainer:
             self.log.plot()
 
     def story(self):
-        """A story that the model tells now; the random numbers are the same each time."""
-        self.model.eval()
-        generator = torch.Generator(self.device).manual_seed(self.settings.seed)
-        eot, how = self.tokenizer.eot, {"temperature": 0.8, "generator": generator}
-        [(ids, _)] = generate(self.model, [eot], eot, 1, limit=self.state["longest"], **how)
-        self.model.train()
-        return self.tokenizer.decode(ids)
+        """A story that the model tells now, by the same random numbers each time."""
+        eot, seeds, limit = (
+            self.tokenizer.eot,
+            seeds_of(self.settings.seed, 1),
+            self.state["longest"],
+        )
+        [story] = generate(Decoder(self.model), [[eot]], eot, seeds, limit=limit, temperature=0.8)
+        return self.tokenizer.decode(story.ids)
 
     def save_is_due(self, seconds):
         """Between evaluations: at save_interval's steps, or by default after ten minutes."""

@@ -24,13 +24,15 @@ import corpus
 from batches import Batches
 from configs import UserError, load, run
 from machine import autocast_for, pick_device, pick_dtype
-from shards import Dataset, Stories, sha256
+from shards import Dataset, Stories
 
 
 @dataclass(frozen=True)
 class Settings:
     out_dir: str = ""  # run folder; default: the newest in out/
     checkpoint: str = "latest"  # latest or best
+    init_from: str = ""  # instead of a run: gpt2, a model of the hub, or a folder with one
+    revision: str = ""  # which commit, tag or branch of a model of the hub
     source: str = ""  # any source of prepare.py; default: the validation stories of the run's data
     batch_size: int = 8  # rows of tokens in one pass
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
@@ -77,13 +79,14 @@ def main():
     settings, _ = load(Settings, positional="out_dir")
     device = pick_device(settings.device)
     autocast = autocast_for(device, pick_dtype(settings.dtype, device))
-    out_dir = settings.out_dir or checkpoint.newest_run()
-    model, tokenizer = checkpoint.load_model(out_dir, settings.checkpoint, device)
-    source = settings.source
+    found = checkpoint.open_model(settings, device)
+    model, tokenizer, source = found.model, found.tokenizer, settings.source
     if source:
         texts = corpus.read(source)
+    elif not checkpoint.is_run(found.out_dir):
+        raise UserError(f"'{settings.init_from}' has no data of its own: name some with --source")
     else:
-        source = checkpoint.read_config(out_dir)["train"]["dataset"]
+        source = checkpoint.read_config(found.out_dir)["train"]["dataset"]
         data = Dataset(source, "val")
         texts = (tokenizer.decode(data.story(i)[1:]) for i in range(data.stories))
     totals = score(
@@ -94,14 +97,12 @@ def main():
     nats, tokens, size = totals.T
     loss, loss_half = ratio(nats, tokens)
     bits, bits_half = ratio(nats / math.log(2), size)
-    state = checkpoint.read_state(out_dir, settings.checkpoint)
-    weights = checkpoint.find(out_dir, settings.checkpoint) / "model.safetensors"
     print(f"{source}: {int(tokens.sum()):,} tokens, {int(size.sum()):,} bytes")
     print(f"loss per token {loss:.4f}" + (f" +- {loss_half:.4f}" if loss_half else ""))
     print(f"perplexity {math.exp(loss):.4f}")
     print(f"bits per byte {bits:.4f}")
     result = {
-        "checkpoint": {"step": state["step"], "sha256": sha256(weights)},
+        "checkpoint": found.identity(),
         "source": source,
         "tokens": int(tokens.sum()),
         "bytes": int(size.sum()),
@@ -111,8 +112,9 @@ def main():
         "bits_per_byte": bits,
         "bits_per_byte_95": bits_half,
     }
-    (Path(out_dir) / "eval").mkdir(exist_ok=True)
-    checkpoint.write_json(Path(out_dir) / "eval" / "loss.json", result)
+    folder = Path(found.out_dir) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(folder / "loss.json", result)
 
 
 if __name__ == "__main__":

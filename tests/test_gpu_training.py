@@ -92,7 +92,8 @@ def test_the_evaluation_of_a_text_runs_there(data, tmp_path):
     trainer.run()
     totals = []
     for device in ("cuda", "cpu"):
-        model, tokenizer = checkpoint.load_model(tmp_path / "run", device=device)
+        found = checkpoint.load_model(tmp_path / "run", device=device)
+        tokenizer = found.tokenizer
         groups = groups_of_text(iter(["Once upon a time.", "The end. " * 90]), tokenizer, 1)
-        totals.append(score(model, groups, tokenizer.eot, 4, contextlib.nullcontext))
+        totals.append(score(found.model, groups, tokenizer.eot, 4, contextlib.nullcontext))
     assert totals[0] == pytest.approx(totals[1], rel=1e-3)

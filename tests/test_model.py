@@ -230,18 +230,6 @@ def test_one_batch_overfits():
     assert loss.item() < 0.05
 
 
-@pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False, "qkv_bias": False}])
-def test_cached_logits_equal_uncached(config):
-    model = small(**config)
-    scramble(model)
-    tokens = torch.randint(SMALL["vocab_size"], (2, 64))
-    cache = model.new_cache(2, 64)
-    with torch.no_grad():
-        parts = [model(tokens[:, :5], cache=cache)]
-        parts += [model(tokens[:, i : i + 1], cache=cache) for i in range(5, 64)]
-        torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False}])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_one_compiled_graph_is_the_eager_model(backend, config):

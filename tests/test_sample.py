@@ -1,6 +1,5 @@
-"""Sampling: the cache, the choice of tokens, beam search, and the command itself."""
+"""The commands that use a trained model: sample.py and eval/loss.py."""
 
-import itertools
 import json
 import subprocess
 import sys
@@ -14,12 +13,10 @@ import sample
 from configs import ROOT, UserError
 from eval.loss import groups_of_text, score
 from model import GPT, GPTConfig
-from sample import beam_search, choose, generate, stream
 from tokenizer import build
 from train import Settings, Trainer
 
 EOT = 256
-PROMPT = [EOT, 10, 20, 30]
 
 
 @pytest.fixture(scope="module")
@@ -31,97 +28,6 @@ def model():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.2)
     return model
-
-
-@torch.no_grad()
-def uncached(model, prompt, steps):
-    """Greedy decoding that computes everything anew for each token."""
-    ids = list(prompt)
-    for _ in range(steps):
-        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-        if ids[-1] == EOT:
-            break
-    return [i for i in ids[len(prompt) :] if i != EOT]
-
-
-def test_cached_greedy_equals_uncached(model):
-    for first in range(20):
-        prompt = [EOT, first]
-        told = generate(model, prompt, EOT, num_samples=3, temperature=0)
-        assert [ids for ids, _ in told] == [uncached(model, prompt, 46)] * 3
-
-
-def test_it_stops_where_the_positions_end(model):
-    [(ids, ended)] = generate(model, PROMPT, EOT, temperature=0, limit=12)
-    assert len(ids) == 8 and not ended
-    [(ids, _)] = generate(model, PROMPT, EOT, temperature=0, limit=999)
-    assert len(ids) <= 44
-    with pytest.raises(UserError, match="the prompt has 4 tokens, but the model ends at 4"):
-        generate(model, PROMPT, EOT, limit=4)
-
-
-def test_the_seed_decides(model):
-    def told(seed):
-        return generate(model, PROMPT, EOT, 2, generator=torch.Generator().manual_seed(seed))
-
-    assert told(1) == told(1) != told(2)
-    assert told(1)[0] != told(1)[1]
-
-
-def test_rows_end_on_their_own(model):
-    """A story that has ended says nothing more while the others go on."""
-    generator = torch.Generator().manual_seed(0)
-    wild = {"temperature": 5.0, "generator": generator}
-    steps = list(stream(model, [EOT], EOT, num_samples=64, **wild))
-    for row in zip(*steps, strict=True):
-        told = list(itertools.takewhile(lambda token: token is not None, row))
-        assert all(token is None for token in row[len(told) :]) and EOT not in told
-    assert any(token is None for token in steps[-1])
-
-
-def frequencies(logits, **how):
-    rows = torch.tensor([logits]).repeat(4000, 1)
-    chosen = choose(rows, generator=torch.Generator().manual_seed(0), **how)
-    return (torch.bincount(chosen, minlength=len(logits)) / 4000).tolist()
-
-
-def test_choose():
-    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().tolist()
-    assert frequencies(logits) == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.03)
-    assert frequencies(logits, temperature=0)[1] == 1
-    assert frequencies(logits, top_k=1)[1] == 1
-    assert frequencies(logits, top_k=2) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.03)
-    assert frequencies(logits, top_p=0.75) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.03)
-    assert frequencies(logits, top_p=0.76)[2] > 0  # the token that crosses the line belongs to it
-    assert frequencies(logits, top_p=1e-9)[1] == 1
-    squared = [0.01, 0.25, 0.0225, 0.0625]
-    expected = [p / sum(squared) for p in squared]
-    assert frequencies(logits, temperature=0.5) == pytest.approx(expected, abs=0.03)
-
-
-@torch.no_grad()
-def test_beam_search_finds_the_best_of_all():
-    """As wide as the whole tree, it must find the best of every story of up to 4 tokens."""
-    torch.manual_seed(3)
-    vocab, eot = 5, 4
-    model = GPT(GPTConfig(vocab, 8, 1, 1, 16)).eval()
-    for weight in model.parameters():
-        weight.add_(torch.randn_like(weight) * 0.5)
-    log_p = {}
-    for length in range(4):
-        for story in itertools.product(range(vocab - 1), repeat=length):
-            ids = [eot, *story, eot]
-            rows = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
-            log_p[story] = sum(rows[i, ids[i + 1]].item() for i in range(length + 1)) / (length + 1)
-    best = max(log_p, key=log_p.get)
-    ids, ended = beam_search(model, [eot], eot, beams=4**4, max_new_tokens=4)
-    assert ended and tuple(ids) == best
-
-
-def test_one_beam_is_greedy(model):
-    for first in range(5):
-        ids, _ = beam_search(model, [EOT, first], EOT, beams=1, limit=30)
-        assert ids == generate(model, [EOT, first], EOT, temperature=0, limit=30)[0][0]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -245,10 +151,12 @@ def test_bits_per_byte_of_a_text(run, tmp_path, model):
 
 
 def test_scoring_does_not_depend_on_grouping(run):
-    model, tokenizer = checkpoint.load_model(run)
+    found = checkpoint.load_model(run)
     texts = [f"Story number {i}. " * (i % 7 + 1) for i in range(40)]
     sums = [
-        score(model, groups_of_text(iter(texts), tokenizer, size), EOT, 4, torch.no_grad).sum(0)
+        score(
+            found.model, groups_of_text(iter(texts), found.tokenizer, size), EOT, 4, torch.no_grad
+        ).sum(0)
         for size in (1, 7, 40)
     ]
     assert sums[0].tolist() == pytest.approx(sums[1].tolist(), rel=1e-6)
@@ -256,7 +164,8 @@ def test_scoring_does_not_depend_on_grouping(run):
 
 
 def test_scoring_makes_its_batches_where_the_model_is(run, monkeypatch):
-    model, tokenizer = checkpoint.load_model(run, device="meta")
+    found = checkpoint.load_model(run)
+    model, tokenizer = found.model.to("meta"), found.tokenizer
     devices = []
     monkeypatch.setattr("eval.loss.Batches", lambda *_, **how: devices.append(how["device"]))
     monkeypatch.setattr(model, "evaluate", lambda *_: (0.0, 0))

@@ -71,9 +71,9 @@ def test_a_run_folder_holds_everything(data, tmp_path):
     nats = last["val_loss"] * val.tokens
     assert last["val_bpb"] == pytest.approx(nats / math.log(2) / (val.bytes + val.stories))
     assert state["longest"] == 128
-    model, tokenizer = checkpoint.load_model(out)
-    assert tokenizer.vocab_size == model.config.vocab_size == 512
-    assert not any(name.startswith(("_orig_mod", "module")) for name in model.state_dict())
+    found = checkpoint.load_model(out)
+    assert found.tokenizer.vocab_size == found.model.config.vocab_size == 512
+    assert not any(name.startswith(("_orig_mod", "module")) for name in found.model.state_dict())
 
 
 def test_accumulation_is_one_large_batch(data, tmp_path):

@@ -1,0 +1,24 @@
+"""
+This folder as model.gguf, by llama.cpp's own converter.
+
+    python to_gguf.py ../llama.cpp [--outtype=f16]         # a checkout of llama.cpp
+
+The converter tells how a tokenizer cuts words by a list of tokenizers that it knows; one trained on
+stories is not among them, so it is told here. All else is the converter's.
+"""
+
+import sys
+from pathlib import Path
+
+here, checkout, *options = Path(__file__).resolve().parent, Path(sys.argv[1]), *sys.argv[2:]
+sys.path[:0] = [str(checkout), str(checkout / "gguf-py")]
+
+import convert_hf_to_gguf as converter  # noqa: E402
+
+try:
+    from conversion.base import TextModel
+except ImportError:  # an older checkout has all of it in one file
+    TextModel = converter.TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "KIND"
+sys.argv = ["convert", str(here), f"--outfile={here / 'model.gguf'}", *options]
+converter.main()

@@ -1,0 +1,370 @@
+"""
+A model made ready to tell stories: a token a row each step, with a static cache.
+
+    decoder = Decoder(model)                    # or Decoder(model, "bfloat16"), or "int8"
+    rows = Rows(decoder, count=64, tokens=512)
+    rows.admit(prompts, seeds)                  # as many as there are free rows
+    chosen = rows.step(temperature=0.8)         # (n,): the next token of each
+    rows.release([3, 5])                        # their stories have ended
+
+`Decoder` is model.py's forward pass once more, on plain tensors and for one token a row: a step of
+a small model is mostly Python and waiting for weights, so it has nothing that is not needed. `Rows`
+holds what the stories have seen. Its cache never moves or grows, so that on CUDA a step is one
+captured graph: replaying it costs no Python.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from configs import UserError
+from kernels.attention import attention, ends, windowed
+
+PREFILL = 4096  # tokens of prompts computed in one pass
+
+
+# ----------------------------------------------------------------------------------------------
+# choosing tokens
+
+
+def choose(logits, luck, temperature=1.0, top_k=0, top_p=1.0):
+    """
+    One token for each row of logits (B, V), as int64 (B,).
+
+    luck: (B,) uniform in [0, 1 - 2^-20], decides the draw: the token at which the cumulative
+    probability passes it. (Closer to 1, and its product with a sum could be rounded to that sum,
+    which nothing passes.) temperature 0 takes the likeliest. top_k, then top_p (the smallest set of
+    likeliest tokens that holds that probability; Holtzman et al. 2020) cut the rest off before.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    p = (logits / temperature).softmax(-1)
+    if not top_k and top_p >= 1:
+        return _draw(p, luck)
+    ranked, order = p.topk(min(top_k or _enough(p, top_p), p.shape[-1]))
+    if top_p < 1:
+        total = ranked.sum(-1, keepdim=True) if top_k else 1.0
+        beyond = ranked.cumsum(-1) - ranked >= top_p * total  # the set was full before this token
+        ranked = ranked.masked_fill(beyond, 0)
+    return order.gather(-1, _draw(ranked, luck)[:, None])[:, 0]
+
+
+def _enough(p, top_p):
+    """How many of the likeliest tokens hold top_p in each row: all, unless fewer are known to."""
+    if p.device.type == "cpu" and (p.topk(min(512, p.shape[-1])).values.sum(-1) > top_p).all():
+        return 512
+    return p.shape[-1]
+
+
+def _draw(p, luck):
+    """The place in each row of p (B, K), not normalized, where its running sum passes `luck`."""
+    running = p.cumsum(-1)
+    return torch.searchsorted(running, running[:, -1:] * luck[:, None], right=True)[:, 0]
+
+
+# ----------------------------------------------------------------------------------------------
+# the model, for decoding
+
+
+def _matrix(weight, bias, dtype):
+    """x (N, in) -> x weight^T + bias (N, out), by the fastest way this device has for the dtype."""
+    weight = weight.detach()
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+    if dtype == "int8":
+        return _int8(weight, bias)
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    transposed = weight.t()
+    if weight.device.type != "cpu" or (dtype == torch.float32 and weight.numel() < 2**19):
+        return lambda x: torch.addmm(bias, x, transposed)
+
+    def matrix(x):
+        if len(x) > 1:
+            return torch.addmm(bias, x, transposed)
+        if dtype == torch.bfloat16:  # addmv has no quick way for it, mv has
+            return torch.mv(weight, x[0]).add_(bias)[None]
+        return torch.addmv(bias, weight, x[0])[None]
+
+    return matrix
+
+
+def _int8(weight, bias):
+    """
+    `_matrix` with weights of 8 bits: each row of the matrix times its own scale, rounded.
+
+    Read from memory, a weight is a quarter of float32's bytes; what it multiplies is bfloat16.
+    """
+    scale = weight.abs().amax(1).clamp(min=1e-12) / 127  # (out,)
+    rounded = (weight / scale[:, None]).round().to(torch.int8)
+    scale, bias = scale.bfloat16(), bias.bfloat16()
+
+    def int8(x):
+        if len(x) > 8:  # the kernel takes a row at a time: from here on the other way is faster
+            return F.linear(x, rounded.bfloat16()) * scale + bias
+        return torch._weight_int8pack_mm(x, rounded, scale) + bias
+
+    return int8
+
+
+def _norm(layer, dtype):
+    """A layer norm in float32, its result in `dtype`."""
+    shape, weight, bias, eps = layer.normalized_shape, layer.weight, layer.bias, layer.eps
+    weight, bias = weight.detach(), bias.detach()
+    if dtype == torch.float32:
+        return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps).to(dtype)
+
+
+class Decoder:
+    """
+    A model's weights laid out for decoding.
+
+    model: a GPT. dtype: of the matrices, "float32", "bfloat16" (half the bytes) or "int8" (a
+    quarter; CPU only). The residual stream, the layer norms and the logits are float32 always; with
+    float32 no weight is copied. Raises UserError for a dtype that the device does not have.
+    """
+
+    def __init__(self, model, dtype="float32"):
+        self.device = device = model.wte.weight.device
+        if dtype not in ("float32", "bfloat16", "int8"):
+            raise UserError(f"dtype must be float32, bfloat16 or int8, not '{dtype}'")
+        if dtype == "int8" and device.type != "cpu":
+            raise UserError(f"int8 weights run on CPUs, not on {device.type}: take bfloat16")
+        self.config, self.attn, self.window = model.config, model.attn, model.window
+        self.dtype = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)  # activations'
+        kind = dtype if dtype == "int8" else self.dtype
+        # On CPUs attention over the cache is quicker in float32, whatever the weights are.
+        self.cache_dtype = torch.float32 if device.type == "cpu" else self.dtype
+        C = model.config.n_embd
+        self.scale = (C // model.config.n_head) ** -0.5 if model.config.scale_attention else 1.0
+        self.wte, self.wpe = model.wte.weight.detach(), model.wpe.weight.detach()
+        self.layers = [
+            (
+                _norm(block.ln_1, self.dtype),
+                _matrix(block.attn.c_attn.weight, block.attn.c_attn.bias, kind),
+                _matrix(block.attn.c_proj.weight, block.attn.c_proj.bias, kind),
+                _norm(block.ln_2, self.dtype),
+                _matrix(block.mlp.c_fc.weight, block.mlp.c_fc.bias, kind),
+                _matrix(block.mlp.c_proj.weight, block.mlp.c_proj.bias, kind),
+            )
+            for block in model.h
+        ]
+        self.ln_f, head = _norm(model.ln_f, self.dtype), model.wte.weight
+        if kind == torch.float32 and device.type == "cpu":
+            # The one copy of weights: read along its columns, the largest matrix is 1.3 times as
+            # quick.
+            head = head.detach().t().contiguous().t()
+        self.head = _matrix(head, None, kind)
+
+    def hidden(self, tokens, positions, attend):
+        """
+        The last layer's output of one token a row, float32 (N, C).
+
+        tokens, positions: (N,) int64. attend(i, qkv): attention in layer i; it gets (N, 3 C) and
+        returns (N, C).
+        """
+        x = (F.embedding(tokens, self.wte) + F.embedding(positions, self.wpe)).float()  # (N, C)
+        for i, (ln_1, qkv, proj, ln_2, up, down) in enumerate(self.layers):
+            x += proj(attend(i, qkv(ln_1(x))))
+            x += down(F.gelu(up(ln_2(x)), approximate="tanh"))
+        return x
+
+    def logits(self, x):
+        """float32 (N, vocab_size) of what `hidden` returned."""
+        return self.head(self.ln_f(x))[:, : self.config.vocab_size].float()
+
+
+# ----------------------------------------------------------------------------------------------
+# rows of stories
+
+
+class Rows:
+    """
+    Stories being told, a row each: rows 0 to n - 1 are live, the others are free.
+
+    count: rows there are. tokens: how long a story may get at the most, its prompt included.
+    """
+
+    def __init__(self, decoder, count, tokens):
+        config, self.decoder, self.tokens = decoder.config, decoder, tokens
+        H, D = config.n_head, config.n_embd // config.n_head
+        where = {"device": decoder.device, "dtype": decoder.cache_dtype}
+        # Keys and values of a layer, the tokens of a head side by side: so both products with them
+        # are row vectors times matrices, on CPUs 1.5 to 2 times as fast as anything else tried.
+        self.kv = torch.zeros(config.n_layer, 2, count, H, D, tokens, **where)
+        # Added to the scores: 0 where a row sees a column of the cache, else -inf. A head's row
+        # each, as the product of queries and keys has it.
+        self.wide = torch.full((count, H, tokens), float("-inf"), **where)
+        self.near = self.wide.clone() if config.window else self.wide
+        counts = {"device": decoder.device, "dtype": torch.int64}
+        self.last = torch.zeros(count, **counts)  # the token a row reads next
+        self.at = torch.zeros(count, **counts)  # its place in the story; those before are cached
+        self.luck = torch.zeros(count, tokens, device=decoder.device)  # for the token after each
+        self.row = torch.arange(count, device=decoder.device)
+        self.places = []  # `at` of the live rows, as the host knows it
+        self.views, self.graphs = (None,), {}
+
+    def admit(self, prompts, seeds):
+        """
+        Let stories begin in the rows after the live ones; equal prompts are computed once.
+
+        prompts: lists of int, each from its first token on. seeds: what decides their draws, each
+        an int or a list of int.
+        """
+        first = len(self.places)
+        places = [len(prompt) - 1 for prompt in prompts]
+        new = slice(first, first + len(prompts))
+        luck = np.zeros((len(prompts), self.tokens), np.float32)
+        for line, at, seed in zip(luck, places, seeds, strict=True):
+            line[at:] = np.random.default_rng(seed).random(self.tokens - at, np.float32)
+        luck *= 1 - 2**-20
+        self.luck[new] = torch.from_numpy(luck).to(self.luck.device)
+        self.last[new] = torch.tensor([prompt[-1] for prompt in prompts]).to(self.last.device)
+        self.at[new] = at = torch.tensor(places).to(self.at.device)
+        past = at[:, None] - torch.arange(self.tokens, device=at.device)  # how far back a column is
+        for mask, window in ((self.wide, 0), (self.near, self.decoder.config.window)):
+            seen = (past > 0) & (past < window) if window else past > 0
+            mask[new] = torch.where(seen, 0.0, float("-inf"))[:, None].to(mask.dtype)
+        self.places += places
+
+        group, size = [], 0
+        for prompt in dict.fromkeys(map(tuple, prompts)):
+            if group and size + len(prompt) > PREFILL:
+                self._prefill(group, prompts, first)
+                group, size = [], 0
+            group, size = [*group, prompt], size + len(prompt)
+        self._prefill(group, prompts, first)
+
+    def _prefill(self, group, prompts, first):
+        """Keys and values of distinct prompts but for their last tokens, packed in one row."""
+        lengths = [len(prompt) - 1 for prompt in group]
+        if not any(lengths):
+            return
+        begins = dict(zip(group, np.cumsum([0, *lengths]), strict=False))
+        N, decoder = sum(lengths), self.decoder
+        device = decoder.device
+        start = np.repeat(list(begins.values()), lengths)
+        positions = torch.from_numpy(np.arange(N) - start).to(device)
+        start = torch.from_numpy(start[None].astype(np.int32)).to(device)  # (1, N)
+        near = start
+        if decoder.config.window:
+            near = windowed(start, decoder.config.window, (1, N), device)
+        bands = [(s, ends(s) if decoder.attn == "triton" else None) for s in (start, near)]
+        # Which row and column of the cache takes which of the packed tokens.
+        mine = [(first + i, begins[tuple(p)], len(p) - 1) for i, p in enumerate(prompts)
+                if tuple(p) in begins]  # fmt: skip
+        n = [count for *_, count in mine]
+        rows = torch.from_numpy(np.repeat([row for row, *_ in mine], n)).to(device)
+        columns = np.concatenate([np.arange(count) for count in n])
+        source = torch.from_numpy(columns + np.repeat([at for _, at, _ in mine], n)).to(device)
+        columns = torch.from_numpy(columns).to(device)
+
+        def attend(i, qkv):
+            qkv = qkv.view(N, 3, decoder.config.n_head, -1)
+            self.kv[i][:, rows, :, :, columns] = qkv[source, 1:].to(decoder.cache_dtype)
+            start, end = bands[bool(decoder.window(i))]
+            return attention(qkv[None], start, decoder.scale, decoder.attn, end).reshape(N, -1)
+
+        tokens = torch.tensor([i for prompt in group for i in prompt[:-1]], device=device)
+        decoder.hidden(tokens, positions, attend)
+
+    def logits(self):
+        """Let each live row read its last token: float32 (n, vocab_size) for the one after it."""
+        return self._logits(*self._advance())
+
+    def step(self, **how):
+        """The next token of each live row, chosen as `choose` does: int64 (n,)."""
+        n, S, place = self._advance()
+        if self.decoder.device.type != "cuda":
+            return self._step(n, S, place, how)
+        # Few sizes, each its own graph: run once as it is, captured the second time, then replayed.
+        n, S, live = min(1 << (n - 1).bit_length(), len(self.row)), min(_up(S, 128), self.tokens), n
+        key = (n, S, *how.items())
+        if key not in self.graphs:
+            self.graphs[key] = None
+            return self._step(n, S, None, how)[:live]
+        if self.graphs[key] is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                chosen = self._step(n, S, None, how)
+            self.graphs[key] = graph, chosen, self.shown
+        graph, chosen, self.shown = self.graphs[key]
+        graph.replay()
+        return chosen[:live]
+
+    def _advance(self):
+        """(live rows, columns of the cache they see next, their place where all have the same)."""
+        places = set(self.places)
+        S, place = max(places) + 1, places.pop() if len(places) == 1 else None
+        self.places = [at + 1 for at in self.places]
+        return len(self.places), min(_up(S, 32), self.tokens), place
+
+    def _step(self, n, S, place, how):
+        luck = self.luck[self.row[:n], self.at[:n]] if place is None else self.luck[:n, place]
+        self.shown = self._logits(n, S, place)
+        self.last[:n] = chosen = choose(self.shown, luck, **how)
+        return chosen
+
+    def _logits(self, n, S, place):
+        """`logits` of the first n rows over S columns. place: see `_advance`; it saves indexing."""
+        decoder, row, at = self.decoder, self.row[:n], self.at[:n]
+        H, scale, window = decoder.config.n_head, decoder.scale, decoder.config.window
+        if window:  # before the column is too far back, it is -1: the last one, seen by none yet
+            self.near[row, :, (at - window).clamp(min=-1)] = float("-inf")
+            self.near[row, :, at] = 0
+        if place is None:
+            self.wide[row, :, at] = 0
+        else:
+            self.wide[:n, :, place] = 0
+            spots = self.kv[:, :, :n, ..., place].transpose(1, 2).unbind(0)  # (n, 2, H, D) each
+        cache = self._cache(n, S)
+
+        def attend(i, qkv):
+            qkv = qkv.to(decoder.cache_dtype).view(n, 3, H, -1)
+            if place is None:
+                self.kv[i][:, row, :, :, at] = qkv[:, 1:]
+            else:
+                spots[i].copy_(qkv[:, 1:])
+            keys, values, mask = cache[i]
+            q = qkv[:, 0].reshape(n * H, 1, -1)
+            scores = torch.baddbmm(mask, q, keys, alpha=scale)  # (n H, 1, S)
+            return torch.bmm(scores.softmax(-1), values).view(n, -1).to(decoder.dtype)
+
+        x = decoder.hidden(self.last[:n], at, attend)
+        # Free rows are computed too where sizes are round: they must stay inside.
+        at.add_(1).clamp_(max=self.tokens - 1)
+        return decoder.logits(x)
+
+    def _cache(self, n, S):
+        """Of each layer (keys (n H, D, S), values (n H, S, D), mask (n H, 1, S)), views."""
+        if self.views[0] != (n, S):
+            masks = [mask[:n, :, None, :S].flatten(0, 1) for mask in (self.wide, self.near)]
+            keys, values = self.kv[:, :, :n, ..., :S].flatten(2, 3).unbind(1)
+            seen = [masks[bool(self.decoder.window(i))] for i in range(len(keys))]
+            self.views = (n, S), list(zip(keys, values.mT, seen, strict=True))
+        return self.views[1]
+
+    def release(self, done):
+        """Free these rows; the last take their places. Returns which row each live one was."""
+        order = list(range(len(self.places)))
+        for row in sorted(done, reverse=True):
+            order[row] = order[-1]
+            order.pop()
+        self.keep(order)
+        return order
+
+    def keep(self, order):
+        """Row i becomes what row order[i] was; order: a list of int, repeats allowed."""
+        S, device = max(self.places, default=0), self.row.device
+        moved = [i for i, row in enumerate(order) if i != row]
+        self.places = [self.places[row] for row in order]
+        if not moved:
+            return
+        target = torch.tensor(moved, device=device)
+        source = torch.tensor([order[i] for i in moved], device=device)
+        self.kv[:, :, target, ..., :S] = self.kv[:, :, source, ..., :S]
+        for facts in {self.last, self.at, self.luck, self.wide, self.near}:
+            facts[target] = facts[source]
+
+
+def _up(number, unit):
+    return -(-number // unit) * unit
