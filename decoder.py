@@ -36,24 +36,24 @@ def choose(logits, luck, temperature=1.0, top_k=0, top_p=1.0):
     which nothing passes.) temperature 0 takes the likeliest. top_k, then top_p (the smallest set of
     likeliest tokens that holds that probability; Holtzman et al. 2020) cut the rest off before.
     """
-    if temperature == 0:
+    if temperature < 1e-5:  # nearer to 0, a division by it would overflow
         return logits.argmax(-1)
     p = (logits / temperature).softmax(-1)
     if not top_k and top_p >= 1:
         return _draw(p, luck)
-    ranked, order = p.topk(min(top_k or _enough(p, top_p), p.shape[-1]))
+    V = p.shape[-1]
+    # A few likeliest tokens nearly always hold top_p: all of them are ranked only where they do
+    # not. Elsewhere than on CPUs, to look would be to wait.
+    guesses = (top_k,) if top_k else (64, 512, V) if p.device.type == "cpu" else (V,)
+    for guess in guesses:
+        ranked, order = p.topk(min(guess, V))  # (B, guess), the likeliest first
+        if guess >= V or top_k or (ranked.sum(-1) > top_p).all():
+            break
     if top_p < 1:
         total = ranked.sum(-1, keepdim=True) if top_k else 1.0
         beyond = ranked.cumsum(-1) - ranked >= top_p * total  # the set was full before this token
-        ranked = ranked.masked_fill(beyond, 0)
+        ranked[:, 1:].masked_fill_(beyond[:, 1:], 0)
     return order.gather(-1, _draw(ranked, luck)[:, None])[:, 0]
-
-
-def _enough(p, top_p):
-    """How many of the likeliest tokens hold top_p in each row: all, unless fewer are known to."""
-    if p.device.type == "cpu" and (p.topk(min(512, p.shape[-1])).values.sum(-1) > top_p).all():
-        return 512
-    return p.shape[-1]
 
 
 def _draw(p, luck):
@@ -119,8 +119,8 @@ class Decoder:
     A model's weights laid out for decoding.
 
     model: a GPT. dtype: of the matrices, "float32", "bfloat16" (half the bytes) or "int8" (a
-    quarter; CPU only). The residual stream, the layer norms and the logits are float32 always; with
-    float32 no weight is copied. Raises UserError for a dtype that the device does not have.
+    quarter; CPU only). The residual stream, the layer norms and the logits are float32 always.
+    Raises UserError for a dtype that the device does not have.
     """
 
     def __init__(self, model, dtype="float32"):
@@ -150,8 +150,7 @@ class Decoder:
         ]
         self.ln_f, head = _norm(model.ln_f, self.dtype), model.wte.weight
         if kind == torch.float32 and device.type == "cpu":
-            # The one copy of weights: read along its columns, the largest matrix is 1.3 times as
-            # quick.
+            # float32's one copy: laid out by columns, the largest matrix is read 1.3 times as fast.
             head = head.detach().t().contiguous().t()
         self.head = _matrix(head, None, kind)
 
@@ -185,7 +184,8 @@ class Rows:
     """
 
     def __init__(self, decoder, count, tokens):
-        config, self.decoder, self.tokens = decoder.config, decoder, tokens
+        config, self.decoder = decoder.config, decoder
+        self.count, self.tokens = count, tokens
         H, D = config.n_head, config.n_embd // config.n_head
         where = {"device": decoder.device, "dtype": decoder.cache_dtype}
         # Keys and values of a layer, the tokens of a head side by side: so both products with them
@@ -277,7 +277,7 @@ class Rows:
         if self.decoder.device.type != "cuda":
             return self._step(n, S, place, how)
         # Few sizes, each its own graph: run once as it is, captured the second time, then replayed.
-        n, S, live = min(1 << (n - 1).bit_length(), len(self.row)), min(_up(S, 128), self.tokens), n
+        n, S, live = min(1 << (n - 1).bit_length(), self.count), min(_up(S, 128), self.tokens), n
         key = (n, S, *how.items())
         if key not in self.graphs:
             self.graphs[key] = None

@@ -51,24 +51,24 @@ def stream(decoder, prompts, eot, seeds, max_new_tokens=500, limit=0, rows=64, *
     a prompt that fills all positions.
     """
     left = [room(decoder, prompt, max_new_tokens, limit) for prompt in prompts]
-    tokens = max(len(p) + steps for p, steps in zip(prompts, left, strict=True))
-    rows = Rows(decoder, min(rows, len(prompts)), tokens)
+    tokens = max((len(p) + steps for p, steps in zip(prompts, left, strict=True)), default=0)
+    batch = Rows(decoder, min(rows, len(prompts)), tokens)
     waiting, live = deque(range(len(prompts))), []  # story numbers; of the live rows, in order
     while waiting or live:
-        free = len(rows.row) - len(live)
+        free = batch.count - len(live)
         # Prompts are read a few at a time: each reading costs about as much as a step.
-        if waiting and (free >= len(rows.row) / 8 or not live):
+        if waiting and (free >= batch.count / 8 or not live):
             new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            rows.admit([prompts[i] for i in new], [seeds[i] for i in new])
+            batch.admit([prompts[i] for i in new], [seeds[i] for i in new])
             live += new
-        chosen = rows.step(**how).tolist()
+        chosen = batch.step(**how).tolist()
         for i in live:
             left[i] -= 1
         last = [token == eot or not left[i] for i, token in zip(live, chosen, strict=True)]
         ids = (None if token == eot else token for token in chosen)
         yield list(zip(live, ids, last, strict=True))
         if done := [row for row, over in enumerate(last) if over]:
-            live = [live[row] for row in rows.release(done)]
+            live = [live[row] for row in batch.release(done)]
 
 
 def generate(decoder, prompts, eot, seeds, **options):

@@ -149,7 +149,10 @@ def main():
     if settings.serve:
         from serve import serve
 
-        serve(decoder, found, settings)
+        names = ("temperature", "top_p", "max_new_tokens")
+        defaults = {name: getattr(settings, name) for name in names}
+        name, where = Path(found.out_dir).name, {"host": settings.host, "port": settings.port}
+        serve(decoder, found.tokenizer, found.begin, found.limit, name, defaults, **where)
     elif settings.json:
         for i, _, story in tell(decoder, found, prompts, settings):
             if story:

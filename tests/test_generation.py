@@ -225,6 +225,10 @@ def test_rows_end_on_their_own(decoder):
     assert any(ids[-1] is None for ids in told) and any(len(ids) == 47 for ids in told)
 
 
+def test_no_prompts_no_stories(decoder):
+    assert generate(decoder, [], EOT, []) == []
+
+
 def test_the_seed_decides(decoder):
     def told(seed):
         return generate(decoder, [PROMPT] * 2, EOT, seeds_of(seed, 2))
@@ -255,7 +259,10 @@ def test_choose():
     assert frequencies(logits, top_p=0.75) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=1e-3)
     assert frequencies(logits, top_p=0.76)[2] > 0  # the token that crosses the line belongs to it
     assert frequencies(logits, top_k=2, top_p=0.6)[1] == 1  # of the two, 0.5 / 0.75 is enough
-    assert frequencies(logits, top_p=1e-9)[1] == 1
+    assert frequencies(logits, top_p=1e-9)[1] == frequencies(logits, top_p=1e-50)[1] == 1
+    assert (
+        frequencies(logits, temperature=1e-5)[1] == frequencies(logits, temperature=1e-45)[1] == 1
+    )
     squared = [x * x for x in p]
     expected = [x / sum(squared) for x in squared]
     assert frequencies(logits, temperature=0.5) == pytest.approx(expected, abs=1e-3)
