@@ -5,10 +5,11 @@ random weights, all of them in one run and taking turns.
     python tests/bench_generation.py                      # beside transformers
     python tests/bench_generation.py --nanogpt=../nanoGPT --llama2c=../llama2.c --out=cpu.json
     python tests/bench_generation.py --loss=out/ts_33m    # what smaller weights cost in loss
+    python tests/bench_generation.py --device=cuda        # on a GPU, and 1,024 at once
 
 One story: tokens a second after a prompt of 8 tokens, sampled at temperature 0.8, and the share of
 what memory allows: the bytes of the weights that a token needs, at the speed at which torch sums as
-many. Many: 64 prompts of 4 to 16 tokens in one pass, against one by one. nanoGPT keeps no keys and
+many. Many: 64 prompts of 4 to 16 tokens in one pass, on a GPU 1,024. nanoGPT keeps no keys and
 values: a token costs the more the longer the story, so it is compared over 400 tokens. llama2.c is
 a Llama of the same width, layers, heads and as many weights, in C; its checkout must have been made
 with `make runomp`, and counts with one thread or all, whichever is faster.
@@ -51,9 +52,11 @@ class Settings:
     only: str = ""  # shapes, width-layers-vocabulary, with commas between them; default: all
     tokens: int = 200  # of a story
     rounds: int = 5  # of taking turns
+    device: str = "cpu"  # cpu or cuda; nanoGPT and llama2.c are compared on CPUs
     out: str = ""  # a JSON file for the figures
 
 
+# width, layers, heads, tokens of the vocabulary
 SHAPES = [(64, 8, 16, 4096), (128, 4, 4, 4096), (256, 8, 16, 4096), (768, 4, 16, 4096),
           (256, 8, 16, 50257), (512, 8, 16, 50257), (768, 4, 16, 50257)]  # fmt: skip
 DTYPES = ("float32", "bfloat16", "int8")
@@ -61,21 +64,21 @@ NEVER = -1  # the id that ends a story: none, so that all are of one length
 
 
 def tokens_a_second(decoder, prompts, tokens):
+    seeds, rows = seeds_of(0, len(prompts)), len(prompts)
     begin = time.perf_counter()
-    generate(
-        decoder, prompts, NEVER, seeds_of(0, len(prompts)), max_new_tokens=tokens, temperature=0.8
-    )
+    generate(decoder, prompts, NEVER, seeds, max_new_tokens=tokens, rows=rows, temperature=0.8)
     return tokens * len(prompts) / (time.perf_counter() - begin)
 
 
-def transformers_side(shape):
+def transformers_side(shape, device):
     """transformers' GPT-2 of a shape: a function (tokens) -> tokens a second."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     C, L, H, V = shape
     config = GPT2Config(vocab_size=V, n_positions=512, n_embd=C, n_layer=L, n_head=H,
                         bos_token_id=V - 1, eos_token_id=V - 1)  # fmt: skip
-    model, prompt = GPT2LMHeadModel(config).eval(), torch.arange(8)[None]
+    model = GPT2LMHeadModel(config).eval().to(device)
+    prompt = torch.arange(8, device=device)[None]
     how = {"attention_mask": torch.ones_like(prompt), "do_sample": True, "temperature": 0.8,
            "top_k": 0, "pad_token_id": V - 1}  # fmt: skip
 
@@ -160,21 +163,25 @@ def compare(settings, shape):
     """One shape's figures."""
     C, L, H, V = shape
     torch.manual_seed(0)
-    model = GPT(GPTConfig(V, 512, L, H, C)).eval()
-    decoders = {dtype: Decoder(model, dtype) for dtype in DTYPES}
-    generator = np.random.default_rng(0)
-    many = [generator.integers(V, size=4 + i % 13).tolist() for i in range(64)]
+    model = GPT(GPTConfig(V, 512, L, H, C)).eval().to(settings.device)
+    cuda = settings.device == "cuda"
+    decoders = {dtype: Decoder(model, dtype) for dtype in DTYPES[: 2 if cuda else 3]}
+    generator, count = np.random.default_rng(0), 1024 if cuda else 64
+    many = [generator.integers(V, size=4 + i % 13).tolist() for i in range(count)]
     one = [list(range(8))]
     sides = {
         dtype: lambda n, decoder=decoder: tokens_a_second(decoder, one, n)
         for dtype, decoder in decoders.items()
     }
-    sides |= {"transformers": transformers_side(shape), "memory": sum_side(shape)}
-    sides["64 at once"] = lambda n: tokens_a_second(decoders["float32"], many, n)
+    sides["transformers"] = transformers_side(shape, settings.device)
+    fastest = "bfloat16" if cuda else "float32"
+    sides[f"{count} at once"] = lambda n: tokens_a_second(decoders[fastest], many, n)
+    if not cuda:
+        sides["memory"] = sum_side(shape)
     with tempfile.TemporaryDirectory() as folder:
         if settings.llama2c:
             sides["llama2.c"] = llama2c_side(shape, settings.llama2c, Path(folder))
-        if settings.nanogpt and V == 4096:
+        if settings.nanogpt and C <= 256 and V == 4096:  # else it takes minutes
             nanogpt = nanogpt_side(shape, settings.nanogpt)
             sides["nanoGPT"] = lambda n: nanogpt(400)
             sides["400 tokens"] = lambda n: tokens_a_second(decoders["float32"], one, 400)
@@ -185,7 +192,7 @@ def compare(settings, shape):
             for _ in range(settings.rounds)
         ]
     pairs = [(dtype, "transformers") for dtype in DTYPES] + [("float32", "memory")]
-    pairs += [("64 at once", "float32"), ("float32", "llama2.c"), ("400 tokens", "nanoGPT")]
+    pairs += [(f"{count} at once", fastest), ("float32", "llama2.c"), ("400 tokens", "nanoGPT")]
     result = {"shape": f"{C}-{L}", "vocab_size": V, "tokens_a_second": {}, "ratio": {}}
     for name in sides:
         result["tokens_a_second"][name] = statistics.median(r[name] for r in rounds)
@@ -226,16 +233,24 @@ def losses(settings):
         result["loss"][dtype] = loss_of(Decoder(found.model, dtype), stories)
         more = result["loss"][dtype] / result["loss"]["float32"] - 1
         print(f"{dtype:<10} loss {result['loss'][dtype]:.4f} ({more:+.3%})", flush=True)
-    return [result]
+    return result
+
+
+def keep(settings, results):
+    """Write what is there so far."""
+    if settings.out:
+        facts = {"machine": describe(settings.device), "cores": os.cpu_count(), "results": results}
+        checkpoint.write_json(settings.out, facts)
 
 
 def main():
     settings, _ = load(Settings)
     torch.set_grad_enabled(False)
+    results = []
     if settings.loss:
-        results = losses(settings)
+        results.append(losses(settings))
+        keep(settings, results)
     else:
-        results = []
         for shape in SHAPES:
             C, L, _, V = shape
             if settings.only and f"{C}-{L}-{V}" not in settings.only.split(","):
@@ -247,9 +262,7 @@ def main():
             for name, ratio in result["ratio"].items():
                 print(f"    {name}: {ratio['median']:.2f} "
                       f"({ratio['lowest']:.2f} to {ratio['highest']:.2f})", flush=True)  # fmt: skip
-    if settings.out:
-        facts = {"machine": describe("cpu"), "cores": os.cpu_count(), "results": results}
-        checkpoint.write_json(settings.out, facts)
+            keep(settings, results)
 
 
 if __name__ == "__main__":

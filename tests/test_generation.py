@@ -316,3 +316,18 @@ def test_one_beam_is_greedy(decoder):
     for first in range(5):
         story = beam_search(decoder, [EOT, first], EOT, beams=1, limit=30)
         assert story == generate(decoder, [[EOT, first]], EOT, [0], temperature=0, limit=30)[0]
+
+
+# ----------------------------------------------------------------------------------------------
+# on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_captured_steps_tell_what_a_cpu_tells(layout):
+    """Rows leave and are refilled between graphs of several sizes, which are run again."""
+    model = random_model(**LAYOUTS[layout] | {"block_size": 300})
+    prompts, how = mixed_prompts(40, longest=150), {"temperature": 1.5, "rows": 16}
+    expected = generate(Decoder(model), prompts, EOT, seeds_of(0, 40), **how)
+    assert generate(Decoder(model.cuda()), prompts, EOT, seeds_of(0, 40), **how) == expected
