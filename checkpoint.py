@@ -46,7 +46,7 @@ def replacing(path):
     """Gives the path to write to; then `path` becomes that file, in one go. Never half of one."""
     part = Path(f"{path}.part")
     yield part
-    _flush(part)
+    flush(part)
     os.replace(part, path)
 
 
@@ -61,7 +61,7 @@ def write_json(path, value):
     replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _flush(path):
+def flush(path):
     """fsync a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -173,12 +173,12 @@ def write(out_dir, weights, moments, state):
         sums = [f"{sha256(part / name)}  {name}\n" for name in FILES]
         (part / "SHA256SUMS").write_text("".join(sums))
         for path in [*part.iterdir(), part]:
-            _flush(path)
+            flush(path)
         part.rename(final)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    _flush(folder)
+    flush(folder)
     tidy(out_dir)
 
 
@@ -279,10 +279,9 @@ def find(out_dir, which="latest"):
 
 def checked(folder, name):
     """The path of a checkpoint's file, once its sha256 is the one in SHA256SUMS; or UserError."""
-    path, sums = folder / name, folder / "SHA256SUMS"
+    path = folder / name
     try:
-        listed = dict(line.split()[::-1] for line in sums.read_text().splitlines())
-        if sha256(path) == listed[name]:
+        if sha256(path) == _sums(folder)[name]:
             return path
         what = "does not match its sha256 in SHA256SUMS"
     except (OSError, ValueError, KeyError) as error:
@@ -291,6 +290,12 @@ def checked(folder, name):
         f"{path} is damaged: it {what}; remove that folder, and --resume takes the newest of the "
         "others"
     )
+
+
+def _sums(folder):
+    """{name: sha256} of a checkpoint's SHA256SUMS."""
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    return dict(line.split()[::-1] for line in lines)
 
 
 def read_json(folder, name):
@@ -317,13 +322,15 @@ def read_moments(out_dir, which="latest"):
     return read_tensors(find(out_dir, which), "state.safetensors")
 
 
-def open_model(settings, device):
+def open_model(settings, origin, device):
     """
     The Trained that a script's settings name: init_from, or else a run's checkpoint.
 
-    settings: with out_dir, checkpoint, init_from and revision. Raises UserError as `load_any` does.
+    settings, origin: from `configs.load`, with out_dir, checkpoint, init_from and revision. In a
+    config file init_from is what train.py began with; here it counts on the command line. Raises
+    UserError as `load_any` does.
     """
-    if settings.init_from:
+    if settings.init_from and origin["init_from"] == "command line":
         if settings.out_dir:
             raise UserError("out_dir names a run, init_from any model: give one of the two")
         return load_any(settings.init_from, settings.checkpoint, device, settings.revision)
@@ -373,9 +380,8 @@ def load_model(out_dir, which="latest", device="cpu", **changes):
             f"the model {model.config.vocab_size}"
         )
     limit = min(state["longest"], model.config.block_size)
-    facts = {"step": state["step"]}
-    path = folder / "model.safetensors"
-    return Trained(model.eval(), tokenizer, limit, [tokenizer.eot], out_dir, facts, path)
+    facts = {"step": state["step"], "sha256": _sums(folder)["model.safetensors"]}
+    return Trained(model.eval(), tokenizer, limit, [tokenizer.eot], str(out_dir), facts, [])
 
 
 # ----------------------------------------------------------------------------------------------

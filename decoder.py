@@ -93,9 +93,9 @@ def _int8(weight, bias):
 
     Read from memory, a weight is a quarter of float32's bytes; what it multiplies is bfloat16.
     """
-    scale = weight.abs().amax(1).clamp(min=1e-12) / 127  # (out,)
-    rounded = (weight / scale[:, None]).round().to(torch.int8)
-    scale, bias = scale.bfloat16(), bias.bfloat16()
+    scale = (weight.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()  # (out,)
+    rounded = (weight / scale.float()[:, None]).round().to(torch.int8)
+    bias = bias.bfloat16()
 
     def int8(x):
         if len(x) > 8:  # the kernel takes a row at a time: from here on the other way is faster
@@ -119,8 +119,8 @@ class Decoder:
     A model's weights laid out for decoding.
 
     model: a GPT. dtype: of the matrices, "float32", "bfloat16" (half the bytes) or "int8" (a
-    quarter; CPU only). The residual stream, the layer norms and the logits are float32 always.
-    Raises UserError for a dtype that the device does not have.
+    quarter; CPU only). The residual stream and the layer norms are float32 always. Raises UserError
+    for a dtype that the device does not have.
     """
 
     def __init__(self, model, dtype="float32"):
@@ -195,13 +195,15 @@ class Rows:
         # each, as the product of queries and keys has it.
         self.wide = torch.full((count, H, tokens), float("-inf"), **where)
         self.near = self.wide.clone() if config.window else self.wide
+        # As tensors: a Python number written through an index would make a GPU wait.
+        self.seen, self.unseen = torch.zeros((), **where), torch.full((), float("-inf"), **where)
         counts = {"device": decoder.device, "dtype": torch.int64}
         self.last = torch.zeros(count, **counts)  # the token a row reads next
         self.at = torch.zeros(count, **counts)  # its place in the story; those before are cached
         self.luck = torch.zeros(count, tokens, device=decoder.device)  # for the token after each
         self.row = torch.arange(count, device=decoder.device)
         self.places = []  # `at` of the live rows, as the host knows it
-        self.views, self.graphs = (None,), {}
+        self.views, self.graphs, self.pool = (None,), {}, None
 
     def admit(self, prompts, seeds):
         """
@@ -276,15 +278,21 @@ class Rows:
         n, S, place = self._advance()
         if self.decoder.device.type != "cuda":
             return self._step(n, S, place, how)
-        # Few sizes, each its own graph: run once as it is, captured the second time, then replayed.
+        with torch.cuda.device(self.decoder.device):  # threads begin on the first one
+            return self._graph_step(n, S, how)
+
+    def _graph_step(self, n, S, how):
+        """`step` on CUDA: few sizes, each run as it is at first, then captured, then replayed."""
         n, S, live = min(1 << (n - 1).bit_length(), self.count), min(_up(S, 128), self.tokens), n
         key = (n, S, *how.items())
         if key not in self.graphs:
             self.graphs[key] = None
             return self._step(n, S, None, how)[:live]
         if self.graphs[key] is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # One pool for all: what a graph computed is read before the next one runs.
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            graph, other = torch.cuda.CUDAGraph(), "thread_local"  # threads may free memory
+            with torch.cuda.graph(graph, self.pool, capture_error_mode=other):
                 chosen = self._step(n, S, None, how)
             self.graphs[key] = graph, chosen, self.shown
         graph, chosen, self.shown = self.graphs[key]
@@ -299,6 +307,8 @@ class Rows:
         return len(self.places), min(_up(S, 32), self.tokens), place
 
     def _step(self, n, S, place, how):
+        if place is None:  # free rows are computed too where sizes are round: they stay inside
+            self.at[:n].clamp_(max=S - 1)
         luck = self.luck[self.row[:n], self.at[:n]] if place is None else self.luck[:n, place]
         self.shown = self._logits(n, S, place)
         self.last[:n] = chosen = choose(self.shown, luck, **how)
@@ -309,10 +319,10 @@ class Rows:
         decoder, row, at = self.decoder, self.row[:n], self.at[:n]
         H, scale, window = decoder.config.n_head, decoder.scale, decoder.config.window
         if window:  # before the column is too far back, it is -1: the last one, seen by none yet
-            self.near[row, :, (at - window).clamp(min=-1)] = float("-inf")
-            self.near[row, :, at] = 0
+            self.near[row, :, (at - window).clamp(min=-1)] = self.unseen
+            self.near[row, :, at] = self.seen
         if place is None:
-            self.wide[row, :, at] = 0
+            self.wide[row, :, at] = self.seen
         else:
             self.wide[:n, :, place] = 0
             spots = self.kv[:, :, :n, ..., place].transpose(1, 2).unbind(0)  # (n, 2, H, D) each
@@ -330,8 +340,7 @@ class Rows:
             return torch.bmm(scores.softmax(-1), values).view(n, -1).to(decoder.dtype)
 
         x = decoder.hidden(self.last[:n], at, attend)
-        # Free rows are computed too where sizes are round: they must stay inside.
-        at.add_(1).clamp_(max=self.tokens - 1)
+        at += 1
         return decoder.logits(x)
 
     def _cache(self, n, S):

@@ -13,10 +13,12 @@ all.
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import checkpoint
@@ -37,10 +39,10 @@ class Settings:
 
 def main(argv):
     """Export as the words of a command line say; raises UserError where that cannot be."""
-    settings, _ = load(Settings, argv, positional="out_dir")
+    settings, origin = load(Settings, argv, positional="out_dir")
     if settings.to != "hf":
         raise UserError(f"to must be hf, not '{settings.to}'")
-    found = checkpoint.open_model(settings, "cpu")
+    found = checkpoint.open_model(settings, origin, "cpu")
     out = Path(settings.out or Path(found.out_dir) / "hf")
     if out.exists():
         raise UserError(f"'{out}' exists already: remove it, or name another with --out")
@@ -53,10 +55,9 @@ def export(found, out):
     config, tokenizer = found.model.config, found.tokenizer
     facts = pretrained.hub_config(config)
     tensors = pretrained.to_hub(found.model.state_dict(), config)
-    part = Path(f"{out}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
+        part.mkdir(parents=True)
         save_file(tensors, part / "model.safetensors", {"format": "pt"})
         tokenizer.save(part / "tokenizer.json")
         checkpoint.write_json(part / "config.json", facts)
@@ -67,10 +68,13 @@ def export(found, out):
             kind = "llama-bpe" if tokenizer.patterns == BPE_PATTERN else "gpt-2"
             (part / "to_gguf.py").write_text(text.replace("KIND", kind), encoding="utf-8")
         checkpoint.replace_text(part / "README.md", card(found, out.name))
+        for path in [*part.iterdir(), part]:
+            checkpoint.flush(path)
         part.rename(out)
-    except BaseException:
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"'{out}' cannot be written: {error}") from error
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _generation(found):
@@ -117,7 +121,7 @@ def card(found, name):
         "embeddings. Made with nanoStories.", "",
         *_use(config), "", "## The model", "", _table(found.identity()),
     ]  # fmt: skip
-    if checkpoint.is_run(out_dir):
+    if found.is_run():
         train = checkpoint.read_config(out_dir)["train"]
         lines += ["", "## Training", "", _table(train), "", *_data(Path(train["dataset"]))]
     results = sorted((out_dir / "eval").glob("*.json"))

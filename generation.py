@@ -6,7 +6,9 @@ Telling stories, many in one pass: batches that refill themselves, streaming, be
     for step in stream(decoder, [prompt], eot, [[1337, 0]]):   # token by token
 
 A story that ends leaves its row to the next prompt. What it tells depends on its prompt and seed
-alone, not on what is told beside it: each has its own random numbers, the same on every device.
+alone, not on what is told beside it: each has its own random numbers, the same on every device. (Up
+to rounding, which in float32 changes a story about never; 8 and 16 bits round one row otherwise
+than many.)
 """
 
 from collections import deque

@@ -22,6 +22,8 @@ layers sees only the last 256 tokens.
 
 import json
 import pickle
+import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from configs import UserError
-from machine import say
+from machine import rank
 from model import GPT, GPTConfig
 from shards import sha256
 from tokenizer import Tokenizer, build
@@ -50,12 +52,16 @@ class Trained:
     limit: int  # tokens of the longest story in training: no story should pass it
     begin: list  # the token ids that go before every prompt: <|endoftext|>, or none
     out_dir: str  # the folder that results about it go to
-    facts: dict  # what tells it from others, for these results
-    weights: Path  # its file of weights, or the first of them
+    facts: dict  # what tells it from others, for these results: of a run, step and sha256
+    weights: list  # the files of a published model's weights
+
+    def is_run(self):
+        """Whether it was trained here: then out_dir is its run folder."""
+        return "step" in self.facts
 
     def identity(self):
         """What results record of the model: its facts and the sha256 of its weights."""
-        return self.facts | {"sha256": sha256(self.weights)}
+        return self.facts | {path.name: sha256(path) for path in self.weights}
 
     def prompt(self, text):
         """The token ids of a prompt; an empty one has to begin with something: <|endoftext|>."""
@@ -86,7 +92,6 @@ def find(name, revision=""):
             return Path(name)
         raise UserError(f"'{name}' holds no model: neither a run nor what transformers saves")
     from huggingface_hub import snapshot_download  # a second to import
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     repository = f"openai-community/{name}" if name in GPT2_SIZES else name
     where = {"repo_id": repository, "revision": revision or None}
@@ -94,8 +99,8 @@ def find(name, revision=""):
         folder = snapshot_download(**where, allow_patterns=[*FACTS, "model*.safetensors*"])
         if not list(Path(folder).glob("model*.safetensors")):
             folder = snapshot_download(**where, allow_patterns=[*FACTS, "pytorch_model*.bin*"])
-    except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
-        why = str(error).strip().splitlines()[0]
+    except Exception as error:  # the client's errors, and its own client's, have no common base
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"'{name}' is no folder here and cannot be had from the hub: {why}"
         ) from None
@@ -134,9 +139,20 @@ def config_of(folder, name=""):
             raise UserError(
                 f"'{name or folder}' has {key} {facts[key]!r}; this project's model {values[0]!r}"
             )
-    called = f"{name} {folder} {facts.get('_name_or_path', '')}"
-    used = [tokens for key, tokens in TRAINED_ON.items() if key in called and kind == "gpt_neo"]
+    called = Path(name).name, Path(facts.get("_name_or_path", "")).name
+    used = [
+        tokens
+        for begin, tokens in TRAINED_ON.items()
+        if kind == "gpt_neo" and any(part.startswith(begin) for part in called)
+    ]
     return config, min([config.block_size, *used])
+
+
+def say_what_is_cut(name, config, used):
+    """A word about positions that config.json declares and training did not use."""
+    if used < config.block_size and rank() == 0:
+        word = f"{name}: of {config.block_size:,} positions {used} were trained; the rest is cut"
+        print(word, file=sys.stderr)
 
 
 def _gpt2(facts):
@@ -246,7 +262,9 @@ def from_hub(tensors, config):
     for name, shape in ((name, x.shape) for name, x in wanted.items()):
         neo = name.replace("attn.c_proj", "attn.attention.out_proj")
         if name == "wte.weight":  # padding is computed with and never seen: zeros
-            x = tensors[name][: config.vocab_size].float()
+            x = tensors[name].float()
+            if len(x) != config.vocab_size:
+                raise UserError(f"it embeds {len(x)} tokens; its vocab_size is {config.vocab_size}")
             x = torch.cat([x, x.new_zeros(shape[0] - len(x), shape[1])])
         elif name in tensors:
             x = tensors[name].float()
@@ -303,9 +321,9 @@ def read_tensors(folder):
             if path.suffix == ".safetensors":
                 tensors |= load_file(path)
             else:
-                tensors |= torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-            why = str(error).strip().splitlines()[0]
+                tensors |= torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{path} cannot be read: {why}") from None
     return tensors
 
@@ -323,8 +341,8 @@ def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
     """
     folder = find(name, revision)
     config, used = config_of(folder, name)
-    if used < config.block_size and not block_size:
-        say(f"{name}: of {config.block_size:,} positions {used} were trained; the rest is cut")
+    if not block_size:
+        say_what_is_cut(name, config, used)
     block_size = min(block_size or used, config.block_size)
     config = replace(config, block_size=block_size, dropout=dropout)
     tokenizer = tokenizer_of(folder, config.vocab_size)
@@ -338,9 +356,9 @@ def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
         raise UserError(f"the weights in '{folder}' do not fit its config.json: {why}") from None
     begin = [tokenizer.eot] if _begins_with_eot(folder) else []
     facts = {"model": str(name), "folder": folder.name}  # in the hub's cache: the commit
-    model, first = model.to(device).eval(), weight_files(folder)[0]
-    out_dir = str(Path("out") / Path(name).name)
-    return Trained(model, tokenizer, config.block_size, begin, out_dir, facts, first)
+    out_dir = "out/published/" + re.sub(r"\W+", "-", str(name)).strip("-")
+    model, files = model.to(device).eval(), weight_files(folder)
+    return Trained(model, tokenizer, config.block_size, begin, out_dir, facts, files)
 
 
 def tokenizer_of(folder, vocab_size):

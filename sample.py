@@ -8,7 +8,7 @@ Tell stories with a trained model, or with a published one.
     python sample.py --json > stories.jsonl
     python sample.py --serve                               # a page to try it, in the browser
 
-All stories are told in one pass, batch_size at a time; the terminal shows them in order, each as
+All stories are told in one pass, `rows` at a time; the terminal shows them in order, each as
 far as it is told. A story ends with <|endoftext|>, and models trained here see it first.
 """
 
@@ -39,13 +39,13 @@ class Settings:
     top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
     beams: int = 0  # beam search of this width, without chance; the paper's prompt tables used 5
     seed: int = 1337  # decides every choice
-    batch_size: int = 64  # stories told at a time
+    rows: int = 64  # stories told at a time
     json: bool = False  # one JSON line for each story instead of text
     serve: bool = False  # open a page to try it instead
     host: str = "127.0.0.1"  # for serve: 0.0.0.0 lets the whole network in
     port: int = 8000  # for serve
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
-    dtype: str = "auto"  # weights: float32, bfloat16, int8 (CPU); auto: bfloat16 on CUDA
+    weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
 
 
 def prompts_of(start):
@@ -65,19 +65,19 @@ def prompts_of(start):
 
 def check(settings):
     """Refuse settings that mean nothing."""
-    for name in ("num_samples", "max_new_tokens", "batch_size"):
+    for name in ("num_samples", "max_new_tokens", "rows"):
         if getattr(settings, name) < 1:
             raise UserError(f"{name} must be at least 1")
     for name in ("temperature", "top_k", "beams", "seed"):
-        if getattr(settings, name) < 0:
+        if not getattr(settings, name) >= 0:  # nor nan
             raise UserError(f"{name} must not be negative")
     if not 0 < settings.top_p <= 1:
         raise UserError("top_p must be above 0 and at most 1")
 
 
 def open_decoder(found, settings, device):
-    """The Decoder of a Trained with weights of the dtype that the settings ask for."""
-    dtype = settings.dtype
+    """The Decoder of a Trained with the weights that the settings ask for."""
+    dtype = settings.weights
     if dtype == "auto":
         cuda = device.type == "cuda" and str(pick_dtype("auto", device)) == "torch.bfloat16"
         dtype = "bfloat16" if cuda else "float32"
@@ -98,7 +98,7 @@ def tell(decoder, found, prompts, settings):
             yield i, story.ids, story
         return
     shared |= {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
-    shared |= {"rows": settings.batch_size}
+    shared |= {"rows": settings.rows}
     stories, told = [Story([]) for _ in ids], [False] * len(ids)
     now, shown = 0, 0  # the story that is being shown, and how many of its tokens
     for step in stream(decoder, ids, eot, seeds_of(settings.seed, len(ids)), **shared):
@@ -140,11 +140,11 @@ def _full(found, prompt, story):
 
 
 def main():
-    settings, _ = load(Settings, positional="out_dir")
+    settings, origin = load(Settings, positional="out_dir")
     check(settings)
     device = pick_device(settings.device)
     prompts = [p for p in prompts_of(settings.start) for _ in range(settings.num_samples)]
-    found = checkpoint.open_model(settings, device)
+    found = checkpoint.open_model(settings, origin, device)
     decoder = open_decoder(found, settings, device)
     if settings.serve:
         from serve import serve

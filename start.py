@@ -56,8 +56,10 @@ def like_init_from(settings, origin):
     else:
         folder = pretrained.find(base, settings.revision)
         config, trained = pretrained.config_of(folder, base)
+        pretrained.say_what_is_cut(base, config, trained)
         stored = asdict(replace(config, block_size=trained))
-        is_gpt2 = pretrained.tokenizer_of(folder, config.vocab_size).name == "gpt2"
+        found = pretrained.tokenizer_of(folder, config.vocab_size)
+        is_gpt2 = found.name == "gpt2" and found.vocab_size == 50257
         tokenizer = "gpt2" if is_gpt2 else str(folder)
     shape = {name: stored[name] for name in SHAPE}
     for name in SHAPE:
@@ -73,8 +75,9 @@ def like_init_from(settings, origin):
 
 def resumed(settings, origin, out_dir):
     """The stored settings of the run in out_dir, but for those that may change and were named."""
-    stored = checkpoint.read_config(out_dir)["train"]
-    if stored.keys() != asdict(settings).keys():
+    defaults = asdict(type(settings)())  # for settings that are younger than the run
+    stored = defaults | checkpoint.read_config(out_dir)["train"]
+    if stored.keys() != defaults.keys():
         names = ", ".join(sorted(stored.keys() ^ asdict(settings).keys()))
         raise UserError(f"'{out_dir}' was written by another version of train.py: see {names}")
     named = {name: getattr(settings, name) for name in origin if origin[name] != "default"}

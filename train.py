@@ -34,7 +34,7 @@ import machine
 from batches import Batches, share
 from configs import UserError, load, run, show
 from decoder import Decoder
-from generation import generate, seeds_of
+from generation import generate
 from kernels.muon import Muon
 from machine import distributed, rank, ranks, say
 from runlog import RunLog
@@ -397,12 +397,8 @@ class Trainer:
 
     def story(self):
         """A story that the model tells now, by the same random numbers each time."""
-        eot, seeds, limit = (
-            self.tokenizer.eot,
-            seeds_of(self.settings.seed, 1),
-            self.state["longest"],
-        )
-        [story] = generate(Decoder(self.model), [[eot]], eot, seeds, limit=limit, temperature=0.8)
+        eot, how = self.tokenizer.eot, {"limit": self.state["longest"], "temperature": 0.8}
+        [story] = generate(Decoder(self.model), [[eot]], eot, [[self.settings.seed, 0]], **how)
         return self.tokenizer.decode(story.ids)
 
     def save_is_due(self, seconds):

@@ -10,6 +10,8 @@ stories is not among them, so it is told here. All else is the converter's.
 import sys
 from pathlib import Path
 
+if len(sys.argv) < 2 or not Path(sys.argv[1], "convert_hf_to_gguf.py").exists():
+    sys.exit("usage: python to_gguf.py <a checkout of llama.cpp> [its converter's options]")
 here, checkout, *options = Path(__file__).resolve().parent, Path(sys.argv[1]), *sys.argv[2:]
 sys.path[:0] = [str(checkout), str(checkout / "gguf-py")]
 

@@ -76,14 +76,14 @@ def ratio(top, bottom):
 
 
 def main():
-    settings, _ = load(Settings, positional="out_dir")
+    settings, origin = load(Settings, positional="out_dir")
     device = pick_device(settings.device)
     autocast = autocast_for(device, pick_dtype(settings.dtype, device))
-    found = checkpoint.open_model(settings, device)
+    found = checkpoint.open_model(settings, origin, device)
     model, tokenizer, source = found.model, found.tokenizer, settings.source
     if source:
         texts = corpus.read(source)
-    elif not checkpoint.is_run(found.out_dir):
+    elif not found.is_run():
         raise UserError(f"'{settings.init_from}' has no data of its own: name some with --source")
     else:
         source = checkpoint.read_config(found.out_dir)["train"]["dataset"]

@@ -1,7 +1,6 @@
 """Published models in, trained ones out: against transformers itself, both ways."""
 
 import json
-import pickle
 import runpy
 import shutil
 import sys
@@ -27,7 +26,7 @@ import export
 import pretrained
 import sample
 import train
-from configs import ROOT, UserError, load
+from configs import UserError, load
 from decoder import Decoder
 from generation import generate
 from start import complete
@@ -124,11 +123,19 @@ def test_old_bin_files_are_read_without_running_them(folder, tmp_path):
     (path / "model.safetensors").unlink()
     assert_same(pretrained.load(str(path)).model, model, 9)
 
+    torch.save(state, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert_same(pretrained.load(str(path)).model, model, 9)  # as torch wrote them before 1.6
+
     class Hostile:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    (path / "pytorch_model.bin").write_bytes(pickle.dumps({"wte.weight": Hostile()}))
+    for zipped in (True, False):
+        how = {"_use_new_zipfile_serialization": zipped}
+        torch.save(state | {"ln_f.bias": Hostile()}, path / "pytorch_model.bin", **how)
+        with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be read"):
+            pretrained.load(str(path))
+    (path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be read"):
         pretrained.load(str(path))
     assert not (tmp_path / "ran").exists()
@@ -195,6 +202,10 @@ def test_a_head_of_its_own_is_refused():
     tensors["lm_head.weight"][0] += 1
     with pytest.raises(UserError, match="its output head is not its token embedding"):
         pretrained.from_hub(tensors, model.config)
+    del tensors["lm_head.weight"]
+    tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][1:]
+    with pytest.raises(UserError, match="it embeds 256 tokens; its vocab_size is 257"):
+        pretrained.from_hub(tensors, model.config)
 
 
 def test_positions_that_were_never_trained_are_cut(tmp_path, capsys):
@@ -208,7 +219,8 @@ def test_positions_that_were_never_trained_are_cut(tmp_path, capsys):
     tokenizer_for(300, path)
     found = pretrained.load(str(path))
     assert found.limit == found.model.config.block_size == 512
-    assert "of 2,048 positions 512 were trained; the rest is cut" in capsys.readouterr().out
+    said = capsys.readouterr()  # not where stories are
+    assert "of 2,048 positions 512 were trained; the rest is cut" in said.err and not said.out
     tokens = torch.randint(300, (1, 512))
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(path)(tokens).logits
@@ -279,8 +291,7 @@ def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch
     model = random_model(vocab_size=512, block_size=64, **LAYOUTS["neo"])
     tokenizer = Tokenizer.load(data)
     path = tmp_path / "base"
-    found = pretrained.Trained(model, tokenizer, 64, [tokenizer.eot], str(tmp_path / "none"), {},
-                               ROOT / "README.md")  # fmt: skip
+    found = pretrained.Trained(model, tokenizer, 64, [tokenizer.eot], str(tmp_path), {}, [])
     export.export(found, path)
 
     def settings_of(*more):
@@ -309,8 +320,9 @@ def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch
     (tmp_path / "mine.txt").write_text("Tom had a ball.\n<|endoftext|>\nSue had a cat.")
     monkeypatch.setattr(sys, "argv", ["loss.py", f"--init_from={path}", "--source=mine.txt"])
     eval.loss.main()
-    facts = json.loads((tmp_path / "out/base/eval/loss.json").read_text())["checkpoint"]
-    assert facts["model"] == str(path) and len(facts["sha256"]) == 64
+    [result] = (tmp_path / "out/published").glob("*base/eval/loss.json")
+    facts = json.loads(result.read_text())["checkpoint"]
+    assert facts["model"] == str(path) and len(facts["model.safetensors"]) == 64
     monkeypatch.setattr(sys, "argv", sys.argv[:2])
     with pytest.raises(UserError, match="has no data of its own: name some with --source"):
         eval.loss.main()
@@ -375,6 +387,8 @@ def test_the_exported_folder_tells_stories_in_transformers(data, tmp_path):
     assert "| source | a\\|b |" in card
     with pytest.raises(UserError, match="exists already"):
         export.main([str(tmp_path / "run"), f"--out={tmp_path / 'tiny'}"])
+    with pytest.raises(UserError, match="cannot be written"):
+        export.main([str(tmp_path / "run"), f"--out={tmp_path / 'tiny' / 'README.md' / 'x'}"])
 
 
 def test_what_no_layout_has_is_not_exported(tmp_path):
@@ -409,6 +423,10 @@ def test_to_gguf_tells_the_converter_how_words_are_cut(place, data, tmp_path, mo
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["to_gguf.py", "llama.cpp", "--outtype=f32"])
+    with pytest.raises(SystemExit, match=r"usage: python to_gguf\.py"):
+        runpy.run_path(str(tmp_path / "hf" / "to_gguf.py"), run_name="__main__")
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    sys.argv[1] = str(tmp_path)
     runpy.run_path(str(tmp_path / "hf" / "to_gguf.py"), run_name="__main__")
     folder = (tmp_path / "hf").resolve()
     assert told == [
@@ -416,7 +434,23 @@ def test_to_gguf_tells_the_converter_how_words_are_cut(place, data, tmp_path, mo
     ]
 
 
-def test_sample_takes_a_run_or_a_model_not_both(tmp_path, monkeypatch):
+def test_a_config_of_training_does_not_turn_sampling_to_its_base(
+    data, tmp_path, capsys, monkeypatch
+):
+    """init_from, batch_size and dtype in a file are train.py's."""
+    run_of(random_model(vocab_size=512), Tokenizer.load(data), tmp_path / "run")
+    config = tmp_path / "mine.py"
+    lines = ["init_from = 'gpt2'", "batch_size = 1", "dtype = 'float16'",
+             f"out_dir = {str(tmp_path / 'run')!r}"]  # fmt: skip
+    config.write_text("\n".join(lines))
+    monkeypatch.setattr(
+        sys, "argv", ["sample.py", str(config), "--start=Tom", "--max_new_tokens=3"]
+    )
+    sample.main()
+    assert capsys.readouterr().out.startswith("Tom")
+
+
+def test_sample_takes_a_run_or_a_model_not_both(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample.py", "--out_dir=out/a", "--init_from=gpt2"])
     with pytest.raises(UserError, match="out_dir names a run, init_from any model"):
         sample.main()
