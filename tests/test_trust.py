@@ -271,13 +271,13 @@ def test_a_signal_cuts_an_evaluation_short(data, tmp_path):
 
 def train_on_a_slow_disk(settings):
     """So that most moments are moments of a save."""
-    flush = checkpoint._flush
+    flush = checkpoint.flush
 
     def slow_flush(path):
         time.sleep(0.01)
         flush(path)
 
-    checkpoint._flush = slow_flush
+    checkpoint.flush = slow_flush
     tiny.train(settings)
 
 
