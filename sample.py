@@ -73,6 +73,10 @@ def check(settings):
             raise UserError(f"{name} must not be negative")
     if not 0 < settings.top_p <= 1:
         raise UserError("top_p must be above 0 and at most 1")
+    if settings.weights not in ("auto", "float32", "bfloat16", "int8"):
+        raise UserError(
+            f"weights must be auto or float32, bfloat16, int8, not '{settings.weights}'"
+        )
 
 
 def open_decoder(found, settings, device):
