@@ -89,7 +89,7 @@ def test_prompts_from_a_file(run, tmp_path, capsys, monkeypatch):
         (["--top_p=0"], "top_p must be above 0"),
         (["--temperature=-1"], "temperature must not be negative"),
         (["--temperature=nan"], "temperature must not be negative"),
-        (["--weights=int4"], "weights must be auto or float32, bfloat16, int8, not 'int4'"),
+        (["--weights=int4"], "weights must be auto, float32, bfloat16 or int8: 'int4'"),
         (["--rows=0"], "rows must be at least 1"),
         (["--num_samples=0"], "num_samples must be at least 1"),
         (["--strat=a"], "unknown setting 'strat'; did you mean 'start'?"),
