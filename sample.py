@@ -74,9 +74,7 @@ def check(settings):
     if not 0 < settings.top_p <= 1:
         raise UserError("top_p must be above 0 and at most 1")
     if settings.weights not in ("auto", "float32", "bfloat16", "int8"):
-        raise UserError(
-            f"weights must be auto or float32, bfloat16, int8, not '{settings.weights}'"
-        )
+        raise UserError(f"weights must be auto, float32, bfloat16 or int8: '{settings.weights}'")
 
 
 def open_decoder(found, settings, device):

@@ -15,7 +15,7 @@ EOT = 256
 PROMPT = [EOT, 10, 20, 30]
 LAYOUTS = {
     "gpt2": {},
-    "neo": {"window": 9, "scale_attention": False, "qkv_bias": False},
+    "neo": {"n_layer": 3, "window": 9, "scale_attention": False, "qkv_bias": False},
 }
 
 
@@ -80,7 +80,14 @@ def test_greedy_equals_the_model(layout):
     [
         {"n_embd": 96, "n_head": 2},  # a head of 48
         {"vocab_size": 4099, "n_layer": 3},  # not a multiple of anything
-        {"block_size": 300, "window": 256, "scale_attention": False, "qkv_bias": False},
+        # three layers: what the second, local one reads in a prompt shows in the third
+        {
+            "block_size": 300,
+            "n_layer": 3,
+            "window": 256,
+            "scale_attention": False,
+            "qkv_bias": False,
+        },
     ],
     ids=str,
 )

@@ -299,8 +299,8 @@ def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch
                  "--max_iters=2", "--batch_size=2", f"--out_dir={tmp_path / 'run'}"]  # fmt: skip
         return complete(*load(train.Settings, [*words, *more]))
 
-    with pytest.raises(UserError, match=r"n_layer of '.*base' is 2: it stays so"):
-        settings_of("--n_layer=3")
+    with pytest.raises(UserError, match=r"n_layer of '.*base' is 3: it stays so"):
+        settings_of("--n_layer=2")
     with pytest.raises(UserError, match=r"block_size of '.*base' is 64: it stays so"):
         settings_of("--block_size=65")
     settings = settings_of("--block_size=48")
