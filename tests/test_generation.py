@@ -2,7 +2,9 @@
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -317,6 +319,15 @@ def test_luck_at_its_ends_draws_what_can_be_drawn():
     for edge in (0.0, 1 - 2**-20):
         chosen = choose(logits, torch.full((2000,), edge))
         assert chosen.min() > 0 and chosen.max() < 96
+
+
+def test_luck_stays_below_its_end(decoder, monkeypatch):
+    """Also where a generator draws the number next to 1."""
+    highest = SimpleNamespace(random=lambda count, dtype: np.full(count, 1 - 2**-24, dtype))
+    monkeypatch.setattr("decoder.np.random.default_rng", lambda seed: highest)
+    rows = Rows(decoder, 1, 48)
+    rows.admit([PROMPT], [0])
+    assert 0.9999 < rows.luck.max() <= 1 - 2**-20
 
 
 def test_nucleus_of_a_flat_distribution():
