@@ -364,6 +364,21 @@ def test_beam_search_finds_the_best_of_all():
     assert found == Story(list(best), ended=True)
 
 
+@torch.no_grad()
+def test_beams_keep_what_their_own_hypothesis_has_seen(model, decoder):
+    """Against a search that computes every hypothesis anew; here no story ends."""
+    for first in range(4):
+        live = [(0.0, [EOT, first])]
+        for _ in range(12):
+            grown = []
+            for score, ids in live:
+                log_p = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
+                grown += [(score + log_p[i].item(), [*ids, i]) for i in range(257)]
+            live = sorted(grown, reverse=True)[:3]
+        story = beam_search(decoder, [EOT, first], -1, beams=3, max_new_tokens=12)
+        assert story.ids == live[0][1][2:]
+
+
 def test_one_beam_is_greedy(decoder):
     for first in range(5):
         story = beam_search(decoder, [EOT, first], EOT, beams=1, limit=30)
