@@ -450,6 +450,16 @@ def test_a_config_of_training_does_not_turn_sampling_to_its_base(
     assert capsys.readouterr().out.startswith("Tom")
 
 
+def test_a_run_with_fewer_positions(tmp_path):
+    """Fine-tuning may keep only some of a run's own positions, too."""
+    model = random_model()
+    run_of(model, build("bytes"), tmp_path / "run")
+    found = checkpoint.load_any(str(tmp_path / "run"), block_size=20)
+    assert found.limit == found.model.config.block_size == 20
+    tokens = torch.randint(257, (1, 20))
+    assert torch.equal(found.model(tokens), model(tokens))
+
+
 def test_sample_takes_a_run_or_a_model_not_both(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample.py", "--out_dir=out/a", "--init_from=gpt2"])
     with pytest.raises(UserError, match="out_dir names a run, init_from any model"):

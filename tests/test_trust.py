@@ -281,6 +281,17 @@ def train_on_a_slow_disk(settings):
     tiny.train(settings)
 
 
+def test_a_setting_younger_than_the_run_takes_its_default(tmp_path):
+    checkpoint.write_json(tmp_path / "config.json", {"train": {"seed": 7}})
+    settings = replace(Settings(), resume=True, out_dir=str(tmp_path))
+    origin = dict.fromkeys(asdict(settings), "default") | {"out_dir": "command line"}
+    found = start.complete(settings, origin)
+    assert found == replace(Settings(), seed=7, out_dir=str(tmp_path))
+    checkpoint.write_json(tmp_path / "config.json", {"train": {"sede": 7}})
+    with pytest.raises(UserError, match=r"written by another version of train\.py: see sede"):
+        start.complete(settings, origin)
+
+
 @pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(data, tmp_path, rounds):
     """
