@@ -291,8 +291,9 @@ class Rows:
         if self.graphs[key] is None:
             # One pool for all: what a graph computed is read before the next one runs.
             self.pool = self.pool or torch.cuda.graph_pool_handle()
-            graph, other = torch.cuda.CUDAGraph(), "thread_local"  # threads may free memory
-            with torch.cuda.graph(graph, self.pool, capture_error_mode=other):
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: meanwhile another thread may free memory.
+            with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
                 chosen = self._step(n, S, None, how)
             self.graphs[key] = graph, chosen, self.shown
         graph, chosen, self.shown = self.graphs[key]

@@ -32,6 +32,13 @@ class Story:
     ids: list
     ended: bool = False
 
+    def add(self, token):
+        """One more of `stream`'s ids; None is the end."""
+        if token is None:
+            self.ended = True
+        else:
+            self.ids.append(token)
+
 
 def room(decoder, prompt, max_new_tokens=500, limit=0):
     """How many tokens may follow the prompt; raises UserError for one that fills all positions."""
@@ -78,10 +85,7 @@ def generate(decoder, prompts, eot, seeds, **options):
     stories = [Story([]) for _ in prompts]
     for step in stream(decoder, prompts, eot, seeds, **options):
         for i, token, _ in step:
-            if token is None:
-                stories[i].ended = True
-            else:
-                stories[i].ids.append(token)
+            stories[i].add(token)
     return stories
 
 

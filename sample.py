@@ -105,8 +105,8 @@ def tell(decoder, found, prompts, settings):
     now, shown = 0, 0  # the story that is being shown, and how many of its tokens
     for step in stream(decoder, ids, eot, seeds_of(settings.seed, len(ids)), **shared):
         for i, token, last in step:
-            stories[i].ids += [] if token is None else [token]
-            stories[i].ended, told[i] = token is None, last
+            stories[i].add(token)
+            told[i] = last
         while now < len(ids):
             story, fresh = stories[now], stories[now].ids[shown:]
             yield now, fresh, story if told[now] else None
@@ -154,7 +154,7 @@ def main():
         names = ("temperature", "top_p", "max_new_tokens")
         defaults = {name: getattr(settings, name) for name in names}
         name, where = Path(found.out_dir).name, {"host": settings.host, "port": settings.port}
-        serve(decoder, found.tokenizer, found.begin, found.limit, name, defaults, **where)
+        serve(decoder, found, name, defaults, **where)
     elif settings.json:
         for i, _, story in tell(decoder, found, prompts, settings):
             if story:

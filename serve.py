@@ -58,9 +58,8 @@ class Server(ThreadingHTTPServer):
 
     allow_reuse_port = False  # newer Pythons have True, and two servers would share a port
 
-    def __init__(self, decoder, tokenizer, begin, limit, name, defaults, host, port):
-        self.decoder, self.tokenizer, self.begin = decoder, tokenizer, begin
-        self.limit = min(limit or decoder.config.block_size, decoder.config.block_size)
+    def __init__(self, decoder, found, name, defaults, host, port):
+        self.decoder, self.found, self.limit = decoder, found, found.limit
         # The facts stand in a script element, where nothing but "<" could end the JSON.
         facts = json.dumps(defaults | {"name": name, "limit": self.limit}).replace("<", "\\u003c")
         self.page = (ROOT / "serve.html").read_text("utf-8").replace("{facts}", facts)
@@ -94,8 +93,7 @@ class Server(ThreadingHTTPServer):
             if type(asked.get(name)) not in kinds or not low <= asked[name] <= high:
                 number = "a number" if float in kinds else "a whole number"
                 raise UserError(f"{name} must be {number} from {low} to {high}")
-        # A model that begins with nothing still needs something to begin with.
-        ids = [*self.begin, *self.tokenizer.encode(prompt)] or [self.tokenizer.eot]
+        ids = self.found.prompt(prompt)
         steps = room(self.decoder, ids, asked["max_new_tokens"], self.limit)
         # Rounded, a temperature too close to 0 to divide float32 by is 0: the likeliest token.
         return prompt, ids, steps, asked["seed"], round(asked["temperature"], 6), asked["top_p"]
@@ -107,6 +105,7 @@ class Server(ThreadingHTTPServer):
         with self.turns:
             rows = Rows(self.decoder, 1, len(ids) + steps)
             rows.admit([ids], [[seed, 0]])  # as the first story of sample.py --seed
+        tokenizer = self.found.tokenizer
         # A token may end inside a character: its bytes wait until it is whole.
         text = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for _ in range(steps):
@@ -115,12 +114,12 @@ class Server(ThreadingHTTPServer):
                 p = rows.shown[0].softmax(-1)  # (vocab_size,)
                 others = p.topk(min(5, len(p))).indices.tolist()
                 chosen, *ranked = p[[token, *others]].tolist()
-            if token == self.tokenizer.eot:
+            if token == tokenizer.eot:
                 break
-            others = [[self.tokenizer.decode([i]), q] for i, q in zip(others, ranked, strict=True)]
-            piece = text.decode(self.tokenizer.decode_bytes([token]))
+            others = [[tokenizer.decode([i]), q] for i, q in zip(others, ranked, strict=True)]
+            piece = text.decode(tokenizer.decode_bytes([token]))
             yield {"text": piece, "p": chosen, "others": others}
-        yield {"end": "finished" if token == self.tokenizer.eot else "limit"}
+        yield {"end": "finished" if token == tokenizer.eot else "limit"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -192,16 +191,16 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the terminal is for the address."""
 
 
-def make_server(decoder, tokenizer, begin, limit, name, defaults, host="127.0.0.1", port=8000):
+def make_server(decoder, found, name, defaults, host="127.0.0.1", port=8000):
     """
     A server that listens at `address` and answers within `serve_forever()`.
 
-    decoder: a decoder.Decoder. begin: token ids before every prompt. limit: tokens a story may
-    have, 0 for all positions. name: the model's, for the title. defaults: a dict of temperature,
-    top_p and max_new_tokens. port: 0 takes a free one. Raises UserError where it cannot listen.
+    found: a pretrained.Trained; decoder: the Decoder of its model. name: for the title. defaults: a
+    dict of temperature, top_p and max_new_tokens. port: 0 takes a free one. Raises UserError where
+    it cannot listen.
     """
     try:
-        return Server(decoder, tokenizer, begin, limit, name, defaults, host, port)
+        return Server(decoder, found, name, defaults, host, port)
     except (OSError, OverflowError) as error:
         raise UserError(f"no page at {host}, port {port}: {error}; choose another port") from None
 

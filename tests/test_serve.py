@@ -24,9 +24,11 @@ from configs import UserError
 from decoder import Decoder, Rows
 from generation import generate
 from model import GPT, GPTConfig
+from pretrained import Trained
 from tokenizer import build
 
 EOT = 256
+FOUND = Trained(None, build("bytes"), limit=48, begin=[EOT], out_dir="", facts={}, weights=[])
 DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 500}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 ASKED = {"prompt": "Once", "temperature": 1.5, "top_p": 0.95, "max_new_tokens": 40, "seed": 4}
@@ -50,9 +52,7 @@ def decoder():
 @pytest.fixture
 def server(decoder, capsys):
     """A server in a thread that prints nothing, whatever its visitors do."""
-    with serve.make_server(
-        decoder, build("bytes"), [EOT], 48, f"ts {HOSTILE}", DEFAULTS, port=0
-    ) as server:
+    with serve.make_server(decoder, FOUND, f"ts {HOSTILE}", DEFAULTS, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         yield server
@@ -248,9 +248,9 @@ def test_a_body_that_never_comes(server, monkeypatch):
 
 def test_a_port_in_use(server, decoder):
     with pytest.raises(UserError, match=r"port [0-9]+: .*in use; choose another"):
-        serve.make_server(decoder, None, [], 0, "", DEFAULTS, port=server.server_port)
+        serve.make_server(decoder, FOUND, "", DEFAULTS, port=server.server_port)
     with pytest.raises(UserError, match="port must be 0-65535"):
-        serve.make_server(decoder, None, [], 0, "", DEFAULTS, port=70_000)
+        serve.make_server(decoder, FOUND, "", DEFAULTS, port=70_000)
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
@@ -261,7 +261,7 @@ def test_serve_until_ctrl_c(decoder, monkeypatch, capsys, host, warned):
     opened = threading.Event()
     monkeypatch.setattr(serve.webbrowser, "open", lambda address: opened.set())
     monkeypatch.setattr(serve.Server, "serve_forever", interrupted)
-    serve.serve(decoder, build("bytes"), [EOT], 48, "ts", DEFAULTS, host=host, port=0)
+    serve.serve(decoder, FOUND, "ts", DEFAULTS, host=host, port=0)
     printed = capsys.readouterr()
     assert opened.wait(5) and f"http://{host}:" in printed.out and printed.out.count("\n") == 1
     assert ("anybody on the network" in printed.err) == warned
