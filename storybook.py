@@ -5,9 +5,8 @@ Tiny children's stories from a seeded grammar that knows the facts of every stor
     python storybook.py --count=3 --seed=7   three others
 
 The data of `make story` (no network) and the ground truth of tests. STORIES is the one source of
-truth: tell() walks through its sentences and fills them in; faults() finds the walk that a text
-took through the very same sentences, replays the facts and says what contradicts them. English
-from outside the grammar is a fault; taste, and where paragraphs break, are not judged.
+truth: tell() walks through its sentences and fills them in, and storycheck.py, which reads stories,
+finds the walk that a text took through the very same sentences.
 
 How to read STORIES. `*` opens a plot (or a run of steps that plots include as @name), `=` one of
 its endings: good or bad | who has what in the end | summary. Each step of a plot opens with `-`,
@@ -21,7 +20,6 @@ import argparse
 import random
 import re
 from dataclasses import dataclass, field
-from functools import cache
 
 WORDS = """
 GIRL Lily Mia Sue Anna Amy Lucy Ella Rose Zoe Nora Emma Ruby Kate Molly Grace Daisy Jane Clara
@@ -194,15 +192,19 @@ class Node:
     after: list = field(default_factory=list)
 
 
+BREAK = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]["”]))\s+(?=["“A-Z{])(?!\{M?HE)')
+
+
 def split(text):
     """The sentences of a text. A full stop inside a quote ends one only where the quote closes
     and a capital follows; a line end always does."""
     sentences = []
     for line in text.splitlines():
         closed = True
-        for piece in re.split(r'(?:(?<=[.!?])|(?<=[.!?]"))\s+(?=["A-Z{])(?!\{M?HE)', line.strip()):
+        for piece in BREAK.split(line.strip()):
             sentences += [piece] if closed else [f"{sentences.pop()} {piece}"]
-            closed = sentences[-1].count('"') % 2 == 0
+            straight, opened, shut = (sentences[-1].count(quote) for quote in '"“”')
+            closed = straight % 2 == 0 and opened <= shut
     return [sentence for sentence in sentences if sentence]
 
 
@@ -284,103 +286,37 @@ def tell(seed):
     told = [line[0].upper() + line[1:] for line in (fill(node.sentence) for node in nodes)]
     gaps = ["\n\n" if node.paragraph else " " for node in nodes]
     text = "".join(map(str.__add__, gaps, told))[1:]
+    return told_of(text, nodes, value, pick(told[1:]))
+
+
+def told_of(text, nodes, value, sentence=""):
+    """
+    The Story of a text, from the nodes it walked through and what it says, {variable: value}.
+
+    Raises KeyError where a variable that its facts need has no value.
+    """
+    said = {}
+    for name in value:
+        said.update(FORMS[name][value[name]])
     plot, ending, holds, summary = nodes[0].title
     used = {VARIABLE[slot] for node in nodes for slot in node.slots}
     facts = {
         "characters": {value[v]: said[own + "HE"] for v, own in OWN.items() if v in used},
         "objects": [f"{value[a]} {value[v]}" for a in LOOK for v in LOOK[a].split() if v in used],
         "places": [value["PLACE"]] if "PLACE" in used else [],
-        "holds": dict(part.split(" has ") for part in fill(holds).split(", ")),
+        "holds": dict(part.split(" has ") for part in holds.format_map(said).split(", ")),
         "ending": ending,
     }
     tags = {tag for node in nodes for tag in node.tags}
     tags |= {"Dialogue" if '"' in text else "Holds", "BadEnding" if ending == "bad" else "Holds"}
     words = [value[name] for name in CONTENT.split() if name in used][:3]
-    return Story(text, plot, facts, words, sorted(tags - {"Holds"}), fill(summary), pick(told[1:]))
+    features = sorted(tags - {"Holds"})
+    return Story(text, plot, facts, words, features, summary.format_map(said), sentence)
 
 
 def stories(count, seed=0):
     """`count` stories, one after the other; no two seeds (0 to 2**32 - 1) share a story seed."""
     return (tell((seed << 32) + number) for number in range(count))
-
-
-@cache
-def _regex(notation):
-    """A sentence of STORIES as a regex, each slot a group. Any word fits a slot of many words, so
-    that faults() can name the one that does not belong."""
-    regex = ""
-    for part in re.split(r"({.*?}|[][|])", notation):
-        said = MEANS.get(part.strip("{}"))
-        if said is None:
-            regex += {"[": "(?:", "]": ")", "|": "|"}.get(part, re.escape(part))
-        elif len(said) > 8:
-            regex += "(" + re.sub(r"\w+", "[A-Za-z]+", next(iter(said))) + ")"
-        else:
-            regex += f"({'|'.join(said if regex else map(str.capitalize, said))})"
-    return re.compile(regex)
-
-
-def _replay(node, groups, facts):
-    """(facts after a sentence, contradictions), from what its slots say and the facts before it,
-    {variable: value}."""
-    facts, wrong, heard = dict(facts), [], []
-    for slot, word in zip(node.slots, groups, strict=True):
-        if word:  # else it stands in a choice that was not made
-            heard.append((MEANS[slot].get(word) or MEANS[slot].get(word.lower(), ()), slot, word))
-    for values, slot, word in sorted(heard, key=lambda one: len(one[0])):  # names, then pronouns
-        variable = VARIABLE[slot]
-        if len(values) == 1 and variable not in facts:
-            (facts[variable],) = values
-            if variable in "XY" and facts.get("X") == facts.get("Y"):
-                wrong.append(f"two children are called {word}")
-        elif facts.get(variable) not in values:
-            known = f"the story has {facts[variable]}" if variable in facts else "no such word fits"
-            wrong.append(f'"{word}" where {known}')
-            if "Holds" in node.tags:
-                wrong[-1] += ", so who has what in the end is wrong"
-    return facts, wrong
-
-
-def _follow(sentence, readings):
-    """Carries the readings of a text, {its last node: (cost, facts, faults)}, on by a sentence."""
-    fits = cache(lambda node: _regex(node.sentence).fullmatch(sentence))
-    found, moves = {}, {node: [one for one in node.after if fits(one)] for node in readings}
-    for node, (cost, facts, before) in readings.items():
-        nodes, toll = moves[node], []
-        if not nodes:  # leave it out here; and where no reading can go on, jump to where it fits
-            nodes = [] if any(moves.values()) else [one for one in node.plot if fits(one)]
-            toll = ["out of order" if nodes else "not a sentence of this story"]
-            found.setdefault(node, (cost + 2, facts, [*before, f"{toll[0]}: {sentence}"]))
-        for one in nodes:
-            known, wrong = _replay(one, fits(one).groups(), facts)
-            wrong = [f"{what}: {sentence}" for what in toll + wrong]
-            if one not in found or cost + len(wrong) < found[one][0]:
-                found[one] = (cost + len(wrong), known, before + wrong)
-    least = min(cost for cost, _, _ in found.values())
-    return {node: reading for node, reading in found.items() if reading[0] < least + 2}
-
-
-def faults(text):
-    """What contradicts the facts that a text itself states, in plain English; [] if nothing.
-
-    Every sentence must be one of STORIES, in an order that a plot allows, and names, pronouns,
-    objects, what describes them, places and who has what must agree from first to last."""
-    wrong, readings = [], {START: (0, {}, [])}
-    if any(line.count('"') % 2 for line in text.splitlines()):
-        wrong.append("a quote is left open")
-    if not re.search(r'[.!?]"?\s*$', text):
-        wrong.append("cut off in mid-sentence" if text.strip() else "no text")
-    for sentence in split(text):
-        readings = _follow(sentence, readings)
-    for node, (_, _, notes) in readings.items():
-        if END not in node.after:
-            notes.append("unfinished: the story has no ending")
-    return wrong + min((notes for _, _, notes in readings.values()), key=len)
-
-
-def check(text):
-    """True if a text is a whole story of this grammar whose facts hold all through it."""
-    return not faults(text)
 
 
 def main():

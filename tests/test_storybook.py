@@ -6,13 +6,15 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 import storybook
-from storybook import VALUES, check, faults, split, stories, tell
+from storybook import VALUES, split, stories, tell
+from storycheck import check, faults, recount
 
 ROOT = Path(storybook.__file__).parent
 GIRLS, BOYS = VALUES["X"][:18], VALUES["X"][18:]
@@ -134,6 +136,18 @@ def test_instruct_fields():
         assert story.sentence in story.text and not story.text.startswith(story.sentence)
         assert "\n" not in story.summary and story.summary.endswith(".")
     assert sum(len(story.words) == 3 for story in told()[:600]) > 0.95 * 600
+
+
+def test_recount_is_what_was_told():
+    for story in told():
+        assert replace(recount(story.text), sentence=story.sentence) == story
+        assert recount(story.text.rsplit(" ", 1)[0]) is None
+    assert recount("Tom sat.") is None and recount("") is None
+
+
+def test_split_by_either_quotes():
+    for text in ('Tom ran. "Hi. I am Tom." He sat.', "Tom ran. “Hi. I am Tom.” He sat."):
+        assert split(text) == ["Tom ran.", text[9:-8], "He sat."]
 
 
 # ---- what check() sees --------------------------------------------------------------------------
