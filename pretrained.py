@@ -65,7 +65,7 @@ class Trained:
 
     def prompt(self, text):
         """The token ids of a prompt; an empty one has to begin with something: <|endoftext|>."""
-        ids = self.begin + self.tokenizer.encode(text)
+        ids = self.begin + self.tokenizer.encode_beginning(text)
         return ids or [self.tokenizer.eot]
 
 

@@ -79,6 +79,17 @@ class Tokenizer:
         """The ids of `text`, a list of int; never <|endoftext|>, even where the text spells it."""
         return [i for part in _parts(text) for i in self.encoding.encode_ordinary(part)]
 
+    def encode_beginning(self, text):
+        """
+        The ids of a text that a story is to go on from, as they begin that whole story's.
+
+        Line ends at the end are cut apart otherwise when nothing follows them: GPT-2's tokens of
+        " \\n\\n" are " ", "\\n\\n", but before a word they are " ", "\\n", "\\n".
+        """
+        if not text.endswith("\n"):
+            return self.encode(text)
+        return self.encode(text + "A")[:-1]  # one letter is one token, and never joins a line end
+
     def encode_stories(self, stories):
         """
         (tokens, lengths) of a list of str as they are stored: uint16, every story's ids with
@@ -103,6 +114,14 @@ class Tokenizer:
     def decode_bytes(self, ids):
         """The exact bytes of `ids`. Raises KeyError for an id outside the vocabulary."""
         return self.encoding.decode_bytes([int(i) for i in ids])
+
+    @functools.cached_property
+    def sizes(self):
+        """The bytes of each token, int64 (vocab_size,); <|endoftext|> counts as one."""
+        sizes = np.ones(self.vocab_size, np.int64)
+        for token, i in self.ranks.items():
+            sizes[i] = len(token)
+        return sizes
 
     @functools.cached_property
     def ranks(self):

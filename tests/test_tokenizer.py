@@ -202,3 +202,22 @@ def test_not_a_tokenizer(tmp_path, saved):
         (tmp_path / "tokenizer.json").write_text(text)
         with pytest.raises(UserError, match="is not a byte-level BPE like GPT-2's"):
             Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "bpe"])
+def test_a_beginning_has_the_tokens_of_the_whole(name):
+    made = build(name, 400, [story.text for story in storybook.stories(200)])
+    for beginning in (
+        "Story: \n\n",
+        "Summary: He ran.\nStory:\n",
+        "Once",
+        "Café. \n",
+        "",
+        "a \n \n",
+    ):
+        for rest in ("Once upon", '"Hi," he said.', "“Hi”", "3 bears", "é", "'t"):
+            ids = made.encode(beginning + rest)
+            begun = made.encode_beginning(beginning)
+            if beginning.endswith("\n"):
+                assert ids[: len(begun)] == begun, (beginning, rest)
+            assert made.decode(begun) == beginning
