@@ -7,48 +7,42 @@ Where stories come from, and how they are cleaned.
     hub:owner/name, hub:owner/name:split any text data set of the hub (column text or story)
     stories.txt, "data/*.jsonl"          local files: .txt with <|endoftext|> between stories,
                                          .jsonl, .json, .parquet, TinyStories_all_data.tar.gz
+    instruct:<any of these>              Instruct records made of its stories (instruct.py)
 
 A source is read as blocks of about a megabyte. A block is small to pickle (a text file's is a path
 and two offsets) and becomes its stories, in order, wherever `texts` is called: in prepare.py's
 worker processes, which keeps the parent idle and memory bounded whatever the size of the source.
 """
 
-import codecs
-import contextlib
 import difflib
-import errno
 import glob
 import itertools
-import json
 import re
-import tarfile
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ftfy
 
+import hub
+import instruct
+import rows
+import storybook
 from configs import UserError
 from tokenizer import EOT
 
 BLOCK_BYTES, SCAN_BYTES = 1 << 20, 1 << 16  # of a block; of a look for its end
-OFFLINE = "without a network, use --source=storybook or a local file"
-_SKIP = re.compile(r"[\s,\[\]]*")  # what stands around the objects of a JSON array
 _STRAY = re.compile("[\udc80-\udcff]")  # how Python decodes a byte that is no UTF-8
 
 
-# Plain text on the hub: repository, the commit we read (so that runs repeat), start of file names.
-_REPO = ("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64")
-_INSTRUCT_REPO = ("roneneldan/TinyStoriesInstruct", "ee050ed1f8720795be342921335e821856a2b42e")
-HUB = {
-    "tinystories": (*_REPO, "TinyStories"),
-    "tinystories-v2": (*_REPO, "TinyStoriesV2-GPT4"),
-    "tinystories-instruct": (*_INSTRUCT_REPO, "TinyStories-Instruct"),
-}
+MADE = "instruct:"  # before a source: Instruct records made of its stories
 
 
 def slug(source):
     """A short name for a source: a file's stem, a glob's folder, a hub data set's name."""
-    if source in HUB or source == "storybook":
+    if source.startswith(MADE):
+        return f"instruct-{slug(source.removeprefix(MADE))}"
+    if source in hub.NAMED or source == "storybook":
         return source
     if source.startswith("hub:"):
         return source.split(":")[1].rpartition("/")[2]
@@ -86,6 +80,7 @@ class Block:
     Some consecutive stories of a source: `stories`, or what stands in a file from start to stop.
 
     weight: its part of the source's `total`, for progress. last: nothing follows in its file.
+    seed: where Instruct records are to be made of the stories, which `stories` then holds as Facts.
     """
 
     weight: int
@@ -94,6 +89,7 @@ class Block:
     start: int = 0
     stop: int = 0
     last: bool = False
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,9 @@ class Source:
     """
     A named place where stories come from; everything here raises UserError where they do not.
 
-    split: "train" or "val", of the sources that have both. stories, seed: how many stories
-    storybook tells, from which seed. revision: of a hub source, another commit than the pinned one.
+    split: "train" or "val", of the sources that have both. stories: how many storybook tells.
+    seed: of storybook, and of the instructions made. revision: of a hub source, another commit than
+    the pinned one.
     """
 
     name: str
@@ -114,49 +111,58 @@ class Source:
     def __str__(self):
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
+    @property
+    def base(self):
+        """The name of the source that the stories come from."""
+        return self.name.removeprefix(MADE)
+
     def pinned(self):
         """The same source at a definite commit: the pinned one, or the newest there is now."""
-        revision = self.revision if self.name.startswith("hub:") else ""
-        if self.name in HUB:
-            revision = self.revision or HUB[self.name][1]
-        elif self.name.startswith("hub:") and not re.fullmatch("[0-9a-f]{40}", revision):
-            with _reaching_hub(self.name):
-                revision = _commit(self.name.split(":")[1], revision)
+        revision = self.revision if self.base.startswith("hub:") else ""
+        if self.base in hub.NAMED:
+            revision = self.revision or hub.NAMED[self.base][1]
+        elif self.base.startswith("hub:") and not re.fullmatch("[0-9a-f]{40}", revision):
+            with hub.reaching(self.base):
+                revision = hub.commit(self.base.split(":")[1], revision)
         return replace(self, revision=revision)
 
     def files(self):
         """The local files of the source, a list of paths; downloads those of a named data set."""
-        if self.name in HUB:
-            return [_download(self.name, self.split, self.revision)]
-        return _local_files(self.name)
+        if self.base in hub.NAMED:
+            return [hub.download(self.base, self.split, self.revision)]
+        return _local_files(self.base)
 
     def total(self):
         """The sum of the blocks' weights: bytes of files, or stories; None where unknown."""
-        if self.name == "storybook":
+        if self.base == "storybook":
             return self.stories
-        if self.name.startswith("hub:"):
+        if self.base.startswith("hub:"):
             return None
         return sum(Path(path).stat().st_size for path in self.files())
 
     def blocks(self):
         """Yield the blocks of the source, in order."""
-        if self.name == "storybook":
-            import storybook
+        made = self.name.startswith(MADE)
+        blocks = self._blocks(rows.facts_of if made else rows.text_of)
+        yield from (replace(block, seed=self.seed) for block in blocks) if made else blocks
 
+    def _blocks(self, read):
+        """read: what to read a row as, see rows.py."""
+        if self.base == "storybook":
             # Other stories for val than for train, of the same seed.
             told = storybook.stories(self.stories, self.seed + (self.split == "val"))
-            yield from _batches((story.text, 1) for story in told)
-        elif self.name.startswith("hub:"):
-            yield from _batches((text, 1) for text in _hub_rows(self.name, self.revision))
+            yield from _batches((read({"text": s.text} | vars(s), self.base), 1) for s in told)
+        elif self.base.startswith("hub:"):
+            yield from _batches((row, 1) for row in hub.read(self.base, self.revision, read))
         else:
             for path in self.files():
-                yield from _file_blocks(path)
+                yield from _file_blocks(path, read)
 
 
-def _file_blocks(path):
+def _file_blocks(path, read):
     kind = _kind(path)
-    if kind in _ROWS:
-        yield from _batches(_ROWS[kind](path))
+    if kind in rows.OF_FILE:
+        yield from _batches(rows.OF_FILE[kind](path, read))
     else:
         yield from _spans(path, EOT.encode() if kind == "txt" else b"\n")
 
@@ -169,12 +175,13 @@ def _kind(path):
     return suffix if suffix in ("jsonl", "json", "parquet") else "txt"
 
 
-def _batches(rows):
-    """Blocks of the (text, weight) pairs that `rows` yields."""
+def _batches(pairs):
+    """Blocks of the (row, weight) pairs that `pairs` yields; a row is a text, or Facts."""
     stories, size, weight = [], 0, 0
-    for text, part in rows:
-        stories.append(text)
-        size, weight = size + len(text), weight + part
+    for row, part in pairs:
+        stories.append(row)
+        size += len(row if isinstance(row, str) else row.story)
+        weight += part
         if size >= BLOCK_BYTES:
             yield Block(weight, tuple(stories))
             stories, size, weight = [], 0, 0
@@ -211,13 +218,51 @@ def _find(file, separator, start, size):
 
 def texts(block, strict=False):
     """
-    The stories of a block, a list of str, uncleaned.
+    The stories of a block, a list of str, uncleaned; or of instruct.Facts, where Instruct records
+    are to be made of them (`record_of`).
 
     A byte that is no UTF-8 becomes a lone surrogate, which `clean` repairs; strict: it is an
     error. Raises UserError for a file that is no text at all.
     """
-    if not block.path:
-        return list(block.stories)
+    found = _stories(block, strict) if block.path else list(block.stories)
+    if block.seed is None:
+        return found
+    return [instruct.Facts(one) if isinstance(one, str) else one for one in found]
+
+
+def record_of(text, seed, counts):
+    """
+    The instruct.Record that a text is, or that is made of Facts; None where it is to be dropped.
+    counts: as of `clean`, with "unreadable" and "trailing" (a field after the story).
+    """
+    made = isinstance(text, instruct.Facts)
+    if made:
+        facts = _mended(text, counts)
+        story, record = facts.story, instruct.build(facts, seed)
+    else:
+        record = instruct.parse(mend(text, counts))
+        story = record.story if record else ""
+    if (made or record) and (why := unfit(story)):
+        counts[why] += 1
+    elif record:
+        counts["trailing"] += bool(record.trailing)
+        return record
+    else:
+        counts["unreadable"] += 1
+    return None
+
+
+def _mended(facts, counts):
+    """instruct.Facts with all of its texts mended; counts: a Counter, of the story alone."""
+    words, features = (
+        tuple(mend(text, Counter()) for text in texts) for texts in (facts.words, facts.features)
+    )
+    summary = mend(facts.summary, Counter())
+    return instruct.Facts(mend(facts.story, counts), words, features, summary)
+
+
+def _stories(block, strict):
+    """The stories, or Facts, of a block of a file."""
     with open(block.path, "rb") as file:
         file.seek(block.start)
         data = file.read(block.stop - block.start)
@@ -225,7 +270,9 @@ def texts(block, strict=False):
         data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no part of the text
     text = _decode(data, block, strict)
     if _kind(block.path) == "jsonl":
-        return [_json_story(line, block.path) for line in text.split("\n") if line.strip()]
+        read = rows.text_of if block.seed is None else rows.facts_of
+        lines = (line for line in text.split("\n") if line.strip())
+        return [rows.of_line(line, block.path, read) for line in lines]
     stories = [story.strip() for story in text.split(EOT)]
     # Before the first separator and after the last there may be nothing: that is no empty story.
     if block.last and not stories[-1]:
@@ -251,86 +298,6 @@ def _decode(data, block, strict):
         return text
 
 
-def _json_story(line, path):
-    try:
-        return _story(json.loads(line), path)
-    except ValueError as error:
-        raise UserError(f"'{path}': a line is not JSON ({error}): {line[:40]!r}") from None
-
-
-def _story(record, path):
-    """The text of one record: a string, nothing (which is an empty one), or an object's text."""
-    if isinstance(record, dict):
-        record = record[_field(record, path)]
-    if not isinstance(record, str | None):
-        raise UserError(f"'{path}': a story is not text but {record!r:.40}")
-    return record or ""
-
-
-def _field(names, path):
-    """Which of the `names` of fields or columns holds the story."""
-    for name in ("text", "story"):
-        if name in names:
-            return name
-    raise UserError(f"'{path}' has no 'text' or 'story', only {', '.join(names)}")
-
-
-def _parquet_rows(path):
-    """(text, its share of the file's bytes) of each row."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            part = Path(path).stat().st_size // max(1, file.metadata.num_rows)
-            column = _field(file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                yield from ((_story(text, path), part) for text in batch.column(0).to_pylist())
-    except pyarrow.ArrowException as error:
-        raise UserError(f"'{path}' is not a readable parquet file ({error})") from None
-
-
-def _tar_rows(path):
-    """The rows of every .json of an archive with the layout of TinyStories_all_data.tar.gz."""
-    try:
-        with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
-            before = 0
-            for member in archive:
-                if member.isfile() and member.name.endswith(".json"):
-                    for text, _ in _json_rows(path, archive.extractfile(member)):
-                        # Weighed by how far the compressed file is read.
-                        yield text, raw.tell() - before
-                        before = raw.tell()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"'{path}' is a damaged archive ({error})") from None
-
-
-def _json_rows(path, file=None):
-    """(text, its bytes) of each object of a JSON array, never holding more than a chunk of it."""
-    decoder, buffer = json.JSONDecoder(), ""
-    with file or open(path, "rb") as raw:
-        reader = codecs.getreader("utf-8")(raw, errors="surrogateescape")
-        while chunk := reader.read(BLOCK_BYTES):
-            buffer += chunk
-            place = _SKIP.match(buffer).end()
-            # An object that is not whole yet, or a number, waits for the next chunk.
-            with contextlib.suppress(ValueError):
-                while place < len(buffer):
-                    record, stop = decoder.raw_decode(buffer, place)
-                    yield _story(record, path), stop - place
-                    place = _SKIP.match(buffer, stop).end()
-            buffer = buffer[place:]
-            if len(buffer) > 64 * BLOCK_BYTES:
-                break  # no story is that long
-    if buffer:
-        raise UserError(f"'{path}' is not a whole JSON array: no object at {buffer[:40]!r}")
-
-
-_ROWS = {"parquet": _parquet_rows, "tar": _tar_rows, "json": _json_rows}
-
-
 # ----------------------------------------------------------------------------------------------
 # files, here and on the hub
 
@@ -345,64 +312,16 @@ def _local_files(name):
     elif Path(name).is_dir():
         raise UserError(f"'{name}' is a folder; name its files, as in '{name}/*.txt'")
     else:
-        near = difflib.get_close_matches(name, [*HUB, "storybook"], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"nor one of {', '.join(HUB)}, storybook"
+        near = difflib.get_close_matches(name, [*hub.NAMED, "storybook"], n=1)
+        hint = (
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"nor one of {', '.join(hub.NAMED)}, storybook"
+        )
         raise UserError(f"no source '{name}': it is no file here; {hint}")
     if not any(Path(path).stat().st_size for path in found):
         raise UserError(f"'{name}' is empty")
     return found
-
-
-def _commit(repo, revision):
-    """The commit hash of a data set at a branch, a tag, a commit or, for "", now."""
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(repo, revision=revision or None, timeout=20).sha
-
-
-def _download(name, split, revision):
-    """The path of a named data set's file in the hub's cache. A broken download is resumed."""
-    repo, pinned, stem = HUB[name]
-    what = {
-        "repo_id": repo,
-        "repo_type": "dataset",
-        "revision": revision or pinned,
-        "filename": f"{stem}-{'train' if split == 'train' else 'valid'}.txt",
-    }
-    with _reaching_hub(name):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            return hf_hub_download(**what, local_files_only=True)
-        except LocalEntryNotFoundError:
-            _commit(repo, what["revision"])  # without a network it fails at once, a download later
-            return hf_hub_download(**what)
-
-
-def _hub_rows(source, revision):
-    """The stories of hub:owner/name, or of the split named in hub:owner/name:split."""
-    _, repo, *split = source.split(":")
-    with _reaching_hub(source):
-        import datasets
-
-        # Not streamed: a download that breaks is resumed, and a second run needs no network.
-        rows = datasets.load_dataset(repo, split=(split or ["train"])[0], revision=revision or None)
-    column = _field(rows.column_names, source)
-    for batch in rows.select_columns([column]).iter(batch_size=1024):
-        yield from (_story(text, source) for text in batch[column])
-
-
-@contextlib.contextmanager
-def _reaching_hub(source):
-    """Turn what goes wrong on the way to the hub into one line. A full disk stays what it is."""
-    try:
-        yield
-    except Exception as error:  # of several HTTP libraries, with no common ancestor
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise
-        why = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UserError(f"'{source}' cannot be had from the hub ({why[0]}); {OFFLINE}") from error
 
 
 # ----------------------------------------------------------------------------------------------
@@ -411,11 +330,15 @@ def _reaching_hub(source):
 
 def read(source, **settings):
     """
-    Yield the stories of any source exactly as they are, uncleaned; settings: those of `Source`, of
-    which split is "val" unless told. Raises UserError, also for a byte that is no UTF-8.
+    Yield the stories of any source exactly as they are, uncleaned (but records are made of mended
+    ones); settings: those of `Source`, of which split is "val" unless told. Raises UserError, also
+    for a byte that is no UTF-8.
     """
     for block in Source(source, **{"split": "val"} | settings).blocks():
         for story in texts(block, strict=True):
+            if block.seed is not None:
+                record = instruct.build(_mended(story, Counter()), block.seed)
+                story = record.text() if record else story.story
             yield story if story.isascii() else _without_surrogates(story)
 
 
@@ -425,26 +348,38 @@ ENDINGS = (".", "!", "?", '"', "'", "”", "’", "»")
 TYPOGRAPHY = dict.fromkeys(map(ord, "‘’“”–—…"), "'")
 
 
-def clean(story, counts):
+def mend(text, counts):
     """
-    `story` repaired and without surrounding whitespace, or None where it is to be dropped.
+    `text` repaired and without surrounding whitespace. counts: a Counter, see `clean`.
 
-    counts: a Counter; its "repaired" (encoding mended), "empty" or "truncated" goes up by one.
     Repair is of the encoding alone: cp1252 read as UTF-8 or the reverse, stray bytes, lone
     surrogates. Quotes, ligatures, HTML and line ends stay as they are.
     """
-    if not story.isascii() and not story.translate(TYPOGRAPHY).isascii():
-        mended = ftfy.fix_encoding(_without_surrogates(_STRAY.sub(_as_cp1252, story)))
-        counts["repaired"] += mended != story
-        story = mended
-    story = story.strip()
+    if not text.isascii() and not text.translate(TYPOGRAPHY).isascii():
+        mended = ftfy.fix_encoding(_without_surrogates(_STRAY.sub(_as_cp1252, text)))
+        counts["repaired"] += mended != text
+        text = mended
+    return text.strip()
+
+
+def clean(story, counts):
+    """
+    `story` mended, or None where it is to be dropped.
+
+    counts: a Counter; its "repaired" (encoding mended), "empty" or "truncated" goes up by one.
+    """
+    story = mend(story, counts)
+    if why := unfit(story):
+        counts[why] += 1
+        return None
+    return story
+
+
+def unfit(story):
+    """Why a mended story is to be dropped: "empty" or "truncated", or None where it is not."""
     if not story:
-        counts["empty"] += 1
-    elif not story.endswith(ENDINGS):
-        counts["truncated"] += 1
-    else:
-        return story
-    return None
+        return "empty"
+    return None if story.endswith(ENDINGS) else "truncated"
 
 
 def _as_cp1252(stray):

@@ -12,37 +12,37 @@ when it is complete; one of the same name is replaced then, not before.
 """
 
 import contextlib
-import functools
-import hashlib
 import itertools
 import math
-import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
 import time
-from collections import Counter, deque
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 import configs
 import corpus
+import hub
+import instruct
 import tokenizer as tokenizers
 from configs import UserError
+from encode import Encoder, cleaned, hash_of, story_of, worker_pool
 
 SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from: enough, and memory is bounded
 PART_STORIES = 1 << 20  # of how many stories the hashes are compared at a time
 DUPLICATE, IN_VAL = 1, 2  # why a story is dropped after all have been seen; 0 keeps it
 DROPPED = ("empty", "truncated", "duplicate", "in_val")
 RULES = ("read", "repaired", *DROPPED)
+OF_RECORDS = (
+    "unreadable",
+    "trailing",
+)  # of Instruct's: no record at all; a Summary after the story
 LINE_SECONDS = 10  # between lines of progress, where there is no terminal
 
 
@@ -55,7 +55,8 @@ class Settings:
     vocab_size: int = 4096  # of bpe, <|endoftext|> included
     out: str = ""  # folder to write; "": data/<source>-<tokenizer>
     stories: int = 100_000  # how many stories storybook tells
-    seed: int = 0  # of storybook, and of the choice of val stories
+    seed: int = 0  # of storybook, of made instructions, and of the choice of val stories
+    hold_out: str = ""  # words+summary: fields of Instruct that never meet in train; and a control
     revision: str = ""  # commit of a hub source; "": the pinned one
     workers: int = 0  # processes; 0: one a core
 
@@ -127,122 +128,6 @@ def repeats(val, train):
 
 
 # ----------------------------------------------------------------------------------------------
-# what a worker does
-
-
-class Stories(NamedTuple):
-    """Encoded stories, as shards.Writer.add takes them."""
-
-    tokens: np.ndarray  # uint16, of all of them, each with <|endoftext|> in front
-    lengths: np.ndarray  # int64 (n,), tokens of each
-    sizes: np.ndarray  # int64 (n,), UTF-8 bytes of each
-    answers: np.ndarray  # int64 (n,), the token of each where its answer starts
-    hashes: np.ndarray  # uint64 (n, 2), equal for equal texts only
-
-    def where(self, mask):
-        """Those stories whose `mask`, bool (n,), is true."""
-        return Stories(self.tokens[np.repeat(mask, self.lengths)], *(x[mask] for x in self[1:]))
-
-
-def hash_of(text, seed):
-    """16 bytes that stand for a story's UTF-8 `text`, salted with `seed`."""
-    salt = seed.to_bytes(8, "little", signed=True)
-    return hashlib.blake2b(text, digest_size=16, salt=salt).digest()
-
-
-class Encoder:
-    """
-    Cleans and tokenizes a block, in a worker process. seed: of the hashes, whose first half says
-    which stories go to val. answers: the records are Instruct's, their answer follows "Story:".
-    """
-
-    def __init__(self, tokenizer, seed=0, answers=False):
-        self.tokenizer, self.seed, self.answers = tokenizer, seed, answers
-
-    def __call__(self, block):
-        """(Stories, Counter of the cleaning) of a block."""
-        found, counts = corpus.texts(block), Counter()
-        stories = [story for text in found if (story := corpus.clean(text, counts)) is not None]
-        counts["read"] = len(found)
-        tokens, lengths = self.tokenizer.encode_stories(stories)
-        answers = np.ones(len(stories), np.int64)
-        if self.answers:
-            ends = np.cumsum(lengths)
-            for i, story in enumerate(stories):
-                ids = tokens[ends[i] - lengths[i] + 1 : ends[i]]
-                answers[i] += answer_start(self.tokenizer, story, ids)
-        utf8 = [story.encode() for story in stories]
-        sizes = np.array([len(text) for text in utf8], np.int64)
-        hashes = np.frombuffer(b"".join(hash_of(text, self.seed) for text in utf8), "<u8")
-        return Stories(tokens, lengths, sizes, answers, hashes.reshape(-1, 2)), counts
-
-
-def answer_start(tokenizer, record, ids):
-    """
-    The index in `ids`, the tokens of an Instruct `record`, of the one that its story begins in; 0
-    for a record without a line "Story:", all of which is then the answer.
-    """
-    found = re.search(r"^Story:\s*", record, re.MULTILINE)
-    if not found:
-        return 0
-    start = len(record[: found.end()].encode())
-    ends = np.cumsum([len(token) for token in tokenizer.encoding.decode_tokens_bytes(ids.tolist())])
-    return int(np.searchsorted(ends, start, side="right"))
-
-
-_encode = None  # the Encoder of a worker process
-
-
-def _start_worker(encoder):
-    global _encode
-    _encode = encoder
-
-
-def _work(block):
-    return _encode(block)
-
-
-@contextlib.contextmanager
-def worker_pool(encoder, workers):
-    """A function from blocks to (block, encoder(block)), in order, on so many processes; 0: all."""
-    free = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-    workers = workers or len(free)
-    if workers == 1:
-        yield lambda blocks: ((block, encoder(block)) for block in blocks)
-        return
-    # Spawned, as the threads that rustbpe leaves behind do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (encoder,))
-    try:
-        # Ctrl-C is ours to handle: started while it is ignored, the workers never see it.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for _ in range(workers):
-            pool.submit(os.getpid)  # each starts a process, as none is idle yet
-        signal.signal(signal.SIGINT, handler)
-        yield functools.partial(_in_order, pool, 2 * workers + 64)
-    except BrokenProcessPool:
-        raise UserError("a worker died, probably of too little memory: lower --workers") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _in_order(pool, ahead, blocks):
-    """Set the workers to `ahead` blocks at once; each result that is taken lets one more in."""
-    blocks = iter(blocks)
-
-    def submitted(n):
-        return [(block, pool.submit(_work, block)) for block in itertools.islice(blocks, n)]
-
-    def results(waiting):
-        while waiting:
-            block, result = waiting.popleft()
-            waiting.extend(submitted(1))
-            yield block, result.result()
-
-    return results(deque(submitted(ahead)))
-
-
-# ----------------------------------------------------------------------------------------------
 # the stages
 
 
@@ -253,12 +138,14 @@ def sample(source, seed, val_limit):
     """
     # Storybook's total is in stories, which are all alike; the hub's is unknown.
     step, size = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES)), 0
+    records = corpus.is_instruct(source.name)
     for block in itertools.islice(source.blocks(), 0, None, step):
-        stories = (corpus.clean(story, Counter()) for story in corpus.texts(block))
-        for story in filter(None, stories):
-            if int.from_bytes(hash_of(story.encode(), seed)[:8], "little") >= val_limit:
-                yield story
-                size += len(story)
+        for kept in cleaned(corpus.texts(block), Counter(), seed if records else None):
+            digest = hash_of(story_of(kept).encode(), seed)
+            if int.from_bytes(digest[:8], "little") >= val_limit:
+                text = kept.text() if records else kept
+                yield text
+                size += len(text)
         if size >= SAMPLE_BYTES:
             return
 
@@ -305,25 +192,35 @@ def fill(writer, source, results, val_writer=None, val_limit=0):
             val_writer.add(*stories.where(in_val))
             stories = stories.where(~in_val)
         writer.add(*stories)
-    if not total["read"] - total["empty"] - total["truncated"]:
-        raise UserError(f"'{source}' has no story left after cleaning ({described(total)})")
+    if not total["read"] - total["empty"] - total["truncated"] - total["unreadable"]:
+        why = f"'{source}' has no story left after cleaning ({described(total)})"
+        if total["unreadable"]:
+            why += (
+                "; an Instruct record is fields such as 'Words:', then a line 'Story:', and a data "
+                "set of the hub with a row for each line has none: take tinystories-instruct"
+            )
+        raise UserError(why)
     return total, least
 
 
 def described(counts):
     """The cleaning counts of a split in words."""
-    dropped = ", ".join(f"{counts[rule]:,} {rule}".replace("_", " ") for rule in DROPPED)
+    rules = [*DROPPED, *(["unreadable"] if counts["unreadable"] else [])]
+    dropped = ", ".join(f"{counts[rule]:,} {rule}".replace("_", " ") for rule in rules)
     return f"read {counts['read']:,}, repaired {counts['repaired']:,}, dropped: {dropped}"
 
 
-def tokenize(folder, settings, train, val):
-    """Fill the data folder `folder` from the Sources; val is None to hold out val_fraction."""
+def tokenize(folder, settings, train, val, tokenizer, apart=()):
+    """
+    Fill the data folder `folder` from the Sources; val is None to hold out val_fraction. apart:
+    names of fields that are not to meet in the instructions of train; those of val stay.
+    """
     limit = 0 if val else round(settings.val_fraction * 2**64)
     answers = corpus.is_instruct(settings.source)
-    tokenizer = make_tokenizer(settings, train, limit)
     counts = [Counter(), Counter()]
-    with worker_pool(Encoder(tokenizer, settings.seed, answers), settings.workers) as encode:
-        results = encode((val or train).blocks())
+    encoder = Encoder(tokenizer, settings.seed, answers)
+    with worker_pool(encoder, settings.workers) as encode:
+        results = encode(val.blocks()) if val else encode(train.blocks(), apart, limit)
         # The workers are at it by now, while we import torch, which shards.py brings with it.
         from shards import Writer, write_manifest
 
@@ -331,12 +228,12 @@ def tokenize(folder, settings, train, val):
         writers = [Writer(folder, "val"), Writer(folder, "train")]
         if val:
             counts[0], _ = fill(writers[0], val, results)
-            results = encode(train.blocks())
+            results = encode(train.blocks(), apart, limit)
         counts[1], least = fill(writers[1], train, results, writers[0], limit)
         if not writers[0].stories:
             # So few stories that none fell to val: once more, for the one with the least hash.
             writers = [Writer(folder, "val"), Writer(folder, "train")]
-            results = encode(train.blocks())
+            results = encode(train.blocks(), apart, least + 1)
             counts[1], _ = fill(writers[1], train, results, writers[0], least + 1)
     splits = {}
     for writer, drop, count in zip(writers, repeats(*writers), counts, strict=True):
@@ -347,7 +244,8 @@ def tokenize(folder, settings, train, val):
                 "--val_source, with <|endoftext|> between the stories"
             )
         splits[writer.split] = writer.finish(drop, answers=answers)
-        splits[writer.split]["cleaning"] = {rule: int(count[rule]) for rule in RULES}
+        rules = RULES + OF_RECORDS if answers else RULES
+        splits[writer.split]["cleaning"] = {rule: int(count[rule]) for rule in rules}
     facts = {
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
@@ -355,6 +253,7 @@ def tokenize(folder, settings, train, val):
         "source": str(train),
         "val_source": str(val) if val else f"{settings.val_fraction:g} of source",
         "seed": settings.seed,
+        "hold_out": "+".join(apart),
         "splits": splits,
     }
     write_manifest(folder, facts)
@@ -367,25 +266,45 @@ def prepare(settings):
         raise UserError(f"vocab_size may be at most {tokenizers.MAX_VOCAB:,}: ids are uint16")
     if not 0 < settings.val_fraction < 1:
         raise UserError(f"val_fraction must lie between 0 and 1, not {settings.val_fraction}")
+    apart = fields_of(settings)
     started = time.monotonic()
     more = {"stories": settings.stories, "seed": settings.seed, "revision": settings.revision}
     train, val = corpus.Source(settings.source, **more).pinned(), None
     train.total()  # downloads it, or says that it is not there, before anything is made
-    if settings.val_source or train.name in corpus.HUB:
+    if settings.val_source or train.base in hub.NAMED:
         val = corpus.Source(settings.val_source or train.name, "val", **more).pinned()
         val.total()
     out = Path(settings.out or corpus.dataset_folder(settings.source, settings.tokenizer))
-    if out.exists():
-        print(f"{out} exists: it is replaced when the new one is complete")
-    with new_folder(out) as folder:
-        splits = tokenize(folder, settings, train, val)
-    for split, facts in splits.items():
-        stories, tokens = facts["stories"], facts["tokens"]
-        density = f"{facts['bytes'] / (tokens - stories):.2f} bytes/token"
-        print(f"{split}: {described(Counter(facts['cleaning']))}")
-        print(f"{split}: {stories:,} stories, {tokens:,} tokens, {density}")
-    print(f"{out} is ready, in {time.monotonic() - started:.1f} s")
+    made = {out: ()}
+    if apart:
+        made[out.with_name(f"{out.name}-without-{settings.hold_out}")] = apart
+    tokenizer = make_tokenizer(settings, train, 0 if val else round(settings.val_fraction * 2**64))
+    for path, names in made.items():
+        if path.exists():
+            print(f"{path} exists: it is replaced when the new one is complete")
+        with new_folder(path) as folder:
+            splits = tokenize(folder, settings, train, val, tokenizer, names)
+        for split, facts in splits.items():
+            stories, tokens = facts["stories"], facts["tokens"]
+            density = f"{facts['bytes'] / (tokens - stories):.2f} bytes/token"
+            print(f"{split}: {described(Counter(facts['cleaning']))}")
+            print(f"{split}: {stories:,} stories, {tokens:,} tokens, {density}")
+        print(f"{path} is ready, after {time.monotonic() - started:.1f} s")
     return out
+
+
+def fields_of(settings):
+    """The fields of Instruct that hold_out keeps apart, a list of names; [] without it."""
+    names = settings.hold_out.split("+") if settings.hold_out else []
+    if names and not corpus.is_instruct(settings.source):
+        raise UserError(
+            f"hold_out is for Instruct records, which '{settings.source}' has none of; "
+            f"--source={corpus.MADE}{settings.source} makes some"
+        )
+    if names and (len(set(names)) < 2 or not set(names) <= set(instruct.LABELS)):
+        fields = ", ".join(instruct.LABELS)
+        raise UserError(f"hold_out takes two or more of {fields}, as in words+summary")
+    return names
 
 
 def main():

@@ -158,8 +158,9 @@ class Dataset:
 
     folder: as prepare.py writes it. split: "train" or "val". Attributes: tokens, stories, bytes
     (UTF-8 bytes of the stories as stored), starts (int64, each story's first token; one more at
-    the end), manifest. Raises UserError where the folder or a file is missing, or a size is wrong;
-    `verify()` checks the hashes too.
+    the end), answers (int64, the token of each record at which its story begins; None where there
+    are no Instruct records), manifest. Raises UserError where the folder or a file is missing, or a
+    size is wrong; `verify()` checks the hashes too.
     """
 
     def __init__(self, folder, split):
@@ -169,12 +170,12 @@ class Dataset:
         self.tokens, self.stories, self.bytes = (
             counts[name] for name in ("tokens", "stories", "bytes")
         )
-        for name in [*counts["shards"], f"{split}_stories.npy"]:
-            _check_size(self.folder / name, self.manifest["files"][name]["bytes"])
-        try:
-            starts = np.load(self.folder / f"{split}_stories.npy", mmap_mode="r")
-        except ValueError as error:  # no array, or a pickle, which is not opened
-            raise UserError(f"{self.folder / split}_stories.npy is damaged: {error}") from None
+        files, answers = self.manifest["files"], f"{split}_answer.npy"
+        instruct = [answers] if answers in files else []
+        for name in [*counts["shards"], f"{split}_stories.npy", *instruct]:
+            _check_size(self.folder / name, files[name]["bytes"])
+        starts = _load(self.folder / f"{split}_stories.npy")
+        self.answers = _load(self.folder / answers) if instruct else None
         self.starts = np.append(starts, self.tokens)
         self.shards = [
             np.memmap(self.folder / name, dtype="<u2", mode="r") for name in counts["shards"]
@@ -193,6 +194,14 @@ class Dataset:
         """Story number i as stored, uint16 (n,): <|endoftext|>, then its tokens."""
         return self.read(self.starts[i], int(self.starts[i + 1] - self.starts[i]))
 
+    def prompt(self, i):
+        """What record number i of Instruct begins with, up to its story, uint16 (n,)."""
+        return self.story(i)[: self.answers[i]]
+
+    def answer_bytes(self, sizes):
+        """The bytes of the stories of Instruct's records. sizes: (vocab_size,) of a token."""
+        return sum(int(sizes[self.story(i)[at:]].sum()) for i, at in enumerate(self.answers))
+
     def verify(self):
         """Compare every file of this split with its sha256; raises UserError naming one."""
         for name, facts in self.manifest["files"].items():
@@ -203,9 +212,13 @@ class Dataset:
 class Stories:
     """Stories in memory, for who reads them as a Dataset: batches.Batches."""
 
-    def __init__(self, ids, starts):
-        """ids: uint16, every story from its <|endoftext|> on. starts: int64 (stories + 1,)."""
+    def __init__(self, ids, starts, answers=None):
+        """
+        ids: uint16, every story from its <|endoftext|> on. starts: int64 (stories + 1,). answers:
+        see Dataset.
+        """
         self.ids, self.starts, self.tokens, self.shards = ids, starts, len(ids), [ids]
+        self.answers = answers
 
     def read(self, offset, length):
         return self.ids[offset : offset + length]
@@ -221,6 +234,14 @@ def read_manifest(folder):
             f"no data in '{folder}' (no manifest.json); make it with prepare.py"
         ) from None
     except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _load(path):
+    """The array in a .npy file, mapped; raises UserError where there is none."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError as error:  # no array, or a pickle, which is not opened
         raise UserError(f"{path} is damaged: {error}") from None
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpus
+import hub
 from configs import UserError
 from corpus import EOT, Source, clean, dataset_folder, read, slug, texts
 
@@ -238,7 +239,7 @@ def test_named_sources_read_the_hubs_files(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert list(read("tinystories-v2")) == ["From TinyStoriesV2-GPT4-valid.txt."]
     assert list(read("tinystories", split="train")) == ["From TinyStories-train.txt."]
-    repo, pinned, _ = corpus.HUB["tinystories"]
+    repo, pinned, _ = hub.NAMED["tinystories"]
     assert asked[-1] == (repo, "TinyStories-train.txt", "dataset", pinned)
 
 

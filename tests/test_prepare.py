@@ -16,6 +16,7 @@ import pytest
 
 import configs
 import corpus
+import instruct
 import prepare
 import shards
 import storybook
@@ -151,12 +152,15 @@ def test_small_chunks_make_the_same_folder(tmp_path, monkeypatch):
     assert listing(made(tmp_path, source, val_fraction=0.2, workers=2)) == whole
 
 
-def test_instruct_answers(tmp_path):
+def test_instruct_answers(tmp_path, capsys):
     records = [
-        "Features: Dialogue\nWords: quit, oak\nStory: \n\nTom é saw an oak. Story: the end.",
+        "Features: dialogue\nWords: quit, oak\nStory: \n\nTom é saw an oak. Story: the end.",
         "Story:\nOnce.",
         "No field at all.",
-        "Summary: Café.\nStory: Twice.",
+        "Summary: Café.\nStory: Twice.\nSummary: Again",
+        "Words: an, other\nStory: Once.",  # the same story to another instruction
+        "Words: a\nStory: Cut",
+        "Words: a\nStory: Val.",
     ]
     source = write(tmp_path / "TinyStories-Instruct-train.txt", records)
     val = write(tmp_path / "val.txt", ["Story: Val."])
@@ -166,15 +170,102 @@ def test_instruct_answers(tmp_path):
         tokens, decode = np.fromfile(out / "train_000.bin", "<u2"), Tokenizer.load(out).decode
         ends = [*starts[1:], len(tokens)]
         found = [decode(tokens[s + a : e]) for s, a, e in zip(starts, answers, ends, strict=True)]
-        # A token that holds the blank before the story begins the answer.
-        assert [text.lstrip() for text in found] == [
-            "Tom é saw an oak. Story: the end.",
-            "Once.",
-            "No field at all.",
-            "Twice.",
-        ]
-        assert answers[2] == 1 and np.load(out / "val_answer.npy").shape == (1,)
+        assert found == ["Tom é saw an oak. Story: the end.", "Once.", "Twice."]
+        assert decode(tokens[1 : answers[0]]) == (
+            "Features: Dialogue\nWords: quit, oak\nStory: \n\n"
+        )
+        assert np.load(out / "val_answer.npy").shape == (1,)
+    facts = json.loads((out / "manifest.json").read_text())["splits"]["train"]["cleaning"]
+    rules = dict(read=7, repaired=0, empty=0, truncated=1, duplicate=1, in_val=1)
+    assert facts == rules | {"unreadable": 1, "trailing": 1}
+    assert "1 in val, 1 unreadable" in capsys.readouterr().out
     assert not (made(tmp_path, val, val_source=source) / "train_answer.npy").exists()
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "gpt2"])
+def test_what_is_asked_has_the_tokens_it_was_trained_on(tmp_path, tokenizer):
+    source = "instruct:storybook"
+    out = made(tmp_path, source, stories=200, tokenizer=tokenizer, vocab_size=600)
+    data, tokenizer = shards.Dataset(out, "train"), Tokenizer.load(out)
+    for i in range(data.stories):
+        prompt = tokenizer.decode(data.prompt(i)[1:])
+        assert prompt.endswith("Story: \n\n")
+        assert tokenizer.encode_beginning(prompt) == data.prompt(i)[1:].tolist()
+        record = instruct.parse(tokenizer.decode(data.story(i)[1:]))
+        assert record.prompt() == prompt and record.story
+    records = [instruct.parse(text) for text in stories_of(out, "train")]
+    assert data.answer_bytes(tokenizer.sizes) == sum(
+        len(record.story.encode()) for record in records
+    )
+
+
+def test_made_records_are_mended_first(tmp_path):
+    stray = b"Tom\x92s dog ran. It ran home.\n<|endoftext|>\n\n<|endoftext|>\nTom sat and the cut"
+    path = tmp_path / "damaged.txt"
+    path.write_bytes(stray)
+    val = write(tmp_path / "val.txt", ["The cat sat. It was red."])
+    out = made(tmp_path, f"instruct:{path}", val_source=f"instruct:{val}")
+    [text] = stories_of(out, "train")
+    assert instruct.parse(text).story == "Tom’s dog ran. It ran home."
+    facts = json.loads((out / "manifest.json").read_text())["splits"]["train"]["cleaning"]
+    rules = dict(read=3, repaired=1, empty=1, truncated=1, duplicate=0, in_val=0)
+    assert facts == rules | {"unreadable": 0, "trailing": 0}
+
+
+def test_no_record_at_all(tmp_path):
+    lines = write(tmp_path / "instruct.txt", ["Features: Dialogue", "Story: ", "Once."])
+    with pytest.raises(UserError, match=r"2 unreadable.*take tinystories-instruct"):
+        made(tmp_path, lines)
+
+
+@pytest.mark.parametrize("given", ["storybook", "file", "val_source"])
+def test_hold_out(tmp_path, given):
+    """In the tokens written the pair never meets in train, and all else is the control's."""
+    how = {"stories": 400, "tokenizer": "bpe", "vocab_size": 500, "hold_out": "words+summary"}
+    how["workers"] = 2 if given == "file" else 1
+    source = "instruct:storybook"
+    if given != "storybook":
+        texts = list(corpus.read(source, stories=400, split="train"))
+        source = write(tmp_path / "my-instruct.txt", texts)
+    if given == "val_source":
+        how["val_source"] = write(tmp_path / "val.txt", texts[:80])
+    control = made(tmp_path, source, val_fraction=0.1, **how)
+    held = tmp_path / "out-without-words+summary"
+
+    def records(folder, split):
+        return [instruct.parse(text) for text in stories_of(folder, split)]
+
+    for split in ("train", "val"):
+        pairs = list(zip(records(control, split), records(held, split), strict=True))
+        assert len(pairs) > 30 and all(one.story == other.story for one, other in pairs)
+        met = [one.has(["words", "summary"]) for one, _ in pairs]
+        assert 0.3 < sum(met) / len(met) < 0.6
+        assert all(one == other for both, (one, other) in zip(met, pairs, strict=True) if not both)
+        if split == "val":
+            assert all(one == other for one, other in pairs)
+        else:
+            assert not any(other.has(["words", "summary"]) for _, other in pairs)
+            gone = [set(one.fields) - set(other.fields) for one, other in pairs]
+            assert [len(fields) for fields in gone] == met
+            assert {name for fields in gone for name, _ in fields} == {"words", "summary"}
+    assert (control / "tokenizer.json").read_bytes() == (held / "tokenizer.json").read_bytes()
+    manifests = [json.loads((one / "manifest.json").read_text()) for one in (control, held)]
+    assert [manifest["hold_out"] for manifest in manifests] == ["", "words+summary"]
+
+
+@pytest.mark.parametrize(
+    ("source", "hold_out", "message"),
+    [
+        ("storybook", "words+summary", "hold_out is for Instruct records"),
+        ("instruct:storybook", "words", "hold_out takes two or more of words, sentence"),
+        ("instruct:storybook", "words+words", "hold_out takes two or more"),
+        ("instruct:storybook", "words+plot", "hold_out takes two or more"),
+    ],
+)
+def test_hold_out_of_what_is_not_there(tmp_path, source, hold_out, message):
+    with pytest.raises(UserError, match=message):
+        made(tmp_path, source, hold_out=hold_out)
+    assert not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------
