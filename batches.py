@@ -42,7 +42,8 @@ class Batches:
     One longer than block_size is cut into pieces that begin `stride` tokens apart; a piece counts
     only the targets that no piece before it did, so every token counts once whatever the stride.
     Training uses stride = block_size; evaluation half of it, for context. Positions begin at 0 in
-    every piece.
+    every piece. With `answers`, int64 (stories,), only the targets from that token of each story on
+    count: of an Instruct record, those of its story.
 
     Pieces fill rows of row_tokens by best fit decreasing, among 1,024 pieces drawn together by the
     seed; each epoch takes all rows in an order of its own, and the epochs make one endless stream
@@ -56,19 +57,20 @@ class Batches:
 
     def __init__(
         self, data, eot, block_size, row_tokens, batch_size, seed, stride=0, shuffle=True,
-        device="cpu",
+        device="cpu", answers=None,
     ):  # fmt: skip
         if row_tokens < block_size:
             raise UserError(f"row_tokens {row_tokens} is less than block_size {block_size}")
         self.data, self.eot, self.row_tokens = data, eot, row_tokens
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        pieces = cut(data.starts, block_size, stride or block_size)
+        pieces = cut(data.starts, block_size, stride or block_size, answers)
         order = np.random.default_rng([seed, 0]).permutation(pieces.shape[1])
         rows = pack(pieces[1], order if shuffle else np.sort(order), row_tokens)
         self.pieces = pieces[:, np.concatenate(rows)]  # row after row
         self.ends = np.cumsum([len(row) for row in rows])  # of each row among the pieces
         counted = np.cumsum(self.pieces[1] - self.pieces[2])[self.ends - 1]
         self.counts = np.diff(counted, prepend=0)  # targets of each row
+        self.sizes = np.diff(np.cumsum(self.pieces[1])[self.ends - 1], prepend=0)  # and tokens
         self.device = torch.device(device)
         self.corpus = None
         if self.device.type == "cuda":
@@ -112,6 +114,10 @@ class Batches:
     def count(self, first, last):
         """The targets that count in this range of the stream of rows."""
         return int(self.counts[self.rows(first, last)].sum())
+
+    def size(self, first, last):
+        """The tokens in this range of the stream of rows, padding left aside."""
+        return int(self.sizes[self.rows(first, last)].sum())
 
     def range(self, i):
         """(first, last) rows of batch number i."""
@@ -188,13 +194,15 @@ class Batches:
         )
 
 
-def cut(starts, block_size, stride):
+def cut(starts, block_size, stride, answers=None):
     """
     Pieces of at most block_size tokens that begin `stride` tokens apart in each story.
 
-    starts: int64 (stories + 1,), the last the end of all. Returns (4, pieces) int64: the offset of
-    the piece's first token; its length; skip, the tokens whose target a piece before it counted;
-    and 1 if its last target is the story's <|endoftext|>, else 0.
+    starts: int64 (stories + 1,), the last the end of all. answers: int64 (stories,), the token of
+    each story that is the first target to count; None: all count. Returns (4, pieces) int64: the
+    offset of the piece's first token; its length; skip, the tokens whose target does not count, or
+    was counted by a piece before it; and 1 if its last target is the story's <|endoftext|>, else 0.
+    A piece without a target that counts is left out.
     """
     length = np.diff(starts)
     pieces = 1 + -(-np.maximum(length - block_size, 0) // stride)  # of each story
@@ -203,7 +211,10 @@ def cut(starts, block_size, stride):
     begin = number * stride
     end = np.minimum(begin + block_size, length[story])
     skip = np.where(number > 0, block_size - stride, 0)
-    return np.stack([starts[story] + begin, end - begin, skip, end == length[story]])
+    if answers is not None:
+        skip = np.maximum(skip, answers[story] - 1 - begin)  # the token before it has it for target
+    found = np.stack([starts[story] + begin, end - begin, skip, end == length[story]])
+    return found[:, skip < end - begin]
 
 
 def pack(length, order, row_tokens, window=1024):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import checkpoint
 import pretrained
+from batches import Batches
 from configs import UserError
 from corpus import dataset_folder
 from machine import rank, ranks, wait_for_all
@@ -113,6 +114,8 @@ def check(settings):
         )
     if settings.optimizer not in ("adamw", "muon"):
         raise UserError(f"optimizer must be adamw or muon, not '{settings.optimizer}'")
+    if settings.loss_on not in ("all", "story"):
+        raise UserError(f"loss_on must be all or story, not '{settings.loss_on}'")
     if settings.save_steps not in ("", "log"):
         raise UserError(f"save_steps must be log or nothing, not '{settings.save_steps}'")
     if settings.schedule not in SCHEDULES:
@@ -126,14 +129,38 @@ def open_data(settings):
     """(train Dataset, val Dataset, Tokenizer) of the token folder, or the command that makes it."""
     if not (Path(settings.dataset) / "manifest.json").exists():
         how = f"--source={settings.source} --tokenizer={settings.tokenizer}"
-        config = next((word for word in sys.argv[1:] if word.endswith(".py")), None)
-        raise UserError(
-            f"no data in '{settings.dataset}'; make it with: python prepare.py {config or how}"
-        )
+        how = next((word for word in sys.argv[1:] if word.endswith(".py")), how)
+        if "-without-" in settings.dataset:
+            how += f" --hold_out={settings.dataset.rpartition('-without-')[2]}"
+        raise UserError(f"no data in '{settings.dataset}'; make it with: python prepare.py {how}")
     train, val = (Dataset(settings.dataset, split) for split in ("train", "val"))
     for data in (train, val):
         data.verify()  # a second for a gigabyte, against days of training on damaged tokens
     return train, val, Tokenizer.load(settings.dataset)
+
+
+def make_batches(settings, train, val, tokenizer, device):
+    """
+    (Batches to train on, Batches of the whole of val, the bytes of val that count) from the two
+    Datasets, on the device. A separator counts as one byte.
+
+    Raises UserError where only the stories of Instruct's records are to count, and there are none.
+    """
+    if settings.loss_on == "story" and train.answers is None:
+        raise UserError(
+            f"loss_on=story needs Instruct's records, which '{settings.dataset}' has none of; "
+            "prepare.py --source=instruct:... makes some"
+        )
+    shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
+    half, size = max(1, settings.block_size // 2), val.bytes
+    answers = [None, None]
+    if settings.loss_on == "story":
+        answers, size = [train.answers, val.answers], val.answer_bytes(tokenizer.sizes)
+    return (
+        Batches(train, tokenizer.eot, *shape, device=device, answers=answers[0]),
+        Batches(val, tokenizer.eot, *shape, half, False, device=device, answers=answers[1]),
+        size + val.stories,
+    )
 
 
 def build(settings, tokenizer, device):

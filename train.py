@@ -31,7 +31,7 @@ from torch.profiler import record_function
 
 import checkpoint
 import machine
-from batches import Batches, share
+from batches import share
 from configs import UserError, load, run, show
 from decoder import Decoder
 from generation import generate
@@ -39,7 +39,7 @@ from kernels.muon import Muon
 from machine import distributed, rank, ranks, say
 from runlog import RunLog
 from schedule import Schedule, learning_rate  # noqa: F401  others take it from here
-from start import build, check, complete, open_data, read_run
+from start import build, check, complete, make_batches, open_data, read_run
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Settings:
     source: str = "tinystories"  # what prepare.py read; with tokenizer it names the data folder
     tokenizer: str = "gpt2"  # gpt2, gpt2-10k, bpe, bytes, or a run folder whose tokenizer was used
     dataset: str = ""  # folder of token shards; default data/<source>-<tokenizer>
+    loss_on: str = "all"  # all tokens; or story: of Instruct's records, not their instruction
     # the run
     out_dir: str = ""  # run folder; default out/<name of the config file>, or of the data
     init_from: str = ""  # fine-tune a run folder, gpt2, or a model of the hub; default: none
@@ -172,9 +173,10 @@ class Step:
     def __call__(self, step, lr, phase=record_function):
         """
         Step number `step`; they come in order. Returns its mean loss and its gradient's norm, as
-        tensors, and the targets of all ranks. phase(name): the context to time a part in.
+        tensors, and the tokens of all ranks. phase(name): the context to time a part in.
         """
-        count = self.batches.count(step * self.rows, (step + 1) * self.rows)
+        rows = step * self.rows, (step + 1) * self.rows
+        count = self.batches.count(*rows)
         total = torch.zeros((), device=self.device)
         for first, last in self.share:
             with phase("batch"):
@@ -196,7 +198,7 @@ class Step:
             total += loss.detach()
         with phase("update"):
             norm = self._update(step, lr, total)
-        return total, norm, count
+        return total, norm, self.batches.size(*rows)
 
     def _update(self, step, lr, loss):
         """Clip the gradient and let the optimizers step; returns the gradient's norm."""
@@ -255,13 +257,10 @@ class Trainer:
     def __init__(self, settings):
         """settings: complete and checked; see start.py."""
         self.device = device = machine.pick_device(settings.device)
-        self.train_data, self.val_data, self.tokenizer = open_data(settings)
+        self.train_data, self.val_data, self.tokenizer = data = open_data(settings)
         self.state, moments = read_run(settings, self.train_data)
 
-        shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
-        eot, half = self.tokenizer.eot, max(1, settings.block_size // 2)
-        batches = Batches(self.train_data, eot, *shape, device=device)
-        self.val = Batches(self.val_data, eot, *shape, stride=half, shuffle=False, device=device)
+        batches, self.val, self.val_bytes = make_batches(settings, *data, device)
 
         torch.manual_seed(settings.seed)
         start = replace(settings, init_from=settings.out_dir) if settings.resume else settings
@@ -343,9 +342,9 @@ class Trainer:
 
     def step(self, lr, phase=record_function):
         """One step; its loss and gradient norm, see Step."""
-        loss, norm, count = self.compute(self.state["step"], lr, phase)
+        loss, norm, tokens = self.compute(self.state["step"], lr, phase)
         self.state["step"] += 1
-        self.state["tokens"] += count
+        self.state["tokens"] += tokens
         return loss, norm
 
     def report(self, lr, loss, norm):
@@ -374,7 +373,7 @@ class Trainer:
         ranges = itertools.takewhile(lambda _: not self.interrupt.asked, ranges)
         mine = self.model.evaluate(val.stream(ranges), self.compute.autocast, self.compute.forward)
         nats, tokens = machine.totals(*mine)
-        if whole := tokens == self.val_data.tokens:
+        if whole := tokens == val.counts.sum():
             self.note(nats / tokens, nats)
         self.save()
         self.schedule.start()
@@ -383,8 +382,7 @@ class Trainer:
     def note(self, loss, nats):
         """An evaluation's result, for the state, the log and the plot."""
         state = self.state
-        size = self.val_data.bytes + self.val_data.stories  # a separator counts as one byte
-        bpb = nats / math.log(2) / size
+        bpb = nats / math.log(2) / self.val_bytes
         state["evaluated"] = state["step"]
         if loss < (state["best"] or math.inf):
             state |= {"best": loss, "best_step": state["step"]}
@@ -398,8 +396,10 @@ class Trainer:
     def story(self):
         """A story that the model tells now, by the same random numbers each time."""
         eot, how = self.tokenizer.eot, {"limit": self.state["longest"], "temperature": 0.8}
-        [story] = generate(Decoder(self.model), [[eot]], eot, [[self.settings.seed, 0]], **how)
-        return self.tokenizer.decode(story.ids)
+        asked = [eot] if self.val_data.answers is None else self.val_data.prompt(0).tolist()
+        asked = asked[: self.state["longest"] - 1]  # an instruction of Instruct's, cut to fit
+        [story] = generate(Decoder(self.model), [asked], eot, [[self.settings.seed, 0]], **how)
+        return self.tokenizer.decode([*asked[1:], *story.ids])
 
     def save_is_due(self, seconds):
         """Between evaluations: at save_interval's steps, or by default after ten minutes."""

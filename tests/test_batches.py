@@ -61,6 +61,29 @@ def test_an_epoch_counts_every_token_once(stride):
         assert (positions[order] >= np.minimum(in_story, 64 - stride)).all()
 
 
+@pytest.mark.parametrize("stride", [0, 32])
+def test_only_answers_count(stride):
+    data = Stories([5, 64, 70, 200, 90, 3])
+    answers = np.array([2, 1, 66, 130, 89, 3])  # the last has none but its <|endoftext|>
+    batches = Batches(
+        data, EOT, 64, 128, 1, seed=3, stride=stride, shuffle=not stride, answers=answers
+    )
+    tokens, _, targets = everything(batches)
+    expected = [
+        (i, i + 1 if i + 1 < end else EOT)
+        for start, end, answer in zip(data.starts, data.starts[1:], answers, strict=False)
+        for i in range(start + answer - 1, end)
+    ]
+    assert sorted(zip(tokens.tolist(), targets.tolist(), strict=True)) == expected
+    assert batches.counts.sum() == len(expected)
+    assert sum(batches[i].count for i in range(len(batches))) == len(expected)
+
+
+def test_pieces_without_an_answer_are_left_out():
+    starts, answers = np.array([0, 200]), np.array([150])
+    assert cut(starts, 64, 64, answers).tolist() == [[128, 192], [64, 8], [21, 0], [0, 1]]
+
+
 def test_stories_do_not_mix_and_padding_is_apart():
     data = Stories(lengths(200, 300))
     batches = Batches(data, EOT, 128, 256, 4, seed=0)

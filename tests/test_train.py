@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tiny import losses, settings_for
 
 import checkpoint
+import eval.loss
 import prepare
 import schedule
 import train
@@ -94,6 +96,56 @@ def test_low_precision_stays_near_float32(data, tmp_path, dtype):
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "full"), abs=0.05)
     weights = checkpoint.read_tensors(tmp_path / "run" / "latest", "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_loss_on_the_story_alone(tmp_path, monkeypatch):
+    out = prepare.prepare(
+        prepare.Settings(
+            source="instruct:storybook", tokenizer="bpe", vocab_size=512, stories=300,
+            val_fraction=0.1, out=str(tmp_path / "data"), workers=1,
+        )
+    )  # fmt: skip
+    for loss_on in ("all", "story"):
+        settings = settings_for(str(out), tmp_path / loss_on, loss_on=loss_on, max_iters=3)
+        settings = replace(settings, block_size=400, row_tokens=800)
+        trainer = Trainer(settings)
+        trainer.run()
+    data = Dataset(out, "val")
+    # What the model is judged by is what it is trained on: the story's tokens and its end.
+    targets = data.tokens - int((data.answers - 1).sum())
+    nats = sum(
+        -model_log_p(trainer.model, data.story(i), data.answers[i]) for i in range(data.stories)
+    )
+    lines = (tmp_path / "story" / "metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in lines if "val_loss" in line][-1]
+    assert last["val_loss"] == pytest.approx(nats / targets, rel=1e-4)
+    stories = [trainer.tokenizer.decode(data.story(i)[a:]) for i, a in enumerate(data.answers)]
+    size = sum(len(story.encode()) + 1 for story in stories)
+    assert last["val_bpb"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+    # eval.loss says the same of the run, and of its data as a text.
+    monkeypatch.setattr(sys, "argv", ["eval.loss", str(tmp_path / "story")])
+    eval.loss.main()
+    found = json.loads((tmp_path / "story" / "eval" / "loss.json").read_text())
+    assert (found["loss_on"], found["tokens"], found["bytes"]) == ("story", targets, size)
+    assert found["loss"] == pytest.approx(last["val_loss"], rel=1e-4)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--loss_on=all"])
+    eval.loss.main()
+    found = json.loads((tmp_path / "story" / "eval" / "loss.json").read_text())
+    assert (found["loss_on"], found["tokens"]) == ("all", data.tokens)
+    # Instructions are read if not learned: the pace is that of all tokens.
+    tokens = [checkpoint.read_state(tmp_path / name)["tokens"] for name in ("all", "story")]
+    assert tokens[0] == tokens[1] > 0
+    # The story told on the way is told to an instruction.
+    prompt = trainer.tokenizer.decode(data.prompt(0)[1:])
+    assert prompt in (tmp_path / "story" / "samples.txt").read_text()
+
+
+def model_log_p(model, ids, answer):
+    """The log-probability of a story from token `answer` on, and of its end."""
+    ids = torch.tensor([*ids.tolist(), int(ids[0])])
+    with torch.no_grad():
+        log_p = model.eval()(ids[None, :-1])[0].log_softmax(-1)
+    return log_p.gather(1, ids[1:, None])[answer - 1 :].sum().item()
 
 
 def test_fine_tuning_starts_from_the_run(data, tmp_path):
@@ -182,6 +234,8 @@ def test_orthogonal_brings_singular_values_near_one(shape):
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"dtype": "int8"}, "dtype must be auto, float32, bfloat16 or float16, not 'int8'"),
         ({"row_tokens": 64}, "row_tokens 64 is less than block_size 128"),
+        ({"loss_on": "answer"}, "loss_on must be all or story, not 'answer'"),
+        ({"loss_on": "story"}, "loss_on=story needs Instruct's records"),
         ({"dataset": "data/nowhere"}, "no data in 'data/nowhere'; make it with: python prepare.py"),
     ],
 )
