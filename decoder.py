@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from configs import UserError
 from kernels.attention import attention, ends, windowed
+from machine import pick_dtype
 
 PREFILL = 4096  # tokens of prompts computed in one pass
 
@@ -174,6 +175,14 @@ class Decoder:
 
 # ----------------------------------------------------------------------------------------------
 # rows of stories
+
+
+def open_decoder(model, weights, device):
+    """The Decoder of a model with the weights that a script's settings ask for, auto or a dtype."""
+    if weights == "auto":
+        cuda = device.type == "cuda" and str(pick_dtype("auto", device)) == "torch.bfloat16"
+        weights = "bfloat16" if cuda else "float32"
+    return Decoder(model, weights)
 
 
 class Rows:

@@ -20,6 +20,20 @@ from configs import UserError
 from decoder import Rows
 
 
+def check(settings):
+    """Refuse a script's settings of telling, those that it has, that mean nothing: UserError."""
+    for name in ("num_samples", "max_new_tokens", "rows"):
+        if getattr(settings, name, 1) < 1:
+            raise UserError(f"{name} must be at least 1")
+    for name in ("temperature", "top_k", "beams", "seed"):
+        if not getattr(settings, name, 0) >= 0:  # nor nan
+            raise UserError(f"{name} must not be negative")
+    if not 0 < settings.top_p <= 1:
+        raise UserError("top_p must be above 0 and at most 1")
+    if settings.weights not in ("auto", "float32", "bfloat16", "int8"):
+        raise UserError(f"weights must be auto, float32, bfloat16 or int8: '{settings.weights}'")
+
+
 def seeds_of(seed, count):
     """The seeds of stories 0 to count - 1 of a run with this seed."""
     return [[seed, number] for number in range(count)]

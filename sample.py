@@ -6,10 +6,14 @@ Tell stories with a trained model, or with a published one.
     python sample.py --init_from=roneneldan/TinyStories-33M --start "Once upon a time"
     python sample.py --start=FILE:prompts.txt --beams=5    # a prompt a line, best of five beams
     python sample.py --json > stories.jsonl
+    python sample.py --words "come, road, sad" --features dialogue    # told to order: instruct.py
     python sample.py --serve                               # a page to try it, in the browser
 
 All stories are told in one pass, `rows` at a time; the terminal shows them in order, each as
 far as it is told. A story ends with <|endoftext|>, and models trained here see it first.
+
+words, sentence, features and summary make an instruction in the format that Instruct models are
+trained on; `start` is then how the story begins.
 """
 
 import codecs
@@ -19,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoint
+import instruct
 from configs import UserError, load, run
-from decoder import Decoder
-from generation import Story, beam_search, seeds_of, stream
-from machine import pick_device, pick_dtype
+from decoder import open_decoder
+from generation import Story, beam_search, check, seeds_of, stream
+from machine import pick_device
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Settings:
     init_from: str = ""  # instead of a run: gpt2, a model of the hub, or a folder with one
     revision: str = ""  # which commit, tag or branch of a model of the hub
     start: str = ""  # the prompt; FILE:prompts.txt takes one from each line; empty: a new story
+    words: str = ""  # of an Instruct model: words to use, "come, road, sad"
+    sentence: str = ""  # a sentence that must stand in the story
+    features: str = ""  # dialogue, bad ending, moral value, twist, foreshadowing, conflict
+    summary: str = ""  # what happens, in a line or two
+    dry_run: bool = False  # print the prompt, and only that
     num_samples: int = 1  # stories of each prompt
     max_new_tokens: int = 500  # tokens added at the most
     temperature: float = 0.8  # 0: the likeliest token always; below 1: safer, above: wilder
@@ -63,27 +73,15 @@ def prompts_of(start):
     return prompts
 
 
-def check(settings):
-    """Refuse settings that mean nothing."""
-    for name in ("num_samples", "max_new_tokens", "rows"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name} must be at least 1")
-    for name in ("temperature", "top_k", "beams", "seed"):
-        if not getattr(settings, name) >= 0:  # nor nan
-            raise UserError(f"{name} must not be negative")
-    if not 0 < settings.top_p <= 1:
-        raise UserError("top_p must be above 0 and at most 1")
-    if settings.weights not in ("auto", "float32", "bfloat16", "int8"):
-        raise UserError(f"weights must be auto, float32, bfloat16 or int8: '{settings.weights}'")
-
-
-def open_decoder(found, settings, device):
-    """The Decoder of a Trained with the weights that the settings ask for."""
-    dtype = settings.weights
-    if dtype == "auto":
-        cuda = device.type == "cuda" and str(pick_dtype("auto", device)) == "torch.bfloat16"
-        dtype = "bfloat16" if cuda else "float32"
-    return Decoder(found.model, dtype)
+def asked(settings):
+    """The instruction that the settings make, up to where its story begins; "" without one."""
+    fields = {name: getattr(settings, name) for name in instruct.LABELS}
+    if not any(value.strip() for value in fields.values()):
+        return ""
+    try:
+        return instruct.ask(**fields).prompt()
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def tell(decoder, found, prompts, settings):
@@ -144,10 +142,21 @@ def _full(found, prompt, story):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     check(settings)
+    instruction = asked(settings)
+    prompts = [instruction + start for start in prompts_of(settings.start)]
+    if settings.dry_run:
+        print(*prompts, sep=_RULE)
+        return
+    if settings.serve and instruction:
+        raise UserError("serve takes no instruction: write it on the page, as --dry_run prints it")
     device = pick_device(settings.device)
-    prompts = [p for p in prompts_of(settings.start) for _ in range(settings.num_samples)]
+    prompts = [prompt for prompt in prompts for _ in range(settings.num_samples)]
     found = checkpoint.open_model(settings, origin, device)
-    decoder = open_decoder(found, settings, device)
+    if instruction and found.is_run():
+        data = checkpoint.read_state(found.out_dir, settings.checkpoint)["data"]
+        if "train_answer.npy" not in data:
+            print(f"note: {found.out_dir} was not trained on instructions", file=sys.stderr)
+    decoder = open_decoder(found.model, settings.weights, device)
     if settings.serve:
         from serve import serve
 

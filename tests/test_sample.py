@@ -40,6 +40,7 @@ def run(tmp_path_factory, model):
     out = tmp_path_factory.mktemp("out") / "random"
     checkpoint.start_run(out, model.config, Settings(), build("bytes"), {})
     state = {"step": 1, "best_step": 1, "kept": [], "longest": 40, "model": asdict(model.config)}
+    state["data"] = {}
     checkpoint.write(out, model.state_dict(), {}, state)
     return out
 
@@ -72,6 +73,33 @@ def test_command_prints_prompt_and_continuation(run, capsys, monkeypatch):
 def test_command_says_where_training_ended(run, capsys, monkeypatch):
     told = main(capsys, monkeypatch, run, "--temperature=0", "--start=ab")
     assert "[stopped at 40 tokens, the longest story in training]" in told.err
+
+
+ASKED = (
+    "--words", "come, road, sad", "--summary", "A bus becomes jealous of a car.",
+    "--features", "dialogue, bad ending", "--sentence", "The bus felt sad.",
+)  # fmt: skip
+PROMPT = (
+    "Words: come, road, sad\nRandom sentence: The bus felt sad.\nFeatures: Dialogue, BadEnding\n"
+    "Summary: A bus becomes jealous of a car.\nStory: \n\n"
+)
+
+
+def test_an_instruction_and_its_dry_run(run, capsys, monkeypatch):
+    # No model is needed to see the prompt.
+    dry = main(capsys, monkeypatch, *ASKED, "--dry_run", "--out_dir=nowhere")
+    assert dry.out == PROMPT + "\n"
+    dry = main(capsys, monkeypatch, *ASKED, "--dry_run", "--start=Once")
+    assert dry.out == PROMPT + "Once\n"
+    how = ("--words=ab", "--start=O", "--max_new_tokens=4", "--json")
+    told = main(capsys, monkeypatch, run, *how)
+    story = json.loads(told.out)
+    assert story["prompt"] == "Words: ab\nStory: \n\nO" and len(story["text"]) > len(PROMPT) / 9
+    assert "was not trained on instructions" in told.err
+    with pytest.raises(UserError, match="serve takes no instruction"):
+        main(capsys, monkeypatch, run, "--words=ab", "--serve")
+    with pytest.raises(UserError, match="no feature 'dialog'; did you mean Dialogue"):
+        main(capsys, monkeypatch, run, "--features=dialog")
 
 
 def test_prompts_from_a_file(run, tmp_path, capsys, monkeypatch):
