@@ -1,0 +1,46 @@
+"""Means with their bootstrap confidence intervals (Efron 1979), resampling whole prompts."""
+
+import numpy as np
+
+ROUNDS = 2000  # resamples: the ends of a 95 % interval then scatter by a sixtieth of its width
+
+
+def resampled(tops, bottoms, seed=0):
+    """
+    sum(tops) / sum(bottoms) of ROUNDS resamples, float64 (ROUNDS,).
+
+    tops, bottoms: (prompts,) float, each prompt's points and how many it could have; what depends
+    on one prompt is drawn together. Resamples that could have no points are nan.
+    """
+    tops, bottoms = (np.asarray(x, np.float64) for x in (tops, bottoms))
+    n = len(tops)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), ROUNDS)  # (ROUNDS, n)
+    with np.errstate(invalid="ignore"):
+        return (times @ tops) / (times @ bottoms)
+
+
+def ratio(tops, bottoms, seed=0):
+    """
+    {"mean", "low", "high", "n"} of sum(tops) / sum(bottoms) with its 95 % percentile interval, n
+    the prompts that count in it; or None where none does. See `resampled`.
+    """
+    counted = int(np.count_nonzero(bottoms))
+    if not counted:
+        return None
+    low, high = np.nanpercentile(resampled(tops, bottoms, seed), (2.5, 97.5))
+    mean = float(np.sum(tops) / np.sum(bottoms))
+    return {"mean": mean, "low": float(low), "high": float(high), "n": counted}
+
+
+def difference(one, other, seed=0):
+    """
+    The same of one ratio less another: two pairs (tops, bottoms) over the same prompts, which are
+    resampled together.
+    """
+    pair = [ratio(*side, seed) for side in (one, other)]
+    if None in pair:
+        return None
+    spread = resampled(*one, seed) - resampled(*other, seed)
+    low, high = np.nanpercentile(spread, (2.5, 97.5))
+    mean = pair[0]["mean"] - pair[1]["mean"]
+    return {"mean": mean, "low": float(low), "high": float(high), "n": pair[0]["n"]}
