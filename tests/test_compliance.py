@@ -143,6 +143,11 @@ def test_who_has_what_and_who_is_who():
         if s.plot == "lost" and s.facts["ending"] == "good" and x not in s.text
     )  # fmt: skip
     assert judged(other.text)["characters"] == 0 and judged(other.text)["holds"] == 0
+    # One of the two named children is not enough.
+    girls, boys = storybook.VALUES["X"][:18], storybook.VALUES["X"][18:]
+    other = next(name for name in (girls if y in girls else boys) if name not in story.text)
+    changed = story.text.replace(y, other)
+    assert storycheck.check(changed) and judged(changed)["characters"] == 0
     # A toy of another colour is not the one that was asked for.
     old, new = thing.split()[0], {"red": "blue"}.get(thing.split()[0], "red")
     changed = re.sub(rf"an? {old}\b", f"a {new}", story.text).replace(old, new)
