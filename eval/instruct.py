@@ -28,7 +28,7 @@ from decoder import open_decoder
 from eval import compliance, intervals
 from generation import check, generate, seeds_of
 from machine import pick_device
-from shards import Dataset
+from shards import Dataset, read_manifest
 from tokenizer import Tokenizer
 
 ROOM = 32  # tokens that must be left for a story, for its instruction to be asked
@@ -159,13 +159,18 @@ def measure(records, told, settings):
     return found | {"ended": {"model": (ended, [len(texts) for texts in told])}}
 
 
+def kinds(records, settings):
+    """{name: bool (prompts,)}: the records that ask for the pair together, and the others."""
+    both = np.array([record.has(settings.pair.split("+")) for record in records])
+    return {f"joint, {settings.pair}": both, "joint, others": ~both}
+
+
 def summed(found, records, settings):
     """{check: {side: interval}} of what `measure` found, and "joint" of the pair and the others."""
-    both = np.array([record.has(settings.pair.split("+")) for record in records])
     rows = dict(found)
-    for name, kept in ((settings.pair, both), ("others", ~both)):
+    for name, kept in kinds(records, settings).items():
         joint = found["joint"].items()
-        rows[f"joint, {name}"] = {side: [x * kept for x in pair] for side, pair in joint}
+        rows[name] = {side: [x * kept for x in pair] for side, pair in joint}
     return {
         name: {side: intervals.ratio(*pair, settings.seed) for side, pair in row.items()}
         for name, row in rows.items()
@@ -230,12 +235,10 @@ def main():
 
 def differences(one, other, records, settings):
     """{check: interval of one model's less the other's} for joint, the pair's and the others'."""
-    both = np.array([record.has(settings.pair.split("+")) for record in records])
     sides = [found["joint"]["model"] for found in (one, other)]
-    kinds = {"joint": both | True, f"joint, {settings.pair}": both, "joint, others": ~both}
     return {
         name: intervals.difference(*([x * kept for x in pair] for pair in sides), settings.seed)
-        for name, kept in kinds.items()
+        for name, kept in ({"joint": np.ones(len(records))} | kinds(records, settings)).items()
     }
 
 
@@ -245,8 +248,8 @@ def facts_of(records, where, settings):
         "num_samples", "temperature", "top_p", "max_new_tokens", "weights", "seed", "pair",
     )  # fmt: skip
     facts = {"source": where, "instructions": len(records)}
-    if (manifest := Path(where) / "manifest.json").is_file():
-        facts["data"] = checkpoint.hashes(json.loads(manifest.read_text(encoding="utf-8")))
+    if (Path(where) / "manifest.json").is_file():
+        facts["data"] = checkpoint.hashes(read_manifest(where))
     return facts | {name: getattr(settings, name) for name in names}
 
 
