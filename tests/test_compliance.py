@@ -155,6 +155,25 @@ def test_who_has_what_and_who_is_who():
     assert judged(changed)["holds"] == 0 and judged(changed)["characters"] == 1
 
 
+def test_nobody_is_not_somebody():
+    """A toy that is never found, and the same toy in the same hands, are not the same end."""
+    story, judged = one("lost", "bad", summary=True)
+    (x, she), *_ = story.facts["characters"].items()
+    old = story.facts["holds"]["nobody"].split()  # as in "red kite"
+    good = next(
+        s for s in storybook.stories(3000)
+        if s.plot == "lost" and s.facts["ending"] == "good" and x not in s.text
+        and next(iter(s.facts["characters"].values())) == she
+    )  # fmt: skip
+    ((y, new),) = good.facts["holds"].items()
+    text = good.text.replace(y, x)
+    for word, other in zip(new.split(), old, strict=True):
+        article = "an" if other[0] in "aeiou" else "a"
+        text = re.sub(rf"\ban? {word}\b", f"{article} {other}", text).replace(word, other)
+    assert storycheck.check(text) and storycheck.recount(text).facts["holds"] == {x: " ".join(old)}
+    assert judged(story.text)["holds"] == 1 and judged(text)["holds"] == 0
+
+
 def test_what_is_not_mentioned_is_free():
     story, judged = one("friend", "good", summary=True)
     (animal,), (snack,) = story.facts["holds"], story.facts["holds"].values()

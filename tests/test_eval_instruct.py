@@ -9,6 +9,7 @@ from tiny import settings_for
 import eval.instruct as script
 import instruct
 import prepare
+import storybook
 import train
 from configs import UserError
 
@@ -74,6 +75,17 @@ def test_two_models_beside_each_other(runs, capsys, monkeypatch):
 
 def read(run, name):
     return json.loads((run / "eval" / f"{name}.json").read_text())
+
+
+def test_the_floor_is_of_other_instructions():
+    """The true stories do all that is asked; dealt to other instructions they do next to nothing."""
+    facts = [instruct.Facts(s.text, tuple(s.words)) for s in storybook.stories(40, seed=5)]
+    records = [instruct.build(one, seed) for seed, one in enumerate(facts)]
+    records = [record for record in records if record and record.has(["words"])]
+    told = [[(record.story, True)] for record in records]
+    found = script.measure(records, told, script.Settings())["joint"]
+    assert sum(found["model"][0]) == sum(found["true"][0]) == len(records) > 15
+    assert sum(found["shuffled"][0]) < len(records) / 5
 
 
 def test_prompts_without_stories(runs, tmp_path, capsys, monkeypatch):

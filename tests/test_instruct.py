@@ -217,6 +217,14 @@ def test_the_sentence_is_never_the_first():
         assert not any(build(Facts(story), seed).has(["sentence"]) for seed in range(20))
 
 
+def test_fields_come_as_often_as_in_the_real_file():
+    """Words and sentence as counted in its validation part; a summary in front as in 50 prompts."""
+    assert (SHARES["words"], SHARES["sentence"]) == (0.61, 0.30)
+    # Dialogue is asked for in 35 % there, and in 27 of the 38 of these prompts with features.
+    assert SHARES["features"] == round(0.35 * 38 / 27, 2)
+    assert SHARES["summary"] == 37 / 50
+
+
 def test_any_subset_in_any_order():
     records = [record for _, record in made(2000)]
     share = Counter(name for record in records for name, _ in record.fields)
