@@ -31,13 +31,15 @@ def commit(repo, revision):
 
 def download(name, split, revision):
     """The path of a named data set's file in the hub's cache. A broken download is resumed."""
-    repo, pinned, stem = NAMED[name]
-    what = {
-        "repo_id": repo,
-        "repo_type": "dataset",
-        "revision": revision or pinned,
-        "filename": f"{stem}-{'train' if split == 'train' else 'valid'}.txt",
-    }
+    file = f"{NAMED[name][2]}-{'train' if split == 'train' else 'valid'}.txt"
+    return download_file(name, file, revision)
+
+
+def download_file(name, file, revision=""):
+    """The path in the hub's cache of any file beside a named data set's."""
+    repo, pinned, _ = NAMED[name]
+    what = {"repo_id": repo, "repo_type": "dataset", "revision": revision or pinned}
+    what["filename"] = file
     with reaching(name):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError

@@ -26,12 +26,10 @@ import instruct
 from configs import UserError, load, run
 from decoder import open_decoder
 from eval import compliance, intervals
+from eval.instructions import choose, read_records
 from generation import check, generate, seeds_of
 from machine import pick_device
-from shards import Dataset, read_manifest
-from tokenizer import Tokenizer
-
-ROOM = 32  # tokens that must be left for a story, for its instruction to be asked
+from shards import read_manifest
 
 
 @dataclass(frozen=True)
@@ -53,43 +51,6 @@ class Settings:
     rows: int = 64  # stories told at a time
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
-
-
-# ----------------------------------------------------------------------------------------------
-# the instructions
-
-
-def read_records(settings, found):
-    """([instruct.Record], what they were read from) that the settings name for a Trained."""
-    if settings.source:
-        texts = corpus.read(settings.source, seed=settings.seed)
-        where = settings.source
-    else:
-        where = settings.dataset
-        if not where and not found.is_run():
-            raise UserError(f"'{settings.init_from}' has no data of its own: name some --source")
-        where = where or checkpoint.read_config(found.out_dir)["train"]["dataset"]
-        data, decode = Dataset(where, "val"), Tokenizer.load(where).decode
-        texts = (decode(data.story(i)[1:]) for i in range(data.stories))
-    records = [record for text in texts if (record := instruct.parse(text)) and record.fields]
-    if not records:
-        raise UserError(f"'{where}' has no Instruct record with an instruction")
-    return records, where
-
-
-def choose(records, models, settings):
-    """`prompts` of the records, drawn by the seed, that leave each model room for a story."""
-    order = np.random.default_rng(settings.seed).permutation(len(records))
-    chosen = []
-    for i in order:
-        prompt = records[i].prompt()
-        if all(len(found.prompt(prompt)) + ROOM <= found.limit for found in models):
-            chosen.append(records[i])
-        if len(chosen) == settings.prompts:
-            break
-    if len(chosen) < 2:
-        raise UserError("fewer than two of the instructions leave room for a story")
-    return chosen
 
 
 # ----------------------------------------------------------------------------------------------
@@ -181,13 +142,6 @@ def summed(found, records, settings):
 # the command
 
 
-def described(interval):
-    """An interval in a few characters."""
-    if interval is None:
-        return "-"
-    return f"{interval['mean']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
-
-
 def show(name, checks):
     """Print a model's table."""
     titles = {"model": "model", "true": "true story", "shuffled": "other instruction"}
@@ -196,7 +150,7 @@ def show(name, checks):
     print("".join(["check".ljust(24), "asked".rjust(6), *(titles[s].rjust(26) for s in sides)]))
     for check_, row in checks.items():
         n = row["model"]["n"] if row["model"] else 0
-        cells = (described(row[side]).rjust(26) if side in row else "" for side in sides)
+        cells = (intervals.described(row[side]).rjust(26) if side in row else "" for side in sides)
         print("".join([check_.ljust(24), f"{n:>6}", *cells]))
 
 
@@ -213,7 +167,7 @@ def main():
     if settings.beside:
         models.append(checkpoint.load_model(settings.beside, settings.checkpoint, device))
     records, where = read_records(settings, models[0])
-    records = choose(records, models, settings)
+    records = choose(records, models, settings.prompts, settings.seed)
     print(f"{len(records)} instructions of {where}, {settings.num_samples} story(s) to each")
     found, told = [], []
     for model in models:
@@ -229,7 +183,9 @@ def main():
         results["beside"]["difference"] = differences(*found, records, settings)
         print()
         for name, gap in results["beside"]["difference"].items():
-            print(f"{name}: {models[0].out_dir} less {models[1].out_dir}: {described(gap)}")
+            print(
+                f"{name}: {models[0].out_dir} less {models[1].out_dir}: {intervals.described(gap)}"
+            )
     write(models[0], records, told[0], results, settings)
 
 

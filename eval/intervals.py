@@ -44,3 +44,11 @@ def difference(one, other, seed=0):
     low, high = np.nanpercentile(spread, (2.5, 97.5))
     mean = pair[0]["mean"] - pair[1]["mean"]
     return {"mean": mean, "low": float(low), "high": float(high), "n": pair[0]["n"]}
+
+
+def described(interval, digits=3):
+    """An interval in a few characters: "0.867 (0.827 to 0.903)", and "-" for None."""
+    if interval is None:
+        return "-"
+    mean, low, high = (f"{interval[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"

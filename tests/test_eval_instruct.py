@@ -78,7 +78,7 @@ def read(run, name):
 
 
 def test_the_floor_is_of_other_instructions():
-    """The true stories do all that is asked; dealt to other instructions they do next to nothing."""
+    """The true stories do all that is asked, and dealt to other instructions next to nothing."""
     facts = [instruct.Facts(s.text, tuple(s.words)) for s in storybook.stories(40, seed=5)]
     records = [instruct.build(one, seed) for seed, one in enumerate(facts)]
     records = [record for record in records if record and record.has(["words"])]

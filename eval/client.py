@@ -1,0 +1,382 @@
+"""
+A client for any server that speaks OpenAI's chat completions: each reply is paid for once.
+
+    client = Client(settings, "out/ts_cpu/eval/judge_replies.jsonl", version="paper-1")
+    text = client.ask([{"role": "user", "content": "Grade this story: ..."}], number=(7, 0))
+    for item, result in client.each(grade, stories): ...      # `concurrency` of them at a time
+
+Every reply is appended to a file of JSON lines and flushed to the disk before it is used, under a
+key made of all that was asked. What is in the file is not asked again: a killed command goes on
+where it was, having lost only the calls that were under way, one for each of `concurrency`.
+
+The key of the service is JUDGE_API_KEY of the environment. It goes into one header of requests to
+`base_url`, and into nothing that is written or shown. Plain http is for this machine alone.
+"""
+
+import contextlib
+import email.utils
+import ipaddress
+import itertools
+import json
+import os
+import random
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from hashlib import blake2b
+from urllib.parse import urlsplit
+
+import requests
+from tqdm import tqdm
+
+from configs import UserError
+from eval.replies import Replies
+
+KEY = "JUDGE_API_KEY"
+FIRST_WAIT, LONGEST_WAIT = 1.0, 600.0  # seconds before the second try; more is not waited for
+LONGEST_REPLY = 1 << 22  # bytes
+
+
+class Limit(UserError):
+    """--max_calls or --max_cost is reached."""
+
+
+class _Again(Exception):
+    """A failure that may pass. after: seconds the server asks to wait, or None."""
+
+    def __init__(self, why, after=None):
+        super().__init__(why)
+        self.after = after
+
+
+# ----------------------------------------------------------------------------------------------
+# what a call costs
+
+
+def tokens_of(messages):
+    """About how many tokens the messages have, for plans: English has four bytes to a token."""
+    return sum(len(message["content"].encode("utf-8", "replace")) // 4 + 4 for message in messages)
+
+
+def cost_of(settings, read, written):
+    """US dollars, or whatever the prices are in, for tokens read and written."""
+    return (read * settings.price_in + written * settings.price_out) / 1e6
+
+
+def promise(settings, calls, kept, read):
+    """What --dry_run says of so many new calls that read so many tokens."""
+    written = calls * settings.max_tokens
+    cost = f", cost at most about {cost_of(settings, read, written):.2f}"
+    return (
+        f"{calls} calls ({kept} replies kept from before), about {read:,} tokens to read, "
+        f"at most {written:,} to write" + cost * bool(settings.price_in + settings.price_out)
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# settings
+
+
+def check(settings):
+    """Refuse settings of the client that mean nothing, or would be unsafe: UserError."""
+    if not settings.judge:
+        raise UserError("name the model that the server is to use: --judge=<model>")
+    for name in ("concurrency", "tries", "max_tokens"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"{name} must be at least 1")
+    for name in ("max_calls", "max_cost", "price_in", "price_out"):
+        if not getattr(settings, name) >= 0:
+            raise UserError(f"{name} must not be negative")
+    if not 0 < settings.timeout <= LONGEST_WAIT:
+        raise UserError(f"timeout must be above 0 and at most {LONGEST_WAIT:g} seconds")
+    if settings.max_cost and not settings.price_in + settings.price_out:
+        raise UserError("max_cost needs prices: --price_in and --price_out, per million tokens")
+    body_of(settings)
+    key_of_environment()
+    check_url(settings.base_url, settings.allow_http)
+
+
+def check_url(url, allow_http=False):
+    """Refuse an address that is none, that holds secrets, or that others could listen to."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise UserError("base_url is no address; it looks like https://api.openai.com/v1") from None
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UserError(f"base_url must hold no name, password or query; a key goes into ${KEY}")
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(f"base_url must be like https://api.openai.com/v1, not '{url}'")
+    if parts.scheme == "http" and not is_loopback(host) and not allow_http:
+        raise UserError(
+            f"base_url is plain http, so that all on the way to {host} could read the key and "
+            "change the grades; use https, or --allow_http in a network that you trust"
+        )
+
+
+def is_loopback(host):
+    """Whether a host is this machine itself."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def key_of_environment():
+    """The service's key, "" without one; UserError for one that cannot be sent."""
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"${KEY} has characters that no key has")
+    return key
+
+
+def body_of(settings):
+    """What a request says besides its messages: model, temperature, max_tokens, and `extra`."""
+    body = {"model": settings.judge, "temperature": settings.judge_temperature}
+    body["max_tokens"] = settings.max_tokens
+    try:
+        extra = json.loads(settings.extra or "{}")
+        if "messages" in extra or extra.get("stream") or extra.get("n", 1) != 1:
+            raise UserError("extra must not set messages, stream or n")
+        body |= extra
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(
+            """extra must be a JSON object, as in '{"reasoning_effort": "low"}'"""
+        ) from None
+    return {name: value for name, value in body.items() if value is not None}
+
+
+# ----------------------------------------------------------------------------------------------
+# the client
+
+
+class Client:
+    """
+    See the top of this file. settings: judge, base_url, judge_temperature, max_tokens, extra,
+    concurrency, tries, timeout, max_calls, max_cost, price_in, price_out, allow_http. path: where
+    the replies are kept. version: of the prompts, so that new ones are asked anew.
+    """
+
+    def __init__(self, settings, path, version):
+        check(settings)
+        self.settings, self.version, self.body = settings, version, body_of(settings)
+        self.url = settings.base_url.rstrip("/") + "/chat/completions"
+        self.key, self.replies = key_of_environment(), Replies(path)
+        self.calls, self.found, self.cost = 0, 0, 0.0
+        self.running, self.reserved = 0, 0.0  # calls under way, and what they may cost
+        self.changed, self.local = threading.Condition(), threading.local()
+        self.stop = threading.Event()
+        self.quiet_until = 0.0  # no call begins before: a server asked for a pause
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.replies.close()
+
+    def identity(self, messages, number):
+        """The key of a reply: whom was asked what, and for which time."""
+        what = [self.settings.base_url, self.version, self.body, messages, number]
+        return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def kept(self, messages, number=0):
+        """The line of the reply to these messages, a dict, or None where it is not there yet."""
+        return self.replies.get(self.identity(messages, number))
+
+    def ask(self, messages, number=0):
+        """
+        The reply to a conversation, a str: the kept one, or a new one, which is kept.
+
+        messages: dicts with "role" and "content". number: tells equal conversations apart that are
+        to have replies of their own; anything JSON holds. Raises UserError where the server refuses
+        or does not get better, and Limit.
+        """
+        key = self.identity(messages, number)
+        if line := self.replies.get(key):
+            with self.changed:
+                self.found += 1
+            return line["reply"]
+        most = cost_of(self.settings, tokens_of(messages) * 4 / 3, self._longest())
+        self._reserve(most)
+        spent = 0.0
+        try:
+            answer = self._persist(self.body | {"messages": messages})
+            usage = answer["usage"]
+            spent = cost_of(self.settings, usage["prompt_tokens"], usage["completion_tokens"])
+            line = {"key": key, "version": self.version, "base_url": self.settings.base_url}
+            line |= {"request": self.body, "number": number, "messages": messages} | answer
+            self.replies.add(line | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        finally:
+            with self.changed:
+                self.cost += spent
+                self.running -= 1
+                self.reserved -= most
+                self.changed.notify_all()
+        return answer["reply"]
+
+    def _longest(self):
+        names = ("max_tokens", "max_completion_tokens")
+        return max(self.body.get(name, 0) for name in names) or self.settings.max_tokens
+
+    def _reserve(self, most):
+        """Count a call that may cost `most`, or raise Limit."""
+        settings = self.settings
+        with self.changed:
+            # What is under way may cost less than it could: the money that is left is known then.
+            while self.running and settings.max_cost and not self.stop.is_set():
+                if self.cost + self.reserved + most <= settings.max_cost:
+                    break
+                self.changed.wait()
+            if settings.max_calls and self.calls >= settings.max_calls:
+                raise Limit(f"stopped at max_calls, {settings.max_calls}: {self._kept()}")
+            if settings.max_cost and self.cost + self.reserved + most > settings.max_cost:
+                raise Limit(
+                    f"stopped at max_cost: {self.cost:.4f} spent, and the next call could cost "
+                    f"{most:.4f} of what is left of {settings.max_cost:g}: {self._kept()}"
+                )
+            self.calls += 1
+            self.running += 1
+            self.reserved += most
+
+    def _kept(self):
+        return f"{len(self.replies.places)} replies are kept, the same command goes on"
+
+    # ---- one call
+
+    def _persist(self, body):
+        """`_post` until it succeeds, at most `tries` times."""
+        for number in range(self.settings.tries):
+            self._pause()
+            try:
+                return self._post(body)
+            except _Again as again:
+                why, after = self._redacted(str(again)), again.after
+            if after is not None and after > LONGEST_WAIT:
+                raise UserError(f"{why}; the server asks to wait {after:.0f} seconds: come back")
+            wait_now = min(FIRST_WAIT * 2**number, 60.0) * random.uniform(0.5, 1)
+            with self.changed:  # a server that is overrun is so for all
+                self.quiet_until = max(self.quiet_until, time.monotonic() + (after or wait_now))
+        raise UserError(f"gave up after {self.settings.tries} tries: {why}; {self._kept()}")
+
+    def _pause(self):
+        """Return when calls may be made; raises UserError where the command is to stop."""
+        while (left := self.quiet_until - time.monotonic()) > 0:
+            if self.stop.wait(left):
+                break
+        if self.stop.is_set():
+            raise UserError("stopped")
+
+    def _post(self, body):
+        """
+        {"reply", "finish", "usage"} of one request; raises _Again or UserError. A body that comes
+        too slowly is given up: `timeout` bounds every wait, and the whole.
+        """
+        deadline = time.monotonic() + self.settings.timeout
+        try:
+            with self._session().post(
+                self.url, json=body, auth=self._sign, allow_redirects=False, stream=True,
+                timeout=(min(10, self.settings.timeout), self.settings.timeout),
+            ) as answer:  # fmt: skip
+                data = bytearray()
+                # Byte by byte, else a server that drips would be waited for until a block is full.
+                for piece in answer.iter_content(1):
+                    data += piece
+                    if time.monotonic() > deadline:
+                        raise _Again(f"no whole reply within {self.settings.timeout:g} seconds")
+                    if len(data) > LONGEST_REPLY:
+                        raise UserError("the server's reply has no end")
+                status, after = answer.status_code, answer.headers.get("Retry-After")
+        except requests.RequestException as error:
+            raise _Again(f"{type(error).__name__}: {error}"[:200]) from None
+        text = self._redacted(data.decode("utf-8", "replace"))
+        if status in (408, 429) or status >= 500:
+            raise _Again(f"the server said {status}: {_words(text)}", _seconds(after))
+        if status != 200:
+            raise UserError(f"the server refused, {status}: {_words(text)}")
+        return self._read(text, body["messages"])
+
+    def _session(self):
+        """A session for each thread: they are not made to be shared."""
+        if not hasattr(self.local, "session"):
+            self.local.session = requests.Session()
+            # What stays on this machine is not sent through a proxy.
+            self.local.session.trust_env = not is_loopback(urlsplit(self.url).hostname)
+        return self.local.session
+
+    def _sign(self, request):
+        """The only place the key goes to. As `auth`, so that no .netrc replaces it."""
+        if self.key:
+            request.headers["Authorization"] = f"Bearer {self.key}"
+        return request
+
+    def _redacted(self, text):
+        return text.replace(self.key, "***") if self.key else text
+
+    def _read(self, text, messages):
+        """The parts of a reply's JSON that matter; _Again where it is none."""
+        try:
+            answer = json.loads(text)
+            choice = answer["choices"][0]
+            reply = choice["message"].get("content") or ""  # null: a refusal, or all was thought
+            usage = answer.get("usage") or {}
+            if not isinstance(reply, str):
+                raise TypeError
+            counted = {
+                name: usage[name] if type(usage.get(name)) is int else about
+                for name, about in (
+                    ("prompt_tokens", tokens_of(messages)),
+                    ("completion_tokens", len(reply.encode("utf-8", "replace")) // 4 + 1),
+                )
+            }
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            raise _Again(f"the server's reply is no chat completion: {_words(text)}") from None
+        return {"reply": reply, "finish": choice.get("finish_reason"), "usage": counted}
+
+    # ---- many
+
+    def each(self, work, items, total=None, unit="story"):
+        """
+        Yield (item, work(item)) as they get done, `concurrency` at a time. The first error stops
+        all: what is under way is still kept, then the error is raised.
+        """
+        items, running = iter(items), {}
+        bar = tqdm(total=total, unit=unit, disable=None)
+        with ThreadPoolExecutor(self.settings.concurrency) as pool, bar:
+            try:
+                while True:
+                    for item in itertools.islice(items, self.settings.concurrency - len(running)):
+                        running[pool.submit(work, item)] = item
+                    if not running:
+                        return
+                    for one in wait(running, return_when=FIRST_COMPLETED).done:
+                        result = one.result()
+                        bar.set_postfix_str(self.spent(), refresh=False)
+                        bar.update()
+                        yield running.pop(one), result
+            except BaseException:
+                self.stop.set()  # no new call begins
+                raise
+
+    def spent(self):
+        """What the command has asked and spent so far, in words."""
+        cost = f", cost {self.cost:.4f}" if self.settings.price_in + self.settings.price_out else ""
+        return f"{self.calls} calls{cost}, {self.found} kept from before"
+
+
+def _words(text):
+    """What a server says of an error, in one short line."""
+    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+        error = json.loads(text)["error"]
+        text = error if isinstance(error, str) else str(error["message"])
+    text = " ".join(text.split())
+    return text[:297] + "..." if len(text) > 300 else text or "nothing"
+
+
+def _seconds(after):
+    """A Retry-After header, seconds or a date, as seconds from now; None where there is none."""
+    if after is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(after))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
+    return None

@@ -1,0 +1,117 @@
+"""
+What a judge is given: beginnings with a model's completions of them, or stories to instructions.
+
+    texts = beginnings("ours")                       # our 50 in beginnings.txt, cut in mid-sentence
+    told = completions(found, texts, settings, samples=10, path="out/ts_cpu/eval/stories.json")
+"""
+
+import contextlib
+import json
+import random
+from pathlib import Path
+
+import checkpoint
+import corpus
+import hub
+import thesaurus
+from configs import ROOT, UserError
+from decoder import open_decoder
+from generation import beam_search, generate, seeds_of
+
+MARKED = 0.3  # share of a story's content words that `marked` marks
+YAML = "Evaluation prompts.yaml"  # the authors' 44 beginnings, in the data set's repository
+
+
+def beginnings(name):
+    """
+    The beginnings that a name stands for, a list of str: "ours" or "" (beginnings.txt here),
+    "paper" (the authors' 44, from the hub), or a file: .yaml with a list, or any of prepare.py's.
+    """
+    if name == "paper":
+        name = hub.download_file("tinystories", YAML)
+    if str(name).endswith((".yaml", ".yml")):
+        import yaml
+
+        try:
+            texts = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"'{name}' cannot be read: {error}".replace("\n", " ")) from None
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"'{name}' is no list of beginnings")
+    else:
+        path = ROOT / "eval" / "beginnings.txt" if name in ("", "ours") else name
+        texts = list(corpus.read(str(path)))
+    texts = [text.strip() for text in texts if text.strip()]  # no token begins a word after " "
+    if not texts:
+        raise UserError(f"no beginnings in '{name}'")
+    return texts
+
+
+def requirements(record):
+    """An instruction in the paper's words: "Write a short story. The story should contain ..." """
+    said = {
+        "words": "The story should contain the words: {}.",
+        "sentence": 'The story should contain the following sentence: "{}"',
+        "features": "The story should have the following features: {}.",
+        "summary": "The general plot of the story should be: {} (feel free to expand beyond this "
+        "general plot).",
+    }
+    parts = (said[name].format(value) for name, value in record.fields)
+    return " ".join(["Write a short story.", *parts])
+
+
+def complete(found, texts, settings, samples):
+    """
+    `samples` completions of each of the texts, a list of lists of str, as they follow the text.
+
+    settings: temperature, top_p, beams (if not 0, of a beam search instead), max_new_tokens, seed,
+    rows, weights.
+    """
+    decoder = open_decoder(found.model, settings.weights, found.model.wte.weight.device)
+    ids = [found.prompt(text) for text in texts for _ in range(samples)]
+    eot = found.tokenizer.eot
+    how = {"max_new_tokens": settings.max_new_tokens, "limit": found.limit}
+    if settings.beams:
+        stories = [beam_search(decoder, prompt, eot, settings.beams, **how) for prompt in ids]
+    else:
+        how |= {name: getattr(settings, name) for name in ("temperature", "top_p", "rows")}
+        stories = generate(decoder, ids, eot, seeds_of(settings.seed, len(ids)), **how)
+    told = [found.tokenizer.decode(story.ids) for story in stories]
+    return [told[i : i + samples] for i in range(0, len(told), samples)]
+
+
+def completions(found, texts, settings, samples, path):
+    """
+    `complete`, kept in a file: a command that was killed goes on with the very same stories, also
+    where another number of threads would round otherwise.
+    """
+    names = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
+    asked = {"checkpoint": found.identity(), "prompts": texts, "samples": samples}
+    asked |= {name: getattr(settings, name) for name in names}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        kept = json.loads(Path(path).read_text(encoding="utf-8"))
+        if kept["asked"] == asked:
+            return kept["stories"]
+    stories = complete(found, texts, settings, samples)
+    checkpoint.write_json(path, {"asked": asked, "stories": stories})
+    return stories
+
+
+def marked(text, seed, most=8):
+    """
+    (the text with MARKED of its content words, of those that have synonyms, in < and >; the lines
+    "word: synonyms", at most `most` each).
+    """
+    words = thesaurus.content_words(text)
+    known = [word for word in words if thesaurus.synonyms(word.text, word.pos)]
+    count = min(len(known), max(1, round(MARKED * len(words))))
+    chosen = sorted(random.Random(f"{seed} {text}").sample(known, count), key=lambda w: w.start)
+    pieces, last = [], 0
+    for word in chosen:
+        pieces += [text[last : word.start], f"<{word.text}>"]
+        last = word.stop
+    lines = dict.fromkeys(
+        f"{word.text}: {', '.join(thesaurus.synonyms(word.text, word.pos)[:most])}"
+        for word in chosen
+    )
+    return "".join([*pieces, text[last:]]), "\n".join(lines) or "(none)"

@@ -1,0 +1,70 @@
+"""
+Content words of a text and their synonyms, by NLTK's tagger and WordNet.
+
+    content_words("The cat sat.")     [Word(4, 7, "cat", "n"), Word(8, 11, "sat", "v")]
+    synonyms("sat", "v")          X
+The data is NLTK's: `python -m nltk.downloader wordnet averaged_perceptron_tagger_eng`, or in a
+folder that NLTK_DATA names.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from configs import UserError
+from words import STOP
+
+_TOKEN = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[^\w\s]")
+_POS = {"N": "n", "V": "v", "J": "a", "R": "r"}  # the first letter of a Penn tag, and WordNet's
+GET = "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng"
+
+
+@dataclass(frozen=True)
+class Word:
+    """A noun, verb, adjective or adverb (pos: n v a r), at text[start:stop]."""
+
+    start: int
+    stop: int
+    text: str
+    pos: str
+
+
+@cache
+def _data():
+    """(tagger, WordNet's reader); UserError where NLTK's data is not there."""
+    from nltk.corpus import wordnet
+    from nltk.tag import PerceptronTagger
+
+    try:
+        wordnet.ensure_loaded()
+        return PerceptronTagger(), wordnet
+    except (LookupError, OSError, ValueError) as error:
+        why = next((line.strip(" *") for line in str(error).splitlines() if line.strip(" *")), "")
+        raise UserError(f"NLTK's WordNet and tagger cannot be read ({why:.80}): {GET}") from None
+
+
+def content_words(text):
+    """
+    The content words of a text, a list of Word, in order. Capitals are left out: most are names,
+    and the tagger does not know children's names at the start of a sentence.
+    """
+    found = list(_TOKEN.finditer(text))
+    tags = _data()[0].tag([match[0] for match in found])
+    return [
+        Word(match.start(), match.end(), match[0], _POS[tag[0]])
+        for match, (_, tag) in zip(found, tags, strict=True)
+        if tag[0] in _POS and match[0][0].islower() and match[0] not in STOP
+    ]  # fmt: skip
+
+
+@cache
+def synonyms(word, pos):
+    """
+    The single words that share a sense of a part of speech with a word, most usual senses first:
+    a list of base forms in lower case, without the word's own.
+    """
+    wordnet = _data()[1]
+    base = wordnet.morphy(word.lower(), pos) or word.lower()
+    found = (lemma.name() for sense in wordnet.synsets(base, pos) for lemma in sense.lemmas())
+    names = dict.fromkeys(name.lower() for name in found if name.isalpha())
+    return [name for name in names if name not in (base, word.lower())]
