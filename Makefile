@@ -39,7 +39,7 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 
 test: lint
-	$(PY) -m pytest -q -m "not slow"
+	$(PY) -m pytest -q -n 2 -m "not slow"
 
 # The Triton of torch 2.11, beside the installed one: the kernels must compile cleanly with both.
 .venv/triton-3.6: .venv/ready
