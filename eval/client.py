@@ -42,11 +42,14 @@ class Limit(UserError):
 
 
 class _Again(Exception):
-    """A failure that may pass. after: seconds the server asks to wait, or None."""
+    """
+    A failure that may pass. after: seconds the server asks to wait, or None. billed: the service
+    may have written a reply, and count it.
+    """
 
-    def __init__(self, why, after=None):
+    def __init__(self, why, after=None, billed=False):
         super().__init__(why)
-        self.after = after
+        self.after, self.billed = after, billed
 
 
 # ----------------------------------------------------------------------------------------------
@@ -63,9 +66,15 @@ def cost_of(settings, read, written):
     return (read * settings.price_in + written * settings.price_out) / 1e6
 
 
+def longest(body):
+    """How many tokens a reply to a request's body may have at the most; None where none says so."""
+    limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
+    return max(limits, default=None)
+
+
 def promise(settings, calls, kept, read):
     """What --dry_run says of so many new calls that read so many tokens."""
-    written = calls * settings.max_tokens
+    written = calls * (longest(body_of(settings)) or settings.max_tokens)
     cost = f", cost at most about {cost_of(settings, read, written):.2f}"
     return (
         f"{calls} calls ({kept} replies kept from before), about {read:,} tokens to read, "
@@ -91,7 +100,8 @@ def check(settings):
         raise UserError(f"timeout must be above 0 and at most {LONGEST_WAIT:g} seconds")
     if settings.max_cost and not settings.price_in + settings.price_out:
         raise UserError("max_cost needs prices: --price_in and --price_out, per million tokens")
-    body_of(settings)
+    if longest(body_of(settings)) is None and settings.max_cost:
+        raise UserError("max_cost needs a bound on replies: max_tokens or max_completion_tokens")
     key_of_environment()
     check_url(settings.base_url, settings.allow_http)
 
@@ -142,7 +152,15 @@ def body_of(settings):
         raise UserError(
             """extra must be a JSON object, as in '{"reasoning_effort": "low"}'"""
         ) from None
-    return {name: value for name, value in body.items() if value is not None}
+    body = {name: value for name, value in body.items() if value is not None}
+    try:
+        json.dumps(body, allow_nan=False)
+    except ValueError:
+        raise UserError("judge_temperature and extra must not hold nan or infinity") from None
+    for name in ("max_tokens", "max_completion_tokens"):
+        if name in body and (type(body[name]) is not int or body[name] < 1):
+            raise UserError(f"{name} must be a whole number of at least 1, not {body[name]!r}")
+    return body
 
 
 # ----------------------------------------------------------------------------------------------
@@ -162,6 +180,10 @@ class Client:
         self.url = settings.base_url.rstrip("/") + "/chat/completions"
         self.key, self.replies = key_of_environment(), Replies(path)
         self.calls, self.found, self.cost = 0, 0, 0.0
+        self.cut, self.empty = (
+            0,
+            0,
+        )  # replies, the kept ones too, that max_tokens cut, or of nothing
         self.running, self.reserved = 0, 0.0  # calls under way, and what they may cost
         self.changed, self.local = threading.Condition(), threading.local()
         self.stop = threading.Event()
@@ -175,7 +197,7 @@ class Client:
 
     def identity(self, messages, number):
         """The key of a reply: whom was asked what, and for which time."""
-        what = [self.settings.base_url, self.version, self.body, messages, number]
+        what = [self.url, self.version, self.body, messages, number]
         return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def kept(self, messages, number=0):
@@ -194,28 +216,40 @@ class Client:
         if line := self.replies.get(key):
             with self.changed:
                 self.found += 1
+            self._look(line)
             return line["reply"]
-        most = cost_of(self.settings, tokens_of(messages) * 4 / 3, self._longest())
-        self._reserve(most)
-        spent = 0.0
-        try:
-            answer = self._persist(self.body | {"messages": messages})
-            usage = answer["usage"]
-            spent = cost_of(self.settings, usage["prompt_tokens"], usage["completion_tokens"])
-            line = {"key": key, "version": self.version, "base_url": self.settings.base_url}
-            line |= {"request": self.body, "number": number, "messages": messages} | answer
-            self.replies.add(line | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-        finally:
-            with self.changed:
-                self.cost += spent
-                self.running -= 1
-                self.reserved -= most
-                self.changed.notify_all()
-        return answer["reply"]
+        most = cost_of(self.settings, tokens_of(messages) * 4 / 3, longest(self.body) or 0)
+        line = {"key": key, "version": self.version, "url": self.url}
+        line |= {"request": self.body, "number": number, "messages": messages}
+        for turn in range(self.settings.tries):
+            self._pause()
+            self._reserve(most)
+            spent = 0.0
+            try:
+                line |= self._post(self.body | {"messages": messages})
+                line["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                self.replies.add(line)
+                usage = line["usage"]
+                spent = cost_of(self.settings, usage["prompt_tokens"], usage["completion_tokens"])
+                self._look(line)
+                return line["reply"]
+            except _Again as again:
+                why, after = self._redacted(str(again)), again.after
+                spent = most if again.billed else 0.0
+            finally:
+                self._release(most, spent)
+            if after is not None and after > LONGEST_WAIT:
+                raise UserError(f"{why}; the server asks to wait {after:.0f} seconds: come back")
+            wait_now = min(FIRST_WAIT * 2**turn, 60.0) * random.uniform(0.5, 1)
+            with self.changed:  # a server that is overrun is so for all
+                self.quiet_until = max(self.quiet_until, time.monotonic() + (after or wait_now))
+        raise UserError(f"gave up after {self.settings.tries} tries: {why}; {self._kept()}")
 
-    def _longest(self):
-        names = ("max_tokens", "max_completion_tokens")
-        return max(self.body.get(name, 0) for name in names) or self.settings.max_tokens
+    def _look(self, line):
+        """Count replies that were cut off, or say nothing."""
+        with self.changed:
+            self.cut += line["finish"] == "length"
+            self.empty += not line["reply"].strip()
 
     def _reserve(self, most):
         """Count a call that may cost `most`, or raise Limit."""
@@ -226,6 +260,8 @@ class Client:
                 if self.cost + self.reserved + most <= settings.max_cost:
                     break
                 self.changed.wait()
+            if self.stop.is_set():
+                raise UserError("stopped")
             if settings.max_calls and self.calls >= settings.max_calls:
                 raise Limit(f"stopped at max_calls, {settings.max_calls}: {self._kept()}")
             if settings.max_cost and self.cost + self.reserved + most > settings.max_cost:
@@ -237,38 +273,27 @@ class Client:
             self.running += 1
             self.reserved += most
 
+    def _release(self, most, spent):
+        """The end of what `_reserve` began: it cost `spent`."""
+        with self.changed:
+            self.cost += spent
+            self.running -= 1
+            self.reserved -= most
+            self.changed.notify_all()
+
     def _kept(self):
         return f"{len(self.replies.places)} replies are kept, the same command goes on"
 
-    # ---- one call
-
-    def _persist(self, body):
-        """`_post` until it succeeds, at most `tries` times."""
-        for number in range(self.settings.tries):
-            self._pause()
-            try:
-                return self._post(body)
-            except _Again as again:
-                why, after = self._redacted(str(again)), again.after
-            if after is not None and after > LONGEST_WAIT:
-                raise UserError(f"{why}; the server asks to wait {after:.0f} seconds: come back")
-            wait_now = min(FIRST_WAIT * 2**number, 60.0) * random.uniform(0.5, 1)
-            with self.changed:  # a server that is overrun is so for all
-                self.quiet_until = max(self.quiet_until, time.monotonic() + (after or wait_now))
-        raise UserError(f"gave up after {self.settings.tries} tries: {why}; {self._kept()}")
-
     def _pause(self):
-        """Return when calls may be made; raises UserError where the command is to stop."""
+        """Return when calls may be made again, or the command is to stop."""
         while (left := self.quiet_until - time.monotonic()) > 0:
             if self.stop.wait(left):
                 break
-        if self.stop.is_set():
-            raise UserError("stopped")
 
     def _post(self, body):
         """
-        {"reply", "finish", "usage"} of one request; raises _Again or UserError. A body that comes
-        too slowly is given up: `timeout` bounds every wait, and the whole.
+        {"reply", "finish", "usage"} of one request; raises _Again or UserError. `timeout` bounds
+        the wait for the reply to begin, for each of its bytes, and for all of its body.
         """
         deadline = time.monotonic() + self.settings.timeout
         try:
@@ -281,17 +306,23 @@ class Client:
                 for piece in answer.iter_content(1):
                     data += piece
                     if time.monotonic() > deadline:
-                        raise _Again(f"no whole reply within {self.settings.timeout:g} seconds")
+                        raise _Again(f"no reply in {self.settings.timeout:g} seconds", billed=True)
                     if len(data) > LONGEST_REPLY:
                         raise UserError("the server's reply has no end")
                 status, after = answer.status_code, answer.headers.get("Retry-After")
-        except requests.RequestException as error:
-            raise _Again(f"{type(error).__name__}: {error}"[:200]) from None
-        text = self._redacted(data.decode("utf-8", "replace"))
+        except (requests.RequestException, ValueError) as error:
+            begun = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
+            why = f"{type(error).__name__}: {error}"[:200]
+            raise _Again(why, billed=isinstance(error, begun)) from None
+        text = data.decode("utf-8", "replace")
+        words = self._redacted(_words(text))
         if status in (408, 429) or status >= 500:
-            raise _Again(f"the server said {status}: {_words(text)}", _seconds(after))
+            raise _Again(f"the server said {status}: {words}", _seconds(after))
         if status != 200:
-            raise UserError(f"the server refused, {status}: {_words(text)}")
+            hint = " (redirects are not followed)" if 300 <= status < 400 else ""
+            if status in (401, 403) and not self.key:
+                hint = f" (${KEY} is not set)"
+            raise UserError(f"{self.url} refused, {status}: {words}{hint}")
         return self._read(text, body["messages"])
 
     def _session(self):
@@ -299,6 +330,7 @@ class Client:
         if not hasattr(self.local, "session"):
             self.local.session = requests.Session()
             # What stays on this machine is not sent through a proxy.
+            self.local.session.get_redirect_target = lambda _: None  # nor looked at
             self.local.session.trust_env = not is_loopback(urlsplit(self.url).hostname)
         return self.local.session
 
@@ -309,7 +341,8 @@ class Client:
         return request
 
     def _redacted(self, text):
-        return text.replace(self.key, "***") if self.key else text
+        # What local servers are given for a key, such as "x" or "none", is no secret but a word.
+        return text.replace(self.key, "***") if len(self.key) >= 8 else text
 
     def _read(self, text, messages):
         """The parts of a reply's JSON that matter; _Again where it is none."""
@@ -320,16 +353,16 @@ class Client:
             usage = answer.get("usage") or {}
             if not isinstance(reply, str):
                 raise TypeError
+            about = (tokens_of(messages), len(reply.encode("utf-8", "replace")) // 4 + 1)
             counted = {
-                name: usage[name] if type(usage.get(name)) is int else about
-                for name, about in (
-                    ("prompt_tokens", tokens_of(messages)),
-                    ("completion_tokens", len(reply.encode("utf-8", "replace")) // 4 + 1),
-                )
+                name: said if type(said := usage.get(name)) is int and 0 <= said < 10**9 else guess
+                for name, guess in zip(("prompt_tokens", "completion_tokens"), about, strict=True)
             }
+            finish = str(choice.get("finish_reason"))
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            raise _Again(f"the server's reply is no chat completion: {_words(text)}") from None
-        return {"reply": reply, "finish": choice.get("finish_reason"), "usage": counted}
+            why = f"the server's reply is no chat completion: {_words(text)}"
+            raise _Again(why, billed=True) from None
+        return {"reply": self._redacted(reply), "finish": self._redacted(finish), "usage": counted}
 
     # ---- many
 
@@ -357,9 +390,11 @@ class Client:
                 raise
 
     def spent(self):
-        """What the command has asked and spent so far, in words."""
+        """What the command has asked and spent so far, in words; retries are calls too."""
         cost = f", cost {self.cost:.4f}" if self.settings.price_in + self.settings.price_out else ""
-        return f"{self.calls} calls{cost}, {self.found} kept from before"
+        lost = [f"{self.cut} cut off by max_tokens"] * bool(self.cut)
+        lost += [f"{self.empty} empty"] * bool(self.empty)
+        return ", ".join([f"{self.calls} calls{cost}", f"{self.found} kept from before", *lost])
 
 
 def _words(text):

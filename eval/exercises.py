@@ -2,12 +2,13 @@
 What a judge is given: beginnings with a model's completions of them, or stories to instructions.
 
     texts = beginnings("ours")                       # our 50 in beginnings.txt, cut in mid-sentence
-    told = completions(found, texts, settings, samples=10, path="out/ts_cpu/eval/stories.json")
+    told = completions(found, texts, settings, samples=10, folder="out/ts_cpu/eval")
 """
 
 import contextlib
 import json
 import random
+from hashlib import blake2b
 from pathlib import Path
 
 import checkpoint
@@ -28,7 +29,14 @@ def beginnings(name):
     "paper" (the authors' 44, from the hub), or a file: .yaml with a list, or any of prepare.py's.
     """
     if name == "paper":
-        name = hub.download_file("tinystories", YAML)
+        try:
+            name = hub.download_file("tinystories", YAML)
+        except UserError as error:
+            why = str(error).partition("(")[2].rpartition(")")[0]
+            raise UserError(
+                f"the authors' beginnings cannot be had from the hub ({why}); use --prompts=ours, "
+                f"or a copy of '{YAML}'"
+            ) from None
     if str(name).endswith((".yaml", ".yml")):
         import yaml
 
@@ -80,18 +88,19 @@ def complete(found, texts, settings, samples):
     return [told[i : i + samples] for i in range(0, len(told), samples)]
 
 
-def completions(found, texts, settings, samples, path):
+def completions(found, texts, settings, samples, folder):
     """
-    `complete`, kept in a file: a command that was killed goes on with the very same stories, also
-    where another number of threads would round otherwise.
+    `complete`, kept in a file of `folder`: a command that was killed goes on with the very same
+    stories, also where another number of threads would round otherwise.
     """
     names = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
     asked = {"checkpoint": found.identity(), "prompts": texts, "samples": samples}
     asked |= {name: getattr(settings, name) for name in names}
+    # Every way to ask has a file of its own: none overwrites what another has paid for.
+    key = blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=6).hexdigest()
+    path = Path(folder) / f"judge-stories-{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
-        kept = json.loads(Path(path).read_text(encoding="utf-8"))
-        if kept["asked"] == asked:
-            return kept["stories"]
+        return json.loads(path.read_text(encoding="utf-8"))["stories"]
     stories = complete(found, texts, settings, samples)
     checkpoint.write_json(path, {"asked": asked, "stories": stories})
     return stories
@@ -100,8 +109,10 @@ def completions(found, texts, settings, samples, path):
 def marked(text, seed, most=8):
     """
     (the text with MARKED of its content words, of those that have synonyms, in < and >; the lines
-    "word: synonyms", at most `most` each).
+    "word: synonyms", at most `most` each). The text's own < and > become parentheses: they mark
+    nothing.
     """
+    text = text.replace("<", "(").replace(">", ")")
     words = thesaurus.content_words(text)
     known = [word for word in words if thesaurus.synonyms(word.text, word.pos)]
     count = min(len(known), max(1, round(MARKED * len(words))))

@@ -22,7 +22,11 @@ def conversation(ask, protocol, exercise):
 
 
 def grade(settings, protocol, asked, path):
-    """The (reply, verdict or None) of each exercise in `asked`, in order."""
+    """
+    The (reply, verdict or None) of each exercise in `asked`, in order.
+
+    settings: those of client.Client. path: the file that keeps the replies.
+    """
 
     def work(i):
         reply = conversation(service.ask, protocol, asked[i])

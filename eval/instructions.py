@@ -45,6 +45,6 @@ def choose(records, models, count, seed):
             chosen.append(records[i])
         if len(chosen) == count:
             break
-    if len(chosen) < 2:
+    if len(chosen) < min(2, count):
         raise UserError("fewer than two of the instructions leave room for a story")
     return chosen

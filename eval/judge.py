@@ -114,11 +114,7 @@ def exercises(models, settings, folder):
         texts, shown = [r.prompt() for r in records], [requirements(r) for r in records]
     else:
         texts = shown = beginnings(settings.prompts)[: count or None]
-    paths = [folder / f"judge-{mode}-stories{i or ''}.json" for i in range(len(models))]
-    told = [
-        completions(found, texts, settings, samples, path)
-        for found, path in zip(models, paths, strict=True)
-    ]
+    told = [completions(found, texts, settings, samples, folder) for found in models]
     found = []
     for i, beginning in enumerate(shown):
         for j in range(samples):
@@ -166,16 +162,17 @@ def grades_of(protocol, asked, verdicts, prompts, seed):
 def enough(values, step):
     """
     How many stories of each of two models it takes to tell grades that lie `step` apart, at 5 % and
-    with power 80 %: 2 (1.96 + 0.84)^2 var / step^2, of independent stories; None for fewer than 2.
+    with power 80 %: 2 (1.96 + 0.84)^2 var / step^2, of independent stories; None where the grades
+    do not vary, as those of fewer than two.
     """
-    if len(values) < 2:
+    if len(set(values)) < 2:
         return None
     return int(np.ceil(2 * (1.96 + 0.84) ** 2 * np.var(values, ddof=1) / step**2))
 
 
 def show_grades(grades, ages):
     """Print the table of grades, and the age groups where there are any."""
-    print(f"{'grade':14}{'mean':>22}{'relative':>10}   stories to see a step in size")
+    print(f"{'grade':14}{'mean':>22}{'relative':>10}   independent stories to see a step in size")
     for name, row in grades.items():
         cells = ""
         if row and "relative" in row:
@@ -217,6 +214,9 @@ def resolved(settings):
         num_samples=settings.num_samples or mode.samples,
         num_prompts=settings.num_prompts or mode.prompts,
     )
+    if settings.mode == "prompts":  # decoded without chance, and a sentence is enough
+        most = min(60, settings.max_new_tokens)
+        settings = replace(settings, temperature=0.0, max_new_tokens=most)
     check(settings)
     if settings.num_prompts < 0:
         raise UserError("num_prompts must not be negative")
@@ -227,7 +227,7 @@ def resolved(settings):
         raise UserError("beside is for the modes pairs and prompts")
     if settings.beams and settings.mode != "prompts":
         raise UserError("beams is for mode prompts: elsewhere stories are drawn")
-    if settings.judge or settings.mode != "prompts":
+    if settings.judge or settings.dry_run or settings.mode != "prompts":
         client.check(settings)
     return settings
 
@@ -258,6 +258,9 @@ def facts_of(models, settings):
     names = (
         "mode",
         "prompts",
+        "num_samples",
+        "dataset",
+        "source",
         "seed",
         "temperature",
         "top_p",

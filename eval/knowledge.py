@@ -9,7 +9,6 @@ where the model gives the right one the higher probability:
 
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +71,9 @@ def know(models, settings, folder):
     """
     prompts = knowledge_prompts(settings)
     texts = [prompt.text for prompt in prompts]
-    # Decoded without chance; a sentence is enough.
-    how = replace(settings, temperature=0.0, max_new_tokens=min(60, settings.max_new_tokens))
     found = []
-    for i, model in enumerate(models):
-        told = completions(model, texts, how, 1, folder / f"judge-prompts-stories{i or ''}.json")
+    for model in models:
+        told = completions(model, texts, settings, 1, folder)
         rows = [
             {"kind": prompt.kind, "prompt": prompt.text, "completion": first_sentence(one)}
             | {"margins": (margins := margins_of(model, prompt))}
@@ -89,16 +86,21 @@ def know(models, settings, folder):
 
 def rate(tables, settings, path):
     """Have the judge rate each completion of `know`: "rating" in its row, None if unreadable."""
-    rows = [row for table in tables for row in table["rows"]]
-    asked = [
-        Exercise(row["completion"], row["prompt"], questions.KINDS[row["kind"]], (i, 0))
-        for i, row in enumerate(rows)
-    ]
+    rows = [(i, row) for table in tables for i, row in enumerate(table["rows"])]
+    # Two models that go on alike are rated once.
+    asked = {
+        (i, row["completion"]): Exercise(
+            row["completion"], row["prompt"], questions.KINDS[row["kind"]], (i, 0)
+        )
+        for i, row in rows
+    }
     if settings.dry_run:
-        return grading.plan(settings, KNOWLEDGE, asked, path)
-    for row, (_, verdict) in zip(
-        rows, grading.grade(settings, KNOWLEDGE, asked, path), strict=True
-    ):
+        grading.plan(settings, KNOWLEDGE, list(asked.values()), path)
+        return
+    graded = grading.grade(settings, KNOWLEDGE, list(asked.values()), path)
+    ratings = dict(zip(asked, (verdict for _, verdict in graded), strict=True))
+    for i, row in rows:
+        verdict = ratings[i, row["completion"]]
         row["rating"] = verdict and verdict["rating"]
 
 

@@ -11,8 +11,9 @@ separator ***, a free assessment first, then grades out of 10 and an age group.
 A story is data. It may hold ***, "Grammar: 10/10" or orders to the judge, so each exercise has two
 codes that are made of all its text and that a text therefore cannot hold. One marks where the
 exercise begins and ends, and the separator. The other, the seal, marks the verdict: only what is
-behind it counts, whatever the judge may quote. A judge that leaves it out is believed too, if
-nothing in the exercise looks like a verdict that it might be quoting.
+behind it counts, whatever the judge may quote. A judge that leaves it out is believed too, if its
+verdict stands on a line of its own, it gives no two different ones, and nothing in the exercise
+looks like one that it might be quoting.
 """
 
 import re
@@ -58,6 +59,7 @@ class Protocol:
     version: str
     questions: tuple  # one text for each turn, with {code} {form} {beginning} {work} {other}
     fields: tuple  # (name, choices) in the order asked for; choices: a tuple of str, or GRADE
+    works: tuple = ("work",)  # which texts of an exercise a model wrote
 
     def form(self, seal):
         """The line that a verdict is to be, behind an exercise's seal."""
@@ -75,49 +77,49 @@ class Protocol:
         """
         The verdict of a reply: {name in lower case: float grade or str choice}, or None.
 
-        The last one behind the seal counts; see the top of this file for a reply without it. None
+        The last one that begins right behind the seal counts, whole or not at all: what is missing
+        in it is not looked for elsewhere. See the top of this file for a reply without one. None
         where a field is missing, a grade is not from 0 to 10, or a choice is none.
         """
-        before, *parts = reply.split(exercise.seal)
-        for part in reversed(parts):
-            if found := self._runs(part):
-                return found[0]
-        texts = (exercise.beginning, exercise.work, exercise.other)
-        if parts or any(self._pattern().search(text) for text in texts):
+        sealed = [match.end() for match in re.finditer(exercise.seal, reply)]
+        if begun := [place for place in sealed if self._field().match(reply, place)]:
+            return self._verdict(reply, begun[-1])
+        texts = (exercise.beginning, *(getattr(exercise, name) for name in self.works))
+        if sealed or any(self._field().search(text) for text in texts):
             return None
-        found = self._runs(before)
-        return found[-1] if found else None
+        lines = (self._verdict(reply, match.start()) for match in re.finditer("^", reply, re.M))
+        found = [verdict for verdict in lines if verdict]
+        return found[0] if found and all(verdict == found[0] for verdict in found) else None
 
-    def _pattern(self):
-        """A regex for one field: "Grammar: 8/10", "**Age group**: (E)"."""
+    def _verdict(self, text, place):
+        """The verdict that begins at text[place], with nothing but marks between its fields."""
+        kinds, found = {name.lower(): choices for name, choices in self.fields}, {}
+        for _ in self.fields:
+            match = self._field().match(text, place)
+            if not match:
+                return None
+            name, value, scale = match.groups()
+            place = match.end()
+            said = re.match(r"[ \t]+[A-Za-z]", text[place:])  # "a child", "1 or 2": no choice
+            found[name.lower()] = _value(kinds[name.lower()], value, scale, bool(said))
+        return found if len(found) == len(kinds) and None not in found.values() else None
+
+    def _field(self):
+        """A regex for marks and then a field: "Grammar: 8/10", "**Age group**: (E)"."""
         names = "|".join(re.escape(name) for name, _ in self.fields)
         return re.compile(
-            rf"\b({names})\b[*_`\"']*\s*(?:[:=]|\s-\s)[\s*_`\"'(\[]*([0-9]+(?:\.[0-9]+)?|\w+)(?!\w)"
-            r"(?:[*_`\"']*\s*(?:/|out of)\s*([0-9]+))?",
-            re.IGNORECASE,
+            rf"[\s0-9,;.|*_`()\[\]#-]*(?<![A-Za-z0-9])({names})[*_`\"']*\s*(?:[:=]|-\s)"
+            r"[\s*_`\"'(\[]*([0-9]+(?:\.[0-9]+)?|[A-Za-z]+)(?![A-Za-z0-9\u0080-\uffff]|[.,][0-9])"
+            r"(?:[*_`\"']*\s*(?:/|out of)\s*([0-9]+))?[*_`\"')\]]*",
+            re.IGNORECASE | re.ASCII,
         )
 
-    def _runs(self, text):
-        """All verdicts of a text: runs of its fields, each once, in any order."""
-        kinds = {name.lower(): choices for name, choices in self.fields}
-        found, pairs = (
-            [],
-            [
-                (match[1].lower(), _value(kinds[match[1].lower()], match[2], match[3]))
-                for match in self._pattern().finditer(text)
-            ],
-        )
-        for i in range(len(pairs) - len(kinds) + 1):
-            run = dict(pairs[i : i + len(kinds)])
-            if len(run) == len(kinds) and None not in run.values():
-                found.append(run)
-        return found
 
-
-def _value(choices, text, scale):
-    """A field's value, or None where it is none."""
+def _value(choices, text, scale, prose):
+    """A field's value, or None where it is none. prose: other words follow."""
     if choices:
-        return next((one for one in choices if one.lower() == text.lower()), None)
+        found = next((one for one in choices if one.lower() == text.lower()), None)
+        return None if prose or scale else found
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or scale not in (None, "10"):
         return None
     return float(text) if 0 <= float(text) <= 10 else None
@@ -269,6 +271,7 @@ the first. Explain in one or two sentences.
 {_FORM}""",
     ),
     (("Better", ("1", "2", "tie")),),
+    ("work", "other"),
 )
 
 PROTOCOLS = (PAPER, INSTRUCT, REPORT, SYNONYMS, KNOWLEDGE, PAIRS)

@@ -229,7 +229,9 @@ def test_a_refusal_ends_it_at_once_in_the_servers_words(tmp_path, status):
     with ChatServer(lambda body, n: refused) as server, opened(server, tmp_path) as one:
         with pytest.raises(UserError) as error:
             one.ask(said("a"))
-    assert str(error.value) == f"the server refused, {status}: no such *** model"
+    hint = " (redirects are not followed)" if status == 301 else ""
+    asked = f"{server.url}/chat/completions"
+    assert str(error.value) == f"{asked} refused, {status}: no such *** model{hint}"
     assert len(server.bodies) == 1
 
 
@@ -297,6 +299,46 @@ def test_max_cost_is_never_passed(tmp_path):
     assert len(server.bodies) == 5  # 15 spent, and 5.08 more could be 20.08
 
 
+def test_tries_that_may_have_been_billed_count(tmp_path):
+    """Garbage may have been paid for: at its worst, 1.04 to read and 5 to write."""
+    prices = {"price_in": 1e4, "price_out": 1e5}
+    with ChatServer(lambda body, n: (200, b"garbage", {})) as server:
+        with opened(server, tmp_path, max_cost=12.0, tries=6, **prices) as one:
+            with pytest.raises(Limit, match="stopped at max_cost"):
+                one.ask(said("a" * 300))
+            assert len(server.bodies) == 1 and 6 < one.cost < 12
+    with ChatServer(lambda body, n: BUSY) as server:
+        with opened(server, tmp_path, max_calls=3, tries=6, **prices) as one:
+            with pytest.raises(Limit, match="stopped at max_calls, 3"):
+                one.ask(said("a"))
+            assert len(server.bodies) == 3 and one.cost == 0
+
+
+@pytest.mark.parametrize("usage", [(-(10**9), 5), (10**400, 5), (True, 5), ("9", 5), (0.5, 5)])
+def test_usage_that_cannot_be_is_estimated(tmp_path, usage):
+    with ChatServer(lambda body, n: completion("y" * 39, usage=usage)) as server:
+        with opened(server, tmp_path, price_in=1e6, price_out=1e6) as one:
+            one.ask(said("x" * 40))
+            assert one.cost == (10 + 4) + 5 and len(lines(tmp_path)) == 1
+
+
+def test_replies_cut_off_or_empty_are_told(tmp_path):
+    replies = [completion("", "stop"), completion("abc", "length"), completion("abc", "stop")]
+    with ChatServer(lambda body, n: replies[n]) as server:
+        with opened(server, tmp_path) as one:
+            for i in range(3):
+                one.ask(said(str(i)))
+            assert one.spent() == "3 calls, 0 kept from before, 1 cut off by max_tokens, 1 empty"
+
+
+def test_an_address_is_the_same_with_and_without_a_slash(tmp_path):
+    with ChatServer(lambda body, n: "yes") as server:
+        for url in (server.url, server.url + "/"):
+            with Client(Settings(url), tmp_path / "replies.jsonl", "") as one:
+                one.ask(said("a"))
+    assert len(server.bodies) == 1
+
+
 def test_servers_that_count_nothing_are_estimated(tmp_path):
     with ChatServer(lambda body, n: completion("y" * 39, usage=None)) as server:
         with opened(server, tmp_path, price_in=1e6, price_out=1e6) as one:
@@ -318,6 +360,43 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, capfd, monkeypatc
     assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {SECRET}"] * 2
     assert set(found.values()) == {"your key is ***"}
     assert SECRET not in (tmp_path / "replies.jsonl").read_text() + "".join(capfd.readouterr())
+
+
+def test_the_key_is_not_let_in_by_escapes(tmp_path):
+    escaped = "".join(f"\\u{ord(c):04x}" for c in SECRET)
+    text = f'{{"choices": [{{"message": {{"content": "it is {escaped}"}}}}]}}'
+    refused = (401, f'{{"error": {{"message": "not {escaped}"}}}}'.encode(), {})
+    with ChatServer(lambda body, n: refused if n else (200, text.encode(), {})) as server:
+        with opened(server, tmp_path) as one:
+            assert one.ask(said("a")) == "it is ***"
+            with pytest.raises(UserError, match=r"refused, 401: not \*\*\*$"):
+                one.ask(said("b"))
+    assert SECRET not in (tmp_path / "replies.jsonl").read_text()
+
+
+def test_a_key_that_is_a_word_changes_no_reply(tmp_path, monkeypatch):
+    """Local servers want any key, and are given "x" or "content"."""
+    for key in ("x", "content"):
+        monkeypatch.setenv(client.KEY, key)
+        with ChatServer(lambda body, n: "the next fox content") as server:
+            with opened(server, tmp_path) as one:
+                assert one.ask(said(key)) == "the next fox content"
+
+
+@pytest.mark.parametrize("where", ["http://[bad", "/x\xff", "http://127.0.0.1:1/"])
+def test_redirects_lead_nowhere(tmp_path, where):
+    moved = (302, b"x" * 100, {"Location": where})
+    with ChatServer(lambda body, n: moved) as server, opened(server, tmp_path) as one:
+        with pytest.raises(UserError, match=r"refused, 302: x+ \(redirects are not followed\)"):
+            one.ask(said("a"))
+    assert len(server.bodies) == 1
+
+
+def test_without_a_key_a_refusal_says_so(tmp_path, monkeypatch):
+    monkeypatch.delenv(client.KEY)
+    with ChatServer(lambda body, n: (401, b"", {})) as server, opened(server, tmp_path) as one:
+        with pytest.raises(UserError, match=r"401: nothing \(\$JUDGE_API_KEY is not set\)"):
+            one.ask(said("a"))
 
 
 def test_without_a_key_none_is_sent(tmp_path, monkeypatch):
@@ -381,6 +460,9 @@ def test_addresses_that_are_taken(url):
         ({"max_cost": 1.0}, "max_cost needs prices"), ({"price_in": -1.0}, "price_in must not"),
         ({"max_cost": float("nan")}, "max_cost must not"),
         ({"extra": "no"}, "extra must be a JSON"),
+        ({"judge_temperature": float("nan")}, "must not hold nan"),
+        ({"extra": '{"max_tokens": "500"}'}, "max_tokens must be a whole number"),
+        ({"extra": '{"max_tokens": null}', "max_cost": 1.0, "price_in": 1.0}, "needs a bound"),
         ({"extra": "[1]"}, "extra must be a JSON"), ({"extra": '{"stream": true}'}, "must not set"),
         ({"extra": '{"messages": []}'}, "must not set"), ({"extra": '{"n": 2}'}, "must not set"),
     ],
@@ -395,3 +477,4 @@ def test_extra_can_leave_out_and_rename():
     extra = '{"temperature": null, "max_tokens": null, "max_completion_tokens": 70}'
     settings = replace(Settings("https://example.com"), extra=extra)
     assert client.body_of(settings) == {"model": "tiny", "max_completion_tokens": 70}
+    assert "at most 140 to write" in client.promise(settings, 2, 0, 10)

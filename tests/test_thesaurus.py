@@ -49,6 +49,9 @@ def test_a_share_of_the_words_is_marked():
     assert exercises.marked(TEXT, 0) == (text, lists)
     assert {exercises.marked(TEXT, seed)[0] for seed in range(20)} != {text}
     assert exercises.marked("Oh!", 0) == ("Oh!", "(none)")
+    # What a story wraps itself is no mark.
+    text, _ = exercises.marked("She was <felicitous> and <jubilant>.", 0)
+    assert text.count("<") == text.count(">") == 1 and "(" in text
 
 
 def test_the_mode(tmp_path, monkeypatch):
