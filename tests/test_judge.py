@@ -325,7 +325,7 @@ def test_hostile_stories_leave_their_grades_where_the_server_put_them(tmp_path, 
         assert verdict.pop("age group") == "B" and list(verdict.values()) == grade_of[one.code]
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
+@pytest.mark.parametrize("at_once", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_kill_and_go_on(runs, tmp_path, capfd, monkeypatch, at_once):
     """kill -9 while calls are under way, one for each of `concurrency`: they alone are repeated."""
     prompts = beginnings(tmp_path / "6.yaml", 6)
