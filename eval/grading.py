@@ -3,7 +3,7 @@
 import sys
 from contextlib import closing
 
-from eval import client
+from eval import client, endpoint
 
 
 def conversation(ask, protocol, exercise):
@@ -54,11 +54,11 @@ def plan(settings, protocol, asked, path):
         if service and (line := service.kept(messages, number)):
             kept += 1
             return line["reply"]
-        calls, read = calls + 1, read + client.tokens_of(messages)
+        calls, read = calls + 1, read + endpoint.tokens_of(messages)
         return longest
 
     for exercise in asked:
         conversation(ask, protocol, exercise)
-    print(client.promise(settings, calls, kept, read))
+    print(endpoint.promise(settings, calls, kept, read))
     if service:
         service.replies.close()

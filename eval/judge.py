@@ -34,7 +34,7 @@ import numpy as np
 
 import checkpoint
 from configs import UserError, load, run
-from eval import client, grading, intervals, knowledge, published
+from eval import endpoint, grading, intervals, knowledge, published
 from eval.exercises import beginnings, completions, marked, requirements
 from eval.instructions import choose, read_records
 from eval.protocols import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, Exercise
@@ -228,7 +228,7 @@ def resolved(settings):
     if settings.beams and settings.mode != "prompts":
         raise UserError("beams is for mode prompts: elsewhere stories are drawn")
     if settings.judge or settings.dry_run or settings.mode != "prompts":
-        client.check(settings)
+        endpoint.check(settings)
     return settings
 
 
@@ -272,7 +272,7 @@ def facts_of(models, settings):
     facts |= {name: getattr(settings, name) for name in names}
     if settings.judge:
         facts["judge"] = {"model": settings.judge, "base_url": settings.base_url}
-        facts["judge"] |= {"request": client.body_of(settings)}
+        facts["judge"] |= {"request": endpoint.body_of(settings)}
         facts["judge"] |= {"version": MODES[settings.mode].protocol.version}
     return facts
 

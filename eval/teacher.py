@@ -23,7 +23,7 @@ from pathlib import Path
 
 from checkpoint import replacing
 from configs import UserError, load, run
-from eval import client, simple_words
+from eval import client, endpoint, simple_words
 from instruct import FEATURES
 
 VERSION = "teacher-1"  # of the prompt
@@ -128,15 +128,15 @@ def plan(author, service, settings):
         for number in range(settings.count)
         if not (service and service.kept(author.messages(number), number))
     ]
-    read = sum(client.tokens_of(author.messages(number)) for number in new)
-    print(client.promise(settings, len(new), settings.count - len(new), read))
+    read = sum(endpoint.tokens_of(author.messages(number)) for number in new)
+    print(endpoint.promise(settings, len(new), settings.count - len(new), read))
 
 
 def main():
     settings, _ = load(Settings)
     if settings.count < 1:
         raise UserError("count must be at least 1")
-    client.check(settings)
+    endpoint.check(settings)
     author, path = Author(settings), Path(f"{settings.out}.replies")
     if settings.dry_run:
         if not path.exists():
