@@ -18,6 +18,7 @@ import email.utils
 import itertools
 import json
 import random
+import re
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -205,7 +206,8 @@ class Client:
                 status, after = answer.status_code, answer.headers.get("Retry-After")
         except (requests.RequestException, ValueError) as error:
             begun = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
-            why = f"{type(error).__name__}: {error}"[:200]
+            cause = re.search(r"\[Errno -?\d+\] [^'\")]+", str(error))  # behind three others' words
+            why = f"{self.url}: {cause[0] if cause else f'{type(error).__name__}: {error}'[:200]}"
             raise _Again(why, billed=isinstance(error, begun)) from None
         text = data.decode("utf-8", "replace")
         words = self._redacted(_words(text))

@@ -193,6 +193,17 @@ def test_in_the_end_it_gives_up(tmp_path):
     assert len(server.bodies) == 3 and lines(tmp_path) == []
 
 
+def test_a_server_that_is_not_there_is_named(tmp_path):
+    with ChatServer(lambda body, n: "yes") as server:
+        pass  # nobody listens any more
+    with opened(server, tmp_path, tries=2, price_out=1e6) as one:
+        with pytest.raises(UserError) as error:
+            one.ask(said("a"))
+        assert one.cost == 0
+    assert f"{server.url}/chat/completions: [Errno" in str(error.value)
+    assert "refused; 0 replies are kept" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_waits_grow(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "FIRST_WAIT", 0.1)
     with ChatServer(lambda body, n: BUSY if n < 3 else "yes") as server:
