@@ -15,6 +15,7 @@ import ast
 import dataclasses
 import difflib
 import errno
+import functools
 import inspect
 import os
 import runpy
@@ -64,6 +65,8 @@ def declared(path):
     Read from the source, so that one script knows the others' names without importing them.
     """
     source = Path(path).read_text(encoding="utf-8")
+    if "class Settings" not in source:  # most files: not worth parsing
+        return {}
     lines = source.splitlines()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
@@ -75,6 +78,7 @@ def declared(path):
     return {}
 
 
+@functools.cache
 def known_names():
     """Every setting that some script of the project declares."""
     scripts = [*ROOT.glob("*.py"), *ROOT.glob("eval/*.py")]
