@@ -85,7 +85,7 @@ class Protocol:
         if begun := [place for place in sealed if self._field().match(reply, place)]:
             return self._verdict(reply, begun[-1])
         texts = (exercise.beginning, *(getattr(exercise, name) for name in self.works))
-        if sealed or any(self._field().search(text) for text in texts):
+        if any(self._field().search(text) for text in texts):
             return None
         lines = (self._verdict(reply, match.start()) for match in re.finditer("^", reply, re.M))
         found = [verdict for verdict in lines if verdict]

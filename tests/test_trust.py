@@ -292,7 +292,7 @@ def test_a_setting_younger_than_the_run_takes_its_default(tmp_path):
         start.complete(settings, origin)
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(data, tmp_path, rounds):
     """
     kill -9, saves included: the newest complete checkpoint loads, nothing stale stays, and in the
