@@ -3,6 +3,7 @@ Content words of a text and their synonyms, by NLTK's tagger and WordNet.
 
     content_words("The cat sat.")     [Word(4, 7, "cat", "n"), Word(8, 11, "sat", "v")]
     synonyms("happy", "a")            ["felicitous", "glad"]
+
 The data is NLTK's: `python -m nltk.downloader wordnet averaged_perceptron_tagger_eng`, or in a
 folder that NLTK_DATA names.
 """

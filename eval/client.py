@@ -74,10 +74,7 @@ class Client:
         self.url = settings.base_url.rstrip("/") + "/chat/completions"
         self.key, self.replies = key_of_environment(), Replies(path)
         self.calls, self.found, self.cost = 0, 0, 0.0
-        self.cut, self.empty = (
-            0,
-            0,
-        )  # replies, the kept ones too, that max_tokens cut, or of nothing
+        self.cut, self.empty = 0, 0  # replies that max_tokens cut or of nothing, kept ones too
         self.running, self.reserved = 0, 0.0  # calls under way, and what they may cost
         self.changed, self.local = threading.Condition(), threading.local()
         self.stop = threading.Event()
@@ -290,6 +287,11 @@ class Client:
         lost = [f"{self.cut} cut off by max_tokens"] * bool(self.cut)
         lost += [f"{self.empty} empty"] * bool(self.empty)
         return ", ".join([f"{self.calls} calls{cost}", f"{self.found} kept from before", *lost])
+
+
+def kept_before(settings, path, version):
+    """A context with the Client of a file of replies, or with None where there is none yet."""
+    return Client(settings, path, version) if path.exists() else contextlib.nullcontext()
 
 
 def _words(text):

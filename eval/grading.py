@@ -46,7 +46,6 @@ def plan(settings, protocol, asked, path):
     for number in range(len(protocol.questions)):
         print(f"--- turn {number + 1} of the first exercise\n{protocol.turn(number, asked[0])}\n")
     calls = read = kept = 0
-    service = client.Client(settings, path, protocol.version) if path.exists() else None
     longest = "x" * 4 * settings.max_tokens  # as a reply may be
 
     def ask(messages, number):
@@ -57,8 +56,7 @@ def plan(settings, protocol, asked, path):
         calls, read = calls + 1, read + endpoint.tokens_of(messages)
         return longest
 
-    for exercise in asked:
-        conversation(ask, protocol, exercise)
+    with client.kept_before(settings, path, protocol.version) as service:
+        for exercise in asked:
+            conversation(ask, protocol, exercise)
     print(endpoint.promise(settings, calls, kept, read))
-    if service:
-        service.replies.close()

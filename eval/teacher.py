@@ -100,22 +100,30 @@ class Author:
         """The conversation that asks for a story."""
         return [{"role": "user", "content": self.asked(number)[2]}]
 
+    def rows(self, service):
+        """The line of each story that is there, in order, as a dict; None of one that is faulty."""
+        for number in range(self.settings.count):
+            kept = service.kept(self.messages(number), number)
+            if kept is None:
+                continue
+            if kept["finish"] == "length" or not kept["reply"].strip():
+                yield None
+                continue
+            words, features, prompt = self.asked(number)
+            made = {"prompt:": prompt, "words": words, "features": features}
+            row = {"story": kept["reply"].strip(), "instruction": made}
+            yield row | {"source": self.settings.judge}
+
     def write(self, service):
-        """Write all stories that are there, in order; returns (written, cut off or empty)."""
+        """Write all stories that are there; returns (written, cut off or empty)."""
+        if not any(self.rows(service)):  # a file that was there is not emptied by a wrong key
+            return 0, sum(1 for _ in self.rows(service))
         written = faulty = 0
         with replacing(self.settings.out) as part, open(part, "w", encoding="utf-8") as file:
-            for number in range(self.settings.count):
-                kept = service.kept(self.messages(number), number)
-                if kept is None:
-                    continue
-                if kept["finish"] == "length" or not kept["reply"].strip():
-                    faulty += 1
-                    continue
-                words, features, prompt = self.asked(number)
-                made = {"prompt:": prompt, "words": words, "features": features}
-                row = {"story": kept["reply"].strip(), "instruction": made}
-                file.write(json.dumps(row | {"source": self.settings.judge}) + "\n")
-                written += 1
+            for row in self.rows(service):
+                if row:
+                    file.write(json.dumps(row) + "\n")
+                written, faulty = written + bool(row), faulty + (row is None)
         return written, faulty
 
 
@@ -139,10 +147,7 @@ def main():
     endpoint.check(settings)
     author, path = Author(settings), Path(f"{settings.out}.replies")
     if settings.dry_run:
-        if not path.exists():
-            plan(author, None, settings)
-            return
-        with client.Client(settings, path, VERSION) as service:
+        with client.kept_before(settings, path, VERSION) as service:
             plan(author, service, settings)
         return
     with client.Client(settings, path, VERSION) as service:

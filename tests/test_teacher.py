@@ -125,6 +125,18 @@ def test_what_was_cut_off_is_left_out_and_what_was_paid_for_stays(tmp_path, monk
         assert len(server.bodies) == 9 and len(rows(path)) == 3
 
 
+def test_a_refusal_leaves_what_was_there(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "stories.jsonl"
+    path.write_text("mine\n")
+    refused = (401, b"", {})
+    with (
+        ChatServer(lambda body, number: refused) as server,
+        pytest.raises(UserError, match="refused, 401"),
+    ):
+        main(monkeypatch, capsys, server, path, "--count=3")
+    assert path.read_text() == "mine\n" and "0 stories (0 cut off" in capsys.readouterr().out
+
+
 def test_dry_run(tmp_path, monkeypatch, capsys):
     path = tmp_path / "stories.jsonl"
     how = ("--count=30", "--dry_run", "--price_out=1")
