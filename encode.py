@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -104,6 +105,13 @@ _encode = None  # the Encoder of a worker process
 def _start_worker(encoder):
     global _encode
     _encode = encoder
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """Else the workers of a killed command would wait for ever for more blocks."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _work(*args):

@@ -3,17 +3,19 @@ Content words of a text and their synonyms, by NLTK's tagger and WordNet.
 
     content_words("The cat sat.")     [Word(4, 7, "cat", "n"), Word(8, 11, "sat", "v")]
     synonyms("happy", "a")            ["felicitous", "glad"]
+    commonest("play")                 "v": more often a verb than a noun
 
 The data is NLTK's: `python -m nltk.downloader wordnet averaged_perceptron_tagger_eng`, or in a
 folder that NLTK_DATA names.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
 from configs import UserError
-from words import STOP
+from words import STOP, dictionary
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[^\w\s]")
 _POS = {"N": "n", "V": "v", "J": "a", "R": "r"}  # the first letter of a Penn tag, and WordNet's
@@ -69,3 +71,30 @@ def synonyms(word, pos):
     found = (lemma.name() for sense in wordnet.synsets(base, pos) for lemma in sense.lemmas())
     names = dict.fromkeys(name.lower() for name in found if name.isalpha())
     return [name for name in names if name not in (base, word.lower())]
+
+
+@cache
+def _counts():
+    """{(base form, part of speech): how often it was met} in the texts that WordNet counts."""
+    found = Counter()
+    with _data()[1].open("cntlist.rev") as lines:
+        for line in lines:  # "play%2:33:00:: 1 57", and its second number is the part of speech
+            sense, _, count = line.split()
+            base, _, rest = sense.partition("%")
+            found[base, "nvara"[int(rest[0]) - 1]] += int(count)
+    return found
+
+
+@cache
+def commonest(word):
+    """
+    The part of speech (n v a r) that a lower-case word is most often, by WordNet's counts; among
+    equals the first of these; "" where it is in none.
+    """
+    counts, bases = _counts(), dictionary(word)
+    parts = {"NOUN": "n", "VERB": "v", "ADJ": "a", "ADV": "r"}
+    found = {
+        pos: max(counts[base, pos] for base in bases[part])
+        for part, pos in parts.items() if part in bases
+    }  # fmt: skip
+    return max(found, key=found.get, default="")

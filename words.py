@@ -4,14 +4,17 @@ Words of a text and their base forms, for everything here that counts or compare
     tokens("Ben's x-rays broke.")       ["ben", "x-rays", "broke"]
     lemmas("broke")                     {"break", "broke"}: of every part of speech it can be
     used("decorate", tokens(story))     True where "decorated" is, and "car" is not in "careful"
+    words_and_marks("Oh, Ben's!")       ["oh", ",", "ben's", "!"]
+    ngrams(["oh", ",", "ben's"], 2)     [("oh", ","), (",", "ben's")]
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 # A word begins and ends with a letter; hyphens and apostrophes may stand inside.
 _TOKEN = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _POSSESSIVE = re.compile("'s$")
+_WORD_OR_MARK = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
 
 # Function words: what is left of a text without them says what it is about.
 _FUNCTION_WORDS = """
@@ -36,6 +39,41 @@ def tokens(text):
     a possessive 's.
     """
     return [_POSSESSIVE.sub("", word) for word in _TOKEN.findall(text.lower().replace("’", "'"))]
+
+
+@lru_cache(1 << 17)  # more than the different ones of 2.7 M stories
+def of_chunk(chunk):
+    """The words and marks of a text without blanks, a tuple of str: see `words_and_marks`."""
+    return tuple(_WORD_OR_MARK.findall(chunk.lower().replace("’", "'")))
+
+
+def words_and_marks(text):
+    """
+    All of a text but its blanks, in order, a list of str, lower case, with straight apostrophes:
+    words (letters, digits and underscores, with hyphens and apostrophes inside) and single marks.
+    """
+    return [word for chunk in text.split() for word in of_chunk(chunk)]
+
+
+def spans(text):
+    """
+    Where each of the words and marks of a text stands in it: [(start, stop)]. Where lower case has
+    more characters than upper (as of "İ"), all between two blanks counts as each one's place.
+    """
+    found = []
+    for chunk in re.finditer(r"\S+", text):
+        lower, at = chunk[0].lower().replace("’", "'"), chunk.start()
+        words = list(_WORD_OR_MARK.finditer(lower))
+        if len(lower) == len(chunk[0]):
+            found += [(at + word.start(), at + word.end()) for word in words]
+        else:
+            found += [chunk.span()] * len(words)
+    return found
+
+
+def ngrams(words, n):
+    """The runs of n words, a list of tuples."""
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 @cache

@@ -22,7 +22,7 @@ from functools import cache
 import instruct
 import storycheck
 from storybook import VALUES, split
-from words import content, lemmas, tokens, used
+from words import content, lemmas, ngrams, tokens, used
 
 NAMES = (
     "words", "sentence", "dialogue", "ending", "summary", "features", "characters", "holds",
@@ -97,11 +97,6 @@ def told(summary, story, n=5):
     grams, theirs = ngrams(tokens(summary), n), set(ngrams(said, n))
     copied = sum(gram in theirs for gram in grams) / max(1, len(grams))
     return recall * (1 - copied)
-
-
-def ngrams(words, n):
-    """The runs of n words, a list of tuples."""
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 def ends_badly(story):

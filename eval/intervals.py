@@ -15,8 +15,8 @@ def resampled(tops, bottoms, seed=0):
     tops, bottoms = (np.asarray(x, np.float64) for x in (tops, bottoms))
     n = len(tops)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), ROUNDS)  # (ROUNDS, n)
-    with np.errstate(invalid="ignore"):
-        return (times @ tops) / (times @ bottoms)
+    tops, bottoms = times @ tops, times @ bottoms
+    return np.divide(tops, bottoms, where=bottoms > 0, out=np.full(ROUNDS, np.nan))
 
 
 def ratio(tops, bottoms, seed=0):
@@ -30,6 +30,13 @@ def ratio(tops, bottoms, seed=0):
     low, high = np.nanpercentile(resampled(tops, bottoms, seed), (2.5, 97.5))
     mean = float(np.sum(tops) / np.sum(bottoms))
     return {"mean": mean, "low": float(low), "high": float(high), "n": counted}
+
+
+def mean(values, seed=0):
+    """The same of a mean, of those values that are not nan."""
+    values = np.asarray(values, np.float64)
+    counts = ~np.isnan(values)
+    return ratio(np.where(counts, values, 0), counts, seed)
 
 
 def difference(one, other, seed=0):

@@ -1,0 +1,327 @@
+"""
+Does a model copy? Its stories beside each other, and beside every story it was trained on.
+
+    python -m eval.diversity out/ts_33m                              # on the run's own data
+    python -m eval.diversity out/a --beside=out/b,out/c --temperatures=1,0.5
+    python -m eval.diversity --init_from=gpt2 --dataset=data/tinystories-gpt2
+
+100 random training stories are cut at 40 %, and each model goes on from there. Of what it told, T,
+without the beginning (Eldan & Li 2023, section 4.3, and similarity.py for R):
+
+    s    R_2,p(T, what the story went on with): how much of the story itself it tells again
+    r    the largest R_2(T, another T): how alike the completions are; of the stories' own too
+    h    the largest R_2,p(T, S) of all training stories S, exactly (overlap.py)
+    g    how often each of its k-grams, k = 1 to 5, occurs in them, as a share of all: log10, -10
+         for never
+    run  the most words, and tokens, that stand in one of them in a row: an exact copy, where that
+         is all of it; a simple template, where it is once names and nouns are masked (copying.py)
+
+beside distinct-n, MTLD and self-BLEU, for each temperature. A word or mark is what
+words.words_and_marks makes of a text, everywhere. What real stories score that no model has seen,
+the data's val split, stands beside: nobody who tells such stories could have less in common with
+the training stories. The index of these is built once for each data folder, in data/<name>/overlap.
+
+Results are in eval/diversity.json of the run, each completion with its closest story in
+diversity.jsonl, the plots in diversity.png, and the completions nearest to a training story, with
+what they share marked, in diversity.html; with --beside in files that say so in their names.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+import checkpoint
+from configs import UserError, load, run
+from eval import diversity_page, intervals, similarity
+from eval.copying import copies, summary
+from eval.exercises import completions
+from eval.overlap import Index
+from eval.segments import text_of
+from generation import check
+from machine import pick_device
+from shards import Dataset
+from words import words_and_marks
+
+ORIGINALS, UNSEEN = "the originals", "unseen stories"
+
+
+@dataclass(frozen=True)
+class Settings:
+    out_dir: str = ""  # run folder; default: the newest in out/
+    checkpoint: str = "latest"  # latest or best
+    init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
+    revision: str = ""  # which commit, tag or branch of a model of the hub
+    beside: str = ""  # other runs or models, with commas, that go on from the same beginnings
+    dataset: str = ""  # the data folder trained on; default: the run's
+    prompts: int = 100  # how many beginnings
+    cut: float = 0.4  # which share of a story's words is its beginning
+    temperatures: str = "1,0.7,0.4"  # of the completions; plots and page are of the first
+    top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
+    max_new_tokens: int = 500  # tokens of a completion at the most
+    seed: int = 1337  # of the choice of stories, the completions and the intervals
+    rows: int = 64  # stories told at a time
+    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
+    weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
+    workers: int = 0  # processes that build the index; 0: all cores
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A story cut in two. prompt: what a model is given, of an Instruct record all before too."""
+
+    story: int
+    prompt: str
+    text: str
+    rest: str
+
+
+# ----------------------------------------------------------------------------------------------
+# what is told
+
+
+def cut_at(text, share):
+    """A text's first words, so many of them, and what follows: two str; blanks between are lost."""
+    words = list(re.finditer(r"\S+", text))
+    count = round(share * len(words))
+    if not 0 < count < len(words):
+        return "", ""
+    return text[: words[count - 1].end()], text[words[count].start() :].rstrip()
+
+
+def beginnings(index, models, settings):
+    """[Beginning] of training stories, drawn by the seed, whose beginnings fit all models."""
+    found, data = [], index.data
+    for i in np.random.default_rng(settings.seed).permutation(data.stories).tolist():
+        text, rest = cut_at(index.text(i), settings.cut)
+        prompt = text
+        if data.answers is not None:
+            prompt = index.tokenizer.decode(data.prompt(i)[1:]) + text
+        if text and all(len(model.prompt(prompt)) < model.limit for model in models):
+            found.append(Beginning(i, prompt, text, rest))
+        if len(found) == settings.prompts:
+            return found
+    if len(found) < 2:
+        raise UserError(f"'{data.folder}' has fewer than two stories whose beginnings fit")
+    return found
+
+
+def unseen(index, settings):
+    """What follows the beginnings of as many stories of the val split, a list of str."""
+    if not index.data.manifest["splits"].get("val", {}).get("stories"):
+        return []
+    data, found = Dataset(index.data.folder, "val"), []
+    for i in np.random.default_rng(settings.seed).permutation(data.stories).tolist():
+        if rest := cut_at(text_of(data, index.tokenizer, i), settings.cut)[1]:
+            found.append(rest)
+        if len(found) == settings.prompts:
+            break
+    return found
+
+
+def tell(models, found, settings, heats):
+    """{(model's folder, temperature): completions of the beginnings, a list of str}."""
+    told, prompts = {}, [one.prompt for one in found]
+    for model in models:
+        folder = Path(model.out_dir) / "eval"
+        folder.mkdir(parents=True, exist_ok=True)
+        for heat in heats:
+            texts = completions(model, prompts, how(settings, heat), 1, folder)
+            told[model.out_dir, heat] = [one for (one,) in texts]
+    return told
+
+
+# ----------------------------------------------------------------------------------------------
+# what is measured
+
+
+def richness(words, least, seed):
+    """
+    (what a set of texts, lists of words, holds of different things, r of each text): r, MTLD and
+    self-BLEU, intervals; distinct-1 to -4 of the first `least` words.
+    """
+    r = [score for score, _ in similarity.nearest(words)]
+    distinct = {str(n): similarity.distinct(words, n, least) for n in (1, 2, 3, 4)}
+    lengths = [len(similarity.words_of(text)) for text in words]
+    return {
+        "words": sum(map(len, words)),
+        "r": intervals.mean(r, seed),
+        "distinct": {n: None if share != share else share for n, share in distinct.items()},
+        "mtld": intervals.ratio(lengths, [similarity.factors(text) for text in words], seed),
+        "self_bleu": intervals.mean(similarity.self_bleu(words), seed),
+    }, r
+
+
+def rouge(pairs, seed):
+    """Means of ROUGE-2 by the package rouge_score, of pairs (text, reference) of str."""
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rouge2"])
+    scores = [scorer.score(reference, text)["rouge2"] for text, reference in pairs]
+    return {
+        "precision": intervals.mean([score.precision for score in scores], seed),
+        "f1": intervals.mean([score.fmeasure for score in scores], seed),
+    }
+
+
+def checks(texts, words, rests, closest, seed):
+    """What rouge_score says of the very pairs that s, r and h are of; texts, rests: str."""
+    pairs = [(texts[i], texts[j]) for i, (_, j) in enumerate(similarity.nearest(words)) if j >= 0]
+    return {
+        "s": rouge(zip(texts, rests, strict=True), seed)["precision"],
+        "r": rouge(pairs, seed)["f1"],
+        "h": rouge(zip(texts, closest, strict=True), seed)["precision"],
+    }
+
+
+def measure(index, found, told, others, seed):
+    """
+    ({set: results}, {set: [Copy]}, facts): everything about each set of texts, by its name: the
+    models' at each temperature, the originals, and those that no model has seen.
+
+    found: [Beginning]; told: see `tell`; others: texts of `unseen`. values: s, r, h and runs of
+    each text, None where it has none.
+    """
+    rests = [one.rest for one in found]
+    models = {f"{model} at {heat:g}": texts for (model, heat), texts in told.items()}
+    asked = models | ({UNSEEN: others} if others else {})
+    seen, totals = copies(index, [text for texts in asked.values() for text in texts])
+    seen, copied = iter(seen), {}
+    for name, texts in asked.items():
+        copied[name] = [next(seen) for _ in texts]
+    words = {name: [copy.words for copy in rows] for name, rows in copied.items()}
+    words[ORIGINALS] = [words_and_marks(text) for text in rests]
+    lengths = (sum(map(len, texts)) for texts in words.values())
+    least = min(filter(None, lengths), default=0)  # of those that have any words
+    results = {}
+    for name, texts in words.items():
+        result, r = richness(texts, least, seed)
+        values = {"r": r}
+        if rows := copied.get(name):
+            result |= summary(rows, totals, seed)
+            values |= {"h": [copy.closest.share for copy in rows]}
+            values |= {"run": [copy.run[0] for copy in rows]}
+            values |= {"run_tokens": [copy.tokens[0] for copy in rows]}
+        if name in models:
+            s = [similarity.precision(*pair) for pair in zip(texts, words[ORIGINALS], strict=True)]
+            closest = [index.text(copy.closest.story) for copy in rows]
+            result |= {"s": intervals.mean(s, seed)}
+            result |= {"rouge_score": checks(models[name], texts, rests, closest, seed)}
+            values |= {"s": s}
+        values = {x: [None if y != y else y for y in ys] for x, ys in values.items()}
+        results[name] = result | {"values": values}
+    return results, copied, {"words_compared": least, "training_ngrams": totals}
+
+
+# ----------------------------------------------------------------------------------------------
+# the command
+
+
+def how(settings, temperature):
+    """The settings of telling at a temperature, as completions and check take them."""
+    return SimpleNamespace(**vars(settings) | {"temperature": temperature, "beams": 0})
+
+
+def temperatures_of(settings):
+    """The temperatures as floats, each once; UserError where they are none."""
+    try:
+        return list(dict.fromkeys(float(one) for one in settings.temperatures.split(",")))
+    except ValueError:
+        raise UserError(
+            f"temperatures are numbers with commas between them, not '{settings.temperatures}'"
+        ) from None
+
+
+def show(results):
+    """Print the tables: what is copied, and how rich the texts are."""
+    wide = max(map(len, results))
+    print(f"\n{'':{wide}}{'s':>24}{'r':>24}{'h':>24}{'4-grams never seen':>24}"
+          f"{'run: median, max':>18}{'exact':>7}{'template':>9}")  # fmt: skip
+    for name, row in results.items():
+        cells = [intervals.described(row.get(x)).rjust(24) for x in "srh"]
+        if "g" in row:
+            cells.append(intervals.described(row["g"]["4"]["never"]).rjust(24))
+            run, levels = row["run"]["words"], row["levels"]
+            cells.append((f"{run['median']:g}, {run['max']}" if run else "-").rjust(18))
+            cells.append(f"{levels['exact']:>7}")
+            known = row["run"]["words_masked"]
+            cells.append(f"{levels['template'] if known else '-':>9}")
+        print(name.ljust(wide) + "".join(cells))
+    print(f"\n{'':{wide}}{'words':>8}" + "".join(f"{f'distinct-{n}':>12}" for n in (1, 2, 3, 4))
+          + f"{'MTLD':>24}{'self-BLEU':>24}")  # fmt: skip
+    for name, row in results.items():
+        cells = [f"{row['words']:>8}"]
+        cells += [*(f"{'-' if x is None else f'{x:.3f}':>12}" for x in row["distinct"].values())]
+        cells.append(intervals.described(row["mtld"], 1).rjust(24))
+        cells.append(intervals.described(row["self_bleu"]).rjust(24))
+        print(name.ljust(wide) + "".join(cells))
+
+
+def lines_of(index, found, told, copied, results):
+    """The lines of diversity.jsonl: each completion with all that was found of it."""
+    for (model, heat), texts in told.items():
+        name = f"{model} at {heat:g}"
+        values = results[name]["values"]
+        for i, (one, text, copy) in enumerate(zip(found, texts, copied[name], strict=True)):
+            yield {
+                "model": model, "temperature": heat, "story": one.story, "beginning": one.text,
+                "original": one.rest, "completion": text, "level": copy.level(),
+                **{x: values[x][i] for x in ("s", "r", "h", "run", "run_tokens")},
+                "run_masked": copy.masked and copy.masked[0],
+                "words": len(copy.words), "tokens": copy.length,
+                "copied": " ".join(copy.words[copy.run[1] : sum(copy.run)]),
+                "closest": copy.closest.story, "closest_text": index.text(copy.closest.story),
+            }  # fmt: skip
+
+
+def main():
+    settings, origin = load(Settings, positional="out_dir")
+    heats = temperatures_of(settings)
+    for heat in heats:
+        check(how(settings, heat))
+    if settings.prompts < 2:
+        raise UserError("prompts must be at least 2")
+    if not 0 < settings.cut < 1:
+        raise UserError("cut must be between 0 and 1")
+    device = pick_device(settings.device)
+    models = [checkpoint.open_model(settings, origin, device)]
+    names = [name.strip() for name in settings.beside.split(",") if name.strip()]
+    models += [checkpoint.load_any(name, settings.checkpoint, device) for name in names]
+    where = settings.dataset
+    if not where and not models[0].is_run():
+        raise UserError(f"'{settings.init_from}' has no data of its own: name it with --dataset")
+    where = where or checkpoint.read_config(models[0].out_dir)["train"]["dataset"]
+    index = Index(Dataset(where, "train"), settings.workers)
+    found = beginnings(index, models, settings)
+    print(f"{len(found)} beginnings of {where}, {index.data.stories:,} stories")
+    told = tell(models, found, settings, heats)
+    results, copied, facts = measure(index, found, told, unseen(index, settings), settings.seed)
+    show(results)
+    facts |= {"dataset": where, "data": checkpoint.hashes(index.data.manifest)}
+    facts |= {"models": {model.out_dir: model.identity() for model in models}}
+    names_ = ("cut", "temperatures", "top_p", "max_new_tokens", "weights", "seed")
+    facts |= {"prompts": len(found)} | {name: getattr(settings, name) for name in names_}
+    write(index, models, found, told, copied, facts | {"sets": results})
+
+
+def write(index, models, found, told, copied, results):
+    """diversity.json, .jsonl, .png and .html in eval/ of the first model's folder."""
+    beside = "".join(f"-beside-{Path(model.out_dir).name}" for model in models[1:])
+    path = Path(models[0].out_dir) / "eval" / f"diversity{beside}"
+    lines = list(lines_of(index, found, told, copied, results["sets"]))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    checkpoint.replace_text(f"{path}.jsonl", text)
+    first = [line for line in lines if line["model"] == models[0].out_dir]
+    first = [line for line in first if line["temperature"] == first[0]["temperature"]]
+    checkpoint.replace_text(f"{path}.html", diversity_page.page(first, results))
+    with checkpoint.replacing(f"{path}.png") as part:
+        diversity_page.plot(results, part)
+    checkpoint.write_json(f"{path}.json", results)
+    print(f"\n{path}.png shows it, {path}.html what was nearest to a training story")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,280 @@
+"""
+The training stories of a data folder turned around: which of them hold a pair of words.
+
+    segments = open_all(Dataset("data/tinystories-bpe", "train"))    # makes those that are missing
+
+Stories are cut into words and marks (words.words_and_marks) and kept in segments of 65,536. One is
+a folder, data/<name>/overlap/<hash of the data>/<number>:
+
+    words.txt       its different words, one a line; the first has number 1
+    stream.npy      all its words in order by their numbers, a 0 before each story
+    tally.npy       (words + 1, 3): how often each occurs; of these, how often inside a sentence;
+                    and of these, how often with a capital letter
+    keys.npy        its different bigrams, ascending: first * (words + 1) + second
+    counts.npy      how often each occurs
+    ends.npy        where its list of stories ends
+    stories.npy     the lists, one after the other: the stories that hold it, ascending, each once
+
+A segment is built in memory, written under another name, flushed and renamed: after a kill, those
+that are there are whole, and the next command makes the others. The folder's name holds the sha256
+of the shards, so that an index can never be one of other data.
+"""
+
+import fcntl
+import hashlib
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from checkpoint import flush
+from configs import UserError
+from encode import worker_pool
+from eval.occurrences import Table
+from shards import Dataset
+from tokenizer import Tokenizer
+from words import words_and_marks
+
+VERSION = 1  # of the files above and of what a word is
+STORIES = 1 << 16  # of a segment: their numbers in it are uint16
+TOKENS = 1 << 25  # of a segment at the most, unless a single story has more: 0.7 GB to build
+AT_ONCE = 1 << 19  # tokens looked at together: what is held for them fits a cache
+_END = tuple(".!?…:\"“”'’")  # after these a capital letter means nothing
+
+
+def folder_of(data):
+    """Where the segments of a Dataset belong."""
+    names = [*data.manifest["splits"][data.split]["shards"], f"{data.split}_stories.npy"]
+    names += ["tokenizer.json", *(["train_answer.npy"] if data.answers is not None else [])]
+    facts = [VERSION, STORIES, TOKENS, *(data.manifest["files"][name]["sha256"] for name in names)]
+    return data.folder / "overlap" / hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def cuts(data):
+    """The first story of each segment of a Dataset, and the number of all: a list of int."""
+    found = [0]
+    while found[-1] < data.stories:
+        full = np.searchsorted(data.starts, data.starts[found[-1]] + TOKENS, side="right") - 1
+        found.append(int(min(max(full, found[-1] + 1), found[-1] + STORIES, data.stories)))
+    return found
+
+
+def text_of(data, tokenizer, i):
+    """Story number i of a Dataset as text; of an Instruct record, its story."""
+    ids = data.story(i)[data.answers[i] if data.answers is not None else 1 :]
+    return tokenizer.encoding.decode_bytes(ids.tolist()).decode("utf-8", errors="replace")
+
+
+# ----------------------------------------------------------------------------------------------
+# building one
+
+
+class _Numbers(dict):
+    """Numbers whatever it is asked for, from 0, in the order in which it comes."""
+
+    def __missing__(self, key):
+        self[key] = len(self)
+        return self[key]
+
+
+class _Chunks:
+    """
+    Numbers of chunks, the pieces of text between blanks, straight from their tokens: a chunk is
+    decoded and cut into words once, and not for each of its occurrences. `texts` has them by their
+    numbers; 0 is <|endoftext|>, "".
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.texts = tokenizer, [""]
+        blank = np.zeros((2, tokenizer.vocab_size), bool)  # whether a token begins, ends with one
+        blank[:, tokenizer.eot] = True
+        for token, i in tokenizer.ranks.items():
+            blank[:, i] = token[:1].isspace(), token[-1:].isspace()
+        self.begins, self.ends = blank
+        # Up to four tokens are one integer, and found by it; longer chunks by their bytes.
+        self.codes, self.places = np.array([tokenizer.eot + 1], np.uint64), np.array([0])
+        self.table, self.long = Table(self.codes), _Numbers()
+
+    def numbers(self, ids):
+        """
+        The numbers of the chunks of stories, int64, in order. ids: uint16, their tokens. A chunk
+        may have blanks, even inside: only what stands between two must not be cut.
+        """
+        starts = np.flatnonzero(self.begins[ids] | np.append(True, self.ends[ids[:-1]]))
+        lengths = np.diff(starts, append=len(ids))
+        padded = np.append(ids, [0] * 4).astype(np.uint64) + np.uint64(1)
+        codes = np.zeros(len(starts), np.uint64)
+        for i in range(4):
+            codes |= (padded[starts + i] << np.uint64(16 * i)) * (lengths > i)
+        long = np.flatnonzero(lengths > 4)
+        codes[long] = self.codes[0]
+        found = self.table.find(codes)
+        new = np.unique(codes[found == 0])
+        if len(new):
+            self.places = np.append(self.places, len(self.texts) + np.arange(len(new)))
+            self.codes = np.append(self.codes, new)
+            self.table = Table(self.codes)
+            tokens = new[:, None] >> np.arange(0, 64, 16, dtype=np.uint64) & np.uint64(0xFFFF)
+            self.texts += [self._text([i - 1 for i in row if i]) for row in tokens.tolist()]
+            found = self.table.find(codes)
+        numbers = self.places[found - 1]
+        for i in long.tolist():
+            tokens = ids[starts[i] : starts[i] + lengths[i]]
+            if (key := tokens.tobytes()) not in self.long:
+                self.long[key] = len(self.texts)
+                self.texts.append(self._text(tokens.tolist()))
+            numbers[i] = self.long[key]
+        return numbers
+
+    def _text(self, ids):
+        return self.tokenizer.encoding.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+def pieces(data, first, last, tokens=TOKENS):
+    """
+    The tokens of stories first to last of a Dataset, uint16, in pieces of about so many tokens that
+    end where a story does; of Instruct's records, <|endoftext|> and the story.
+    """
+    while first < last:
+        start = data.starts[first]
+        shard = data.shard_ends[np.searchsorted(data.shard_ends, start, side="right")]
+        stop = np.searchsorted(data.starts, min(start + tokens, shard), side="right") - 1
+        stop = min(max(first + 1, int(stop)), last)  # a longer story: alone
+        ids = np.asarray(data.read(start, data.starts[stop] - start))
+        if data.answers is not None:
+            edges = np.zeros(len(ids) + 1, np.int64)
+            starts = data.starts[first:stop] - start
+            edges[starts + 1] += 1
+            edges[starts + data.answers[first:stop]] -= 1
+            ids = ids[np.cumsum(edges)[:-1] == 0]
+        yield ids
+        first = stop
+
+
+def _stream(numbers, texts):
+    """
+    (stream, tally, words), see the head of this file, of chunks: their numbers in order, and the
+    text of each. int64, int64, list of str.
+    """
+    vocabulary = _Numbers({"": 0})
+    cut = [[0], *([vocabulary[w] for w in words_and_marks(text)] for text in texts[1:])]
+    sizes = np.array([len(one) for one in cut])
+    numbers = numbers[sizes[numbers] > 0]  # without those that are but blanks
+    flat = np.fromiter(itertools.chain.from_iterable(cut), np.int64, sizes.sum())
+    starts = np.cumsum(sizes) - sizes
+    lengths = sizes[numbers]
+    ends = np.cumsum(lengths)
+    stream = flat[np.arange(ends[-1]) + np.repeat(starts[numbers] - ends + lengths, lengths)]
+
+    texts = [text.strip() for text in texts]
+    ended = np.array([not i or text.endswith(_END) for i, text in enumerate(texts)])
+    inside = numbers[1:][~ended[numbers[:-1]] & (numbers[1:] > 0)]
+    capital = np.array([text[:1].isupper() for text in texts])
+    opens = np.append(flat, 0)[starts]  # the first word of each
+    n = len(vocabulary)
+    sums = (stream, opens[inside], opens[inside[capital[inside]]])
+    tally = np.stack([np.bincount(one, minlength=n) for one in sums], axis=1)
+    return stream, tally, list(vocabulary)[1:]
+
+
+def _postings(stream, size):
+    """(keys, counts, ends, stories) of a stream of numbers below `size`."""
+    first, second = stream[:-1], stream[1:]
+    inside = (first > 0) & (second > 0)
+    pairs = ((first * size + second) << 16 | (np.cumsum(first == 0) - 1))[inside].astype(np.uint64)
+    pairs.sort()  # by bigram, then by story: as one integer numpy sorts them several times faster
+    new_pair = np.diff(pairs, prepend=~pairs[:1]) != 0
+    keys = pairs >> np.uint64(16)
+    new_key = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    counts = np.diff(new_key, append=len(pairs))
+    ends = np.cumsum(new_pair)[new_key + counts - 1]
+    kind = np.uint32 if size**2 <= 1 << 32 else np.uint64
+    stories = pairs[new_pair].astype(np.uint16)  # the lower 16 bits
+    return keys[new_key].astype(kind), counts.astype(np.uint32), ends.astype(np.uint32), stories
+
+
+def build(data, tokenizer, first, last, folder):
+    """Make the segment of the stories first to last in a folder, whole or not at all."""
+    chunks = _Chunks(tokenizer)
+    numbers = [chunks.numbers(ids) for ids in pieces(data, first, last, AT_ONCE)]
+    stream, tally, vocabulary = _stream(np.concatenate(numbers), chunks.texts)
+    keys, counts, ends, stories = _postings(stream, len(tally))
+    stream = stream.astype(np.uint16 if len(tally) <= 1 << 16 else np.uint32)
+    part = Path(tempfile.mkdtemp(suffix=".part", dir=folder.parent))
+    arrays = {"stream": stream, "tally": tally, "keys": keys, "counts": counts, "ends": ends}
+    for name, array in (arrays | {"stories": stories}).items():
+        np.save(part / f"{name}.npy", array)
+    text = "".join(f"{word}\n" for word in vocabulary)
+    (part / "words.txt").write_bytes(text.encode())
+    for path in [*part.iterdir(), part]:
+        flush(path)
+    try:
+        part.rename(folder)
+    except OSError:  # a worker that outlived its killed command was quicker
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(part)
+    flush(folder.parent)
+
+
+class Builder:
+    """Builds a segment in a worker process. dataset, split: of the Dataset."""
+
+    def __init__(self, dataset, split):
+        self.dataset, self.split = dataset, split
+
+    def __call__(self, block):
+        """block: (first story, last story, folder)."""
+        data = Dataset(self.dataset, self.split)
+        build(data, Tokenizer.load(data.folder), *block)
+
+
+# ----------------------------------------------------------------------------------------------
+# all of them
+
+
+class Segment:
+    """A segment opened: the files of its folder by their names, mapped, and `words`, a list."""
+
+    def __init__(self, folder):
+        try:
+            for name in ("stream", "tally", "keys", "counts", "ends", "stories"):
+                mapped = np.load(folder / f"{name}.npy", mmap_mode="r")
+                setattr(self, name, mapped.view(np.ndarray))  # slices of np.memmap take 10 times
+            self.words = (folder / "words.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} is damaged ({error}): remove it, to build it anew") from None
+        self.size = len(self.tally)  # numbers of words, with 0
+        self.stories_in = int(self.tally[0, 0])  # a 0 stands before each
+
+
+def open_all(data, workers=0):
+    """
+    The Segments of a Dataset in order, a list; those that are missing are built, on so many
+    processes, 0: all cores.
+    """
+    folder, ends = folder_of(data), cuts(data)
+    blocks = [
+        (*pair, folder / f"{i:04}") for i, pair in enumerate(itertools.pairwise(ends))
+    ]  # fmt: skip
+    if not all(block[2].is_dir() for block in blocks):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder.parent / "lock", "w")  # noqa: SIM115
+        except PermissionError as error:
+            raise UserError(f"the index of the stories cannot be written: {error}") from None
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # where another command builds them, wait for it
+            for part in folder.glob("*.part"):  # of killed ones
+                shutil.rmtree(part, ignore_errors=True)
+            missing = [block for block in blocks if not block[2].is_dir()]
+            stories = sum(block[1] - block[0] for block in missing)
+            bar = tqdm(total=stories, desc="indexing", unit=" stories", disable=None)
+            workers = min(len(missing), workers) or len(missing) == 1
+            with bar, worker_pool(Builder(data.folder, data.split), workers) as built:
+                for block, _ in built(missing):
+                    bar.update(block[1] - block[0])
+    return [Segment(block[2]) for block in blocks]
