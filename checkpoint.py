@@ -37,7 +37,7 @@ import pretrained
 from configs import UserError, run
 from model import GPT, GPTConfig
 from pretrained import Trained
-from shards import sha256
+from shards import flush, sha256
 from tokenizer import Tokenizer
 
 
@@ -59,15 +59,6 @@ def replace_text(path, text):
 def write_json(path, value):
     """Write `value` as JSON so that `path` holds the old text or the new."""
     replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def flush(path):
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def hashes(data_manifest):

@@ -118,14 +118,20 @@ def _work(*args):
     return _encode(*args)
 
 
+def cores():
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def worker_pool(encoder, workers):
     """
     A function from blocks, and what else the encoder takes, to (block, its result), in order; on so
     many processes, 0: all.
     """
-    free = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-    workers = workers or len(free)
+    workers = workers or cores()
     if workers == 1:
         yield lambda blocks, *how: ((block, encoder(block, *how)) for block in blocks)
         return

@@ -17,9 +17,9 @@ without the beginning (Eldan & Li 2023, section 4.3, and similarity.py for R):
          is all of it; a simple template, where it is once names and nouns are masked (copying.py)
 
 beside distinct-n, MTLD and self-BLEU, for each temperature. A word or mark is what
-words.words_and_marks makes of a text, everywhere. What real stories score that no model has seen,
-the data's val split, stands beside: nobody who tells such stories could have less in common with
-the training stories. The index of these is built once for each data folder, in data/<name>/overlap.
+words.words_and_marks makes of a text, everywhere. Beside it stands what the rest of stories scores
+that no model has seen, the data's val split: so much has any such story in common with the training
+stories. The index of these is built once for each data folder, in data/<name>/overlap.
 
 Results are in eval/diversity.json of the run, each completion with its closest story in
 diversity.jsonl, the plots in diversity.png, and the completions nearest to a training story, with
@@ -38,6 +38,7 @@ import checkpoint
 from configs import UserError, load, run
 from eval import diversity_page, intervals, similarity
 from eval.copying import copies, summary
+from eval.diversity_page import ORIGINALS, UNSEEN
 from eval.exercises import completions
 from eval.overlap import Index
 from eval.segments import text_of
@@ -45,8 +46,6 @@ from generation import check
 from machine import pick_device
 from shards import Dataset
 from words import words_and_marks
-
-ORIGINALS, UNSEEN = "the originals", "unseen stories"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Settings:
     rows: int = 64  # stories told at a time
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
-    workers: int = 0  # processes that build the index; 0: all cores
+    workers: int = 0  # processes that build the index; 0: a core each, four at most
 
 
 @dataclass(frozen=True)

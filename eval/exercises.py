@@ -98,7 +98,7 @@ def completions(found, texts, settings, samples, folder):
     asked |= {name: getattr(settings, name) for name in names}
     # Every way to ask has a file of its own: none overwrites what another has paid for.
     key = blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=6).hexdigest()
-    path = Path(folder) / f"judge-stories-{key}.json"
+    path = Path(folder) / f"completions-{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         return json.loads(path.read_text(encoding="utf-8"))["stories"]
     stories = complete(found, texts, settings, samples)

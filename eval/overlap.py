@@ -23,7 +23,7 @@ from tokenizer import Tokenizer
 
 # Lists are added up until the rest weighs this share of the best: a larger one leaves more stories
 # to look at one by one, a smaller one more lists to add up.
-REST = 0.55
+REST = 0.7
 
 
 class Closest(NamedTuple):
@@ -105,13 +105,13 @@ def segment_closest(segment, first, second, weights, best):
     ]
     rest = weights.sum() - np.cumsum(weights)  # after each list, what the others weigh
     count = int(np.searchsorted(-rest, -REST * best)) + 1
-    added = [
-        one for one, times in zip(lists[:count], weights.tolist(), strict=False)
-        for _ in range(times)
-    ]  # fmt: skip
+    added = lists[:count]
     if not added:
         return None
     hits = np.bincount(np.concatenate(added), minlength=segment.stories_in)
+    for one, more in zip(added, (weights - 1).tolist(), strict=False):
+        if more:
+            hits[one] += more
     left = int(rest[min(count, len(rest)) - 1])
     stories = np.flatnonzero(hits > best - left)
     hits = hits[stories]

@@ -30,17 +30,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import flush
 from configs import UserError
-from encode import worker_pool
+from encode import cores, worker_pool
 from eval.occurrences import Table
-from shards import Dataset
+from shards import Dataset, flush
 from tokenizer import Tokenizer
 from words import words_and_marks
 
 VERSION = 1  # of the files above and of what a word is
 STORIES = 1 << 16  # of a segment: their numbers in it are uint16
-TOKENS = 1 << 25  # of a segment at the most, unless a single story has more: 0.7 GB to build
+TOKENS = 1 << 25  # of a segment at the most, unless a single story has more: 0.5 GB to build
+WORKERS = 4  # at the most, if not told otherwise: together they stay under 4 GB
 AT_ONCE = 1 << 19  # tokens looked at together: what is held for them fits a cache
 _END = tuple(".!?…:\"“”'’")  # after these a capital letter means nothing
 
@@ -48,7 +48,7 @@ _END = tuple(".!?…:\"“”'’")  # after these a capital letter means nothin
 def folder_of(data):
     """Where the segments of a Dataset belong."""
     names = [*data.manifest["splits"][data.split]["shards"], f"{data.split}_stories.npy"]
-    names += ["tokenizer.json", *(["train_answer.npy"] if data.answers is not None else [])]
+    names += ["tokenizer.json", *([f"{data.split}_answer.npy"] if data.answers is not None else [])]
     facts = [VERSION, STORIES, TOKENS, *(data.manifest["files"][name]["sha256"] for name in names)]
     return data.folder / "overlap" / hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
@@ -156,53 +156,65 @@ def pieces(data, first, last, tokens=TOKENS):
 
 def _stream(numbers, texts):
     """
-    (stream, tally, words), see the head of this file, of chunks: their numbers in order, and the
-    text of each. int64, int64, list of str.
+    (stream, tally, words) of stories, see the head of this file. numbers: of their chunks in order,
+    a list of arrays, each of whole stories; texts: the chunks by their numbers.
     """
     vocabulary = _Numbers({"": 0})
     cut = [[0], *([vocabulary[w] for w in words_and_marks(text)] for text in texts[1:])]
     sizes = np.array([len(one) for one in cut])
-    numbers = numbers[sizes[numbers] > 0]  # without those that are but blanks
     flat = np.fromiter(itertools.chain.from_iterable(cut), np.int64, sizes.sum())
     starts = np.cumsum(sizes) - sizes
-    lengths = sizes[numbers]
-    ends = np.cumsum(lengths)
-    stream = flat[np.arange(ends[-1]) + np.repeat(starts[numbers] - ends + lengths, lengths)]
-
     texts = [text.strip() for text in texts]
     ended = np.array([not i or text.endswith(_END) for i, text in enumerate(texts)])
-    inside = numbers[1:][~ended[numbers[:-1]] & (numbers[1:] > 0)]
     capital = np.array([text[:1].isupper() for text in texts])
     opens = np.append(flat, 0)[starts]  # the first word of each
-    n = len(vocabulary)
-    sums = (stream, opens[inside], opens[inside[capital[inside]]])
-    tally = np.stack([np.bincount(one, minlength=n) for one in sums], axis=1)
-    return stream, tally, list(vocabulary)[1:]
+    kind = np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32
+    stream, tally = [], np.zeros((len(vocabulary), 3), np.int64)
+    for part in numbers:
+        part = part[sizes[part] > 0]  # without those that are but blanks
+        lengths = sizes[part]
+        at = np.cumsum(lengths) - lengths  # of each one's words in the stream
+        words = flat[np.arange(lengths.sum()) + np.repeat(starts[part] - at, lengths)]
+        inside = part[1:][~ended[part[:-1]] & (part[1:] > 0)]
+        for i, some in enumerate((words, opens[inside], opens[inside[capital[inside]]])):
+            tally[:, i] += np.bincount(some, minlength=len(tally))
+        stream.append(words.astype(kind))
+    return np.concatenate(stream), tally, list(vocabulary)[1:]
 
 
 def _postings(stream, size):
     """(keys, counts, ends, stories) of a stream of numbers below `size`."""
-    first, second = stream[:-1], stream[1:]
-    inside = (first > 0) & (second > 0)
-    pairs = ((first * size + second) << 16 | (np.cumsum(first == 0) - 1))[inside].astype(np.uint64)
-    pairs.sort()  # by bigram, then by story: as one integer numpy sorts them several times faster
-    new_pair = np.diff(pairs, prepend=~pairs[:1]) != 0
-    keys = pairs >> np.uint64(16)
-    new_key = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
-    counts = np.diff(new_key, append=len(pairs))
-    ends = np.cumsum(new_pair)[new_key + counts - 1]
-    kind = np.uint32 if size**2 <= 1 << 32 else np.uint64
-    stories = pairs[new_pair].astype(np.uint16)  # the lower 16 bits
-    return keys[new_key].astype(kind), counts.astype(np.uint32), ends.astype(np.uint32), stories
+    # A bigram and its story are one integer: so numpy sorts them several times as fast.
+    pairs, filled, story = np.empty(len(stream), np.uint64), 0, -1
+    for i in range(0, len(stream), AT_ONCE):
+        part = stream[i : i + AT_ONCE + 1].astype(np.uint64)
+        first, second = part[:-1], part[1:]
+        stories = story + np.cumsum(first == 0)
+        some = ((first * np.uint64(size) + second) << np.uint64(16)) | stories.astype(np.uint64)
+        some = some[(first > 0) & (second > 0)]
+        pairs[filled : filled + len(some)] = some
+        filled, story = filled + len(some), int(stories[-1]) if len(stories) else story
+    pairs = pairs[:filled]
+    pairs.sort()
+    new = np.diff(pairs, prepend=~pairs[:1]) != 0
+    stories = pairs.astype(np.uint16)[new]  # the lower 16 bits
+    pairs >>= np.uint64(16)
+    starts = np.flatnonzero(np.diff(pairs, prepend=~pairs[:1]))
+    keys = pairs[starts].astype(np.uint32 if size**2 <= 1 << 32 else np.uint64)
+    ends = np.cumsum(np.add.reduceat(new, starts, dtype=np.uint32)) if filled else starts
+    counts = np.diff(starts, append=filled)
+    return keys, counts.astype(np.uint32), ends.astype(np.uint32), stories
 
 
 def build(data, tokenizer, first, last, folder):
     """Make the segment of the stories first to last in a folder, whole or not at all."""
     chunks = _Chunks(tokenizer)
-    numbers = [chunks.numbers(ids) for ids in pieces(data, first, last, AT_ONCE)]
-    stream, tally, vocabulary = _stream(np.concatenate(numbers), chunks.texts)
+    numbers = [
+        chunks.numbers(ids).astype(np.int32) for ids in pieces(data, first, last, AT_ONCE)
+    ]  # fmt: skip
+    stream, tally, vocabulary = _stream(numbers, chunks.texts)
+    del numbers
     keys, counts, ends, stories = _postings(stream, len(tally))
-    stream = stream.astype(np.uint16 if len(tally) <= 1 << 16 else np.uint32)
     part = Path(tempfile.mkdtemp(suffix=".part", dir=folder.parent))
     arrays = {"stream": stream, "tally": tally, "keys": keys, "counts": counts, "ends": ends}
     for name, array in (arrays | {"stories": stories}).items():
@@ -254,7 +266,7 @@ class Segment:
 def open_all(data, workers=0):
     """
     The Segments of a Dataset in order, a list; those that are missing are built, on so many
-    processes, 0: all cores.
+    processes, 0: a core each, four at most.
     """
     folder, ends = folder_of(data), cuts(data)
     blocks = [
@@ -272,8 +284,9 @@ def open_all(data, workers=0):
                 shutil.rmtree(part, ignore_errors=True)
             missing = [block for block in blocks if not block[2].is_dir()]
             stories = sum(block[1] - block[0] for block in missing)
+            print(f"indexing {stories:,} stories in {folder} ...", flush=True)
             bar = tqdm(total=stories, desc="indexing", unit=" stories", disable=None)
-            workers = min(len(missing), workers) or len(missing) == 1
+            workers = max(1, min(len(missing), workers or min(WORKERS, cores())))
             with bar, worker_pool(Builder(data.folder, data.split), workers) as built:
                 for block, _ in built(missing):
                     bar.update(block[1] - block[0])

@@ -38,8 +38,18 @@ from shards import Dataset  # noqa: E402
 from words import ngrams, words_and_marks  # noqa: E402
 
 ROUNDS = 3
-BUILD = "import sys; from eval.segments import open_all; from shards import Dataset\n"
-BUILD += "if __name__ == '__main__': open_all(Dataset(sys.argv[1], 'train'), int(sys.argv[2]))\n"
+BUILD = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import eval.diversity  # as the command does: its workers import it too
+from eval.segments import open_all
+from shards import Dataset
+
+if __name__ == "__main__":
+    start = time.perf_counter()
+    open_all(Dataset(sys.argv[1], "train"), int(sys.argv[2]))
+    print(time.perf_counter() - start)
+"""
 
 
 def recombined(stories, count, path, seed=0):
@@ -69,14 +79,13 @@ def memory(pid):
 
 
 def build(folder, workers, code):
-    """Build the index by a command of its own: seconds, and the most memory it had."""
-    start, most = time.perf_counter(), 0
-    process = subprocess.Popen([sys.executable, code, folder, str(workers)])
+    """Build the index by a command of its own: seconds after its start, and its most memory."""
+    most, command = 0, [sys.executable, code, folder, str(workers)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while process.poll() is None:
         most = max(most, memory(process.pid))
         time.sleep(0.1)
-    assert process.returncode == 0
-    return time.perf_counter() - start, most
+    return float(process.stdout.read()), most
 
 
 def without_pruning(index, words):
@@ -194,7 +203,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         top = Path(args.folder or temporary)
         code = Path(temporary) / "build.py"
-        code.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{BUILD}")
+        code.write_text(BUILD)
         stories = list(corpus.read(args.source))
         for size in map(int, args.sizes.split(",")):
             folder, source = top / f"data-{size}", args.source

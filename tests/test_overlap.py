@@ -86,7 +86,7 @@ def test_words_from_tokens_are_those_of_the_text(stories):
         chunks = segments._Chunks(one)
         for _ in range(2):  # the second time, all chunks are known
             ids, lengths = one.encode_stories(stories)
-            stream, _, words = segments._stream(chunks.numbers(ids), chunks.texts)
+            stream, _, words = segments._stream([chunks.numbers(ids)], chunks.texts)
             told = [["", *words][i] for i in stream]
             assert told == [word for text in stories for word in ["", *words_and_marks(text)]]
         assert len(lengths) == len(stories)

@@ -487,3 +487,45 @@ def test_command_and_ctrl_c(tmp_path):
     assert process.returncode == 128 + signal.SIGINT, stderr
     assert "Traceback" not in stderr
     assert listing(tmp_path) == before
+
+
+SLEEPERS = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import encode
+
+class Sleeper:
+    def __call__(self, block):
+        open(f"{block}/{os.getpid()}", "w").close()
+        time.sleep(60)
+
+if __name__ == "__main__":
+    with encode.worker_pool(Sleeper(), 2) as work:
+        list(work([os.path.dirname(__file__)] * 2))
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_command(tmp_path):
+    """kill -9 of the command alone: else they would wait for ever, holding their memory."""
+    (tmp_path / "sleepers.py").write_text(SLEEPERS)
+    process = subprocess.Popen([sys.executable, tmp_path / "sleepers.py", ROOT])
+    deadline = time.monotonic() + 60
+
+    def workers():
+        return [path for path in tmp_path.iterdir() if path.name.isdigit()]
+
+    def alive(path):
+        try:
+            return "Z" not in Path(f"/proc/{path.name}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False
+
+    while len(workers()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert all(map(alive, workers())) and len(workers()) == 2
+    process.kill()
+    process.wait()
+    while any(map(alive, workers())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers()))
