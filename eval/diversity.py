@@ -207,7 +207,8 @@ def measure(index, found, told, others, seed):
         if name in models:
             s = [similarity.precision(*pair) for pair in zip(texts, words[ORIGINALS], strict=True)]
             closest = [index.text(copy.closest.story) for copy in rows]
-            result |= {"s": intervals.mean(s, seed)}
+            own = sum(a.closest.story == b.story for a, b in zip(rows, found, strict=True))
+            result |= {"s": intervals.mean(s, seed), "closest_is_the_original": own}
             result |= {"rouge_score": checks(models[name], texts, rests, closest, seed)}
             values |= {"s": s}
         values = {x: [None if y != y else y for y in ys] for x, ys in values.items()}

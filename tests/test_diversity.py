@@ -52,6 +52,7 @@ def test_a_perfectly_memorising_model(world):
     row = results["parrot at 1"]
     assert row["s"]["mean"] == row["h"]["mean"] == 1 and row["levels"]["exact"] == 12
     assert [copy.run[0] for copy in copied["parrot at 1"]] == row["values"]["run"]
+    assert row["closest_is_the_original"] == 12
     assert row["r"] == results[ORIGINALS]["r"] and row["r"]["mean"] < 1
     assert row["self_bleu"] == results[ORIGINALS]["self_bleu"]
     assert all(row["g"][k]["never"]["mean"] == 0 for k in "12345")
