@@ -77,11 +77,14 @@ def synonyms(word, pos):
 def _counts():
     """{(base form, part of speech): how often it was met} in the texts that WordNet counts."""
     found = Counter()
-    with _data()[1].open("cntlist.rev") as lines:
-        for line in lines:  # "play%2:33:00:: 1 57", and its second number is the part of speech
-            sense, _, count = line.split()
-            base, _, rest = sense.partition("%")
-            found[base, "nvara"[int(rest[0]) - 1]] += int(count)
+    try:
+        with _data()[1].open("cntlist.rev") as lines:
+            for line in lines:  # "play%2:33:00:: 1 57": after % stands the part of speech
+                sense, _, count = line.split()
+                base, _, rest = sense.partition("%")
+                found[base, "nvara"[int(rest[0]) - 1]] += int(count)
+    except (LookupError, OSError) as error:
+        raise UserError(f"WordNet's counts cannot be read ({error!s:.80}): {GET}") from None
     return found
 
 

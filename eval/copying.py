@@ -7,7 +7,8 @@ How much of some texts stands in the training stories, and how much of it in a r
 
 Three levels, after Eldan & Li 2023, section 4.3: an exact copy stands in a training story word for
 word and mark for mark, capitals and blanks aside; a simple template does once names and nouns are
-masked (templates.py); the rest does neither, and its longest runs say how near it comes.
+masked (templates.py); the rest does neither, and its longest runs say how near it comes. A text of
+less than SHORT words and marks is no evidence of anything, and counted apart.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from eval.overlap import Closest
 from eval.segments import pieces
 from words import ngrams, words_and_marks
 
-LEVELS = ("exact", "template", "rest")
+LEVELS = ("exact", "template", "rest", "short")
+SHORT = 12  # words: what is shorter than that real stories share by chance, too
 K = (1, 2, 3, 4, 5)  # k-grams whose occurrences are counted
 BINS = np.arange(-10, 0.25, 0.5)  # of log10 of how often one occurs; the first holds "never"
 _TOKENS = 1 << 22  # of the training stories looked at together
@@ -49,8 +51,8 @@ class Copy:
     def level(self):
         """One of LEVELS; None of an empty text."""
         n = len(self.words)
-        if not n:
-            return None
+        if n < SHORT:
+            return "short" if n else None
         template = self.masked is not None and self.masked[0] == n
         return "exact" if self.run[0] == n else "template" if template else "rest"
 
@@ -161,7 +163,7 @@ def summary(found, totals, seed=0):
 def occurrences(found, k, total, seed=0):
     """
     g_r of the k-grams of Copies, {"never": the share of them that never occur, an interval over the
-    texts; "never_different": of the different ones, a float; "histogram": how many have which
+    texts; "never_different": of the different ones, or None; "histogram": how many have which
     log10 of their share of the training stories' `total` k-grams, counts by BINS, -10 for never}.
     """
     counts = [copy.counts[k] for copy in found]
@@ -170,7 +172,9 @@ def occurrences(found, k, total, seed=0):
         different |= zip(ngrams(copy.words, k), row.tolist(), strict=True)
     return {
         "never": intervals.ratio([(row == 0).sum() for row in counts], [*map(len, counts)], seed),
-        "never_different": sum(not n for n in different.values()) / max(1, len(different)),
+        "never_different": (
+            sum(not n for n in different.values()) / len(different) if different else None
+        ),
         "histogram": np.histogram(log_shares(np.concatenate(counts), total), BINS)[0].tolist(),
     }
 

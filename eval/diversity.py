@@ -10,6 +10,7 @@ without the beginning (Eldan & Li 2023, section 4.3, and similarity.py for R):
 
     s    R_2,p(T, what the story went on with): how much of the story itself it tells again
     r    the largest R_2(T, another T): how alike the completions are; of the stories' own too
+         (intervals of r and self-BLEU: with the other texts as they are)
     h    the largest R_2,p(T, S) of all training stories S, exactly (overlap.py)
     g    how often each of its k-grams, k = 1 to 5, occurs in them, as a share of all: log10, -10
          for never
@@ -19,7 +20,9 @@ without the beginning (Eldan & Li 2023, section 4.3, and similarity.py for R):
 beside distinct-n, MTLD and self-BLEU, for each temperature. A word or mark is what
 words.words_and_marks makes of a text, everywhere. Beside it stands what the rest of stories scores
 that no model has seen, the data's val split: so much has any such story in common with the training
-stories. The index of these is built once for each data folder, in data/<name>/overlap.
+stories. The shorter a text, the larger its h: so h also stands beside that of those same stories
+cut to the lengths of the completions. The index is built once for each data folder, in
+data/<name>/overlap. Of an Instruct record, every model is given all that stands before the story.
 
 Results are in eval/diversity.json of the run, each completion with its closest story in
 diversity.jsonl, the plots in diversity.png, and the completions nearest to a training story, with
@@ -27,6 +30,7 @@ what they share marked, in diversity.html; with --beside in files that say so in
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +44,7 @@ from eval import diversity_page, intervals, similarity
 from eval.copying import copies, summary
 from eval.diversity_page import ORIGINALS, UNSEEN
 from eval.exercises import completions
+from eval.instructions import ROOM
 from eval.overlap import Index
 from eval.segments import text_of
 from generation import check
@@ -65,6 +70,7 @@ class Settings:
     rows: int = 64  # stories told at a time
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
+    distinct_words: int = 2000  # distinct-n is of so many words at a time
     workers: int = 0  # processes that build the index; 0: a core each, four at most
 
 
@@ -99,7 +105,7 @@ def beginnings(index, models, settings):
         prompt = text
         if data.answers is not None:
             prompt = index.tokenizer.decode(data.prompt(i)[1:]) + text
-        if text and all(len(model.prompt(prompt)) < model.limit for model in models):
+        if text and all(len(model.prompt(prompt)) + ROOM <= model.limit for model in models):
             found.append(Beginning(i, prompt, text, rest))
         if len(found) == settings.prompts:
             return found
@@ -109,7 +115,10 @@ def beginnings(index, models, settings):
 
 
 def unseen(index, settings):
-    """What follows the beginnings of as many stories of the val split, a list of str."""
+    """
+    What follows the beginnings of as many stories of the val split, a list of str; none where it
+    has fewer: r is the larger the more texts there are.
+    """
     if not index.data.manifest["splits"].get("val", {}).get("stories"):
         return []
     data, found = Dataset(index.data.folder, "val"), []
@@ -117,8 +126,8 @@ def unseen(index, settings):
         if rest := cut_at(text_of(data, index.tokenizer, i), settings.cut)[1]:
             found.append(rest)
         if len(found) == settings.prompts:
-            break
-    return found
+            return found
+    return []
 
 
 def tell(models, found, settings, heats):
@@ -137,54 +146,59 @@ def tell(models, found, settings, heats):
 # what is measured
 
 
-def richness(words, least, seed):
+def richness(words, settings):
     """
-    (what a set of texts, lists of words, holds of different things, r of each text): r, MTLD and
-    self-BLEU, intervals; distinct-1 to -4 of the first `least` words.
+    (what a set of texts, lists of words, holds of different things, its nearest pairs): r, MTLD and
+    self-BLEU, intervals; distinct-1 to -4.
     """
-    r = [score for score, _ in similarity.nearest(words)]
-    distinct = {str(n): similarity.distinct(words, n, least) for n in (1, 2, 3, 4)}
+    near, seed = similarity.nearest(words), settings.seed
+    distinct = {n: similarity.distinct(words, n, settings.distinct_words) for n in (1, 2, 3, 4)}
     lengths = [len(similarity.words_of(text)) for text in words]
     return {
-        "words": sum(map(len, words)),
-        "r": intervals.mean(r, seed),
-        "distinct": {n: None if share != share else share for n, share in distinct.items()},
+        "words": sum(map(len, words)) / max(1, len(words)),
+        "r": intervals.mean([score for score, _ in near], seed),
+        "distinct": {str(n): None if x != x else x for n, x in distinct.items()},
         "mtld": intervals.ratio(lengths, [similarity.factors(text) for text in words], seed),
         "self_bleu": intervals.mean(similarity.self_bleu(words), seed),
-    }, r
+    }, near
 
 
-def rouge(pairs, seed):
-    """Means of ROUGE-2 by the package rouge_score, of pairs (text, reference) of str."""
-    from rouge_score import rouge_scorer
+class _Words:
+    """words_and_marks, as rouge_score takes a tokenizer."""
 
-    scorer = rouge_scorer.RougeScorer(["rouge2"])
-    scores = [scorer.score(reference, text)["rouge2"] for text, reference in pairs]
-    return {
-        "precision": intervals.mean([score.precision for score in scores], seed),
-        "f1": intervals.mean([score.fmeasure for score in scores], seed),
-    }
+    tokenize = staticmethod(words_and_marks)
 
 
-def checks(texts, words, rests, closest, seed):
-    """What rouge_score says of the very pairs that s, r and h are of; texts, rests: str."""
-    pairs = [(texts[i], texts[j]) for i, (_, j) in enumerate(similarity.nearest(words)) if j >= 0]
-    return {
-        "s": rouge(zip(texts, rests, strict=True), seed)["precision"],
-        "r": rouge(pairs, seed)["f1"],
-        "h": rouge(zip(texts, closest, strict=True), seed)["precision"],
-    }
-
-
-def measure(index, found, told, others, seed):
+def rouge(pairs, kind, seed):
     """
-    ({set: results}, {set: [Copy]}, facts): everything about each set of texts, by its name: the
-    models' at each temperature, the originals, and those that no model has seen.
+    The mean precision or fmeasure of ROUGE-2 by the package rouge_score, of pairs (text, reference)
+    of str: {"clipped": of our words and marks, "default": of rouge_score's own}. Texts without a
+    bigram do not count, as in R.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    pairs = [pair for pair in pairs if len(words_and_marks(pair[0])) > 1]
+    scorers = {
+        "clipped": RougeScorer(["rouge2"], tokenizer=_Words),
+        "default": RougeScorer(["rouge2"]),
+    }
+    return {
+        name: intervals.mean(
+            [getattr(scorer.score(pair[1], pair[0])["rouge2"], kind) for pair in pairs], seed
+        )
+        for name, scorer in scorers.items()
+    }
+
+
+def measure(index, found, told, others, settings):
+    """
+    ({set: results}, {set: [Copy]}, k-grams of the training stories): everything about each set of
+    texts, by its name: the models' at each temperature, the originals, those no model has seen.
 
     found: [Beginning]; told: see `tell`; others: texts of `unseen`. values: s, r, h and runs of
     each text, None where it has none.
     """
-    rests = [one.rest for one in found]
+    rests, seed = [one.rest for one in found], settings.seed
     models = {f"{model} at {heat:g}": texts for (model, heat), texts in told.items()}
     asked = models | ({UNSEEN: others} if others else {})
     seen, totals = copies(index, [text for texts in asked.values() for text in texts])
@@ -193,27 +207,56 @@ def measure(index, found, told, others, seed):
         copied[name] = [next(seen) for _ in texts]
     words = {name: [copy.words for copy in rows] for name, rows in copied.items()}
     words[ORIGINALS] = [words_and_marks(text) for text in rests]
-    lengths = (sum(map(len, texts)) for texts in words.values())
-    least = min(filter(None, lengths), default=0)  # of those that have any words
     results = {}
     for name, texts in words.items():
-        result, r = richness(texts, least, seed)
-        values = {"r": r}
+        result, near = richness(texts, settings)
+        values = {"r": [score for score, _ in near]}
         if rows := copied.get(name):
             result |= summary(rows, totals, seed)
             values |= {"h": [copy.closest.share for copy in rows]}
             values |= {"run": [copy.run[0] for copy in rows]}
             values |= {"run_tokens": [copy.tokens[0] for copy in rows]}
         if name in models:
-            s = [similarity.precision(*pair) for pair in zip(texts, words[ORIGINALS], strict=True)]
-            closest = [index.text(copy.closest.story) for copy in rows]
+            pairs = zip(texts, words[ORIGINALS], strict=True)
+            values["s"] = [similarity.precision(*pair) for pair in pairs]
             own = sum(a.closest.story == b.story for a, b in zip(rows, found, strict=True))
-            result |= {"s": intervals.mean(s, seed), "closest_is_the_original": own}
-            result |= {"rouge_score": checks(models[name], texts, rests, closest, seed)}
-            values |= {"s": s}
+            result |= {"s": intervals.mean(values["s"], seed), "closest_is_the_original": own}
+            result["h_of_unseen_as_long"] = as_long(index, texts, words.get(UNSEEN), seed)
+            closest = [index.text(copy.closest.story) for copy in rows]
+            alike = [(models[name][i], models[name][j]) for i, (_, j) in enumerate(near) if j >= 0]
+            result["rouge_score"] = {
+                "s": rouge(zip(models[name], rests, strict=True), "precision", seed),
+                "r": rouge(alike, "fmeasure", seed),
+                "h": rouge(zip(models[name], closest, strict=True), "precision", seed),
+            }
         values = {x: [None if y != y else y for y in ys] for x, ys in values.items()}
         results[name] = result | {"values": values}
-    return results, copied, {"words_compared": least, "training_ngrams": totals}
+    return results, copied, totals
+
+
+def as_long(index, words, others, seed):
+    """h of the texts that no model has seen, each cut to the length of one of the words' texts."""
+    if not others:
+        return None
+    pairs = zip(words, others, strict=False)
+    return intervals.mean([index.closest(real[: len(text)]).share for text, real in pairs], seed)
+
+
+def differences(results, told, seed):
+    """
+    {other model at a temperature: {s, h: interval of the first model's less its}}, over the same
+    beginnings.
+    """
+    first, found = next(iter(told))[0], {}
+    for model, heat in told:
+        if model == first:
+            continue
+        both = [results[f"{name} at {heat:g}"]["values"] for name in (first, model)]
+        found[f"{model} at {heat:g}"] = {}
+        for kind in "sh":
+            sides = [([x or 0 for x in v[kind]], [x is not None for x in v[kind]]) for v in both]
+            found[f"{model} at {heat:g}"][kind] = intervals.difference(*sides, seed)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------
@@ -228,36 +271,48 @@ def how(settings, temperature):
 def temperatures_of(settings):
     """The temperatures as floats, each once; UserError where they are none."""
     try:
-        return list(dict.fromkeys(float(one) for one in settings.temperatures.split(",")))
+        found = list(dict.fromkeys(float(one) for one in settings.temperatures.split(",")))
     except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
         raise UserError(
             f"temperatures are numbers with commas between them, not '{settings.temperatures}'"
-        ) from None
+        )
+    return found
+
+
+def trained_on(model, data):
+    """Whether a model was trained on a Dataset; None of one that was not trained here."""
+    if not model.is_run():
+        return None
+    known = json.loads((Path(model.out_dir) / "env.json").read_text(encoding="utf-8"))["data"]
+    return all(known.get(name) == sha for name, sha in checkpoint.hashes(data.manifest).items())
 
 
 def show(results):
     """Print the tables: what is copied, and how rich the texts are."""
     wide = max(map(len, results))
-    print(f"\n{'':{wide}}{'s':>24}{'r':>24}{'h':>24}{'4-grams never seen':>24}"
-          f"{'run: median, max':>18}{'exact':>7}{'template':>9}")  # fmt: skip
+    print(f"\n{'':{wide}}{'s':>24}{'r':>24}{'h':>24}{'h of unseen, as long':>24}"
+          f"{'4-grams never seen':>24}{'run: median, max':>18}{'exact':>7}{'template':>9}"
+          f"{'short':>7}")  # fmt: skip
     for name, row in results.items():
-        cells = [intervals.described(row.get(x)).rjust(24) for x in "srh"]
+        cells = [intervals.described(row.get(x)) for x in ("s", "r", "h", "h_of_unseen_as_long")]
+        line = name.ljust(wide) + "".join(cell.rjust(24) for cell in cells)
         if "g" in row:
-            cells.append(intervals.described(row["g"]["4"]["never"]).rjust(24))
             run, levels = row["run"]["words"], row["levels"]
-            cells.append((f"{run['median']:g}, {run['max']}" if run else "-").rjust(18))
-            cells.append(f"{levels['exact']:>7}")
-            known = row["run"]["words_masked"]
-            cells.append(f"{levels['template'] if known else '-':>9}")
-        print(name.ljust(wide) + "".join(cells))
+            line += intervals.described(row["g"]["4"]["never"]).rjust(24)
+            line += (f"{run['median']:g}, {run['max']}" if run else "-").rjust(18)
+            line += f"{levels['exact']:>7}"
+            line += f"{levels['template'] if row['run']['words_masked'] else '-':>9}"
+            line += f"{levels['short']:>7}"
+        print(line)
     print(f"\n{'':{wide}}{'words':>8}" + "".join(f"{f'distinct-{n}':>12}" for n in (1, 2, 3, 4))
           + f"{'MTLD':>24}{'self-BLEU':>24}")  # fmt: skip
     for name, row in results.items():
-        cells = [f"{row['words']:>8}"]
-        cells += [*(f"{'-' if x is None else f'{x:.3f}':>12}" for x in row["distinct"].values())]
-        cells.append(intervals.described(row["mtld"], 1).rjust(24))
-        cells.append(intervals.described(row["self_bleu"]).rjust(24))
-        print(name.ljust(wide) + "".join(cells))
+        shares = ("-" if x is None else f"{x:.3f}" for x in row["distinct"].values())
+        line = f"{name:{wide}}{row['words']:>8.1f}" + "".join(f"{x:>12}" for x in shares)
+        line += intervals.described(row["mtld"], 1).rjust(24)
+        print(line + intervals.described(row["self_bleu"]).rjust(24))
 
 
 def lines_of(index, found, told, copied, results):
@@ -284,6 +339,8 @@ def main():
         check(how(settings, heat))
     if settings.prompts < 2:
         raise UserError("prompts must be at least 2")
+    if settings.distinct_words < 1 or settings.workers < 0:
+        raise UserError("distinct_words must be at least 1, workers not negative")
     if not 0 < settings.cut < 1:
         raise UserError("cut must be between 0 and 1")
     device = pick_device(settings.device)
@@ -294,17 +351,28 @@ def main():
     if not where and not models[0].is_run():
         raise UserError(f"'{settings.init_from}' has no data of its own: name it with --dataset")
     where = where or checkpoint.read_config(models[0].out_dir)["train"]["dataset"]
-    index = Index(Dataset(where, "train"), settings.workers)
+    data = Dataset(where, "train")
+    for model in models:
+        if trained_on(model, data) is False:
+            print(f"{model.out_dir} was trained on other data than {where}")
+    index = Index(data, settings.workers)
     found = beginnings(index, models, settings)
     print(f"{len(found)} beginnings of {where}, {index.data.stories:,} stories")
     told = tell(models, found, settings, heats)
-    results, copied, facts = measure(index, found, told, unseen(index, settings), settings.seed)
+    others = unseen(index, settings)
+    results, copied, totals = measure(index, found, told, others, settings)
     show(results)
-    facts |= {"dataset": where, "data": checkpoint.hashes(index.data.manifest)}
+    gaps = differences(results, told, settings.seed)
+    for name, gap in gaps.items():
+        print(f"{models[0].out_dir} less {name}: " + ", ".join(
+            f"{kind} {intervals.described(value)}" for kind, value in gap.items()))  # fmt: skip
+    names_ = ("cut", "temperatures", "top_p", "max_new_tokens", "weights", "seed", "distinct_words")
+    facts = {"dataset": where, "data": checkpoint.hashes(index.data.manifest)}
     facts |= {"models": {model.out_dir: model.identity() for model in models}}
-    names_ = ("cut", "temperatures", "top_p", "max_new_tokens", "weights", "seed")
+    facts |= {"trained_on_it": {model.out_dir: trained_on(model, index.data) for model in models}}
     facts |= {"prompts": len(found)} | {name: getattr(settings, name) for name in names_}
-    write(index, models, found, told, copied, facts | {"sets": results})
+    facts |= {"training_ngrams": totals, "difference": gaps, "sets": results}
+    write(index, models, found, told, copied, facts)
 
 
 def write(index, models, found, told, copied, results):

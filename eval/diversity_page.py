@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from eval.copying import BINS
+from eval.copying import BINS, SHORT
 from words import ngrams, spans, words_and_marks
 
 SHOWN = 12  # completions on the page
@@ -36,8 +36,9 @@ def page(lines, results):
     """
     An HTML page of the SHOWN completions nearest to a training story, of one model's lines.
 
-    Beside each stand its beginning, the original and that story, pairs of words that it shares with
-    the completion marked, and the most words that any training story has in a row underlined.
+    Those that are long enough to tell. Beside each stand its beginning, the original and that
+    story, words of pairs that it shares with the completion marked; in the completion, the most
+    words that any one training story has in a row are underlined.
     """
     model, heat = lines[0]["model"], lines[0]["temperature"]
     means = results["sets"][f"{model} at {heat:g}"]
@@ -49,7 +50,7 @@ def page(lines, results):
             f"{means['h']['mean']:.3f} of a completion's pairs of words stand in the "
             "training story closest to it. These have most in common with one.</p>"
         )
-    ranked = sorted(lines, key=lambda line: -(line["h"] if line["h"] is not None else -1))
+    ranked = sorted(lines, key=lambda line: (line["words"] < SHORT, -(line["h"] or 0)))
     for line in ranked[:SHOWN]:
         out += _entry(line)
     return "\n".join([*out, "</html>"])
@@ -63,8 +64,10 @@ def _entry(line):
     at = next((i for i in range(len(words)) if words[i : i + n] == copied), 0)
     h = "-" if line["h"] is None else f"{line['h']:.2f}"
     own = ", its own original" if line["closest"] == line["story"] else ""
-    yield f"<h2>h = {h}, story {line['closest']:,}{own}</h2>"
-    level = {"exact": "an exact copy", "template": "a simple template", "rest": "no copy", None: ""}
+    where = "no story" if line["closest"] is None else f"story {line['closest']:,}{own}"
+    yield f"<h2>h = {h}, {where}</h2>"
+    level = {"exact": "an exact copy", "template": "a simple template", "rest": "no copy",
+             "short": "too short to tell", None: "empty"}  # fmt: skip
     yield (
         f"<p class=note>{level[line['level']]}; longest run {n} of {line['words']} words, "
         f"{line['run_tokens'] or 0} of {line['tokens']} tokens: “{escape(line['copied'])}”</p>"

@@ -6,14 +6,15 @@ How often every run of words of some texts stands in a corpus: all lengths, in o
     grams.counts(2)                             # [[1, 1], [1, 1]]: of 5 3 and 3 5; of 3 5 and 5 7
     grams.longest()                             # [(2, 0), (3, 0)]: words in a row, and from where
 
-The texts' k-grams are numbered, for k = 1, 2, 3, ..., each by the number of the (k - 1)-gram that
-it begins with and its last word; so two integers stand for a run of any length, exactly. The corpus
+The texts' k-grams are numbered, for k = 1 to 8, each by the number of the (k - 1)-gram that it
+begins with and its last word; so two integers stand for a run of any length, exactly. The corpus
 takes the same steps, and after each only the places that still match something go on: most are out
-by k = 5, and one that was copied from end to end stays as long as it lasts.
+by k = 5. The few that are left after 8 words are laid beside the texts and compared word by word.
 """
 
 import numpy as np
 
+COUNTED = 8  # words of the longest k-grams that are numbered and counted
 AT_ONCE = 1 << 19  # places of a corpus looked at together: what is held for them fits a cache
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth, TAOCP 3, 6.4
 
@@ -69,6 +70,8 @@ class Grams:
         # how often each number was seen; from codes to numbers.
         self.numbers, self.seen = [self.flat], [np.zeros(self.base, np.int64)]
         self.tables = [None]
+        self.reach = np.zeros(len(self.flat), np.int64)  # of runs of COUNTED words and more
+        self.order = None  # see _follow
 
     def _codes(self, numbers, words):
         return numbers.astype(np.uint64) * np.uint64(self.base) + words.astype(np.uint64)
@@ -90,7 +93,7 @@ class Grams:
         Count what stands in a corpus, or in a piece of one that ends where a story does: an array
         of words by the texts' numbers, 0 for any that no text has and between stories.
         """
-        most = int(self.lengths.max(initial=0))
+        most = min(COUNTED, int(self.lengths.max(initial=0)))
         for first in range(0, len(corpus), AT_ONCE):
             places = np.flatnonzero(corpus[first : first + AT_ONCE]) + first
             numbers = corpus[places]
@@ -98,6 +101,8 @@ class Grams:
                 self._reach(k)
                 self.seen[k - 1] += np.bincount(numbers, minlength=len(self.seen[k - 1]))
                 if k == most:
+                    if k == COUNTED:
+                        self._follow(corpus, places, numbers)
                     break
                 self._reach(k + 1)
                 inside = np.searchsorted(places, len(corpus) - k)
@@ -108,8 +113,29 @@ class Grams:
                 if not len(places):
                     break
 
+    def _follow(self, corpus, places, numbers):
+        """See how long the runs go on that begin at these places as COUNTED-grams do."""
+        if self.order is None:  # the places in the texts, by their COUNTED-gram
+            self.order = np.argsort(self.numbers[COUNTED - 1], kind="stable")
+            ascending = self.numbers[COUNTED - 1][self.order]
+            self.ends = np.searchsorted(ascending, np.arange(ascending[-1] + 2))
+        first, count = self.ends[numbers], self.ends[numbers + 1] - self.ends[numbers]
+        before = np.cumsum(count) - count
+        at = self.order[np.arange(count.sum()) + np.repeat(first - before, count)]
+        places, k = np.repeat(places, count), COUNTED
+        while len(at):
+            self.reach[at] = np.maximum(self.reach[at], k)
+            inside = places + k < len(corpus)
+            at, places = at[inside], places[inside]
+            word = self.flat[at + k]
+            same = (word > 0) & (word == corpus[places + k])
+            at, places, k = at[same], places[same], k + 1
+
     def counts(self, k):
-        """How often the corpus has the k-grams of each text: a list of int64 (n - k + 1,)."""
+        """
+        How often the corpus has the k-grams of each text, a list of int64 (n - k + 1,); k is at
+        most COUNTED.
+        """
         self._reach(k)
         counts = self.seen[k - 1][self.numbers[k - 1]]
         ends = self.starts + np.maximum(0, self.lengths - k + 1)
@@ -120,12 +146,12 @@ class Grams:
         Of each text, (words of the longest run that stands in the corpus, the first place in the
         text where such a run begins): a list of pairs of int, (0, 0) where no word does.
         """
-        found = [(0, 0)] * len(self.lengths)
+        reach = self.reach.copy()
         for k, (numbers, seen) in enumerate(zip(self.numbers, self.seen, strict=True), 1):
             at = np.flatnonzero((numbers > 0) & (seen[numbers] > 0))
-            text, first = np.unique(
-                np.searchsorted(self.starts, at, side="right") - 1, return_index=True
-            )
-            for i, place in zip(text.tolist(), at[first].tolist(), strict=True):
-                found[i] = (k, place - int(self.starts[i]))
+            reach[at] = np.maximum(reach[at], k)
+        found = []
+        for start, length in zip(self.starts, self.lengths, strict=True):
+            at = int(np.argmax(reach[start : start + length + 1]))  # there is a 0 at the end
+            found.append((int(reach[start + at]), at))
         return found

@@ -27,11 +27,11 @@ REST = 0.7
 
 
 class Closest(NamedTuple):
-    """`hits` of the `of` bigrams of a text stand in training story number `story`."""
+    """`hits` of the `of` bigrams of a text stand in training story number `story`, or in none."""
 
     hits: int
     of: int
-    story: int
+    story: int | None
 
     @property
     def share(self):
@@ -61,19 +61,19 @@ class Index:
             row[[self.numbers[word] for word in segment.words]] = np.arange(1, segment.size)
 
     def text(self, i):
-        """Training story number i."""
-        return text_of(self.data, self.tokenizer, i)
+        """Training story number i; "" of None."""
+        return "" if i is None else text_of(self.data, self.tokenizer, i)
 
     def closest(self, words):
         """
         The Closest training story to a text of these words (words_and_marks), of several as close
-        the first; (0, n, 0) where none has a bigram of it.
+        the first; (0, n, None) where none has a bigram of it.
         """
         ids = np.array([self.numbers.get(word, 0) for word in words], np.int64)
         bigrams, weights = np.unique(
             np.stack([ids[:-1], ids[1:]]), axis=1, return_counts=True
         )  # (2, bigrams), (bigrams,)
-        hits = story = 0
+        hits, story = 0, None
         for segment, local, first in zip(self.segments, self.local, self.firsts, strict=False):
             if better := segment_closest(segment, *local[bigrams], weights, hits):
                 hits, story = better[0], int(first) + better[1]

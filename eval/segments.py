@@ -4,14 +4,13 @@ The training stories of a data folder turned around: which of them hold a pair o
     segments = open_all(Dataset("data/tinystories-bpe", "train"))    # makes those that are missing
 
 Stories are cut into words and marks (words.words_and_marks) and kept in segments of 65,536. One is
-a folder, data/<name>/overlap/<hash of the data>/<number>:
+a folder, data/<name>/overlap/train-<hash of the data>/<number>:
 
     words.txt       its different words, one a line; the first has number 1
     stream.npy      all its words in order by their numbers, a 0 before each story
-    tally.npy       (words + 1, 3): how often each occurs; of these, how often inside a sentence;
-                    and of these, how often with a capital letter
+    tally.npy       (words + 1, 3): how often each occurs; of these, how often inside a sentence,
+                    after a blank; and of these, how often with a capital letter
     keys.npy        its different bigrams, ascending: first * (words + 1) + second
-    counts.npy      how often each occurs
     ends.npy        where its list of stories ends
     stories.npy     the lists, one after the other: the stories that hold it, ascending, each once
 
@@ -20,12 +19,14 @@ that are there are whole, and the next command makes the others. The folder's na
 of the shards, so that an index can never be one of other data.
 """
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
+import os
+import secrets
 import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -37,7 +38,7 @@ from shards import Dataset, flush
 from tokenizer import Tokenizer
 from words import words_and_marks
 
-VERSION = 1  # of the files above and of what a word is
+VERSION = 2  # of the files above and of what a word is
 STORIES = 1 << 16  # of a segment: their numbers in it are uint16
 TOKENS = 1 << 25  # of a segment at the most, unless a single story has more: 0.5 GB to build
 WORKERS = 4  # at the most, if not told otherwise: together they stay under 4 GB
@@ -50,7 +51,8 @@ def folder_of(data):
     names = [*data.manifest["splits"][data.split]["shards"], f"{data.split}_stories.npy"]
     names += ["tokenizer.json", *([f"{data.split}_answer.npy"] if data.answers is not None else [])]
     facts = [VERSION, STORIES, TOKENS, *(data.manifest["files"][name]["sha256"] for name in names)]
-    return data.folder / "overlap" / hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return data.folder / "overlap" / f"{data.split}-{name}"
 
 
 def cuts(data):
@@ -183,7 +185,7 @@ def _stream(numbers, texts):
 
 
 def _postings(stream, size):
-    """(keys, counts, ends, stories) of a stream of numbers below `size`."""
+    """(keys, ends, stories) of a stream of numbers below `size`."""
     # A bigram and its story are one integer: so numpy sorts them several times as fast.
     pairs, filled, story = np.empty(len(stream), np.uint64), 0, -1
     for i in range(0, len(stream), AT_ONCE):
@@ -202,8 +204,7 @@ def _postings(stream, size):
     starts = np.flatnonzero(np.diff(pairs, prepend=~pairs[:1]))
     keys = pairs[starts].astype(np.uint32 if size**2 <= 1 << 32 else np.uint64)
     ends = np.cumsum(np.add.reduceat(new, starts, dtype=np.uint32)) if filled else starts
-    counts = np.diff(starts, append=filled)
-    return keys, counts.astype(np.uint32), ends.astype(np.uint32), stories
+    return keys, ends.astype(np.uint32), stories
 
 
 def build(data, tokenizer, first, last, folder):
@@ -214,22 +215,23 @@ def build(data, tokenizer, first, last, folder):
     ]  # fmt: skip
     stream, tally, vocabulary = _stream(numbers, chunks.texts)
     del numbers
-    keys, counts, ends, stories = _postings(stream, len(tally))
-    part = Path(tempfile.mkdtemp(suffix=".part", dir=folder.parent))
-    arrays = {"stream": stream, "tally": tally, "keys": keys, "counts": counts, "ends": ends}
-    for name, array in (arrays | {"stories": stories}).items():
-        np.save(part / f"{name}.npy", array)
-    text = "".join(f"{word}\n" for word in vocabulary)
-    (part / "words.txt").write_bytes(text.encode())
-    for path in [*part.iterdir(), part]:
-        flush(path)
+    keys, ends, stories = _postings(stream, len(tally))
+    part = folder.with_name(f"{folder.name}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    arrays = {"stream": stream, "tally": tally, "keys": keys, "ends": ends, "stories": stories}
     try:
+        part.mkdir()
+        for name, array in arrays.items():
+            np.save(part / f"{name}.npy", array)
+        text = "".join(f"{word}\n" for word in vocabulary)
+        (part / "words.txt").write_bytes(text.encode())
+        for path in [*part.iterdir(), part]:
+            flush(path)
         part.rename(folder)
-    except OSError:  # a worker that outlived its killed command was quicker
-        if not folder.is_dir():
+        flush(folder.parent)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        if not folder.is_dir():  # else a worker that outlived its killed command was quicker
             raise
-        shutil.rmtree(part)
-    flush(folder.parent)
 
 
 class Builder:
@@ -253,12 +255,24 @@ class Segment:
 
     def __init__(self, folder):
         try:
-            for name in ("stream", "tally", "keys", "counts", "ends", "stories"):
-                mapped = np.load(folder / f"{name}.npy", mmap_mode="r")
-                setattr(self, name, mapped.view(np.ndarray))  # slices of np.memmap take 10 times
-            self.words = (folder / "words.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} is damaged ({error}): remove it, to build it anew") from None
+            # np.memmap's own slices take ten times as long as those of plain arrays.
+            self.stream, self.stories = (
+                np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+                for name in ("stream", "stories")
+            )
+            self.tally, self.keys, self.ends = (
+                np.load(folder / f"{name}.npy") for name in ("tally", "keys", "ends")
+            )
+            self.words = (folder / "words.txt").read_bytes().decode().split("\n")[:-1]
+            whole = (
+                len(self.words) + 1 == len(self.tally) and len(self.keys) == len(self.ends)
+                and len(self.stories) == (self.ends[-1] if len(self.ends) else 0)
+                and len(self.stream) == self.tally[:, 0].sum()
+            )  # fmt: skip
+        except (FileNotFoundError, ValueError, EOFError):
+            whole = False
+        if not whole:
+            raise UserError(f"{folder} is damaged: remove it, to build it anew")
         self.size = len(self.tally)  # numbers of words, with 0
         self.stories_in = int(self.tally[0, 0])  # a 0 stands before each
 
@@ -274,20 +288,36 @@ def open_all(data, workers=0):
     ]  # fmt: skip
     if not all(block[2].is_dir() for block in blocks):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = open(folder.parent / "lock", "w")  # noqa: SIM115
-        except PermissionError as error:
+            _build_missing(data, folder, blocks, workers)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise  # `run` has the words for it
             raise UserError(f"the index of the stories cannot be written: {error}") from None
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # where another command builds them, wait for it
-            for part in folder.glob("*.part"):  # of killed ones
-                shutil.rmtree(part, ignore_errors=True)
-            missing = [block for block in blocks if not block[2].is_dir()]
-            stories = sum(block[1] - block[0] for block in missing)
-            print(f"indexing {stories:,} stories in {folder} ...", flush=True)
-            bar = tqdm(total=stories, desc="indexing", unit=" stories", disable=None)
-            workers = max(1, min(len(missing), workers or min(WORKERS, cores())))
-            with bar, worker_pool(Builder(data.folder, data.split), workers) as built:
-                for block, _ in built(missing):
-                    bar.update(block[1] - block[0])
     return [Segment(block[2]) for block in blocks]
+
+
+def _build_missing(data, folder, blocks, workers):
+    """Build the blocks (first story, last story, folder) that have no folder yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another command that writes to {folder.parent} ...", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        others = [one for one in folder.parent.glob(f"{data.split}-*") if one != folder]
+        for rest in [*others, *folder.glob("*.part"), *folder.glob("*.old")]:  # of killed commands
+            old = rest.with_name(f"{rest.name}.old")
+            with contextlib.suppress(OSError):
+                rest.rename(old)  # a worker that still writes it can no longer finish it
+            shutil.rmtree(old, ignore_errors=True)
+        missing = [block for block in blocks if not block[2].is_dir()]
+        stories = sum(block[1] - block[0] for block in missing)
+        if not missing:
+            return
+        print(f"indexing {stories:,} stories in {folder} ...", flush=True)
+        workers = min(len(missing), workers or min(WORKERS, cores()))
+        bar = tqdm(total=stories, desc="indexing", unit=" stories", disable=None)
+        with bar, worker_pool(Builder(data.folder, data.split), workers) as built:
+            for block, _ in built(missing):
+                bar.update(block[1] - block[0])

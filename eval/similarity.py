@@ -4,7 +4,7 @@ How alike texts are, and how rich: the paper's R, and the usual measures beside 
     precision(T1, T2)     R_k,p: the share of T1's k-grams that occur in T2 (Eldan & Li 2023, 4.3)
     f1(T1, T2)            R_k = 2PQ / (P + Q), P and Q the precisions both ways
     nearest(texts)        r_i = max over j != i of R_2(T_i, T_j)
-    distinct(texts, k)    different k-grams / k-grams (Li et al. 2016)
+    distinct(texts, k, n) different k-grams / k-grams, of n words (Li et al. 2016)
     factors(text)         of MTLD (McCarthy & Jarvis 2010)
     self_bleu(texts)      BLEU-4 of each against all others (Zhu et al. 2018)
 
@@ -50,25 +50,33 @@ def nearest(texts, k=2):
     return found
 
 
-def distinct(texts, k, words=None):
+def distinct(texts, k, words):
     """
-    The share of different k-grams among those of all texts together; nan where there is none.
+    The share of different k-grams among those of `words` words of some texts, 0 to 1; nan where
+    these have less.
 
-    words: count only so many words from the first text on. The more there are, the less is new, so
-    that only shares of equally many words compare.
+    The more words there are, the less is new, so that only shares of equally many compare: the
+    texts are read one after the other in portions of so many words, and it is the portions' mean;
+    what is left at the end counts in none.
     """
-    left, grams = math.inf if words is None else words, []
+    shares, grams, left = [], [], words
     for text in texts:
-        grams += ngrams(text[: min(len(text), left)], k)
-        left -= min(len(text), left)
-    return len(set(grams)) / len(grams) if grams else math.nan
+        while len(text) >= left:
+            grams += ngrams(text[:left], k)
+            shares.append(len(set(grams)) / max(1, len(grams)))
+            text, grams, left = text[left:], [], words
+        grams += ngrams(text, k)
+        left -= len(text)
+    return sum(shares) / len(shares) if shares else math.nan
 
 
 def factors(text, least=0.72):
     """
     In how many pieces of MTLD a text falls, a float, the mean of reading it forwards and backwards.
     A piece ends where the share of different words in it falls to `least`; what is left at the end
-    counts by how far its share has fallen. Words are counted, not marks. MTLD is words / factors.
+    counts by how far its share has fallen. Words are counted, not marks. The MTLD of a text is the
+    mean of its words / factors both ways; of many short ones, of which some have no factor, we take
+    all words / all factors.
     """
     words = words_of(text)
     return (_factors(words, least) + _factors(words[::-1], least)) / 2

@@ -5,7 +5,8 @@ Names and nouns masked, so that a story told again of somebody else, with other 
     is_noun("kite")                  # True
 
 A word is masked wherever it stands: a noun is a word that WordNet counts most often as one, a name
-one that has a capital letter in most places inside a sentence. Function words are neither.
+one that has a capital letter in most places inside a sentence. Function words, indefinite pronouns
+and a few adverbs that WordNet knows as nouns only are neither.
 """
 
 import numpy as np
@@ -13,6 +14,11 @@ import numpy as np
 import thesaurus
 from words import STOP, dictionary
 
+_OTHERS = """
+    something anything nothing everything someone anyone everyone somebody anybody everybody nobody
+    inside outside home today tomorrow yesterday right hello hi goodbye bye wow
+"""
+_NEITHER = STOP | frozenset(_OTHERS.split())
 MASK = "<noun>"  # no word: words_and_marks would cut it up
 
 
@@ -23,7 +29,7 @@ def is_noun(word, tally=None):
     it is taken for a name.
     """
     base = word.removesuffix("'s")
-    if base in STOP or not base[:1].isalpha():
+    if base in _NEITHER or not base[:1].isalpha():
         return False
     if tally is None and not dictionary(base):
         return True

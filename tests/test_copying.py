@@ -76,14 +76,19 @@ def test_a_verb_is_no_noun(index):
 def test_a_planted_novelty(index):
     """No word of it is anywhere: all g are -10, h is 0, nothing in a row."""
     found, totals = one(index, "Quantum fluctuations permeate vacuum energies, evidently")
-    assert found.level() == "rest" and found.run[0] == 1  # the comma
+    assert found.level() == "short" and found.run[0] == 1  # the comma
     found, totals = one(index, "quantum fluctuations permeate vacuum energies")
     assert found.run == (0, 0) and found.closest.hits == 0
     for k in copying.K:
         assert (log_shares(found.counts[k], totals[k]) == -10).all()
         assert len(found.counts[k]) == 5 - k + 1
     result = summary([found], totals)
-    assert result["h"]["mean"] == 0 and result["levels"] == {"exact": 0, "template": 0, "rest": 1}
+    assert result["h"]["mean"] == 0 and result["levels"] == {
+        "exact": 0,
+        "template": 0,
+        "rest": 0,
+        "short": 1,
+    }
     for row in result["g"].values():
         assert row["never"]["mean"] == row["never_different"] == 1
         assert row["histogram"][0] == sum(row["histogram"]) > 0

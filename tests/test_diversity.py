@@ -16,7 +16,7 @@ import storybook
 import train
 from configs import ROOT, UserError
 from eval import diversity, diversity_page
-from eval.diversity import ORIGINALS, UNSEEN, Beginning, cut_at, measure
+from eval.diversity import ORIGINALS, UNSEEN, Beginning, Settings, cut_at, measure
 from eval.overlap import Index
 from words import words_and_marks
 
@@ -25,6 +25,9 @@ from words import words_and_marks
 def wordnet(monkeypatch):
     folder = ROOT.parent / "shared" / "nltk_data"
     monkeypatch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
+
+
+HERE = Settings(distinct_words=60, seed=0)
 
 
 def test_cut_at():
@@ -48,7 +51,7 @@ def test_a_perfectly_memorising_model(world):
     """It tells the originals: s = h = 1, all are exact copies, r is the originals' own."""
     index, found, others = world
     told = {("parrot", 1.0): [one.rest for one in found]}
-    results, copied, _ = measure(index, found, told, others, 0)
+    results, copied, _ = measure(index, found, told, others, HERE)
     row = results["parrot at 1"]
     assert row["s"]["mean"] == row["h"]["mean"] == 1 and row["levels"]["exact"] == 12
     assert [copy.run[0] for copy in copied["parrot at 1"]] == row["values"]["run"]
@@ -56,38 +59,43 @@ def test_a_perfectly_memorising_model(world):
     assert row["r"] == results[ORIGINALS]["r"] and row["r"]["mean"] < 1
     assert row["self_bleu"] == results[ORIGINALS]["self_bleu"]
     assert all(row["g"][k]["never"]["mean"] == 0 for k in "12345")
-    assert row["rouge_score"]["s"]["mean"] == 1
+    assert row["rouge_score"]["s"]["clipped"]["mean"] == 1
+    assert row["rouge_score"]["h"]["default"]["mean"] == 1
+    # Of the same length, other stories have as much in common with these as their own rows say.
+    assert row["h_of_unseen_as_long"]["mean"] == pytest.approx(
+        results[UNSEEN]["h"]["mean"], abs=0.1
+    )
     # Other stories of the same grammar have much, but not all, in common with these.
     assert 0.2 < results[UNSEEN]["h"]["mean"] < 1 and "s" not in results[UNSEEN]
-    assert "h" not in results[ORIGINALS] and UNSEEN not in measure(index, found, told, [], 0)[0]
+    assert "h" not in results[ORIGINALS] and UNSEEN not in measure(index, found, told, [], HERE)[0]
 
 
 def test_an_all_new_text(world):
     """No k-gram of it occurs: s = h = 0 and g = -10 throughout; and said twelve times, r = 1."""
     index, found, others = world
     new = "quantum fluctuations permeate vacuum energies evidently"
-    results, _, facts = measure(index, found, {("new", 0.5): [new] * 12}, others, 0)
+    results, *_ = measure(index, found, {("new", 0.5): [new] * 12}, others, HERE)
     row = results["new at 0.5"]
-    assert row["s"]["mean"] == row["h"]["mean"] == 0 and row["levels"]["rest"] == 12
+    assert row["s"]["mean"] == row["h"]["mean"] == 0 and row["levels"]["short"] == 12
     for k in "12345":
         assert row["g"][k]["never"]["mean"] == row["g"][k]["never_different"] == 1
         assert row["g"][k]["histogram"][0] == 12 * (7 - int(k)) == sum(row["g"][k]["histogram"])
-    assert row["r"]["mean"] == 1 == row["rouge_score"]["r"]["mean"]
+    assert row["r"]["mean"] == 1 == row["rouge_score"]["r"]["default"]["mean"]
     assert row["self_bleu"]["mean"] == pytest.approx(1)
-    # All sets are compared in as many words as the shortest of them has.
-    assert facts["words_compared"] == row["words"] == 72 and row["distinct"]["1"] == 6 / 72
+    assert row["words"] == 6 and row["distinct"]["1"] == 6 / 60
+    assert results[ORIGINALS]["distinct"]["1"] > 0.3
 
 
 def test_no_story_is_compared_with_itself(world):
     """Twelve that share nothing: r is 0 for each, not 1. The beginning is not scored with it."""
     index, found, others = world
     texts = [" ".join(f"w{i}x{j}" for j in range(5)) for i in range(12)]
-    row = measure(index, found, {("m", 1.0): texts}, others, 0)[0]["m at 1"]
+    row = measure(index, found, {("m", 1.0): texts}, others, HERE)[0]["m at 1"]
     assert row["r"]["mean"] == 0 and row["values"]["r"] == [0.0] * 12
     assert row["values"]["s"] == [0.0] * 12
     # What repeats its beginning alone has what the rest happens to share with it, not all.
     texts = [one.text for one in found]
-    row = measure(index, found, {("m", 1.0): texts}, others, 0)[0]["m at 1"]
+    row = measure(index, found, {("m", 1.0): texts}, others, HERE)[0]["m at 1"]
     assert row["s"]["mean"] < 0.6 and row["h"]["mean"] == 1
 
 
@@ -95,11 +103,11 @@ def test_empty_completions(world):
     """They count in nothing and are counted."""
     index, found, others = world
     texts = ["", "one", *(one.rest for one in found[2:])]
-    row = measure(index, found, {("m", 1.0): texts}, others, 0)[0]["m at 1"]
-    assert row["empty"] == 1 and sum(row["levels"].values()) == 11
+    row = measure(index, found, {("m", 1.0): texts}, others, HERE)[0]["m at 1"]
+    assert row["empty"] == 1 and sum(row["levels"].values()) == 11 and row["levels"]["short"] == 1
     assert row["s"]["n"] == row["h"]["n"] == row["r"]["n"] == 10 and row["s"]["mean"] == 1
     assert row["values"]["s"][:2] == [None, None]
-    results = measure(index, found, {("m", 1.0): [""] * 12}, others, 0)[0]
+    results = measure(index, found, {("m", 1.0): [""] * 12}, others, HERE)[0]
     assert results["m at 1"]["h"] is None and results["m at 1"]["run"]["words"] is None
     diversity.show(results)
     json.dumps(results, allow_nan=False)
@@ -136,7 +144,7 @@ HOW = ("--prompts=6", "--max_new_tokens=40", "--workers=1")
 
 def test_the_command(runs, data, capsys, monkeypatch):
     told = main(capsys, monkeypatch, runs / "plain", "--temperatures=1,0.5", *HOW)
-    assert told.startswith("6 beginnings of") and "unseen stories" in told
+    assert "\n6 beginnings of" in f"\n{told}" and "unseen stories" in told
     folder = runs / "plain" / "eval"
     found = json.loads((folder / "diversity.json").read_text())
     names = [f"{runs}/plain at {heat}" for heat in ("1", "0.5")]
@@ -181,7 +189,7 @@ def test_models_beside_and_instructions(runs, capsys, monkeypatch):
     assert len(lines) == 12
     stories = [json.loads(line)["beginning"] for line in lines]
     assert not any("Story:" in text or "Words:" in text for text in stories)
-    asked = [json.loads(path.read_text()) for path in folder.glob("*stories-*.json")]
+    asked = [json.loads(path.read_text()) for path in folder.glob("completions-*.json")]
     assert all("Story:" in text for text in asked[0]["asked"]["prompts"])
 
 
@@ -194,6 +202,8 @@ def test_models_beside_and_instructions(runs, capsys, monkeypatch):
         (["--prompts=1"], "prompts must be at least 2"),
         (["--dataset=nowhere"], "no data in 'nowhere'"),
         (["--top_p=0"], "top_p must be"),
+        (["--temperatures=1,inf"], "temperatures are numbers with commas"),
+        (["--workers=-1"], "workers not negative"),
         (["--beside=nowhere"], "'nowhere'"),
     ],
 )
@@ -202,14 +212,18 @@ def test_what_it_refuses(wrong, why, runs, capsys, monkeypatch):
         main(capsys, monkeypatch, runs / "plain", *wrong)
 
 
-def test_damaged_and_unwritable_indexes(data, tmp_path):
+def test_an_index_that_cannot_be_written(data, tmp_path):
     shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("overlap"))
-    again = diversity.Dataset(tmp_path / "data", "train")
-    Index(again, 1)
-    (path,) = (tmp_path / "data" / "overlap").glob("*/0000/stream.npy")
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"is damaged .*: remove it"):
-        Index(again, 1)
+    (tmp_path / "data" / "overlap").write_text("no folder")
+    with pytest.raises(UserError, match="the index of the stories cannot be written"):
+        Index(diversity.Dataset(tmp_path / "data", "train"), 1)
+
+
+def test_other_data_than_a_model_was_trained_on(runs, capsys, monkeypatch):
+    how = (f"--dataset={runs / 'records'}", "--temperatures=1", *HOW)
+    assert "was trained on other data" in main(capsys, monkeypatch, runs / "plain", *how)
+    found = json.loads((runs / "plain" / "eval" / "diversity.json").read_text())
+    assert found["trained_on_it"] == {str(runs / "plain"): False}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -241,7 +255,7 @@ def test_a_hostile_story_is_shown_as_text():
 def test_histograms_of_nothing(tmp_path):
     """One model without a word: the picture still comes."""
     interval = None
-    never = {"never": None, "never_different": 0.0, "histogram": [0] * 20}
+    never = {"never": None, "never_different": None, "histogram": [0] * 20}
     row = {"h": interval, "s": None, "self_bleu": None, "distinct": {"3": None},
            "g": {k: never for k in "12345"}, "values": {"s": [None], "r": [None]}}  # fmt: skip
     results = {"sets": {"m at 1": row}, "temperatures": "1", "models": {"m": {}}}

@@ -1,6 +1,7 @@
 """Every run of some texts counted in a corpus, against counting them one by one."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,23 +20,22 @@ def counted(text, stories, k):
 
 
 @given(st.lists(words, max_size=4), st.lists(st.lists(st.integers(0, 3), max_size=9), max_size=5),
-       st.integers(1, 7), st.booleans())  # fmt: skip
-def test_counts_and_longest_runs(texts, stories, at_once, whole):
+       st.integers(1, 7), st.booleans(), st.integers(1, 12))  # fmt: skip
+def test_counts_and_longest_runs(texts, stories, at_once, whole, counted_up_to):
     """The corpus in one piece or many, looked at a few places at a time; 0 is any other word."""
     known = {word for text in texts for word in text}
     stories = [[word if word in known else 0 for word in story] for story in stories]
     pieces = [np.array([0, *story]) for story in stories]
     if whole and pieces:
         pieces = [np.concatenate(pieces)]
-    grams, before = Grams(texts), occurrences.AT_ONCE
-    occurrences.AT_ONCE = at_once
-    try:
+    grams = Grams(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(occurrences, "AT_ONCE", at_once)
+        patch.setattr(occurrences, "COUNTED", counted_up_to)
         for piece in pieces:
             grams.add(piece)
-    finally:
-        occurrences.AT_ONCE = before
     # A 0 inside a story matches nothing, so no run goes through it.
-    for k in range(1, 11):
+    for k in range(1, counted_up_to + 1):
         expected = [counted(text, stories, k) for text in texts]
         assert [row.tolist() for row in grams.counts(k)] == expected
     for text, (length, at) in zip(texts, grams.longest(), strict=True):
@@ -50,7 +50,8 @@ def test_a_long_copy_and_no_copy():
     grams = Grams([text, text[::-1], []])
     grams.add(np.array([0, *text]))
     assert grams.longest() == [(399, 0), (1, 0), (0, 0)]
-    assert [len(row) for row in grams.counts(399)] == [1, 1, 0]
+    assert [len(row) for row in grams.counts(8)] == [392, 392, 0]
+    assert sum(map(len, grams.numbers)) == 8 * len(grams.flat)  # nothing for longer ones
     assert grams.counts(1)[0].tolist() == [1] * 399
 
 

@@ -14,6 +14,7 @@ from story_data import made
 
 import storybook
 import tokenizer
+from configs import UserError
 from eval import overlap, segments
 from eval.overlap import Closest, Index
 from eval.similarity import precision
@@ -40,13 +41,13 @@ def bigrams(stories):
 
 def by_reading(words, stories):
     """
-    The Closest by the definition: of equals the first, and (0, n, 0) where none shares any.
+    The Closest by the definition: of equals the first, and (0, n, None) where none shares any.
     stories: the bigrams of each, a set.
     """
     grams = ngrams(words, 2)
     hits = [sum(gram in story for gram in grams) for story in stories]
     best = max(hits)
-    return Closest(best, max(0, len(words) - 1), hits.index(best))
+    return Closest(best, max(0, len(words) - 1), hits.index(best) if best else None)
 
 
 def test_words_and_marks():
@@ -64,9 +65,7 @@ def test_words_and_marks():
 
 @given(st.text(ODD, max_size=30))
 def test_words_hold_all_but_blanks(text):
-    assert "".join(words_and_marks(text)) == "".join(text.split()).lower().replace("’", "'") or (
-        "Σ" in text
-    )
+    assert "".join(words_and_marks(text)) == "".join(text.split()).lower().replace("’", "'")
     assert len(spans(text)) == len(words_and_marks(text))
 
 
@@ -96,11 +95,16 @@ number = iter(range(10**6))
 
 
 @settings(deadline=None, max_examples=40)
-@given(stories=st.lists(texts, min_size=1, max_size=9), asked=st.lists(texts, max_size=4))
-def test_the_index_is_as_right_as_reading(stories, asked, tmp_path_factory):
+@given(
+    stories=st.lists(texts, min_size=1, max_size=9),
+    asked=st.lists(texts, max_size=4),
+    at_once=st.integers(1, 60),
+)
+def test_the_index_is_as_right_as_reading(stories, asked, at_once, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "STORIES", 3)
         patch.setattr(os, "fsync", lambda file: None)
+        patch.setattr(segments, "AT_ONCE", at_once)
         folder = tmp_path_factory.getbasetemp() / f"index-{next(number)}"
         index = Index(made(folder, stories), workers=1)
         assert len(index.segments) == -(-len(stories) // 3)
@@ -133,7 +137,7 @@ def test_the_first_of_equals(quick, tmp_path):
     index = Index(made(tmp_path / "data", ["x y.", "a b c.", "a b c!", "z.", "a b c d."]), 1)
     assert index.closest(["a", "b", "c"]) == (2, 2, 1)
     assert index.closest(["a", "b", "c", "d"]) == (3, 3, 4)
-    assert index.closest(["q", "r"]) == (0, 1, 0) and np.isnan(index.closest(["a"]).share)
+    assert index.closest(["q", "r"]) == (0, 1, None) and np.isnan(index.closest(["a"]).share)
 
 
 def test_repeated_bigrams_count_as_often(tmp_path):
@@ -152,7 +156,7 @@ def test_the_files(quick, tmp_path):
     assert [["", *one.words][i] for i in one.stream] == told
     names = {tuple(divmod(int(key), 8)): i for i, key in enumerate(one.keys)}
     cat = names[one.words.index("the") + 1, one.words.index("cat") + 1]
-    assert one.counts[cat] == 2 and one.counts.sum() == 8 and one.ends[-1] == len(one.stories) == 7
+    assert one.ends[-1] == len(one.stories) == 7
     assert one.stories[one.ends[cat - 1] if cat else 0 : one.ends[cat]].tolist() == [0]
     # Tom has a capital inside a sentence; Then stands at the beginning of one.
     tally = dict(zip(["", *one.words], one.tally.tolist(), strict=True))
@@ -207,6 +211,14 @@ def _slow_build(folder, pause):
     """Build with a pause before each file is flushed, a segment of three stories after another."""
     segments.STORIES = 3
     os.fsync = lambda file: time.sleep(pause)
+    build = segments.build
+
+    def logged(data, tokenizer, first, last, to):
+        with open(folder / "built", "a") as file:
+            file.write(f"{to.name}\n")
+        build(data, tokenizer, first, last, to)
+
+    segments.build = logged
     Index(Dataset(folder, "train"), 1)
 
 
@@ -237,6 +249,91 @@ def test_killed_and_gone_on_with(seconds, quick, tmp_path):
         assert index.closest(words) == by_reading(words, bigrams(stories))
 
 
+@pytest.mark.slow
+def test_killed_again_and_again(quick, tmp_path):
+    """Twelve times at any moment: what is there is always whole, and in the end all of it."""
+    stories = [story.text for story in storybook.stories(30)]
+    data = made(tmp_path / "data", stories)
+    folder, draw = segments.folder_of(data), np.random.default_rng(0)
+    every = bigrams(stories)
+    for _ in range(12):
+        process = multiprocessing.get_context("fork").Process(
+            target=_slow_build, args=(data.folder, 0.01)
+        )
+        process.start()
+        time.sleep(draw.uniform(0.1, 0.5))
+        process.kill()
+        process.join()
+        for path in folder.glob("????"):
+            one = segments.Segment(path)
+            first = 3 * int(path.name)
+            told = " ".join(["", *one.words][i] for i in one.stream)
+            words = (["", *words_and_marks(text)] for text in stories[first : first + 3])
+            assert told == " ".join(" ".join(each) for each in words)
+    index = Index(data, 1)
+    assert len(index.segments) == 10 and not list(folder.glob("*.part"))
+    for text in stories:
+        words = words_and_marks(text)[4:]
+        assert index.closest(words) == by_reading(words, every)
+
+
+def test_what_a_killed_command_left_is_removed(quick, tmp_path):
+    """Half a segment, one that was about to be removed, and the index of other data."""
+    data = made(tmp_path / "data", ["a b", "b c"])
+    folder = segments.folder_of(data)
+    for name in ("0000-1-aa.part", "0001-2-bb.part.old", "../train-0123456789abcdef"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "stream.npy").write_bytes(b"x")
+    assert Index(data, 1).closest(["b", "c"]) == (1, 1, 1)
+    assert [path.name for path in folder.iterdir()] == ["0000"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["lock", folder.name]
+    assert (folder / "0000").stat().st_mode & 0o777 == folder.stat().st_mode & 0o777
+
+
+def test_a_failed_build_leaves_nothing(quick, tmp_path, monkeypatch):
+    def full(path, array):
+        raise OSError(28, "No space left on device")
+
+    data = made(tmp_path / "data", ["a b"])
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        Index(data, 1)
+    assert not list(segments.folder_of(data).iterdir())
+
+
+@pytest.mark.parametrize("name", ["stream", "tally", "keys", "ends", "stories", "words"])
+def test_damage_is_told(name, quick, tmp_path):
+    """A file that is missing, empty, cut off or, whole in itself, of another length."""
+    data = made(tmp_path / "data", ["a b c", "b c d"])
+    Index(data, 1)
+    (path,) = segments.folder_of(data).glob(f"0000/{name}.*")
+    before = path.read_bytes()
+    shorter = before[: before.rfind(b"\n", 0, -1) + 1]
+    if name != "words":
+        np.save(path, np.load(path)[:-1])
+        shorter = path.read_bytes()
+    for damaged in (None, b"", before[:-2], shorter):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged: remove it"):
+            Index(data, 1)
+        path.touch()
+    path.write_bytes(before)
+    assert Index(data, 1).closest(["c", "d"]) == (1, 1, 1)
+
+
+@pytest.mark.slow
+def test_workers_build_the_same(tmp_path, monkeypatch):
+    """Two processes, five segments; and stories on both sides of number 65,535."""
+    many = [f"w{i % 500} x{i // 500}" for i in range(segments.STORIES + 3)]
+    data = made(tmp_path / "data", many)
+    index = Index(data, 2)
+    assert len(index.segments) == 2
+    for i in (0, 65_535, 65_536, 65_538):
+        assert index.closest(many[i].split()) == (1, 1, i)
+
+
 def test_two_at_once(quick, tmp_path):
     """The second waits for the first and builds nothing again."""
     data = made(tmp_path / "data", ["a b", "b c", "c d", "d e", "e f", "f g", "g h"])
@@ -247,4 +344,5 @@ def test_two_at_once(quick, tmp_path):
     for process in both:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
+    assert (data.folder / "built").read_text().split() == ["0000", "0001", "0002"]
     assert Index(data, 1).closest(["g", "h"]) == (1, 1, 6)

@@ -76,11 +76,15 @@ def test_nearest_is_the_largest_f1(found):
 
 
 def test_distinct():
-    """abab | ba: words a b a b b a, 2 of 6; bigrams ab ba ab | ba, none across texts: 2 of 4."""
-    assert distinct(["abab", "ba"], 1) == 2 / 6 and distinct(["abab", "ba"], 2) == 2 / 4
-    assert distinct(["abab", "ba"], 2, words=3) == 2 / 2  # aba: ab ba
-    assert distinct(["abab", "cd"], 2, words=5) == 2 / 3  # abab | c
-    assert math.isnan(distinct(["a"], 2))
+    """
+    abab | ba: words a b a b b a, 2 of 6; bigrams ab ba ab | ba, none across texts: 2 of 4. In
+    portions of 3: aba and b | ba, bigrams ab ba and ba, all of them different; words 2/3 and 2/3.
+    Of 4: abab, ab ba ab, 2 of 3; ba is left over.
+    """
+    assert distinct(["abab", "ba"], 1, 6) == 2 / 6 and distinct(["abab", "ba"], 2, 6) == 2 / 4
+    assert distinct(["abab", "ba"], 2, 3) == 1 and distinct(["abab", "ba"], 1, 3) == 2 / 3
+    assert distinct(["abab", "ba"], 2, 4) == 2 / 3
+    assert math.isnan(distinct(["abab", "ba"], 2, 7)) and math.isnan(distinct([], 1, 1))
 
 
 def test_factors():
