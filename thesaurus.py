@@ -76,16 +76,22 @@ def synonyms(word, pos):
 @cache
 def _counts():
     """{(base form, part of speech): how often it was met} in the texts that WordNet counts."""
+    import nltk
+
+    # By itself: to load all of WordNet takes seconds, and the rest is not needed.
     found = Counter()
-    try:
-        with _data()[1].open("cntlist.rev") as lines:
+    for where in ("corpora/wordnet", "corpora/wordnet.zip/wordnet"):
+        try:
+            lines = nltk.data.find(f"{where}/cntlist.rev").open()
+        except (LookupError, OSError, ValueError):  # ValueError: writable by others
+            continue
+        with lines:
             for line in lines:  # "play%2:33:00:: 1 57": after % stands the part of speech
-                sense, _, count = line.split()
+                sense, _, count = line.decode().split()
                 base, _, rest = sense.partition("%")
                 found[base, "nvara"[int(rest[0]) - 1]] += int(count)
-    except (LookupError, OSError) as error:
-        raise UserError(f"WordNet's counts cannot be read ({error!s:.80}): {GET}") from None
-    return found
+        return found
+    raise UserError(f"WordNet's counts cannot be read: {GET}")
 
 
 @cache
