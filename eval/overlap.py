@@ -93,7 +93,7 @@ def segment_closest(segment, first, second, weights, best):
     keys = first * segment.size + second
     at = np.searchsorted(segment.keys, keys.astype(segment.keys.dtype))
     at[at == len(segment.keys)] = 0
-    known = (first > 0) & (second > 0) & (segment.keys[at] == keys)
+    known = segment.keys[at] == keys  # of words that it has: no key has a 0 in it
     at, weights = at[known], weights[known]
     ends = segment.ends[at].astype(np.int64)
     starts = np.where(at > 0, segment.ends[at - 1], 0).astype(np.int64)

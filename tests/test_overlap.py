@@ -208,10 +208,16 @@ def test_large_segments_are_cut_by_tokens(quick, tmp_path, monkeypatch):
 
 
 def _slow_build(folder, pause):
-    """Build with a pause before each file is flushed, a segment of three stories after another."""
+    """Build with a pause before each file is written, and flushed; three stories a segment."""
     segments.STORIES = 3
     os.fsync = lambda file: time.sleep(pause)
-    build = segments.build
+    build, save = segments.build, np.save
+
+    def slow(path, array):
+        time.sleep(pause)
+        save(path, array)
+
+    np.save = slow
 
     def logged(data, tokenizer, first, last, to):
         with open(folder / "built", "a") as file:
