@@ -162,6 +162,7 @@ def test_the_command(runs, data, capsys, monkeypatch):
         text = index.text(line["story"])
         assert text.startswith(line["beginning"]) and text.rstrip().endswith(line["original"])
         assert index.text(line["closest"]) == line["closest_text"]
+        assert not line["completion"].startswith(line["beginning"])
         assert line["words"] == len(words_and_marks(line["completion"]))
         words = line["copied"].split()
         assert len(words) == line["run"]
@@ -240,6 +241,16 @@ def test_marked():
         "<mark>the cat</mark> <mark><u>sat</u></mark> <u>up</u>"
     )
     assert diversity_page.marked("", grams) == ""
+
+
+def test_unseen_stories_are_those_of_val(data):
+    index = Index(diversity.Dataset(data, "train"), 1)
+    val = diversity.Dataset(data, "val")
+    whole = [diversity.text_of(val, index.tokenizer, i) for i in range(val.stories)]
+    rests = [cut_at(text, 0.4)[1] for text in whole]
+    found = diversity.unseen(index, Settings(prompts=20))
+    assert len(found) == 20 == len(set(found)) and set(found) <= set(rests)
+    assert diversity.unseen(index, Settings(prompts=val.stories + 1)) == []
 
 
 def test_a_hostile_story_is_shown_as_text():
