@@ -43,7 +43,7 @@ from configs import UserError, load, run
 from eval import diversity_page, intervals, similarity
 from eval.copying import copies, summary
 from eval.diversity_page import ORIGINALS, UNSEEN
-from eval.exercises import completions
+from eval.exercises import completions, names_of
 from eval.instructions import ROOM
 from eval.overlap import Index
 from eval.segments import text_of
@@ -285,7 +285,7 @@ def trained_on(model, data):
     """Whether a model was trained on a Dataset; None of one that was not trained here."""
     if not model.is_run():
         return None
-    known = json.loads((Path(model.out_dir) / "env.json").read_text(encoding="utf-8"))["data"]
+    known = checkpoint.read_state(model.out_dir)["data"]
     return all(known.get(name) == sha for name, sha in checkpoint.hashes(data.manifest).items())
 
 
@@ -345,16 +345,17 @@ def main():
         raise UserError("cut must be between 0 and 1")
     device = pick_device(settings.device)
     models = [checkpoint.open_model(settings, origin, device)]
-    names = [name.strip() for name in settings.beside.split(",") if name.strip()]
-    models += [checkpoint.load_any(name, settings.checkpoint, device) for name in names]
+    models += [
+        checkpoint.load_any(name, settings.checkpoint, device) for name in names_of(settings)
+    ]
     where = settings.dataset
     if not where and not models[0].is_run():
         raise UserError(f"'{settings.init_from}' has no data of its own: name it with --dataset")
     where = where or checkpoint.read_config(models[0].out_dir)["train"]["dataset"]
     data = Dataset(where, "train")
-    for model in models:
-        if trained_on(model, data) is False:
-            print(f"{model.out_dir} was trained on other data than {where}")
+    known = {model.out_dir: trained_on(model, data) for model in models}
+    for name in (name for name, same in known.items() if same is False):
+        print(f"{name} was trained on other data than {where}")
     index = Index(data, settings.workers)
     found = beginnings(index, models, settings)
     print(f"{len(found)} beginnings of {where}, {index.data.stories:,} stories")
@@ -369,7 +370,7 @@ def main():
     names_ = ("cut", "temperatures", "top_p", "max_new_tokens", "weights", "seed", "distinct_words")
     facts = {"dataset": where, "data": checkpoint.hashes(index.data.manifest)}
     facts |= {"models": {model.out_dir: model.identity() for model in models}}
-    facts |= {"trained_on_it": {model.out_dir: trained_on(model, index.data) for model in models}}
+    facts |= {"trained_on_it": known}
     facts |= {"prompts": len(found)} | {name: getattr(settings, name) for name in names_}
     facts |= {"training_ngrams": totals, "difference": gaps, "sets": results}
     write(index, models, found, told, copied, facts)

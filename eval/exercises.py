@@ -55,6 +55,11 @@ def beginnings(name):
     return texts
 
 
+def names_of(settings):
+    """The models that the setting `beside` names, a list."""
+    return [name.strip() for name in settings.beside.split(",") if name.strip()]
+
+
 def requirements(record):
     """An instruction in the paper's words: "Write a short story. The story should contain ..." """
     said = {

@@ -35,7 +35,7 @@ import numpy as np
 import checkpoint
 from configs import UserError, load, run
 from eval import endpoint, grading, intervals, knowledge, published
-from eval.exercises import beginnings, completions, marked, requirements
+from eval.exercises import beginnings, completions, marked, names_of, requirements
 from eval.instructions import choose, read_records
 from eval.protocols import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, Exercise
 from generation import check
@@ -230,11 +230,6 @@ def resolved(settings):
     if settings.judge or settings.dry_run or settings.mode != "prompts":
         endpoint.check(settings)
     return settings
-
-
-def names_of(settings):
-    """The models beside the first one, a list."""
-    return [name.strip() for name in settings.beside.split(",") if name.strip()]
 
 
 def main():

@@ -67,7 +67,7 @@ def cuts(data):
 def text_of(data, tokenizer, i):
     """Story number i of a Dataset as text; of an Instruct record, its story."""
     ids = data.story(i)[data.answers[i] if data.answers is not None else 1 :]
-    return tokenizer.encoding.decode_bytes(ids.tolist()).decode("utf-8", errors="replace")
+    return tokenizer.decode(ids.tolist())
 
 
 # ----------------------------------------------------------------------------------------------
@@ -120,19 +120,17 @@ class _Chunks:
             self.codes = np.append(self.codes, new)
             self.table = Table(self.codes)
             tokens = new[:, None] >> np.arange(0, 64, 16, dtype=np.uint64) & np.uint64(0xFFFF)
-            self.texts += [self._text([i - 1 for i in row if i]) for row in tokens.tolist()]
+            decode = self.tokenizer.decode
+            self.texts += [decode([i - 1 for i in row if i]) for row in tokens.tolist()]
             found = self.table.find(codes)
         numbers = self.places[found - 1]
         for i in long.tolist():
             tokens = ids[starts[i] : starts[i] + lengths[i]]
             if (key := tokens.tobytes()) not in self.long:
                 self.long[key] = len(self.texts)
-                self.texts.append(self._text(tokens.tolist()))
+                self.texts.append(self.tokenizer.decode(tokens.tolist()))
             numbers[i] = self.long[key]
         return numbers
-
-    def _text(self, ids):
-        return self.tokenizer.encoding.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 def pieces(data, first, last, tokens=TOKENS):
