@@ -146,6 +146,17 @@ class GPT(nn.Module):
         targets that count, or with mean=False (B, T), 0 where IGNORE.
         Raises ValueError where a position would pass block_size.
         """
+        x = self.hidden(tokens, positions, start)
+        if targets is None:
+            return self.head(x)
+        vocab_size = self.config.vocab_size
+        loss = linear_cross_entropy(
+            x.flatten(0, 1), self.wte.weight, targets.flatten(), vocab_size, IGNORE, mean
+        )
+        return loss if mean else loss.view(targets.shape)
+
+    def hidden(self, tokens, positions=None, start=None):
+        """What the head reads, (B, T, C); arguments and errors as of `forward`."""
         B, T = tokens.shape
         if positions is None:
             if (limit := self.config.block_size) < T:
@@ -157,14 +168,7 @@ class GPT(nn.Module):
             near = self.band(windowed(start, self.config.window, (B, T), tokens.device))
         for i, block in enumerate(self.h):
             x = block(x, near if self.window(i) else wide, self.attn)
-        x = self.ln_f(x)
-        if targets is None:
-            return self.head(x)
-        vocab_size = self.config.vocab_size
-        loss = linear_cross_entropy(
-            x.flatten(0, 1), self.wte.weight, targets.flatten(), vocab_size, IGNORE, mean
-        )
-        return loss if mean else loss.view(B, T)
+        return self.ln_f(x)
 
     def band(self, start):
         """(start, end): what attention asks of a batch, derived once for all layers."""

@@ -32,18 +32,33 @@ class Word:
     pos: str
 
 
-@cache
-def _data():
-    """(tagger, WordNet's reader); UserError where NLTK's data is not there."""
-    from nltk.corpus import wordnet
-    from nltk.tag import PerceptronTagger
-
+def _read(what):
+    """What a function reads of NLTK's data; UserError where that is not there."""
     try:
-        wordnet.ensure_loaded()
-        return PerceptronTagger(), wordnet
+        return what()
     except (LookupError, OSError, ValueError) as error:
         why = next((line.strip(" *") for line in str(error).splitlines() if line.strip(" *")), "")
         raise UserError(f"NLTK's WordNet and tagger cannot be read ({why:.80}): {GET}") from None
+
+
+@cache
+def _tagger():
+    from nltk.tag import PerceptronTagger
+
+    return _read(PerceptronTagger)
+
+
+@cache
+def _wordnet():
+    from nltk.corpus import wordnet
+
+    _read(wordnet.ensure_loaded)
+    return wordnet
+
+
+def tags(words):
+    """The Penn Treebank tag of each of the words and marks of a text, a list of str."""
+    return [tag for _, tag in _tagger().tag(words)]
 
 
 def content_words(text):
@@ -52,10 +67,9 @@ def content_words(text):
     and the tagger does not know children's names at the start of a sentence.
     """
     found = list(_TOKEN.finditer(text))
-    tags = _data()[0].tag([match[0] for match in found])
     return [
         Word(match.start(), match.end(), match[0], _POS[tag[0]])
-        for match, (_, tag) in zip(found, tags, strict=True)
+        for match, tag in zip(found, tags([match[0] for match in found]), strict=True)
         if tag[0] in _POS and match[0][0].islower() and match[0] not in STOP
     ]  # fmt: skip
 
@@ -66,7 +80,7 @@ def synonyms(word, pos):
     The single words that share a sense of a part of speech with a word, most usual senses first:
     a list of base forms in lower case, without the word's own.
     """
-    wordnet = _data()[1]
+    wordnet = _wordnet()
     base = wordnet.morphy(word.lower(), pos) or word.lower()
     found = (lemma.name() for sense in wordnet.synsets(base, pos) for lemma in sense.lemmas())
     names = dict.fromkeys(name.lower() for name in found if name.isalpha())

@@ -163,12 +163,17 @@ def attention(qkv, start=None, scale=None, impl="sdpa", end=None):
 
 def attention_math(qkv, start=None, scale=None):
     """The formula as it stands, in qkv's dtype; shapes as in `attention`."""
-    q, k, v = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
+    v = qkv[:, :, 2].transpose(1, 2)  # (B, H, T, D)
+    return (attention_weights(qkv, start, scale) @ v).transpose(1, 2)
+
+
+def attention_weights(qkv, start=None, scale=None):
+    """P, which the fused ones never hold as a whole: (B, H, T, T), each query's row sums to 1."""
+    q, k, _ = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
     if start is None:
         start = torch.zeros(qkv.shape[:2], dtype=torch.int32, device=qkv.device)
     scores = q @ k.transpose(-2, -1) * (scale or q.shape[-1] ** -0.5)  # (B, H, T, T)
-    weights = scores.masked_fill(~mask_of(start), float("-inf")).softmax(-1)
-    return (weights @ v).transpose(1, 2)
+    return scores.masked_fill(~mask_of(start), float("-inf")).softmax(-1)
 
 
 def _is_story_mask(start):

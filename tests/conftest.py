@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from importlib.resources import files
 from importlib.util import find_spec
 
@@ -47,3 +48,28 @@ def data(tmp_path_factory):
         )
     )  # fmt: skip
     return str(out)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium: the one that is installed with its driver, or Selenium's own."""
+    from selenium import webdriver  # here, for it is not where only the kernels are tested
+    from selenium.common.exceptions import NoSuchDriverException
+
+    options = webdriver.ChromeOptions()
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+                 "disable-background-networking", "disable-component-update", "disable-sync",
+                 f"user-data-dir={tmp_path}", "window-size=1100,800"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium and chromedriver:
+        options.binary_location = chromium
+        driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+    else:
+        try:
+            driver = webdriver.Chrome(options)
+        except NoSuchDriverException as error:
+            pytest.skip(f"needs a network, to fetch a browser: {error.msg}")
+    yield driver
+    driver.quit()

@@ -4,7 +4,6 @@ import codecs
 import http.client
 import itertools
 import json
-import shutil
 import socket
 import struct
 import threading
@@ -12,8 +11,6 @@ import time
 
 import pytest
 import torch
-from selenium import webdriver
-from selenium.common.exceptions import NoSuchDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -350,28 +347,6 @@ def test_the_page_is_sent_whole_and_locked(server):
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["Referrer-Policy"] == "no-referrer"
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """Headless Chromium: the one that is installed with its driver, or Selenium's own."""
-    options = webdriver.ChromeOptions()
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
-                 "disable-background-networking", "disable-component-update", "disable-sync",
-                 f"user-data-dir={tmp_path}", "window-size=1100,800"):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium and chromedriver:
-        options.binary_location = chromium
-        driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
-    else:
-        try:
-            driver = webdriver.Chrome(options)
-        except NoSuchDriverException as error:
-            pytest.skip(f"needs a network, to fetch a browser: {error.msg}")
-    yield driver
-    driver.quit()
 
 
 def test_the_page_in_a_browser(server, lasting, slow, browser):

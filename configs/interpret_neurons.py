@@ -1,0 +1,25 @@
+"""
+The paper's model whose neurons are read: 64 wide, 8 layers, about a million weights in all.
+
+With the 10,000 most frequent of GPT-2's tokens, as the paper has them: 1.07 M parameters, and the
+same words as GPT-2, beside which its neurons are read. Sized for an hour or less on a CPU. On a
+GPU, one epoch of all of TinyStories:
+python train.py configs/interpret_neurons.py --max_minutes=0 --batch_size=32
+"""
+
+source = "tinystories"
+tokenizer = "gpt2-10k"
+
+block_size = 512
+n_layer = 8
+n_head = 16
+n_embd = 64
+
+batch_size = 2  # 2,048 tokens a step
+row_tokens = 1024
+optimizer = "muon"
+learning_rate = 1.5e-2
+schedule = "linear"
+warmup_iters = 40
+max_minutes = 40.0
+eval_interval = 1000

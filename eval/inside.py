@@ -1,0 +1,171 @@
+"""
+What a model computes inside, read and changed by hooks on its own modules.
+
+    maps = attention_maps(model, tokens, layer=0)        # (B, H, T, T), the rows sum to 1
+    hot = activations(model, tokens)                     # of each layer (B, T, 4 C)
+    with without(model, Unit("head", 0, 3), means):      # head 3 of layer 0 says what it says on
+        changed = losses(model, batches)                 # average, whatever the text
+
+The fused kernels never hold attention's weights, so these are computed once more from the very
+queries and keys that the layer hands to attention. A neuron is read where it is used: what the
+MLP's second matrix multiplies, after the GELU. A unit is taken away by the mean of what it gives
+to the residual stream, not by zero, which no text may ever make it say (Wang et al. 2022).
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kernels.attention import attention_weights, windowed
+from model import IGNORE
+
+ROWS = 8  # stories of one pass
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a model that can be read and taken away: kind is "head" or "neuron"."""
+
+    kind: str
+    layer: int
+    index: int
+
+    def columns(self, config):
+        """Where it stands in the input of the matrix that reads it, see `reader`: a slice."""
+        width = config.n_embd // config.n_head if self.kind == "head" else 1
+        return slice(self.index * width, (self.index + 1) * width)
+
+
+def reader(model, kind, layer):
+    """The matrix that adds a layer's heads, or neurons, to the residual stream."""
+    block = model.h[layer]
+    return (block.attn if kind == "head" else block.mlp).c_proj
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Stories, one a row, padded at the end: tokens (B, T) int64, and which stories they are."""
+
+    stories: list
+    lengths: list
+    tokens: torch.Tensor
+
+    def targets(self, eot):
+        """(B, T) int64: each next token, after a story's last one <|endoftext|>, then IGNORE."""
+        targets = torch.full_like(self.tokens, IGNORE)
+        targets[:, :-1] = self.tokens[:, 1:]
+        for row, length in zip(targets, self.lengths, strict=True):
+            row[length - 1], row[length:] = eot, IGNORE
+        return targets
+
+
+def rows_of(stories, pad, device):
+    """
+    [Rows] of stories (sequences of token ids), those of like length together. What stands after a
+    story's end, `pad`, is seen by none of its tokens.
+    """
+    order, found = sorted(range(len(stories)), key=lambda i: len(stories[i])), []
+    for first in range(0, len(order), ROWS):
+        some = order[first : first + ROWS]
+        lengths = [len(stories[i]) for i in some]
+        tokens = torch.full((len(some), max(lengths)), pad)
+        for row, i, length in zip(tokens, some, lengths, strict=True):
+            row[:length] = torch.tensor(np.asarray(stories[i], np.int64))
+        found.append(Rows(some, lengths, tokens.to(device)))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------
+# reading
+
+
+@contextlib.contextmanager
+def _calls(modules):
+    """Within it, what each of the modules took and gave when last called: {number: (x, y)}."""
+    seen = {}
+    hooks = [
+        module.register_forward_hook(lambda _, args, y, i=i: seen.update({i: (args[0], y)}))
+        for i, module in enumerate(modules)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def attention_maps(model, tokens, layer):
+    """
+    The attention weights of a layer's heads: (B, H, T, T), query before key; each row sums to 1.
+
+    tokens: (B, T) int64, a story in each row, from its first token on.
+    """
+    (B, T), block = tokens.shape, model.h[layer].attn
+    with _calls([block.c_attn]) as seen:
+        model.hidden(tokens)
+    qkv = seen[0][1].view(B, T, 3, block.n_head, -1).float()
+    window = model.window(layer)
+    start = windowed(None, window, (B, T), tokens.device).contiguous() if window else None
+    return attention_weights(qkv, start, block.scale)
+
+
+@torch.no_grad()
+def activations(model, tokens):
+    """The neurons' values, a list of (B, T, 4 C), a layer each. tokens: see `attention_maps`."""
+    with _calls([block.mlp.c_proj for block in model.h]) as seen:
+        model.hidden(tokens)
+    return [seen[i][0] for i in range(len(model.h))]
+
+
+@torch.no_grad()
+def means(model, batches):
+    """
+    {(kind, layer): what its units say on average, (C,) or (4 C,)} over the tokens of [Rows].
+    """
+    places = [(kind, layer) for kind in ("head", "neuron") for layer in range(len(model.h))]
+    sums, count = dict.fromkeys(places, 0), 0
+    for rows in batches:
+        length = torch.tensor(rows.lengths, device=rows.tokens.device)[:, None]
+        real = torch.arange(rows.tokens.shape[1], device=rows.tokens.device) < length  # (B, T)
+        with _calls([reader(model, *place) for place in places]) as seen:
+            model.hidden(rows.tokens)
+        for i, place in enumerate(places):
+            sums[place] = sums[place] + seen[i][0][real].double().sum(0)
+        count += sum(rows.lengths)
+    return {place: (total / count).float() for place, total in sums.items()}
+
+
+# ----------------------------------------------------------------------------------------------
+# changing
+
+
+@contextlib.contextmanager
+def without(model, unit, averages):
+    """Within it, a Unit says the same at every token: its average, see `means`."""
+    columns = unit.columns(model.config)
+    average = averages[unit.kind, unit.layer][columns]
+
+    def replace(_, args):
+        changed = args[0].clone()
+        changed[..., columns] = average.type_as(changed)
+        return (changed,)
+
+    hook = reader(model, unit.kind, unit.layer).register_forward_pre_hook(replace)
+    try:
+        yield model
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def losses(model, batches, eot):
+    """The loss of every token's target, in nats: a list of float64 (tokens,), a story each."""
+    found = {}
+    for rows in batches:
+        loss = model(rows.tokens, rows.targets(eot), mean=False).double().cpu().numpy()
+        for i, length, row in zip(rows.stories, rows.lengths, loss, strict=True):
+            found[i] = row[:length]
+    return [found[i] for i in sorted(found)]
