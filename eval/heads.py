@@ -1,21 +1,22 @@
 """
 What a head looks at: how much of its attention follows from distance, repetition or words alone.
 
-    stories = [Story(ids, parts), ...]
-    rows = classify(maps, stories)     # maps: of each story (H, T, T); one dict for each head
+    rows = classify(maps, scores, stories)   # of each story (H, T, T), twice; a dict for each head
 
 The question is put as models that know too little. Let query i give its attention to the tokens j
 before it in proportion to
 
     distance       u(i - j)
-    repetition     u(i - j) r(i, j)        r: whether j is the same token as i, or follows one
-    words          u(i - j) r(i, j) v(token j) w(part of speech of i, that of j)
+    repetition     u(i - j) r(i, j)                 r: whether j is the same token, or follows one
+    words          u(i - j) r(i, j) exp(t s(i, j))
 
-with factors fitted to half of the stories: each is multiplied by (attention seen + a) / (attention
-expected + a), in turn, until they stand (iterative scaling, Darroch & Ratcliff 1972; a is a prior
-that holds what was hardly seen near 1). A head that scores by distance and word is of exactly this
-form, whatever the softmax makes of it. On the other half counts how much of the variance of the
-attention inside each query's row a model explains:
+where s is the head's own score for the two words by themselves, whatever stands around them and
+wherever they stand: for two vectors each of which is the average of its token's, over other stories
+(inside.words). u, r and t are fitted to half of the stories, the factors each multiplied by
+(attention seen + a) / (attention expected + a), in turn, until they stand (iterative scaling,
+Darroch & Ratcliff 1972; a is a prior that holds what was hardly seen near 1). A head that scores by
+distance and words is of exactly this form, whatever the softmax makes of it. On the other half
+counts how much of the variance of the attention inside each query's row a model explains:
 
     1 - sum (A_ij - P_ij)^2 / sum (A_ij - m_i / n_i)^2
 
@@ -25,6 +26,7 @@ token, and how much they do so is a figure of its own. What a model explains bey
 it is due to what it knows besides.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +41,10 @@ MODELS = ("distance", "repetition", "words")
 REPEATS = ("duplicate", "induction")
 NAMED = 0.25  # a share of the variance from which on a head is named after what explains it
 RESTS = 0.9  # and the share of attention on the first token from which on it is said to rest
-PRIOR = 1.0  # a, in attention of one query
+PRIOR = 0.1  # a, in attention of one query
+EVERY = 4  # of the stories fitted to, one query in so many: a head has about 60 numbers to fit
 ROUNDS = 12  # of the scaling: shares move by less than 0.001 after it
+STEEPEST = 4.0  # t, at the most
 TINY = 1e-6  # variance below which there is nothing to explain
 LEAST = 2.0  # attention that a pair of words must have got to be shown
 
@@ -62,8 +66,8 @@ def bucket(distance):
 class Pairs:
     """What may explain a story's attention, for each pair of query i and key j, (T - 1, T - 1)."""
 
-    def __init__(self, story, window=0, device="cpu"):
-        """window: how many tokens back a query sees; 0: all."""
+    def __init__(self, story, scores=None, window=0, device="cpu"):
+        """scores: the words' own, (H, T - 1, T - 1). window: how far back a query sees; 0: all."""
         ids = torch.tensor(story.ids[1:], device=device)  # without the first token
         n = len(ids)
         place = torch.arange(n, device=device)
@@ -78,54 +82,48 @@ class Pairs:
         follows[:, 0] &= ids == before[0]
         self.same, self.follows = same & self.visible, follows & self.visible
         self.repetition = self.same.long() + 2 * self.follows.long()  # 0 to 3
-        self.ids, self.parts = ids, None
+        self.ids, self.parts, self.scores = ids, None, scores
         if story.parts is not None:
             self.parts = torch.tensor([PARTS.index(x) for x in story.parts[1:]], device=device)
-        self.expected = None
+
+    def thinned(self):
+        """The same for one query in EVERY, for Model.fit alone."""
+        thin = copy.copy(self)
+        for name in ("visible", "distance", "repetition"):
+            setattr(thin, name, getattr(self, name)[::EVERY])
+        thin.scores = self.scores[:, ::EVERY]
+        return thin
 
 
 class Model:
-    """The factors of one of MODELS for every head of a layer, all 1 at first."""
+    """What one of MODELS knows of every head of a layer: factors, 1 at first, and t, 0."""
 
-    def __init__(self, knows, heads, vocab_size, parts, device, begin=None):
+    def __init__(self, knows, heads, device, begin=None):
         """knows: a name in MODELS. begin: a Model that knows less, from which to go on."""
-        ones = lambda *shape: torch.ones(heads, *shape, device=device)  # noqa: E731
-        self.factors = {"distance": ones(BUCKETS)}
+        self.factors = {"distance": torch.ones(heads, BUCKETS, device=device)}
         if knows != "distance":
-            self.factors["repetition"] = ones(4)
-        if knows == "words":
-            self.factors["token"] = ones(vocab_size)
-            if parts:
-                self.factors["parts"] = ones(len(PARTS), len(PARTS))
-        for name, factor in (begin.factors if begin else {}).items():
-            self.factors[name] = factor.clone()
+            self.factors["repetition"] = torch.ones(heads, 4, device=device)
+        self.factors |= begin.factors if begin else {}
+        self.words = torch.zeros(heads, device=device) if knows == "words" else None  # t
 
     def expect(self, pairs, mass):
         """P of a story, (H, n, n). mass: what each query gives to these keys, (H, n)."""
-        odds = self.factors["distance"][:, pairs.distance]
+        odds = self.factors["distance"][:, pairs.distance] * pairs.visible
         if "repetition" in self.factors:
             odds = odds * self.factors["repetition"][:, pairs.repetition]
-        if "token" in self.factors:
-            odds = odds * self.factors["token"][:, pairs.ids][:, None]
-        if "parts" in self.factors:
-            odds = odds * self.factors["parts"][:, pairs.parts[:, None], pairs.parts]
-        odds = odds * pairs.visible
+        if self.words is not None:
+            score = self.words[:, None, None] * pairs.scores
+            score = score.masked_fill(~pairs.visible, float("-inf"))
+            odds = odds * (score - score.amax(-1, keepdim=True)).exp()
         return odds * (mass / odds.sum(-1).clamp(min=1e-30))[..., None]
 
     def totals(self, name, attention, pairs):
         """A factor's attention: that of all pairs which share one of its values, (H, values)."""
-        shape = self.factors[name].shape
-        if name == "parts":
-            which = torch.nn.functional.one_hot(pairs.parts, len(PARTS)).float()  # (n, parts)
-            return which.T @ attention @ which
-        if name == "token":
-            attention, which = attention.sum(-2), pairs.ids
-        else:
-            attention, which = attention.flatten(1), getattr(pairs, name).flatten()
-        return attention.new_zeros(shape).index_add_(1, which, attention)
+        attention, which = attention.flatten(1), getattr(pairs, name).flatten()
+        return attention.new_zeros(self.factors[name].shape).index_add_(1, which, attention)
 
     def fit(self, maps, pairs):
-        """Scale the factors to the maps of some stories, (H, n, n) each, and their Pairs."""
+        """Fit all of it to the maps of some stories, (H, n, n) each, and their Pairs."""
         masses = [attention.sum(-1) for attention in maps]
         seen = {
             name: sum(self.totals(name, *both) for both in zip(maps, pairs, strict=True))
@@ -139,26 +137,39 @@ class Model:
                 )
                 # Of a factor that is far from 1, the prior is that far away, too.
                 self.factors[name] = (seen[name] + PRIOR) / (expected / factor + PRIOR)
+            if self.words is not None:
+                self.words = self._newton(maps, pairs, masses)
         return self
 
+    def _newton(self, maps, pairs, masses):
+        """t after a step towards the likeliest: where the scores seen are those expected."""
+        slope, curve = 0, 0
+        for attention, one, mass in zip(maps, pairs, masses, strict=True):
+            expected = self.expect(one, mass)
+            mean = (expected * one.scores).sum(-1) / mass.clamp(min=1e-30)  # (H, n)
+            slope = slope + ((attention - expected) * one.scores).sum((-2, -1))
+            curve = curve + (expected * (one.scores - mean[..., None]) ** 2).sum((-2, -1))
+        return (self.words + slope / (curve + PRIOR)).clamp(0, STEEPEST)
 
-def classify(maps, stories, vocab_size, window=0, seed=0):
+
+def classify(maps, scores, stories, window=0, seed=0):
     """
     What each head of a layer looks at: a list of dicts of numbers and intervals, over the stories.
 
-    maps: of each Story (H, T, T) float, from inside.attention_maps. Every second story tests the
-    models fitted to the others; raises ValueError for fewer than two.
+    maps, scores: of each Story (H, T, T) float, from inside.attention_maps and word_scores. Every
+    second story tests the models fitted to the others; raises ValueError for fewer than two.
     """
     if len(stories) < 2:
         raise ValueError("heads are fitted to one half of the stories and tested on the other")
     device, heads = maps[0].device, len(maps[0])
-    pairs = [Pairs(story, window, device) for story in stories]
+    both = zip(stories, scores, strict=True)
+    pairs = [Pairs(story, score[:, 1:, 1:], window, device) for story, score in both]
     text = [attention[:, 1:, 1:] for attention in maps]
     tagged = stories[0].parts is not None
     model, models = None, {}
+    fitted = [x[:, ::EVERY] for x in text[::2]], [one.thinned() for one in pairs[::2]]
     for knows in MODELS:
-        model = Model(knows, heads, vocab_size, tagged, device, model).fit(text[::2], pairs[::2])
-        models[knows] = model
+        model = models[knows] = Model(knows, heads, device, model).fit(*fitted)
     explained = shares(models, text[1::2], pairs[1::2], seed)
     seen = looks(models["distance"], maps, text, pairs, seed)
     words = favourites(models["repetition"], text, pairs, tagged)

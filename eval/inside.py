@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kernels.attention import attention_weights, windowed
+from kernels.attention import attention_scores, attention_weights, windowed
 from model import IGNORE
 
 ROWS = 8  # stories of one pass
@@ -118,6 +118,46 @@ def activations(model, tokens):
     with _calls([block.mlp.c_proj for block in model.h]) as seen:
         model.hidden(tokens)
     return [seen[i][0] for i in range(len(model.h))]
+
+
+@torch.no_grad()
+def words(model, batches, ids):
+    """
+    Each token as the average of its kind: {id: row}, and of each layer (rows, C), what the layer
+    takes in where these ids stand in [Rows], on average. Those that do not occur have the last row,
+    the average of all tokens.
+    """
+    wanted = sorted(set(ids))
+    row_of = {token: row for row, token in enumerate(wanted)}
+    device, width = model.wte.weight.device, model.config.n_embd
+    number = torch.full([model.config.padded_vocab_size], len(wanted), device=device)
+    number[torch.tensor(wanted, device=device)] = torch.arange(len(wanted), device=device)
+    sums = torch.zeros(len(model.h), len(wanted) + 1, width, device=device)
+    counts = torch.zeros(len(wanted) + 1, device=device)
+    for rows in batches:
+        with _calls([block.ln_1 for block in model.h]) as seen:
+            model.hidden(rows.tokens)
+        for i, length in enumerate(rows.lengths):
+            which = number[rows.tokens[i, :length]]
+            counts.index_add_(0, which, torch.ones_like(which, dtype=counts.dtype))
+            for layer, total in enumerate(sums):
+                total.index_add_(0, which, seen[layer][0][i, :length].float())
+    average = sums.sum(1, keepdim=True) / counts.sum()
+    found = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], average)
+    found[:, -1:] = average
+    return {i: row if counts[row] else len(wanted) for i, row in row_of.items()}, list(found)
+
+
+@torch.no_grad()
+def word_scores(model, layer, vectors):
+    """
+    The scores (H, T, T) of a layer's heads for T tokens, each the average of its kind: (T, C), rows
+    of `words`.
+    """
+    block = model.h[layer]
+    qkv = block.attn.c_attn(block.ln_1(vectors[None]))
+    qkv = qkv.view(1, len(vectors), 3, block.attn.n_head, -1).float()
+    return attention_scores(qkv, block.attn.scale)[0]
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ LUCY = (
     'together!"'
 )
 PAPER = {"distance": 7, "semantic": 3}  # heads of its 16, one layer, 1,024 wide
+WORD_STORIES = 500  # other stories in which each word is averaged; where there are none, the same
 DISTANCES = ("previous token", "distance")  # kinds that the paper calls distance-based
 
 
@@ -142,16 +143,22 @@ def asked_for(settings, config):
 # what is measured
 
 
-def read_heads(model, stories, settings):
-    """One dict for each head of the model: its layer and number, and what `classify` says."""
-    found = []
-    device = model.wte.weight.device
+def read_heads(model, stories, others, settings):
+    """
+    One dict for each head of the model: its layer and number, and what `classify` says of it on
+    some stories. others: those that say what a word is on average.
+    """
+    found, device = [], model.wte.weight.device
+    batches = inside.rows_of([one.ids for one in others], 0, device)
+    row_of, vectors = inside.words(model, batches, itertools.chain(*(one.ids for one in stories)))
     for layer in tqdm(range(model.config.n_layer), "heads", disable=None):
-        maps = [
-            inside.attention_maps(model, torch.tensor([one.ids], device=device), layer)[0]
-            for one in stories
-        ]
-        rows = classify(maps, stories, model.config.vocab_size, model.window(layer), settings.seed)
+        maps, scores = [], []
+        for one in stories:
+            tokens = torch.tensor([one.ids], device=device)
+            maps.append(inside.attention_maps(model, tokens, layer)[0])
+            average = vectors[layer][[row_of[i] for i in one.ids]]  # (T, C)
+            scores.append(inside.word_scores(model, layer, average))
+        rows = classify(maps, scores, stories, model.window(layer), settings.seed)
         found += [{"layer": layer, "head": h} | row for h, row in enumerate(rows)]
     return found
 
@@ -300,7 +307,8 @@ def measure(found, stories, shown, settings, asked):
     """(results, the attention maps of the shown Story: of each layer (H, T, T))."""
     model, name = found.model, found.tokenizer
     few = stories[: settings.head_stories]
-    heads = read_heads(model, few, settings)
+    others = stories[settings.head_stories :][:WORD_STORIES] or few
+    heads = read_heads(model, few, others, settings)
     facts, rows = read_neurons(model, stories, settings, asked)
     units = [Unit("head", row["layer"], row["head"]) for row in heads]
     units += [Unit("neuron", row["layer"], row["neuron"]) for row in rows]

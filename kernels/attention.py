@@ -169,11 +169,15 @@ def attention_math(qkv, start=None, scale=None):
 
 def attention_weights(qkv, start=None, scale=None):
     """P, which the fused ones never hold as a whole: (B, H, T, T), each query's row sums to 1."""
-    q, k, _ = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
     if start is None:
         start = torch.zeros(qkv.shape[:2], dtype=torch.int32, device=qkv.device)
-    scores = q @ k.transpose(-2, -1) * (scale or q.shape[-1] ** -0.5)  # (B, H, T, T)
-    return scores.masked_fill(~mask_of(start), float("-inf")).softmax(-1)
+    return attention_scores(qkv, scale).masked_fill(~mask_of(start), float("-inf")).softmax(-1)
+
+
+def attention_scores(qkv, scale=None):
+    """S of every query and key, whether they see each other or not: (B, H, T, T)."""
+    q, k, _ = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
+    return q @ k.transpose(-2, -1) * (scale or q.shape[-1] ** -0.5)
 
 
 def _is_story_mask(start):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from eval import heads
-from eval.heads import Model, Pairs, Story, bucket, classify
+from eval.heads import PRIOR, Model, Pairs, Story, bucket, classify
 from eval.speech import PARTS
 
 VOCAB = 30
@@ -41,7 +41,7 @@ HEADS = {
     "distance 3": lambda one, i, j: 7 * (i - j == 3),
     "previous token": lambda one, i, j: 7 * (i - j == 1),
     "near by": lambda one, i, j: -0.4 * (i - j),
-    # With nothing to say, these two rest on the first token.
+    # With nothing to say, these rest on the first token.
     "induction": lambda one, i, j: 9 * follows(one, i, j) + 4 * (j == 0),
     "duplicate": lambda one, i, j: 9 * (j < i and one.ids[j] == one.ids[i]) + 4 * (j == 0),
     "semantic": lambda one, i, j: 6 * (one.ids[j] in NAMES),
@@ -49,6 +49,15 @@ HEADS = {
     "rests": lambda one, i, j: 9 * (j == 0),
     "mixed": lambda one, i, j: 0,
 }
+TABLE = np.random.default_rng(7).standard_normal((VOCAB, VOCAB))
+
+
+def words_of(name, one):
+    """What a head's words score by themselves: where they are not what it goes by, anything."""
+    n = len(one.ids)
+    if name.startswith("semantic"):
+        return [[HEADS[name](one, i, j) / 3 for j in range(n)] for i in range(n)]
+    return TABLE[np.ix_(one.ids, one.ids)]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,11 @@ def world():
         torch.tensor(np.stack([planted(x, one, rng) for x in HEADS.values()]), dtype=torch.float32)
         for one in stories
     ]
-    return stories, maps, dict(zip(HEADS, classify(maps, stories, VOCAB), strict=True))
+    scores = [
+        torch.tensor(np.stack([words_of(x, one) for x in HEADS]), dtype=torch.float32)
+        for one in stories
+    ]
+    return stories, maps, dict(zip(HEADS, classify(maps, scores, stories), strict=True))
 
 
 def test_what_was_planted_is_named(world):
@@ -109,17 +122,18 @@ def test_the_masked_triangle_counts_for_nothing():
     rng = np.random.default_rng(1)
     stories = [story(rng) for _ in range(6)]
     even = torch.ones(1, LENGTH + 1, LENGTH + 1).tril()
-    [row] = classify([even / even.sum(-1, keepdim=True)] * 6, stories, VOCAB)
+    [row] = classify([even / even.sum(-1, keepdim=True)] * 6, [even] * 6, stories)
     assert row["kind"] == "mixed" and row["distance"] is None
 
 
 def test_the_share_is_of_stories_not_fitted():
-    """Heads of pure noise: their own noise is no explanation, however many words are fitted."""
+    """Heads of pure noise: their own noise is no explanation, nor is that of their words."""
     rng = np.random.default_rng(2)
     stories = [story(rng) for _ in range(8)]
     noise = lambda one, i, j: 3 * rng.standard_normal()  # noqa: E731
     maps = [torch.tensor(planted(noise, one, rng)[None], dtype=torch.float32) for one in stories]
-    [row] = classify(maps, stories, VOCAB)
+    scores = [torch.tensor(words_of("", one)[None], dtype=torch.float32) for one in stories]
+    [row] = classify(maps, scores, stories)
     assert all(row[name]["mean"] < 0.05 for name in heads.MODELS) and row["kind"] == "mixed"
 
 
@@ -127,21 +141,21 @@ def test_one_step_by_hand():
     """
     Tokens 0 | 1 1, no parts of speech: query 2 sees keys 1 and 2 at distances 1 and 0, and gives
     them 0.6 and 0.2 of its attention; query 1 gives all, 0.9, to itself. After the scaling the
-    expected attention is what was seen, but for the prior of 1.
+    expected attention is what was seen, but for the prior.
     """
     pairs = Pairs(Story([0, 1, 1], None))
     attention = torch.tensor([[[0.9, 0.0], [0.6, 0.2]]])
-    model = Model("distance", 1, 2, False, "cpu").fit([attention], [pairs])
+    model = Model("distance", 1, "cpu").fit([attention], [pairs])
     near, far = model.factors["distance"][0, :2].tolist()
     expected = model.expect(pairs, attention.sum(-1))[0]
     assert expected[0].tolist() == pytest.approx([0.9, 0])
     assert expected[1].sum().item() == pytest.approx(0.8)
     assert expected[1, 0].item() == pytest.approx(0.8 * far / (near + far))
-    # The prior's fixed point: seen + 1 = factor (expected / factor + 1).
+    # The prior's fixed point: seen + a = factor (expected / factor + a).
     seen = {0: 0.9 + 0.2, 1: 0.6}
     masses = {0: 0.9 + expected[1, 1].item(), 1: expected[1, 0].item()}
     for d, factor in enumerate((near, far)):
-        assert seen[d] + 1 == pytest.approx(masses[d] + factor, abs=1e-3)
+        assert seen[d] + PRIOR == pytest.approx(masses[d] + PRIOR * factor, abs=0.02)
 
 
 def test_pairs():
@@ -151,7 +165,7 @@ def test_pairs():
     assert where(pairs.same) == {(2, 0), (4, 1)}
     assert where(pairs.follows) == {(2, 1), (4, 2)}
     assert where(pairs.visible) == {(i, j) for i in range(5) for j in range(i + 1)}
-    near = Pairs(Story([0, 7, 8, 7, 9, 8], None), window=2)
+    near = Pairs(Story([0, 7, 8, 7, 9, 8], None), None, window=2)
     assert where(near.visible) == {(i, j) for i in range(5) for j in range(max(0, i - 1), i + 1)}
     assert where(near.same) == set() and where(near.follows) == {(2, 1)}
     # The first token itself may be what a key follows: GPT-2's has no <|endoftext|>.
@@ -163,6 +177,18 @@ def test_buckets():
     assert bucket(distances).tolist() == [0, 1, 31, 32, 32, 35, 36, 55]
 
 
+def test_how_steep_the_words_are(world):
+    """The planted scores are three times those given: t is 3 there, and 0 for words at random."""
+    stories, maps, _ = world
+    for name, t in (("semantic", 3), ("near by", 0)):
+        h = list(HEADS).index(name)
+        text = [x[h : h + 1, 1:, 1:] for x in maps]
+        scores = [torch.tensor(np.array(words_of(name, one)))[None, 1:, 1:] for one in stories]
+        pairs = [Pairs(one, x.float()) for one, x in zip(stories, scores, strict=True)]
+        model = Model("words", 1, "cpu").fit(text, pairs)
+        assert model.words.item() == pytest.approx(t, abs=0.1)
+
+
 def test_too_few_stories():
     with pytest.raises(ValueError):
-        classify([torch.ones(1, 3, 3)], [Story([0, 1, 2], None)], VOCAB)
+        classify([torch.ones(1, 3, 3)], [torch.ones(1, 3, 3)], [Story([0, 1, 2], None)])

@@ -120,6 +120,28 @@ def test_means():
     assert averages["head", 0].shape == (32,) and averages["neuron", 0].shape == (128,)
 
 
+def test_words():
+    """Each token as the average of its kind, at each layer; unknown ones as that of all."""
+    model, stories = random_model(), [[EOT, 7, 8, 7], [EOT, 8]]
+    row_of, vectors = inside.words(model, rows_of(stories, EOT, "cpu"), [7, 8, 9])
+    taken = []
+    hook = model.h[1].ln_1.register_forward_hook(lambda _, args, y: taken.append(args[0][0]))
+    for story in stories:
+        model(torch.tensor([story]))
+    hook.remove()
+    x, y = taken
+    assert torch.allclose(vectors[1][row_of[7]], (x[1] + x[3]) / 2, atol=1e-5)
+    assert torch.allclose(vectors[1][row_of[8]], (x[2] + y[1]) / 2, atol=1e-5)
+    assert torch.allclose(vectors[1][row_of[9]], torch.cat([x, y]).mean(0), atol=1e-5)
+    # In the first layer the average of a token that stands at one place is the token there.
+    row_of, vectors = inside.words(model, rows_of([[EOT, 7, 8]], EOT, "cpu"), [EOT, 7, 8])
+    tokens = torch.tensor([[EOT, 7, 8]])
+    scores = inside.word_scores(model, 0, vectors[0][[row_of[i] for i in (EOT, 7, 8)]])
+    mask = torch.ones(3, 3).tril() == 0
+    maps = scores.masked_fill(mask, float("-inf")).softmax(-1)
+    assert torch.allclose(maps, attention_maps(model, tokens, 0)[0], atol=1e-5)
+
+
 def test_one_unit_is_replaced_by_its_average():
     """Only its columns change, only within the context, and nothing stays."""
     model, tokens = random_model(), torch.tensor([some_stories()[3]])
@@ -157,7 +179,13 @@ def test_heads_of_a_made_model(made):
     """Weights that look 3 back, 1 back, at one word, at the same word: so they are classified."""
     model, stories = made
     maps = [attention_maps(model, torch.tensor([one.ids]), 0)[0] for one in stories]
-    rows = classify(maps, stories, planted.VOCAB)
+    row_of, [vectors] = inside.words(
+        model, rows_of([one.ids for one in stories], EOT, "cpu"), range(planted.VOCAB)
+    )
+    scores = [
+        inside.word_scores(model, 0, vectors[[row_of[i] for i in one.ids]]) for one in stories
+    ]
+    rows = classify(maps, scores, stories)
     kinds = [row["kind"] for row in rows]
     assert kinds[planted.DISTANCE] == "distance" and rows[planted.DISTANCE]["peak"] == 3
     assert kinds[planted.PREVIOUS] == "previous token"
