@@ -56,7 +56,7 @@ class RunLog:
         if state["skipped"]:
             line["skipped"] = state["skipped"]
             text += f"skipped {line['skipped']} | "
-        print(f"{text}eta {timedelta(seconds=round(left))}", flush=True)
+        print(f"{text}eta {timedelta(seconds=max(0, round(left)))}", flush=True)
         self.write(**line)
 
     def sample(self, step, text):
