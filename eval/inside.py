@@ -2,7 +2,7 @@
 What a model computes inside, read and changed by hooks on its own modules.
 
     maps = attention_maps(model, tokens, layer=0)        # (B, H, T, T), the rows sum to 1
-    hot = activations(model, tokens)                     # of each layer (B, T, 4 C)
+    activations(model, tokens, see)                      # see(layer, (B, T, 4 C)), layer by layer
     with without(model, Unit("head", 0, 3), means):      # head 3 of layer 0 says what it says on
         changed = losses(model, batches)                 # average, whatever the text
 
@@ -15,7 +15,6 @@ to the residual stream, not by zero, which no text may ever make it say (Wang et
 import contextlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from kernels.attention import attention_scores, attention_weights, windowed
@@ -46,34 +45,27 @@ def reader(model, kind, layer):
 
 @dataclass(frozen=True)
 class Rows:
-    """Stories, one a row, padded at the end: tokens (B, T) int64, and which stories they are."""
+    """Stories, one a row, padded at the end: which stories they are, tokens and targets (B, T)."""
 
     stories: list
     lengths: list
-    tokens: torch.Tensor
-
-    def targets(self, eot):
-        """(B, T) int64: each next token, after a story's last one <|endoftext|>, then IGNORE."""
-        targets = torch.full_like(self.tokens, IGNORE)
-        targets[:, :-1] = self.tokens[:, 1:]
-        for row, length in zip(targets, self.lengths, strict=True):
-            row[length - 1], row[length:] = eot, IGNORE
-        return targets
+    tokens: torch.Tensor  # int64
+    targets: torch.Tensor  # int64: the next token, after a story's last its `last`; then IGNORE
 
 
-def rows_of(stories, pad, device):
-    """
-    [Rows] of stories (sequences of token ids), those of like length together. What stands after a
-    story's end, `pad`, is seen by none of its tokens.
-    """
-    order, found = sorted(range(len(stories)), key=lambda i: len(stories[i])), []
+def rows_of(stories, device):
+    """[Rows] of heads.Story, those of like length together. The padding is seen by no token."""
+    order, found = sorted(range(len(stories)), key=lambda i: len(stories[i].ids)), []
     for first in range(0, len(order), ROWS):
         some = order[first : first + ROWS]
-        lengths = [len(stories[i]) for i in some]
-        tokens = torch.full((len(some), max(lengths)), pad)
-        for row, i, length in zip(tokens, some, lengths, strict=True):
-            row[:length] = torch.tensor(np.asarray(stories[i], np.int64))
-        found.append(Rows(some, lengths, tokens.to(device)))
+        lengths = [len(stories[i].ids) for i in some]
+        tokens = torch.zeros(len(some), max(lengths), dtype=torch.int64)
+        targets = torch.full_like(tokens, IGNORE)
+        for row, i in enumerate(some):
+            ids = [*stories[i].ids, stories[i].last]
+            tokens[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+            targets[row, : len(ids) - 1] = torch.tensor(ids[1:])
+        found.append(Rows(some, lengths, tokens.to(device), targets.to(device)))
     return found
 
 
@@ -82,15 +74,14 @@ def rows_of(stories, pad, device):
 
 
 @contextlib.contextmanager
-def _calls(modules):
-    """Within it, what each of the modules took and gave when last called: {number: (x, y)}."""
-    seen = {}
+def _watching(modules, see):
+    """Within it, see(i, x, y) is told what number i of the modules takes and gives, when called."""
     hooks = [
-        module.register_forward_hook(lambda _, args, y, i=i: seen.update({i: (args[0], y)}))
+        module.register_forward_hook(lambda _, args, y, i=i: see(i, args[0], y))
         for i, module in enumerate(modules)
     ]
     try:
-        yield seen
+        yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -103,25 +94,27 @@ def attention_maps(model, tokens, layer):
 
     tokens: (B, T) int64, a story in each row, from its first token on.
     """
-    (B, T), block = tokens.shape, model.h[layer].attn
-    with _calls([block.c_attn]) as seen:
+    (B, T), block, given = tokens.shape, model.h[layer].attn, []
+    with _watching([block.c_attn], lambda _, x, y: given.append(y)):
         model.hidden(tokens)
-    qkv = seen[0][1].view(B, T, 3, block.n_head, -1).float()
+    qkv = given[0].view(B, T, 3, block.n_head, -1).float()
     window = model.window(layer)
     start = windowed(None, window, (B, T), tokens.device).contiguous() if window else None
     return attention_weights(qkv, start, block.scale)
 
 
 @torch.no_grad()
-def activations(model, tokens):
-    """The neurons' values, a list of (B, T, 4 C), a layer each. tokens: see `attention_maps`."""
-    with _calls([block.mlp.c_proj for block in model.h]) as seen:
+def activations(model, tokens, see):
+    """
+    Call see(layer, values) with the neurons' values (B, T, 4 C) of each layer, as the model runs:
+    so never those of all layers are held. tokens: see `attention_maps`.
+    """
+    with _watching([block.mlp.c_proj for block in model.h], lambda i, x, y: see(i, x)):
         model.hidden(tokens)
-    return [seen[i][0] for i in range(len(model.h))]
 
 
 @torch.no_grad()
-def words(model, batches, ids):
+def average_words(model, batches, ids):
     """
     Each token as the average of its kind: {id: row}, and of each layer (rows, C), what the layer
     takes in where these ids stand in [Rows], on average. Those that do not occur have the last row,
@@ -135,13 +128,15 @@ def words(model, batches, ids):
     sums = torch.zeros(len(model.h), len(wanted) + 1, width, device=device)
     counts = torch.zeros(len(wanted) + 1, device=device)
     for rows in batches:
-        with _calls([block.ln_1 for block in model.h]) as seen:
+        real = rows.targets != IGNORE  # (B, T): no padding
+        which = number[rows.tokens[real]]
+        counts += torch.bincount(which, minlength=len(counts))
+
+        def take(i, x, y, which=which, real=real):
+            sums[i].index_add_(0, which, x[real].float())
+
+        with _watching([block.ln_1 for block in model.h], take):
             model.hidden(rows.tokens)
-        for i, length in enumerate(rows.lengths):
-            which = number[rows.tokens[i, :length]]
-            counts.index_add_(0, which, torch.ones_like(which, dtype=counts.dtype))
-            for layer, total in enumerate(sums):
-                total.index_add_(0, which, seen[layer][0][i, :length].float())
     average = sums.sum(1, keepdim=True) / counts.sum()
     found = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], average)
     found[:, -1:] = average
@@ -152,7 +147,7 @@ def words(model, batches, ids):
 def word_scores(model, layer, vectors):
     """
     The scores (H, T, T) of a layer's heads for T tokens, each the average of its kind: (T, C), rows
-    of `words`.
+    of `average_words`.
     """
     block = model.h[layer]
     qkv = block.attn.c_attn(block.ln_1(vectors[None]))
@@ -168,14 +163,16 @@ def means(model, batches):
     places = [(kind, layer) for kind in ("head", "neuron") for layer in range(len(model.h))]
     sums, count = dict.fromkeys(places, 0), 0
     for rows in batches:
-        length = torch.tensor(rows.lengths, device=rows.tokens.device)[:, None]
-        real = torch.arange(rows.tokens.shape[1], device=rows.tokens.device) < length  # (B, T)
-        with _calls([reader(model, *place) for place in places]) as seen:
+        real = rows.targets != IGNORE
+
+        def take(i, x, y, real=real):
+            sums[places[i]] = sums[places[i]] + x[real].float().sum(0).cpu().double()
+
+        with _watching([reader(model, *place) for place in places], take):
             model.hidden(rows.tokens)
-        for i, place in enumerate(places):
-            sums[place] = sums[place] + seen[i][0][real].double().sum(0)
-        count += sum(rows.lengths)
-    return {place: (total / count).float() for place, total in sums.items()}
+        count += int(real.sum())
+    device = model.wte.weight.device
+    return {place: (total / count).float().to(device) for place, total in sums.items()}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -201,11 +198,11 @@ def without(model, unit, averages):
 
 
 @torch.no_grad()
-def losses(model, batches, eot):
+def losses(model, batches):
     """The loss of every token's target, in nats: a list of float64 (tokens,), a story each."""
     found = {}
     for rows in batches:
-        loss = model(rows.tokens, rows.targets(eot), mean=False).double().cpu().numpy()
+        loss = model(rows.tokens, rows.targets, mean=False).cpu().double().numpy()
         for i, length, row in zip(rows.stories, rows.lengths, loss, strict=True):
             found[i] = row[:length]
     return [found[i] for i in sorted(found)]

@@ -3,18 +3,21 @@ What a model's heads look at and what its neurons fire at, in numbers and on a p
 
     python -m eval.interpret out/interpret_heads
     python -m eval.interpret out/interpret_neurons --neurons=7:1,7:54
-    python -m eval.interpret --init_from=gpt2 --source=mine.txt --stories=500
+    python -m eval.interpret --init_from=gpt2 --source=mine.txt --stories=500 --head_stories=16
 
 On held-out stories every head is classified by how much of its attention follows from distance,
 repetition or words alone (heads.py), and every neuron ranked by how alike the tokens are at which
-it is highest (neurons.py; shown are of each layer the first, the best ones and random ones). Each
-head and each neuron shown is then replaced by its average, to see what the model loses by it: the
-loss of targets of each part of speech, as the difference over the same stories, with 95 % bootstrap
-intervals. The paper's section on interpretability (Eldan & Li 2023) has one text and looks at it;
-that text is the one whose attention the page shows.
+it is highest (neurons.py; shown are of each layer the first, the best ones and random ones), beside
+the neurons of the same architecture with random weights. Each head and each neuron shown is then
+replaced by its average, to see what the model loses by it: how much higher the loss of targets of
+each part of speech is, in nats, over the same stories, with 95 % bootstrap intervals. The paper's
+section on interpretability (Eldan & Li 2023) has one text and looks at it; that text is the one
+whose attention the page shows.
 
-Results are in eval/interpret.json of the run, and in eval/interpret.html: one file that needs no
-network. Parts of speech are NLTK's: without its tagger they are left out, and a line says so.
+Most of the time goes into that replacing: a pass over head_stories for each head and each neuron
+shown. Results are in eval/interpret.json of the run, and in eval/interpret.html: one file that
+needs no network. Parts of speech are NLTK's: without its tagger they are left out, and a line says
+so.
 """
 
 import itertools
@@ -31,11 +34,12 @@ import corpus
 import thesaurus
 from configs import UserError, load, run
 from eval import inside, intervals, neurons
-from eval.heads import Story, classify
+from eval.heads import GUESSES, Story, classify
 from eval.inside import Unit, without
 from eval.interpret_page import page
 from eval.speech import PARTS, parts_of
 from machine import pick_device
+from model import GPT
 from shards import Dataset
 
 # The text in which the paper looks at attention (Eldan & Li 2023, section 5.1).
@@ -47,7 +51,8 @@ LUCY = (
     'together!"'
 )
 PAPER = {"distance": 7, "semantic": 3}  # heads of its 16, one layer, 1,024 wide
-WORD_STORIES = 500  # other stories in which each word is averaged; where there are none, the same
+WORD_STORIES = 500  # other stories in which each word is averaged
+SHOWN = 8_000_000  # attention weights on the page, at most: 21 MB of it
 DISTANCES = ("previous token", "distance")  # kinds that the paper calls distance-based
 
 
@@ -57,7 +62,7 @@ class Settings:
     checkpoint: str = "latest"  # latest or best
     init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
     revision: str = ""  # which commit, tag or branch of a model of the hub
-    source: str = ""  # stories, any source of prepare.py; default: the validation ones of the run
+    source: str = ""  # the first stories of any source of prepare.py; default: the run's val split
     text: str = ""  # whose attention the page shows, or FILE:<path>; default: the paper's
     stories: int = 2000  # how many stories the neurons are looked for in; 0: all there are
     head_stories: int = 64  # how many of these the heads are classified on, and units taken away
@@ -93,11 +98,15 @@ def stories_of(found, texts, tagged):
     The heads.Story of each text, cut where the model's training would have; those of under three
     tokens, in which nothing can be seen, are left out.
     """
-    ids = [[*found.begin, *found.tokenizer.encode(text)][: found.limit] for text in texts]
-    ids = [one for one in ids if len(one) >= 3]
-    name = "parts of speech"
-    bar = tqdm(ids, name, disable=None) if tagged else ids
-    return [Story(one, parts_of(one, found.tokenizer) if tagged else None) for one in bar]
+    stories, tokenizer = [], found.tokenizer
+    for text in tqdm(texts, "stories", disable=None):
+        ids = [*found.begin, *tokenizer.encode(text), tokenizer.eot]
+        ids = ids[: found.limit + 1]  # the last is read as a target only
+        parts = parts_of(ids, tokenizer) if tagged else None
+        if len(ids) > 3:
+            ends = parts and parts[:-1], ids[-1], parts[-1] if parts else "end"
+            stories.append(Story(ids[:-1], *ends))
+    return stories
 
 
 def can_tag():
@@ -121,6 +130,16 @@ def text_of(settings):
     if not text.strip():
         raise UserError("the text is empty")
     return text.strip()
+
+
+def fitting(found, story, text):
+    """The beginning of a text's Story that fits the page; a line says so where that is not all."""
+    config = found.model.config
+    most = int((2 * SHOWN / (config.n_layer * config.n_head)) ** 0.5)
+    n = min(len(story.ids), most)
+    if n < len(found.begin) + len(found.tokenizer.encode(text)):
+        print(f"of the text its first {n - len(found.begin)} tokens are shown")
+    return Story(story.ids[:n], story.parts and story.parts[:n])
 
 
 def asked_for(settings, config):
@@ -149,8 +168,9 @@ def read_heads(model, stories, others, settings):
     some stories. others: those that say what a word is on average.
     """
     found, device = [], model.wte.weight.device
-    batches = inside.rows_of([one.ids for one in others], 0, device)
-    row_of, vectors = inside.words(model, batches, itertools.chain(*(one.ids for one in stories)))
+    batches = inside.rows_of(others, device)
+    asked = itertools.chain(*(one.ids for one in stories))
+    row_of, vectors = inside.average_words(model, batches, asked)
     for layer in tqdm(range(model.config.n_layer), "heads", disable=None):
         maps, scores = [], []
         for one in stories:
@@ -163,30 +183,48 @@ def read_heads(model, stories, others, settings):
     return found
 
 
-def losses_without(model, units, stories, eot, seed):
+def kinds_of_targets(stories):
+    """
+    ["all", and each part of speech, where it is known], and which targets of each Story are of each
+    kind: bool (kinds, tokens).
+    """
+    found = []
+    for one in stories:
+        rows = [np.ones(len(one.ids), bool)]
+        if one.parts:
+            named = np.array([*one.parts[1:], one.last_part])
+            rows += [named == part for part in PARTS]
+        found.append(np.stack(rows))
+    return ["all", *(PARTS if stories[0].parts else [])], found
+
+
+def losses_without(model, units, stories, seed):
     """
     {unit: {"all" and each part of speech: interval}}: how much higher the loss of targets of that
     part of speech is without the Unit, in nats.
     """
-    batches = inside.rows_of([one.ids for one in stories], eot, model.wte.weight.device)
+    batches = inside.rows_of(stories, model.wte.weight.device)
     averages = inside.means(model, batches)
-    whole = inside.losses(model, batches, eot)
-    kinds = ["all", *(PARTS if stories[0].parts else [])]
-    # Which targets are of each kind, of every story: a target is the next token, or the end.
-    of = [
-        np.stack([[True] * len(one.ids)]
-                 + [np.array([*one.parts[1:], "end"]) == kind for kind in kinds[1:]])
-        for one in stories
-    ]  # fmt: skip
+    whole = inside.losses(model, batches)
+    kinds, of = kinds_of_targets(stories)
     counts = np.array([which.sum(1) for which in of])  # (stories, kinds)
     found = {}
     for unit in tqdm(units, "without", disable=None):
         with without(model, unit, averages):
-            now = inside.losses(model, batches, eot)
+            now = inside.losses(model, batches)
         more = np.array([w @ (a - b) for w, a, b in zip(of, now, whole, strict=True)])
         rows = {k: intervals.ratio(more[:, i], counts[:, i], seed) for i, k in enumerate(kinds)}
         found[unit] = {kind: row for kind, row in rows.items() if row}
     return found
+
+
+def untrained(model, seed):
+    """A GPT of the same architecture with the random weights that training begins with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = GPT(model.config)
+    fresh.attn = model.attn
+    return fresh.to(model.wte.weight.device).eval()
 
 
 def read_neurons(model, stories, settings, asked):
@@ -195,9 +233,12 @@ def read_neurons(model, stories, settings, asked):
     """
     config, rng = model.config, np.random.default_rng(settings.seed)
     device, width = model.wte.weight.device, 4 * model.config.n_embd
-    batches = inside.rows_of([one.ids for one in stories], stories[0].ids[0], device)
+    batches = inside.rows_of(stories, device)
     ranks, checks = neurons.search(model, batches)
-    first, again = (neurons.coherence(half, stories, settings.seed) for half in (ranks, checks))
+    random = neurons.search(untrained(model, settings.seed), batches, "random weights")[1]
+    first, again, chance = (
+        neurons.coherence(one, stories, settings.seed) for one in (ranks, checks, random)
+    )
     order = neurons.ranked(first)
     why = {(layer, index): "asked for" for layer, index in asked}
     for layer in range(config.n_layer):
@@ -215,7 +256,7 @@ def read_neurons(model, stories, settings, asked):
             "layer": place[0], "neuron": place[1], "why": why[place], "rank": place_of[i],
             "coherence": float(first["coherence"][i]),
             "coherence_again": float(again["coherence"][i]),
-            "readable": bool(first["readable"][i]),
+            "readable": bool(again["readable"][i]),
             **{f"entropy_of_{x}": float(first[x][i]) for x in ("tokens", "parts") if x in first},
             "examples": shown[i],
         }
@@ -224,9 +265,12 @@ def read_neurons(model, stories, settings, asked):
     readable = again["readable"].reshape(config.n_layer, width)
     facts = {
         "examples": int(ranks.values.shape[1]),
-        "chance": first["chance"],
+        "chance": again["chance"],
         "readable": intervals.mean(readable.flatten(), settings.seed),
         "readable_by_layer": [intervals.mean(row, settings.seed) for row in readable],
+        "readable_of_random_weights": intervals.mean(chance["readable"], settings.seed),
+        "mean": intervals.mean(again["coherence"], settings.seed),
+        "mean_of_random_weights": intervals.mean(chance["coherence"], settings.seed),
         "coherence": np.round(first["coherence"], 4).reshape(config.n_layer, width).tolist(),
         "coherence_again": np.round(again["coherence"], 4).reshape(config.n_layer, width).tolist(),
     }
@@ -239,13 +283,13 @@ def read_neurons(model, stories, settings, asked):
 
 def show(results):
     """Print what was found of the heads and of the neurons."""
-    print(f"\n{'head':>8} {'kind':<15}{'distance':>24}{'peak':>6}{'repetition':>26}{'words':>26}"
+    print(f"\n{'head':>8} {'kind':<15}{'distance':>24}{'median':>7}{'repetition':>26}{'words':>26}"
           f"{'first':>7}{'loss without':>26}  looks at")  # fmt: skip
     for row in results["heads"]:
-        cells = [intervals.described(row[x]) for x in ("distance", "repetition", "words")]
+        cells = [intervals.described(row[x]) for x in GUESSES]
         words = " ".join(token.strip() for token, *_ in row["keys"][:4])
-        print(f"{row['layer']:>5}.{row['head']:<2} {row['kind']:<15}{cells[0]:>24}{row['peak']:>6}"
-              f"{cells[1]:>26}{cells[2]:>26}{row['first']['mean']:>7.2f}"
+        print(f"{row['layer']:>5}.{row['head']:<2} {row['kind']:<15}{cells[0]:>24}"
+              f"{row['median']:>7}{cells[1]:>26}{cells[2]:>26}{row['first']['mean']:>7.2f}"
               f"{intervals.described(row['loss']['all']):>26}  {words}")  # fmt: skip
     print(f"\n{results['summary']}")
     facts = results["neurons"]
@@ -257,8 +301,11 @@ def show(results):
         print(f"{row['layer']:>3}.{row['neuron']:<5}{row['why']:<14}{row['rank']:>7}"
               f"{row['coherence']:>11.3f}{row['coherence_again']:>8.3f}"
               f"{intervals.described(row['loss']['all'], 4):>29}  {words[:60]}")  # fmt: skip
-    print(f"\nreadable neurons, by chance 1 %: {intervals.described(facts['readable'])}; by layer "
-          + ", ".join(f"{row['mean']:.3f}" for row in facts["readable_by_layer"]))  # fmt: skip
+    print("\ncoherence of all neurons: " + intervals.described(facts["mean"])
+          + "; readable, above 99 of 100 sets of random tokens: "
+          + intervals.described(facts["readable"]) + "; of random weights: "
+          + intervals.described(facts["mean_of_random_weights"]) + ", "
+          + intervals.described(facts["readable_of_random_weights"]))  # fmt: skip
 
 
 def summary(heads):
@@ -275,21 +322,23 @@ def summary(heads):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    if settings.stories < 0 or settings.head_stories < 2:
-        raise UserError("stories must not be negative, head_stories at least 2")
+    if settings.stories < 0 or settings.head_stories < 4:
+        raise UserError("stories must not be negative, head_stories at least 4")
     if settings.best < 0 or settings.random < 0:
         raise UserError("best and random must not be negative")
     found = checkpoint.open_model(settings, origin, pick_device(settings.device))
     asked = asked_for(settings, found.model.config)
     tagged = can_tag()
     texts, source = texts_of(found, settings)
-    shown = stories_of(found, [text_of(settings)], tagged)
+    text = text_of(settings)
+    shown = stories_of(found, [text], tagged)
     stories = stories_of(found, texts, tagged)
     if len(stories) < 4:
         raise UserError(f"'{source}' has fewer than four stories")
     if not shown:
         raise UserError("the text has fewer than three tokens")
-    results, maps = measure(found, stories, shown[0], settings, asked)
+    shown = fitting(found, shown[0], text)
+    results, maps = measure(found, stories, shown, settings, asked)
     digest = sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     facts = {"checkpoint": found.identity(), "model": asdict(found.model.config)}
     facts |= {"source": source, "stories": len(stories), "stories_sha256": digest}
@@ -307,12 +356,13 @@ def measure(found, stories, shown, settings, asked):
     """(results, the attention maps of the shown Story: of each layer (H, T, T))."""
     model, name = found.model, found.tokenizer
     few = stories[: settings.head_stories]
-    others = stories[settings.head_stories :][:WORD_STORIES] or few
+    others = stories[settings.head_stories :][:WORD_STORIES]
+    others = stories if len(others) < len(few) else others  # too few to average a word over
     heads = read_heads(model, few, others, settings)
     facts, rows = read_neurons(model, stories, settings, asked)
     units = [Unit("head", row["layer"], row["head"]) for row in heads]
     units += [Unit("neuron", row["layer"], row["neuron"]) for row in rows]
-    lost = losses_without(model, units, few, name.eot, settings.seed)
+    lost = losses_without(model, units, few, settings.seed)
     for unit, row in zip(units, [*heads, *rows], strict=True):
         row["loss"] = lost[unit]
     word = lambda i: name.decode([i])  # noqa: E731

@@ -10,6 +10,7 @@ other script run.
 
 import base64
 import json
+import re
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -41,17 +42,17 @@ def page(results, maps, found):
         f"{config.n_head} heads",
         f"{found.model.num_params() / 1e6:.2f} M parameters",
         *([f"step {found.facts['step']:,}"] if found.is_run() else []),
-        f"heads on {results['head_stories']} stories, neurons on {results['stories']:,}",
+        f"stories of {results['source']}: {results['head_stories']} for the heads, "
+        f"{results['stories']:,} for the neurons",
     ]
     shared = ("text", "heads", "summary", "shown")
     data = {key: results[key] for key in shared} | {
         "name": str(name), "facts": facts, "maps": [packed(layer) for layer in maps],
-        "chance": neurons["chance"], "readable": neurons["readable"],
-        "examples": neurons["examples"],
+        "neurons": {x: y for x, y in neurons.items() if x not in ("coherence", "coherence_again")},
     }  # fmt: skip
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     nonce = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
     template = Path(__file__).with_name("interpret.html").read_text(encoding="utf-8")
-    # The data last: nothing in it is looked at again.
-    html = template.replace("{title}", escape(f"Inside {name}")).replace("{nonce}", nonce)
-    return html.replace("{data}", text)
+    holes = {"{title}": escape(f"Inside {name}"), "{nonce}": nonce, "{data}": text}
+    # In one pass: nothing that is put in is looked at again.
+    return re.sub("{title}|{nonce}|{data}", lambda hole: holes[hole[0]], template)

@@ -1,8 +1,8 @@
 """
 What a neuron fires at: the tokens over many stories at which it is highest, and how alike they are.
 
-    tops = search(model, batches, stories)             # of every neuron, its highest places
-    rows = coherence(tops, stories, seed=0)            # one dict of numbers for each neuron
+    ranks, checks = search(model, batches)        # of every neuron, its highest places, twice
+    found = coherence(ranks, stories, seed=0)     # arrays, a number for each neuron
 
 A neuron's examples are the stories in which it gets highest, each with the one token where it does:
 no story's hero is counted twenty times. The first token, the same in all, is left out. How much
@@ -14,6 +14,9 @@ those of as many tokens drawn at random, one a story:
 1 where all are the same token, about 0 where they might as well be any. Of thousands of neurons
 some look coherent by chance, so the stories are dealt into two halves: the first ranks the neurons,
 and the second measures the ranked ones again, with examples of its own.
+
+A neuron of random weights, too, fires more at some words than at others: how coherent those of an
+untrained model are says what of it was learned.
 """
 
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from tqdm import tqdm
 
 from eval import inside
 from eval.speech import PARTS
+from model import IGNORE
 
 TOP = 20  # examples of a neuron in each half of the stories
 DRAWS = 1000  # random sets of as many tokens
@@ -42,25 +46,29 @@ class Tops:
     tokens: np.ndarray
 
 
-def search(model, batches, show=False):
+def search(model, batches, name="neurons"):
     """
     The highest places of every neuron, layer after layer, in stories of even number and of odd:
-    two Tops. batches: [inside.Rows]. show: a bar of progress on a terminal.
+    two Tops. batches: [inside.Rows]. name: of the bar that shows progress on a terminal.
     """
-    halves = [None, None]
-    for rows in tqdm(batches, "neurons", disable=None if show else True):
-        layers = inside.activations(model, rows.tokens)
-        hot = torch.cat(layers, -1).float()  # (B, T, neurons)
-        length = torch.tensor(rows.lengths, device=hot.device)[:, None]
-        place = torch.arange(hot.shape[1], device=hot.device)
-        out = (place >= length) | (place == 0)  # (B, T): padding, and the first token
-        best, token = hot.masked_fill_(out[..., None], float("-inf")).max(1)  # (B, neurons)
-        story = torch.tensor(rows.stories, device=hot.device)
-        for half in (0, 1):
-            mine = story % 2 == half
-            found = best[mine].T, story[mine].expand(best.shape[1], -1), token[mine].T
-            halves[half] = _merged(halves[half], found)
-    return [Tops(*(x.cpu().numpy() for x in half)) for half in halves]
+    halves = [[None] * len(model.h), [None] * len(model.h)]  # of each layer what `_merged` returns
+    for rows in tqdm(batches, name, disable=None):
+        out = rows.targets == IGNORE  # (B, T): padding
+        out[:, 0] = True
+        story = torch.tensor(rows.stories, device=out.device)
+
+        def see(layer, values, out=out, story=story):
+            values = values.float().masked_fill(out[..., None], float("-inf"))
+            best, token = values.max(1)  # (B, neurons)
+            for half in (0, 1):
+                mine = story % 2 == half
+                found = best[mine].T, story[mine].expand(best.shape[1], -1), token[mine].T
+                halves[half][layer] = _merged(halves[half][layer], found)
+
+        inside.activations(model, rows.tokens, see)
+    return [
+        Tops(*(torch.cat(x).cpu().numpy() for x in zip(*layers, strict=True))) for layers in halves
+    ]
 
 
 def _merged(old, new):
@@ -169,14 +177,16 @@ def examples(model, stories, tops, chosen, device, before=12, after=8):
             wanted.setdefault(int(s), []).append((neuron, rank, int(t)))
     found = {neuron: {} for neuron in chosen}
     for s, places in wanted.items():
-        layers = inside.activations(model, torch.tensor([stories[s].ids], device=device))
-        for neuron, rank, t in places:
-            layer, index = divmod(neuron, width)
-            begin = max(0, t - before)
-            span = slice(begin, t + after + 1)
-            values = layers[layer][0, span, index].float().tolist()
-            found[neuron][rank] = {
-                "story": s, "at": t - begin, "ids": [int(x) for x in stories[s].ids[span]],
-                "values": [round(x, 3) for x in values],
-            }  # fmt: skip
+
+        def see(layer, values, s=s, places=places):
+            for neuron, rank, t in places:
+                if neuron // width == layer:
+                    begin = max(0, t - before)
+                    span = slice(begin, t + after + 1)
+                    found[neuron][rank] = {
+                        "story": s, "at": t - begin, "ids": stories[s].ids[span],
+                        "values": [round(x, 3) for x in values[0, span, neuron % width].tolist()],
+                    }  # fmt: skip
+
+        inside.activations(model, torch.tensor([stories[s].ids], device=device), see)
     return {neuron: [rows[rank] for rank in sorted(rows)] for neuron, rows in found.items()}

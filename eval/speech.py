@@ -5,14 +5,14 @@ The part of speech of every token of a story, by NLTK's tagger (thesaurus.py say
 
 A token is of the word that it begins in, or that it goes on with: " banana" is a noun, and so are
 "ban" and "ana". One of blanks alone is a "blank", <|endoftext|> an "end". A name is what has a
-capital letter inside a sentence of the story; other words that begin one are tagged in lower case,
-for the tagger takes "Do" or "Lily" there for nearly anything.
+capital letter inside a sentence of the story and is no function word; other words that begin one
+are tagged in lower case, for the tagger takes "Do" or "Lily" there for nearly anything.
 """
 
 import numpy as np
 
 import thesaurus
-from words import spans
+from words import STOP, spans
 
 PARTS = ("name", "noun", "verb", "adjective", "adverb", "pronoun", "article", "determiner",
          "preposition", "conjunction", "number", "mark", "other", "blank", "end")  # fmt: skip
@@ -25,7 +25,7 @@ _PENN = {
     "RP": "preposition", "CC": "conjunction", "CD": "number",
 }  # fmt: skip
 _ARTICLES = ("a", "an", "the")
-_ENDS = frozenset('.!?:…"“”')
+_ENDS = frozenset(".!?:…()[]–—*-\"“”'‘’")  # what the beginning of a sentence may stand after
 
 
 def _part(word, tag):
@@ -54,7 +54,7 @@ def _tagged(text, places):
     cut = [_halves(word) for word in words]
     names = {
         stem for (stem, *_), begin in zip(cut, begins, strict=True)
-        if stem[0].isupper() and not begin and stem != "I"
+        if stem[0].isupper() and not begin and stem.lower() not in STOP
     }  # fmt: skip
     pieces, first = [], []  # what the tagger reads, and where in it each word begins
     for (stem, *rest), begin in zip(cut, begins, strict=True):

@@ -5,6 +5,7 @@ import os
 import shutil
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,17 @@ def gpt2_files(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def nltk_data():
+    """NLTK's WordNet and tagger, where they are beside the project."""
+    import nltk  # here, for it is not where only the kernels are tested
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = Path(__file__).parents[2] / "shared" / "nltk_data"
+        patch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 from story_data import made
 
 import storybook
-from configs import ROOT, UserError
+from configs import UserError
 from eval import copying, templates
 from eval.copying import copies, log_shares, summary
 from eval.overlap import Index
@@ -18,10 +18,7 @@ PLANTED = (
 )
 
 
-@pytest.fixture(autouse=True)
-def wordnet(monkeypatch):
-    folder = ROOT.parent / "shared" / "nltk_data"
-    monkeypatch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
+pytestmark = pytest.mark.usefixtures("nltk_data")
 
 
 @pytest.fixture(scope="module")

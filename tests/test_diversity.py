@@ -5,7 +5,6 @@ import shutil
 import sys
 from html import unescape
 
-import nltk
 import numpy as np
 import pytest
 from story_data import made
@@ -14,17 +13,13 @@ from tiny import settings_for
 import prepare
 import storybook
 import train
-from configs import ROOT, UserError
+from configs import UserError
 from eval import diversity, diversity_page
 from eval.diversity import ORIGINALS, UNSEEN, Beginning, Settings, cut_at, measure
 from eval.overlap import Index
 from words import words_and_marks
 
-
-@pytest.fixture(autouse=True)
-def wordnet(monkeypatch):
-    folder = ROOT.parent / "shared" / "nltk_data"
-    monkeypatch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
+pytestmark = pytest.mark.usefixtures("nltk_data")
 
 
 HERE = Settings(distinct_words=60, seed=0)

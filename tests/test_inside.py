@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from eval import inside
 from eval.heads import Story, classify
-from eval.inside import Unit, activations, attention_maps, losses, means, rows_of, without
+from eval.inside import Unit, attention_maps, losses, means, rows_of, without
 from model import GPT, GPTConfig
 
 EOT = 0
@@ -28,7 +28,14 @@ def random_model(**changes):
 
 def some_stories(count=5, seed=0, vocab_size=50):
     rng = np.random.default_rng(seed)
-    return [[EOT, *rng.integers(1, vocab_size, 5 + 4 * i).tolist()] for i in range(count)]
+    ids = [rng.integers(1, vocab_size, 5 + 4 * i).tolist() for i in range(count)]
+    return [Story([EOT, *one]) for one in ids]
+
+
+def activations(model, tokens):
+    found = []
+    inside.activations(model, tokens, lambda layer, values: found.insert(layer, values))
+    return found
 
 
 def by_hand(model, tokens, layer):
@@ -65,7 +72,7 @@ NEO = {"window": 4, "scale_attention": False, "qkv_bias": False}
 @pytest.mark.parametrize("changes", [{}, NEO], ids=["gpt2", "neo"])
 def test_the_true_tensors(changes):
     """Attention maps and neurons are those of a hand computation, GPT-Neo's windows included."""
-    model, tokens = random_model(**changes), some_stories()[2]
+    model, tokens = random_model(**changes), some_stories()[2].ids
     for layer in (0, 1):
         with torch.no_grad():
             maps, neurons = by_hand(model, tokens, layer)
@@ -79,7 +86,7 @@ def test_the_true_tensors(changes):
 @pytest.mark.parametrize("changes", [{}, NEO], ids=["gpt2", "neo"])
 def test_whichever_attention_the_model_runs(changes):
     """The fused kernels' models give the maps of the written-out formula's, in both layers."""
-    model, tokens = random_model(**changes), torch.tensor([some_stories()[4]])
+    model, tokens = random_model(**changes), torch.tensor([some_stories()[4].ids])
     maps = {}
     for name in ("math", "sdpa", "triton"):
         model.attn = name
@@ -91,50 +98,50 @@ def test_whichever_attention_the_model_runs(changes):
 
 
 def test_rows():
-    """Stories of like length together; targets are the next tokens, then the end, then nothing."""
-    stories = [[0, 5, 6], [0, 7], [0, 8, 9, 3]]
-    [rows] = rows_of(stories, EOT, "cpu")
+    """Stories of like length together; targets are the next tokens, what follows, then none."""
+    stories = [Story([0, 5, 6], last=EOT), Story([0, 7], last=EOT), Story([0, 8, 9, 3], last=4)]
+    [rows] = rows_of(stories, "cpu")
     assert rows.stories == [1, 0, 2] and rows.lengths == [2, 3, 4]
     assert rows.tokens.tolist() == [[0, 7, 0, 0], [0, 5, 6, 0], [0, 8, 9, 3]]
-    assert rows.targets(EOT).tolist() == [[7, 0, -1, -1], [5, 6, 0, -1], [8, 9, 3, 0]]
-    assert sum(len(rows.stories) for rows in rows_of(stories * 9, EOT, "cpu")) == 27
+    assert rows.targets.tolist() == [[7, 0, -1, -1], [5, 6, 0, -1], [8, 9, 3, 4]]
+    assert sum(len(rows.stories) for rows in rows_of(stories * 9, "cpu")) == 27
 
 
 def test_losses_of_padded_rows():
     """Each story's losses are those of the story by itself."""
     model, stories = random_model(), some_stories()
-    found = losses(model, rows_of(stories, EOT, "cpu"), EOT)
+    found = losses(model, rows_of(stories, "cpu"))
     for story, mine in zip(stories, found, strict=True):
-        alone = losses(model, rows_of([story], EOT, "cpu"), EOT)[0]
-        logits = model(torch.tensor([story]))[0]
-        expected = F.cross_entropy(logits, torch.tensor([*story[1:], EOT]), reduction="none")
+        alone = losses(model, rows_of([story], "cpu"))[0]
+        logits = model(torch.tensor([story.ids]))[0]
+        expected = F.cross_entropy(logits, torch.tensor([*story.ids[1:], EOT]), reduction="none")
         assert np.allclose(mine, expected.detach(), atol=1e-4) and np.allclose(mine, alone)
 
 
 def test_means():
     """What units say on average, over the stories' tokens and over no padding."""
     model, stories = random_model(), some_stories()
-    averages = means(model, rows_of(stories, EOT, "cpu"))
-    neurons = torch.cat([activations(model, torch.tensor([one]))[1][0] for one in stories])
+    averages = means(model, rows_of(stories, "cpu"))
+    neurons = torch.cat([activations(model, torch.tensor([one.ids]))[1][0] for one in stories])
     assert torch.allclose(averages["neuron", 1], neurons.mean(0), atol=1e-5)
     assert averages["head", 0].shape == (32,) and averages["neuron", 0].shape == (128,)
 
 
 def test_words():
     """Each token as the average of its kind, at each layer; unknown ones as that of all."""
-    model, stories = random_model(), [[EOT, 7, 8, 7], [EOT, 8]]
-    row_of, vectors = inside.words(model, rows_of(stories, EOT, "cpu"), [7, 8, 9])
+    model, stories = random_model(), [Story([EOT, 7, 8, 7]), Story([EOT, 8])]
+    row_of, vectors = inside.average_words(model, rows_of(stories, "cpu"), [7, 8, 9])
     taken = []
     hook = model.h[1].ln_1.register_forward_hook(lambda _, args, y: taken.append(args[0][0]))
     for story in stories:
-        model(torch.tensor([story]))
+        model(torch.tensor([story.ids]))
     hook.remove()
     x, y = taken
     assert torch.allclose(vectors[1][row_of[7]], (x[1] + x[3]) / 2, atol=1e-5)
     assert torch.allclose(vectors[1][row_of[8]], (x[2] + y[1]) / 2, atol=1e-5)
     assert torch.allclose(vectors[1][row_of[9]], torch.cat([x, y]).mean(0), atol=1e-5)
     # In the first layer the average of a token that stands at one place is the token there.
-    row_of, vectors = inside.words(model, rows_of([[EOT, 7, 8]], EOT, "cpu"), [EOT, 7, 8])
+    row_of, vectors = inside.average_words(model, rows_of([Story([EOT, 7, 8])], "cpu"), [EOT, 7, 8])
     tokens = torch.tensor([[EOT, 7, 8]])
     scores = inside.word_scores(model, 0, vectors[0][[row_of[i] for i in (EOT, 7, 8)]])
     mask = torch.ones(3, 3).tril() == 0
@@ -144,11 +151,11 @@ def test_words():
 
 def test_one_unit_is_replaced_by_its_average():
     """Only its columns change, only within the context, and nothing stays."""
-    model, tokens = random_model(), torch.tensor([some_stories()[3]])
-    averages = means(model, rows_of(some_stories(), EOT, "cpu"))
-    before = model(tokens)
+    model, tokens = random_model(), torch.tensor([some_stories()[3].ids])
+    averages = means(model, rows_of(some_stories(), "cpu"))
+    before, first = model(tokens), activations(model, tokens)[0]
     with without(model, Unit("neuron", 1, 9), averages):
-        assert torch.equal(activations(model, tokens)[0], activations(model, tokens)[0])
+        assert torch.equal(activations(model, tokens)[0], first)
         changed = activations(model, tokens)[1]
         assert not torch.equal(model(tokens), before)
     whole = activations(model, tokens)[1]
@@ -172,16 +179,14 @@ def test_one_unit_is_replaced_by_its_average():
 def made():
     model, rng = planted.model(), np.random.default_rng(0)
     ids = [[EOT, *rng.integers(1, planted.VOCAB, planted.LENGTH - 1).tolist()] for _ in range(24)]
-    return model, [Story(one, None) for one in ids]
+    return model, [Story(one) for one in ids]
 
 
 def test_heads_of_a_made_model(made):
     """Weights that look 3 back, 1 back, at one word, at the same word: so they are classified."""
     model, stories = made
     maps = [attention_maps(model, torch.tensor([one.ids]), 0)[0] for one in stories]
-    row_of, [vectors] = inside.words(
-        model, rows_of([one.ids for one in stories], EOT, "cpu"), range(planted.VOCAB)
-    )
+    row_of, [vectors] = inside.average_words(model, rows_of(stories, "cpu"), range(planted.VOCAB))
     scores = [
         inside.word_scores(model, 0, vectors[[row_of[i] for i in one.ids]]) for one in stories
     ]
@@ -200,14 +205,14 @@ def test_without_the_head_that_knows_it(made):
     cannot know; the others say nothing, and without them nothing changes.
     """
     model, _ = made
-    stories = [[EOT, *([a, b] * 11)] for a in (1, 4, 6) for b in (5, 7, 8)]
-    batches = rows_of(stories, EOT, "cpu")
-    averages, whole = means(model, batches), losses(model, batches, EOT)
+    stories = [Story([EOT, *([a, b] * 11)]) for a in (1, 4, 6) for b in (5, 7, 8)]
+    batches = rows_of(stories, "cpu")
+    averages, whole = means(model, batches), losses(model, batches)
     told = np.concatenate([one[3:-1] for one in whole])  # the first two and the end are not known
     assert told.max() < 0.1
     for head in range(4):
         with without(model, Unit("head", 0, head), averages):
-            now = np.concatenate([one[3:-1] for one in losses(model, batches, EOT)])
+            now = np.concatenate([one[3:-1] for one in losses(model, batches)])
         if head == planted.PREVIOUS:
             assert (now - told).min() > 1
         else:
@@ -217,12 +222,11 @@ def test_without_the_head_that_knows_it(made):
 def test_without_the_neuron_that_knows_it(made):
     """After WORD comes NEXT: NEURON says so, no other does."""
     model, _ = made
-    stories = [[EOT, x, planted.WORD, planted.NEXT, x] for x in (1, 4, 6, 7)]
-    batches = rows_of(stories, EOT, "cpu")
-    averages, whole = means(model, batches), losses(model, batches, EOT)
+    stories = [Story([EOT, x, planted.WORD, planted.NEXT, x]) for x in (1, 4, 6, 7)]
+    batches = rows_of(stories, "cpu")
+    averages, whole = means(model, batches), losses(model, batches)
     for neuron in (planted.NEURON, planted.NEURON + 1):
         with without(model, Unit("neuron", 0, neuron), averages):
-            now = losses(model, batches, EOT)
+            now = losses(model, batches)
         more = np.array([b[2] - a[2] for a, b in zip(whole, now, strict=True)])
         assert more.min() > 1 if neuron == planted.NEURON else np.allclose(more, 0, atol=1e-4)
-    assert inside.reader(model, "neuron", 0) is model.h[0].mlp.c_proj

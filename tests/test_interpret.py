@@ -20,19 +20,11 @@ import checkpoint
 import export
 import thesaurus
 import train
-from configs import ROOT, UserError
+from configs import UserError
 from eval import inside, interpret, interpret_page
 from eval.speech import PARTS
 
 HOSTILE = 'Tom saw </script><img src=x onerror="document.title=1"> & a "cat". Tom saw &lt;b&gt; it.'
-
-
-@pytest.fixture(scope="module")
-def nltk_path():
-    with pytest.MonkeyPatch.context() as patch:
-        folder = ROOT.parent / "shared" / "nltk_data"
-        patch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
-        yield
 
 
 def call(*words):
@@ -42,7 +34,7 @@ def call(*words):
 
 
 @pytest.fixture(scope="module")
-def run(data, nltk_path, tmp_path_factory):
+def run(data, nltk_data, tmp_path_factory):
     """A tiny run, looked into with a text that would be a script, if it could."""
     out = tmp_path_factory.mktemp("interpret") / "tiny"
     train.Trainer(settings_for(data, out)).run()
@@ -71,6 +63,7 @@ def test_what_it_writes(run):
     best = [row for row in shown if row["rank"] == 1]
     assert [row["why"] for row in best] == ["most coherent"]
     facts = results["neurons"]
+    assert facts["readable_of_random_weights"]["n"] == facts["mean"]["n"] == 256
     assert facts["examples"] == 12 and [len(row) for row in facts["coherence"]] == [128, 128]
     [top] = best
     assert top["coherence"] == pytest.approx(max(map(max, facts["coherence"])), abs=1e-4)
@@ -136,10 +129,14 @@ def test_the_page_in_a_browser(run, browser):
     moves.perform()
     told = re.search(r"4 back: ([\d.]+)", text("#tip"))
     assert float(told[1]) == pytest.approx(weights[9, 5].item(), abs=6e-4)
-    # By keyboard, too.
+    # By keyboard, too: to the left of the column that was pointed at.
     browser.execute_script("document.getElementById('text').focus()")
     ActionChains(browser).send_keys(Keys.ARROW_LEFT).perform()
-    assert browser.execute_script("return state.token") == 8
+    assert browser.execute_script("return state.token") == 4
+    # A button that is pressed keeps the focus.
+    find("#small button")[0].send_keys(Keys.ENTER)
+    assert text("#head-name").startswith("Layer 1, head 0")
+    assert browser.switch_to.active_element == find("#small button")[0]
     # Rows of the tables choose as well, and columns sort them.
     find("#heads tbody tr")[0].click()
     assert text("#head-name").startswith("Layer 0, head 0")
@@ -147,6 +144,9 @@ def test_the_page_in_a_browser(run, browser):
     column.click()
     cells = [row.find_elements(By.TAG_NAME, "td")[9].text for row in find("#heads tbody tr")]
     assert [float(x) for x in cells] == sorted(map(float, cells), reverse=True)
+    assert find("th[aria-sort=descending]") == [column.find_element(By.XPATH, "..")]
+    find("#heads tbody tr")[1].send_keys(Keys.ENTER)
+    assert find("#heads tbody tr")[1].get_attribute("class") == "on"
     # A neuron: its examples, shaded by its values, which pointing tells.
     i = next(i for i, row in enumerate(results["shown"]) if row["why"] == "asked for")
     find("#shown tbody tr")[i].click()
@@ -162,6 +162,38 @@ def test_the_page_in_a_browser(run, browser):
         "width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True})  # fmt: skip
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     assert browser.get_log("browser") == []
+
+
+def test_cut_stories_have_the_next_token_for_a_target(run):
+    """One longer than the model's training saw ends in the token that follows, not in an end."""
+    found = checkpoint.load_model(run)
+    found.limit, text = 10, "Tom had a cat. The cat had a hat. Tom had the hat."
+    ids = [found.tokenizer.eot, *found.tokenizer.encode(text)]
+    [cut] = interpret.stories_of(found, [text], tagged=True)
+    assert cut.ids == ids[:10] and cut.last == ids[10] and cut.last_part != "end"
+    assert len(cut.parts) == 10
+    found.limit = 100
+    [whole] = interpret.stories_of(found, [text], tagged=True)
+    assert whole.ids == ids and (whole.last, whole.last_part) == (found.tokenizer.eot, "end")
+    kinds, [of] = interpret.kinds_of_targets([cut])
+    names = [kinds[1:][i] for i in of[1:].argmax(0)]
+    assert names == [*cut.parts[1:], cut.last_part] and of[0].all() and (of[1:].sum(0) == 1).all()
+
+
+def test_a_text_too_long_for_the_page(run, monkeypatch, capsys):
+    """It is cut, and a line says so: where the model's context ends, or the page's room."""
+    found = checkpoint.load_model(run)
+    text = "Tom had a cat. " * 40
+    [story] = interpret.stories_of(found, [text], tagged=True)
+    shown = interpret.fitting(found, story, text)
+    assert len(shown.ids) == len(shown.parts) == found.limit == 128
+    assert capsys.readouterr().out == "of the text its first 127 tokens are shown\n"
+    monkeypatch.setattr(interpret, "SHOWN", 4 * 50 * 51 // 2)
+    assert len(interpret.fitting(found, story, text).ids) == 50
+    [story] = interpret.stories_of(found, ["Tom had a cat."], tagged=True)
+    capsys.readouterr()
+    assert interpret.fitting(found, story, "Tom had a cat.").ids == story.ids
+    assert capsys.readouterr().out == ""
 
 
 def test_maps_on_the_page():
@@ -201,7 +233,7 @@ def test_a_published_model_on_a_text_file(run, tmp_path, monkeypatch, capsys):
     (["--neurons=7"], "layer:neuron, with commas, not '7'"),
     (["--text=FILE:nowhere.txt"], "'nowhere.txt' cannot be read"),
     (["--text=   "], "the text is empty"),
-    (["--head_stories=1"], "head_stories at least 2"),
+    (["--head_stories=3"], "head_stories at least 4"),
     (["--random=-1"], "must not be negative"),
     (["--stories=3"], "has fewer than four stories"),
 ])  # fmt: skip

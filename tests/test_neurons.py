@@ -1,23 +1,15 @@
 """Neurons: where they are highest, how alike that is, and parts of speech."""
 
-import nltk
 import numpy as np
 import planted
 import pytest
 import torch
 
-from configs import ROOT
 from eval import inside, neurons
 from eval.heads import Story
 from eval.neurons import Tops, coherence, entropies, examples, ranked, search
 from eval.speech import PARTS, parts_of
 from tokenizer import build
-
-
-@pytest.fixture
-def tagger(monkeypatch):
-    folder = ROOT.parent / "shared" / "nltk_data"
-    monkeypatch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
 
 
 def stories_of(count, rng, length=planted.LENGTH):
@@ -26,11 +18,17 @@ def stories_of(count, rng, length=planted.LENGTH):
     return [Story(one, ["end", *(PARTS[i % 5] for i in one[1:])]) for one in ids.tolist()]
 
 
+def values_of(model, story):
+    found = []
+    inside.activations(model, torch.tensor([story.ids]), lambda layer, x: found.append(x[0]))
+    return found[0]
+
+
 @pytest.fixture(scope="module")
 def world():
     """(the made model, stories, their Rows, the two Tops)."""
     model, stories = planted.model(), stories_of(120, np.random.default_rng(0))
-    batches = inside.rows_of([one.ids for one in stories], planted.EOT, "cpu")
+    batches = inside.rows_of(stories, "cpu")
     return model, stories, batches, search(model, batches)
 
 
@@ -52,7 +50,7 @@ def test_search_is_by_story(world):
     """A story's highest place, once; even stories in one half, odd in the other; the highest."""
     model, stories, batches, halves = world
     best = np.array([
-        inside.activations(model, torch.tensor([one.ids]))[0][0][1:].max(0).values.numpy()
+        values_of(model, one)[1:].max(0).values.numpy()
         for one in stories
     ])  # fmt: skip
     for half, tops in enumerate(halves):
@@ -69,7 +67,7 @@ def test_padding_never_counts():
     """Neurons that fire at late places find none after a story's end."""
     model, rng = planted.model(), np.random.default_rng(1)
     stories = [*stories_of(3, rng, 5), *stories_of(3, rng)]
-    rows = inside.rows_of([one.ids for one in stories], planted.EOT, "cpu")
+    rows = inside.rows_of(stories, "cpu")
     for tops in search(model, rows):
         for s, t in zip(tops.stories.flatten(), tops.tokens.flatten(), strict=True):
             assert t < len(stories[s].ids)
@@ -85,7 +83,7 @@ def test_examples(world):
     for row, s, t in zip(rows, halves[1].stories[neuron], halves[1].tokens[neuron], strict=True):
         assert row["story"] == s and row["at"] == min(4, t)
         assert row["ids"] == stories[s].ids[max(0, t - 4) : t + 3]
-        values = inside.activations(model, torch.tensor([stories[s].ids]))[0][0, :, neuron]
+        values = values_of(model, stories[s])[:, neuron]
         assert np.allclose(row["values"], values[max(0, t - 4) : t + 3], atol=1e-3)
 
 
@@ -102,7 +100,7 @@ def test_coherence_by_hand():
     A random pair has both tokens alike half of the time: H is 0 or 1, half a bit on average. One
     neuron's are alike, coherence 1 - 0 / 0.5; the other's are not, 1 - 1 / 0.5.
     """
-    stories = [Story([0, 1, 2], None), Story([0, 2, 1], None)]
+    stories = [Story([0, 1, 2]), Story([0, 2, 1])]
     tops = Tops(np.zeros((2, 2)), np.array([[0, 1], [0, 1]]), np.array([[1, 2], [1, 1]]))
     found = coherence(tops, stories)
     assert found["coherence"] == pytest.approx([1, -1], abs=0.1) and "parts" not in found
@@ -130,7 +128,7 @@ def parts(text, tokenizer):
     return list(zip((tokenizer.decode([i]) for i in ids), parts_of(ids, tokenizer), strict=True))
 
 
-def test_parts_of_speech(tagger):
+def test_parts_of_speech(nltk_data):
     found = parts("Lily smiled. A girl named Lily saw the big park. Don't cry!", build("gpt2"))
     assert found == [
         ("<|endoftext|>", "end"), ("L", "name"), ("ily", "name"), (" smiled", "verb"),
@@ -140,7 +138,16 @@ def test_parts_of_speech(tagger):
     ]  # fmt: skip
 
 
-def test_parts_of_pieces_of_characters(tagger):
+def test_names_and_sentences(nltk_data):
+    """What begins a sentence is no name, after whatever mark; nor is a function word anywhere."""
+    for text in ("Tom said, 'The dog is here.' The cat ran.", "(The end) - The dog saw the cat.",
+                 "The Big Bad Wolf and The cat.", "“Oh!” said Tom. ‘The dog’ ran."):  # fmt: skip
+        found = parts(text, build("gpt2"))
+        assert {part for token, part in found if token.strip().lower() == "the"} == {"article"}
+        assert {part for token, part in found if token.strip() == "Wolf"} <= {"name"}
+
+
+def test_parts_of_pieces_of_characters(nltk_data):
     """Byte by byte, damaged text too: each belongs to its word, blanks to none."""
     tokenizer = build("bytes")
     found = [part for _, part in parts("é cafés\n\n’", tokenizer)]

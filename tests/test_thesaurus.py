@@ -8,18 +8,14 @@ import pytest
 from chat_server import ChatServer
 
 import thesaurus
-from configs import ROOT, UserError
+from configs import UserError
 from eval import exercises, judge
 from thesaurus import content_words, synonyms
 
 TEXT = "Lily was happy. She ran to the big park and quickly found a small dog."
 
 
-@pytest.fixture(autouse=True)
-def data(monkeypatch):
-    """WordNet and the tagger."""
-    folder = ROOT.parent / "shared" / "nltk_data"
-    monkeypatch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
+pytestmark = pytest.mark.usefixtures("nltk_data")
 
 
 def test_content_words():
