@@ -39,7 +39,7 @@ GUESSES = ("distance", "repetition", "words")
 REPEATS = ("duplicate", "induction")
 EXACT, PER_OCTAVE = 128, 4  # distances told apart one by one; then so many steps to each doubling
 BUCKETS = EXACT + 16 * PER_OCTAVE  # far beyond any story
-SPARSE = 200  # a distance of fewer pairs is not told apart from the last one that has as many
+SPARSE = 200  # distances of fewer pairs than this, or than half of the most, are one with the last
 EVERY = 4  # of the stories fitted to, one query in so many: a head has about 150 numbers to fit
 ROUNDS = 15  # of the fit: shares move by less than 0.001 after it
 STEP, STEEPEST = (
@@ -149,11 +149,10 @@ class Guess:
     def _begin(self, maps, pairs):
         """u as the mean attention at each distance; rare ones are one with the last before them."""
         self.factors["distance"] = torch.ones(len(maps[0]), BUCKETS, device=maps[0].device)
-        count = self._total("distance", [one.visible[None].float() for one in pairs], pairs)[0]
-        common = (count >= SPARSE).nonzero()
-        if len(common):
-            self.farthest = int(common[-1])
-            count = self._total("distance", [one.visible[None].float() for one in pairs], pairs)[0]
+        visible = [one.visible[None].float() for one in pairs]
+        count = self._total("distance", visible, pairs)[0]
+        self.farthest = int((count >= min(SPARSE, count.max() / 2)).nonzero()[-1])
+        count = self._total("distance", visible, pairs)[0]
         seen = self._total("distance", maps, pairs)
         self.factors["distance"] = (seen + FLOOR) / (count + 1)
 

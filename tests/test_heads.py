@@ -157,7 +157,21 @@ def test_an_untrained_head_is_even():
 
 
 def test_the_share_is_of_stories_not_fitted():
-    """Heads of pure noise: their own noise is no explanation, nor is that of their words."""
+    """Distance 3 in the stories fitted to, 7 in those tested: what was learned explains nothing."""
+    rng = np.random.default_rng(2)
+    stories = [story(rng) for _ in range(8)]
+    maps = [
+        planted(lambda one, i, j, d=d: 7 * (i - j == d), one, rng)
+        for one, d in zip(stories, [3, 7] * 4, strict=True)
+    ]
+    maps = [torch.tensor(one[None], dtype=torch.float32) for one in maps]
+    scores = [torch.tensor(words_of("", one)[None], dtype=torch.float32) for one in stories]
+    [row] = classify(maps, scores, stories)
+    assert all(row[name]["mean"] < 0.05 for name in heads.GUESSES) and row["kind"] == "mixed"
+
+
+def test_noise_is_not_explained():
+    """Heads of pure noise: neither by their own noise nor by that of their words."""
     rng = np.random.default_rng(2)
     stories = [story(rng) for _ in range(8)]
     noise = lambda one, i, j: 3 * rng.standard_normal()  # noqa: E731
@@ -195,7 +209,7 @@ def test_stories_longer_than_those_fitted_to(length):
         maps.append(near.softmax(-1)[None])
         scores.append(torch.zeros(1, len(place), len(place)))
     [row] = classify(maps, scores, stories)
-    assert row["distance"]["low"] > 0.97
+    assert row["distance"]["low"] > 0.999
 
 
 def test_pairs():
