@@ -52,7 +52,7 @@ def _tagger():
 def _wordnet():
     from nltk.corpus import wordnet
 
-    _read(wordnet.ensure_loaded)
+    _read(lambda: wordnet.ensure_loaded())  # to look the function up reads the data already
     return wordnet
 
 

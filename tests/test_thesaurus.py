@@ -78,10 +78,13 @@ def test_the_mode(tmp_path, monkeypatch):
 
 def test_without_the_data_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [])
-    thesaurus._tagger.cache_clear(), thesaurus._wordnet.cache_clear()
+    thesaurus._tagger.cache_clear()
+    thesaurus._wordnet.cache_clear()
     for name in [name for name in sys.modules if name.startswith("nltk.corpus")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(UserError, match=r"python -m nltk\.downloader wordnet") as error:
-        content_words("a dog")
-    assert "\n" not in str(error.value)
-    thesaurus._tagger.cache_clear(), thesaurus._wordnet.cache_clear()
+    for ask in (lambda: content_words("a dog"), lambda: synonyms("weasel", "n")):
+        with pytest.raises(UserError, match=r"python -m nltk\.downloader wordnet") as error:
+            ask()
+        assert "\n" not in str(error.value)
+    thesaurus._tagger.cache_clear()
+    thesaurus._wordnet.cache_clear()
