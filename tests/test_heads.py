@@ -195,6 +195,21 @@ def test_distances_by_hand():
     assert expected.flatten().tolist() == pytest.approx([0.9, 0, 0.6, 0.2], abs=5e-3)
 
 
+def test_looks_by_hand():
+    """
+    Tokens 0 | 1 1, two queries: half of the first one's attention stays on the first token, a
+    quarter of the second's; 1 bit and 1.5 bits of entropy.
+    """
+    whole = torch.tensor([[[1, 0, 0], [0.5, 0.5, 0], [0.25, 0.5, 0.25]]])
+    pairs, text = [Pairs(Story([0, 1, 1]))], [whole[:, 1:, 1:]]
+    [row] = heads.looks(Guess("distance").fit(text, pairs), [whole], text, pairs, seed=0)
+    mean = {name: value["mean"] for name, value in row.items() if isinstance(value, dict)}
+    assert mean["first"] == mean["self"] == 0.375 and mean["spread"] == 1.25
+    assert mean["previous"] == mean["duplicate"] == 0.5 and row["induction"] is None
+    assert mean["duplicate_by_distance"] == pytest.approx(0.5, abs=5e-3)
+    assert row["profile"][:2] == [0.375, 0.5] and (row["peak"], row["median"]) == (1, 0)
+
+
 @pytest.mark.parametrize("length", [40, 150, 300])
 def test_stories_longer_than_those_fitted_to(length):
     """A head that looks near by does so in any story: far away it is as at the farthest known."""
@@ -210,6 +225,7 @@ def test_stories_longer_than_those_fitted_to(length):
         scores.append(torch.zeros(1, len(place), len(place)))
     [row] = classify(maps, scores, stories)
     assert row["distance"]["low"] > 0.999
+    assert abs(row["repetition"]["mean"]) < 1e-3 > abs(row["words"]["mean"])
 
 
 def test_pairs():
