@@ -117,8 +117,8 @@ def activations(model, tokens, see):
 def average_words(model, batches, ids):
     """
     Each token as the average of its kind: {id: row}, and of each layer (rows, C), what the layer
-    takes in where these ids stand in [Rows], on average. Those that do not occur have the last row,
-    the average of all tokens.
+    takes in where these ids stand in [Rows], on average; for those that do not occur, the average
+    of all tokens.
     """
     wanted = sorted(set(ids))
     row_of = {token: row for row, token in enumerate(wanted)}
@@ -139,8 +139,7 @@ def average_words(model, batches, ids):
             model.hidden(rows.tokens)
     average = sums.sum(1, keepdim=True) / counts.sum()
     found = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], average)
-    found[:, -1:] = average
-    return {i: row if counts[row] else len(wanted) for i, row in row_of.items()}, list(found)
+    return row_of, list(found[:, :-1])  # the last row is of all other tokens
 
 
 @torch.no_grad()
