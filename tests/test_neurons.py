@@ -109,6 +109,18 @@ def test_coherence_by_hand():
     assert ranked(found).tolist() == [0, 1]
 
 
+def test_parts_of_speech_count_as_much_as_tokens():
+    """Two tokens of one part of speech: nothing is lost by half of the measure."""
+    stories = stories_of(40, np.random.default_rng(5))
+    at = [next(t for t, i in enumerate(one.ids) if i in (1, 6)) for one in stories]
+    where = np.arange(40)[None, :20]
+    found = coherence(Tops(where, where, np.array(at)[None, :20]), stories)
+    [tokens], [parts] = found["tokens"], found["parts"]
+    typical = np.log2(planted.VOCAB - 1)  # random tokens: all but <|endoftext|>, equally frequent
+    assert parts == 0 and 0.8 < tokens <= 1
+    assert found["coherence"][0] == pytest.approx(1 - tokens / typical / 2, abs=0.03)
+
+
 def test_random_neurons_are_rarely_readable():
     """Places drawn at random pass for readable once in a hundred."""
     rng = np.random.default_rng(3)
