@@ -5,8 +5,8 @@ The part of speech of every token of a story, by NLTK's tagger (thesaurus.py say
 
 A token is of the word that it begins in, or that it goes on with: " banana" is a noun, and so are
 "ban" and "ana". One of blanks alone is a "blank", <|endoftext|> an "end". A name is what has a
-capital letter inside a sentence of the story and is no function word; other words that begin one
-are tagged in lower case, for the tagger takes "Do" or "Lily" there for nearly anything.
+capital letter inside a sentence of the story and is no function word; all others are tagged in
+lower case, for the tagger takes "Do" or "Lily" at the beginning of one for nearly anything.
 """
 
 import numpy as np
@@ -57,10 +57,9 @@ def _tagged(text, places):
         if stem[0].isupper() and not begin and stem.lower() not in STOP
     }  # fmt: skip
     pieces, first = [], []  # what the tagger reads, and where in it each word begins
-    for (stem, *rest), begin in zip(cut, begins, strict=True):
+    for stem, *rest in cut:
         first.append(len(pieces))
-        known = stem in names or stem == "I"
-        pieces += [stem.lower() if begin and not known else stem, *rest]
+        pieces += [stem if stem in names or stem == "I" else stem.lower(), *rest]
     tags = thesaurus.tags(pieces)
     return [
         "name" if stem in names else _part(word, tags[i])

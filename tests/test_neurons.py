@@ -77,14 +77,16 @@ def test_examples(world):
     """The tokens around each place with the neuron's own values there, highest first."""
     model, stories, _, halves = world
     neuron = planted.NEURON
-    rows = examples(model, stories, halves[1], [neuron, 3], "cpu", before=4, after=2)[neuron]
-    peaks = [row["values"][row["at"]] for row in rows]
-    assert np.allclose(peaks, halves[1].values[neuron], atol=1e-3)
-    for row, s, t in zip(rows, halves[1].stories[neuron], halves[1].tokens[neuron], strict=True):
-        assert row["story"] == s and row["at"] == min(4, t)
-        assert row["ids"] == stories[s].ids[max(0, t - 4) : t + 3]
-        values = values_of(model, stories[s])[:, neuron]
-        assert np.allclose(row["values"], values[max(0, t - 4) : t + 3], atol=1e-3)
+    for before in (4, 30):  # some begin where the story does
+        rows = examples(model, stories, halves[1], [neuron, 3], "cpu", before, after=2)[neuron]
+        peaks = [row["values"][row["at"]] for row in rows]
+        assert np.allclose(peaks, halves[1].values[neuron], atol=1e-3)
+        places = zip(rows, halves[1].stories[neuron], halves[1].tokens[neuron], strict=True)
+        for row, s, t in places:
+            assert row["story"] == s and row["at"] == min(before, t)
+            span = slice(max(0, t - before), t + 3)
+            assert row["ids"] == stories[s].ids[span]
+            assert np.allclose(row["values"], values_of(model, stories[s])[span, neuron], atol=1e-3)
 
 
 def test_entropies():
@@ -107,6 +109,8 @@ def test_coherence_by_hand():
     assert found["chance"] == pytest.approx(1) and not found["readable"].any()
     assert found["rarity"].tolist() == [1, 1]  # bits: each token is half of all
     assert ranked(found).tolist() == [0, 1]
+    both = {"coherence": np.array([0.5, 1, 1]), "rarity": np.array([9, 1, 3])}
+    assert ranked(both).tolist() == [2, 1, 0]
 
 
 def test_parts_of_speech_count_as_much_as_tokens():
