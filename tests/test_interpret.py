@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nltk
 import numpy as np
+import planted
 import pytest
 import torch
 from selenium.webdriver.common.action_chains import ActionChains
@@ -22,6 +23,8 @@ import thesaurus
 import train
 from configs import UserError
 from eval import inside, interpret, interpret_page
+from eval.heads import Story
+from eval.inside import Unit
 from eval.speech import PARTS
 
 HOSTILE = 'Tom saw </script><img src=x onerror="document.title=1"> & a "cat". Tom saw &lt;b&gt; it.'
@@ -178,6 +181,19 @@ def test_cut_stories_have_the_next_token_for_a_target(run):
     kinds, [of] = interpret.kinds_of_targets([cut])
     names = [kinds[1:][i] for i in of[1:].argmax(0)]
     assert names == [*cut.parts[1:], cut.last_part] and of[0].all() and (of[1:].sum(0) == 1).all()
+
+
+def test_what_is_lost_without_a_unit():
+    """Two tokens by turns, told by the head that knows the one before: by it alone, and for both."""
+    model, parts = planted.model(), {0: "end", 1: "noun", 5: "verb", 8: "verb"}
+    ids = [[0, *([a, b] * 10)] for a in (1,) for b in (5, 8)]
+    stories = [Story(one, [parts[i] for i in one]) for one in ids]
+    heads = [Unit("head", 0, h) for h in (planted.PREVIOUS, planted.CONTENT)]
+    knows, idles = interpret.losses_without(model, heads, stories, seed=0).values()
+    assert knows.keys() == idles.keys() == {"all", "noun", "verb", "end"}
+    assert min(knows[kind]["mean"] for kind in ("all", "noun", "verb")) > 1
+    assert knows["noun"]["n"] == 2 and knows["noun"]["low"] <= knows["noun"]["mean"]
+    assert all(abs(x["mean"]) < 1e-4 for x in idles.values())
 
 
 def test_a_text_too_long_for_the_page(run, monkeypatch, capsys):
