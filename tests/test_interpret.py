@@ -69,6 +69,7 @@ def test_what_it_writes(run):
     facts = results["neurons"]
     for row in shown:  # what is readable is so on the other stories
         assert row["readable"] == (row["coherence_again"] > facts["chance"])
+    assert facts["mean_of_random_weights"]["mean"] != facts["mean"]["mean"]
     assert facts["readable_of_random_weights"]["n"] == facts["mean"]["n"] == 256
     assert facts["examples"] == 12 and [len(row) for row in facts["coherence"]] == [128, 128]
     [top] = best
@@ -83,6 +84,7 @@ def test_what_it_writes(run):
 
 def test_the_same_again(run, tmp_path):
     """Called once more, it writes the same bytes."""
+    torch.manual_seed(99)  # what else was drawn before does not matter
     before = {x: (run / "eval" / f"interpret.{x}").read_bytes() for x in ("json", "html")}
     few = ("--stories=24", "--head_stories=8", "--best=2", "--random=1")
     call(run, *few, "--neurons=1:77", f"--text=FILE:{run / 'text.txt'}")
@@ -170,6 +172,33 @@ def test_the_page_in_a_browser(run, browser):
     assert browser.get_log("browser") == []
 
 
+def test_every_word_of_the_data_is_hostile(run, browser, tmp_path):
+    """Whatever string a model, a text or a folder has: on the page it is text, and does nothing."""
+    bad = "</script><img src=x onerror='document.title=1'>{nonce}"
+
+    def spoiled(x):
+        if isinstance(x, dict):
+            return {key: spoiled(value) for key, value in x.items()}
+        if isinstance(x, list):
+            return [spoiled(value) for value in x]
+        return bad if isinstance(x, str) else x
+
+    results, found = spoiled(results_of(run)), checkpoint.load_model(run)
+    found.out_dir = f"out/{bad.replace('/', ' ')}"
+    n = len(results["text"]["tokens"])
+    maps = [(torch.ones(2, n, n) / n).tril()] * 2
+    path = tmp_path / "hostile.html"
+    path.write_text(interpret_page.page(results, maps, found))
+    browser.get(path.as_uri())
+    for css in ("#layers button", "#heads tbody tr", "#neurons button", "#shown tbody tr"):
+        browser.find_elements(By.CSS_SELECTOR, css)[-1].click()
+    assert browser.find_elements(By.CSS_SELECTOR, "img") == []
+    assert browser.title == f"Inside {bad.replace('/', ' ')}"
+    cells = browser.find_elements(By.CSS_SELECTOR, "#heads td:nth-child(2)")
+    assert cells[0].text == bad
+    assert browser.get_log("browser") == []
+
+
 def test_cut_stories_have_the_next_token_for_a_target(run):
     """One longer than the model's training saw ends in the token that follows, not in an end."""
     found = checkpoint.load_model(run)
@@ -190,11 +219,12 @@ def test_what_is_lost_without_a_unit():
     """Two tokens by turns, told by the head that knows the one before, and by no other."""
     model, parts = planted.model(), {0: "end", 1: "noun", 5: "verb", 8: "verb"}
     ids = [[0, *(pair * 10)] for pair in itertools.permutations((1, 5, 8), 2)]
-    stories = [Story(one, [parts[i] for i in one]) for one in ids]
+    # The first two are not known to any: another part of speech, that they do not count.
+    stories = [Story(one, ["end", "other", "other", *(parts[i] for i in one[3:])]) for one in ids]
     heads = [Unit("head", 0, h) for h in (planted.PREVIOUS, planted.CONTENT)]
     knows, idles = interpret.losses_without(model, heads, stories, seed=0).values()
-    assert knows.keys() == idles.keys() == {"all", "noun", "verb", "end"}
-    assert min(knows[kind]["mean"] for kind in ("all", "noun", "verb")) > 1
+    assert knows.keys() == idles.keys() == {"all", "noun", "verb", "other", "end"}
+    assert min(knows[kind]["mean"] for kind in ("noun", "verb")) > 1 > knows["other"]["mean"]
     assert knows["noun"]["n"] == 4 and knows["noun"]["low"] <= knows["noun"]["mean"]
     assert all(abs(x["mean"]) < 1e-4 for x in idles.values())
 
