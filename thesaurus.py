@@ -1,7 +1,7 @@
 """
 Content words of a text and their synonyms, by NLTK's tagger and WordNet.
 
-    content_words("The cat sat.")     [Word(4, 7, "cat", "n"), Word(8, 11, "sat", "v")]
+    content_words("The cat sat.")     [Word(4, 7, "cat", "n", "NN"), Word(8, 11, "sat", "v", "VBD")]
     synonyms("happy", "a")            ["felicitous", "glad"]
     commonest("play")                 "v": more often a verb than a noun
 
@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from configs import UserError
 from words import STOP, dictionary
 
@@ -24,12 +26,13 @@ GET = "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng"
 
 @dataclass(frozen=True)
 class Word:
-    """A noun, verb, adjective or adverb (pos: n v a r), at text[start:stop]."""
+    """A noun, verb, adjective or adverb (pos: n v a r), at text[start:stop]; tag: Penn's."""
 
     start: int
     stop: int
     text: str
     pos: str
+    tag: str = ""
 
 
 def _read(what):
@@ -41,15 +44,38 @@ def _read(what):
         raise UserError(f"NLTK's WordNet and tagger cannot be read ({why:.80}): {GET}") from None
 
 
+class _Perceptron:
+    """NLTK's model of the tagger with its weights as arrays: the same sums, in the same order."""
+
+    def __init__(self, model):
+        self.classes = sorted(model.classes)
+        number = {label: i for i, label in enumerate(self.classes)}
+        rows = np.zeros((len(model.weights), len(number)))
+        for row, weights in zip(rows, model.weights.values(), strict=True):
+            row[[number[label] for label in weights]] = list(weights.values())
+        self.rows = dict(zip(model.weights, rows, strict=True))  # of each feature
+
+    def predict(self, features, return_conf=False):
+        """(the likeliest tag, None); of equals the last in the alphabet, as NLTK has it."""
+        scores = np.zeros(len(self.classes))
+        for feature in features:
+            if (row := self.rows.get(feature)) is not None:
+                scores += row
+        return self.classes[np.flatnonzero(scores == scores.max())[-1]], None
+
+
 @cache
 def _tagger():
     from nltk.tag import PerceptronTagger
 
-    return _read(PerceptronTagger)
+    tagger = _read(PerceptronTagger)
+    tagger.model = _Perceptron(tagger.model)  # half the time goes then
+    return tagger
 
 
 @cache
-def _wordnet():
+def wordnet():
+    """NLTK's reader of WordNet; UserError where its data is not there."""
     from nltk.corpus import wordnet
 
     _read(lambda: wordnet.ensure_loaded())  # to look the function up reads the data already
@@ -68,7 +94,7 @@ def content_words(text):
     """
     found = list(_TOKEN.finditer(text))
     return [
-        Word(match.start(), match.end(), match[0], _POS[tag[0]])
+        Word(match.start(), match.end(), match[0], _POS[tag[0]], tag)
         for match, tag in zip(found, tags([match[0] for match in found]), strict=True)
         if tag[0] in _POS and match[0][0].islower() and match[0] not in STOP
     ]  # fmt: skip
@@ -80,9 +106,9 @@ def synonyms(word, pos):
     The single words that share a sense of a part of speech with a word, most usual senses first:
     a list of base forms in lower case, without the word's own.
     """
-    wordnet = _wordnet()
-    base = wordnet.morphy(word.lower(), pos) or word.lower()
-    found = (lemma.name() for sense in wordnet.synsets(base, pos) for lemma in sense.lemmas())
+    reader = wordnet()
+    base = reader.morphy(word.lower(), pos) or word.lower()
+    found = (lemma.name() for sense in reader.synsets(base, pos) for lemma in sense.lemmas())
     names = dict.fromkeys(name.lower() for name in found if name.isalpha())
     return [name for name in names if name not in (base, word.lower())]
 

@@ -6,7 +6,9 @@ import sys
 import nltk
 import pytest
 from chat_server import ChatServer
+from nltk.tag import PerceptronTagger
 
+import storybook
 import thesaurus
 from configs import UserError
 from eval import exercises, judge
@@ -24,6 +26,15 @@ def test_content_words():
                      ("found", "v"), ("small", "a"), ("dog", "n")]  # fmt: skip
     assert all(TEXT[word.start : word.stop] == word.text for word in content_words(TEXT))
     assert content_words("") == [] == content_words('The!\n\n"And" 3 …')
+
+
+def test_the_tagger_is_nltks():
+    """The same tags as NLTK's own code gives, odd tokens included."""
+    own = PerceptronTagger()
+    texts = [story.text for story in storybook.stories(30, seed=4)]
+    odd = ["", "x-ray", "1999", "37", "İ", "’", "-", "e\u0301", "日本", "!" * 50]
+    for words in [text.split() for text in texts] + [odd, odd[::-1], []]:
+        assert thesaurus.tags(words) == [tag for _, tag in own.tag(words)]
 
 
 def test_synonyms():
@@ -79,7 +90,7 @@ def test_the_mode(tmp_path, monkeypatch):
 def test_without_the_data_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [])
     thesaurus._tagger.cache_clear()
-    thesaurus._wordnet.cache_clear()
+    thesaurus.wordnet.cache_clear()
     for name in [name for name in sys.modules if name.startswith("nltk.corpus")]:
         monkeypatch.delitem(sys.modules, name)
     for ask in (lambda: content_words("a dog"), lambda: synonyms("weasel", "n")):
@@ -87,4 +98,4 @@ def test_without_the_data_one_line_says_how_to_get_it(monkeypatch):
             ask()
         assert "\n" not in str(error.value)
     thesaurus._tagger.cache_clear()
-    thesaurus._wordnet.cache_clear()
+    thesaurus.wordnet.cache_clear()

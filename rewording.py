@@ -1,0 +1,181 @@
+"""
+Words of a story replaced by synonyms; everything else of it stays as it was, byte for byte.
+
+    new, swaps = reword(text, 0.3, Wordnet(), rng)     # 30 % of its content words
+    swaps[0]                                           # Swap(start=4, old="big", new="large", ...)
+
+Two ways to find a synonym:
+
+    Wordnet     the student report's: any single word that shares any sense with the word, as it
+                stands in WordNet. So "ran" may become "campaign", and "big" in "a big ball" "adult"
+    Context     ours: a word whose most usual senses are among them the most usual one of the word,
+                that the corpus uses too, and that takes its form: "began" becomes "started", and
+                "a big apple" "a large apple", with the article that it needs. Names stay, and so
+                do words that make up one thing with their neighbours, as in "ice cream" and "woke
+                up"
+
+Chosen are as many content words (nouns, verbs, adjectives and adverbs) as the share asks for,
+rounded by chance so that it holds on average, of those that have a synonym.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import thesaurus
+from words import dictionary
+
+PARTS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # WordNet's, and lemminflect's
+USUAL = 3  # a synonym shares one of its own so many most usual senses
+COMMON = 1e-6  # share of a corpus's words that a synonym's forms must have
+
+
+@dataclass(frozen=True)
+class Swap:
+    """text[start : start + len(old)] became `new`; pos: n v a r of a word, "" of an article."""
+
+    start: int
+    old: str
+    new: str
+    pos: str
+
+
+def reword(text, share, way, rng):
+    """
+    (the text with synonyms, [Swap] in the order of the text, its content words): two of str and
+    list, and how many.
+
+    share: of the content words, 0 to 1. way: a Wordnet or a Context. rng: a random.Random, which
+    alone decides what is left to chance.
+    """
+    words = thesaurus.content_words(text)
+    wanted = share * len(words)
+    count = int(wanted) + (rng.random() < wanted % 1)
+    places = list(range(len(words)))
+    rng.shuffle(places)
+    swaps = []
+    for i in places:
+        if len(swaps) == count:
+            break
+        if found := way.synonyms(text, words[i]):
+            swaps.append(Swap(words[i].start, words[i].text, rng.choice(found), words[i].pos))
+    swaps.sort(key=lambda swap: swap.start)
+    swaps = way.mended(text, swaps)
+    pieces, last = [], 0
+    for swap in swaps:
+        pieces += [text[last : swap.start], swap.new]
+        last = swap.start + len(swap.old)
+    return "".join([*pieces, text[last:]]), swaps, len(words)
+
+
+class Wordnet:
+    """The report's way."""
+
+    def synonyms(self, text, word):
+        """What a thesaurus.Word of a text may become, a list of str."""
+        return thesaurus.synonyms(word.text, word.pos)
+
+    def mended(self, text, swaps):
+        """The swaps, and what else they ask for: nothing."""
+        return swaps
+
+
+class Context:
+    """Ours. counts: {word: how often} of a corpus, lower case, as words.tokens has them."""
+
+    def __init__(self, counts):
+        self.bases, self.total = bases_of(counts), sum(counts.values())
+
+    def synonyms(self, text, word):
+        """What a thesaurus.Word of a text may become, a list of str, in the word's own form."""
+        if in_a_unit(text, word):
+            return []
+        found = []
+        for name in usual(word.text, word.pos):
+            if self.bases.get((name, word.pos), 0) >= COMMON * self.total:
+                form = inflected(name, word.tag)
+                if form and form != word.text:
+                    found.append(form)
+        return found
+
+    def mended(self, text, swaps):
+        """The swaps, with those of "a" and "an" that they ask for."""
+        found = []
+        for swap in swaps:
+            before = re.search(r"\b(an?)(\s+)$", text[: swap.start], re.IGNORECASE)
+            if before:
+                article = "an" if begins_with_vowel(swap.new) else "a"
+                article = article.capitalize() if before[1][0].isupper() else article
+                if article.lower() != before[1].lower():
+                    found.append(Swap(before.start(1), before[1], article, ""))
+            found.append(swap)
+        return found
+
+
+def bases_of(counts):
+    """{(base form, n v a r): how often} of {word: how often}: a word counts for all it may be."""
+    found = {}
+    for word, count in counts.items():
+        forms = dictionary(word)
+        for pos, part in PARTS.items():
+            for base in forms.get(part, ()):
+                found[base, pos] = found.get((base, pos), 0) + count
+    return found
+
+
+@cache
+def usual(word, pos):
+    """
+    The single words of which one of the USUAL first senses is the first one of a word, by
+    WordNet's order, which is that of use: base forms, a tuple of str.
+    """
+    reader = thesaurus.wordnet()
+    base = reader.morphy(word, pos) or word
+    senses = reader.synsets(base, pos)
+    if not senses:
+        return ()
+    names = dict.fromkeys(lemma.name().lower() for lemma in senses[0].lemmas())
+    return tuple(
+        name for name in names
+        if name.isalpha() and name not in (base, word)
+        and senses[0] in reader.synsets(name, pos)[:USUAL]
+    )  # fmt: skip
+
+
+@cache
+def inflected(base, tag):
+    """A base form in the form of a Penn tag ("VBD", "NNS", "JJR"); "" where it has none."""
+    import lemminflect  # 0.3 s, which only who looks at words should pay
+
+    forms = lemminflect.getInflection(base, tag=tag)
+    return forms[0] if forms else ""
+
+
+@cache
+def _is_unit(words):
+    """Whether WordNet knows the words, joined, as one thing: "ice cream", "wake up"."""
+    return bool(thesaurus.wordnet().synsets("_".join(words)))
+
+
+def in_a_unit(text, word):
+    """Whether a thesaurus.Word of a text makes up one thing with the word before or after it."""
+    before = re.search(r"([^\W\d_]+)[ -]$", text[max(0, word.start - 40) : word.start])
+    after = re.match(r"[ -]([^\W\d_]+)", text[word.stop : word.stop + 40])
+    base = thesaurus.wordnet().morphy(word.text, word.pos) or word.text
+    pairs = [(before[1].lower(), x) for x in (word.text, base)] if before else []
+    pairs += [(x, after[1].lower()) for x in (word.text, base)] if after else []
+    hyphened = "-" in (text[word.start - 1 : word.start], text[word.stop : word.stop + 1])
+    return hyphened or any(map(_is_unit, pairs))
+
+
+# Words that begin with another sound than their letter.
+_SILENT_H = re.compile("hour|honest|honou?r|heir", re.IGNORECASE)
+_LIKE_YOU = re.compile("uni[cflqtv]|union|us[eu]|util|uten|utop|eu|ewe|ubiq", re.IGNORECASE)
+_LIKE_WON = re.compile(r"(?:one|once)\b", re.IGNORECASE)
+
+
+def begins_with_vowel(word):
+    """Whether "an" stands before a word, by its sound: "an hour", "a unicorn"."""
+    if word[:1].lower() in "aeiou":
+        return not (_LIKE_YOU.match(word) or _LIKE_WON.match(word))
+    return bool(_SILENT_H.match(word))

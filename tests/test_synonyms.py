@@ -1,0 +1,177 @@
+"""python synonyms.py: rates, bytes left alone, order, kills, and what it refuses."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nltk
+import pytest
+
+import storybook
+import synonyms
+import thesaurus
+from configs import ROOT, UserError
+from shards import Dataset
+from synonyms import SEPARATOR
+
+pytestmark = pytest.mark.usefixtures("nltk_data")
+
+
+def written(folder, train, val):
+    for name, stories in (("train.txt", train), ("val.txt", val)):
+        (folder / name).write_text(SEPARATOR.join(stories))
+    return ["--source=train.txt", "--val_source=val.txt", "--tokenizer=bytes", "--workers=1"]
+
+
+def call(*words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["synonyms.py", *words])
+        synonyms.main()
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return [story.text for story in storybook.stories(260, seed=9)]
+
+
+@pytest.fixture(scope="module")
+def made(stories, nltk_data, tmp_path_factory):
+    """(the folder that the command wrote of 240 stories and 20 of val, those)."""
+    folder = tmp_path_factory.mktemp("syn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        call(*written(folder, stories[:240], stories[240:]), "--out=syn")
+    return folder / "syn"
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in open(folder / "replacements.jsonl", encoding="utf-8")]
+
+
+def test_what_it_writes(made, stories):
+    """Half of the stories, 30 % of their content words; the rest is there byte for byte."""
+    got = json.loads((made / "synonyms.json").read_text())["got"]
+    assert got["train"]["stories"] == 240 and got["val"]["stories"] == 20
+    assert got["train"]["story_fraction"] == pytest.approx(0.5, abs=0.1)
+    assert got["train"]["word_fraction"] == pytest.approx(0.3, abs=0.01)
+    lines = lines_of(made)
+    assert {line["split"] for line in lines} == {"train", "val"}
+    for split, name, first in (("train", "stories.txt", 0), ("val", "stories_val.txt", 240)):
+        new = (made / name).read_text().split(SEPARATOR)
+        swapped = {line["story"]: line["swaps"] for line in lines if line["split"] == split}
+        for number, text in enumerate(new):
+            old, pieces, last = stories[first + number], [], 0
+            for start, word, other, _ in swapped.get(number, []):
+                assert old[start : start + len(word)] == word
+                pieces += [old[last:start], other]
+                last = start + len(word)
+            assert "".join([*pieces, old[last:]]) == text
+        assert 0 < len(swapped) < len(new)
+    # train.py takes the folder as it is, and nothing else is left.
+    data = Dataset(made, "train")
+    data.verify()
+    assert data.stories == 240 and Dataset(made, "val").stories == 20
+    assert not list(made.parent.glob(".*"))
+
+
+def test_whatever_the_order(made, stories, tmp_path, monkeypatch):
+    """A story becomes the same among others and in another place; another seed chooses others."""
+    order = random.Random(1).sample(range(240), 240)
+    monkeypatch.chdir(tmp_path)
+    words = written(tmp_path, [stories[i] for i in order], stories[240:])
+    call(*words, "--out=again")
+    before = (made / "stories.txt").read_text().split(SEPARATOR)
+    again = (tmp_path / "again" / "stories.txt").read_text().split(SEPARATOR)
+    assert again == [before[i] for i in order]
+    call(*words, "--out=other", "--seed=1")
+    other = (tmp_path / "other" / "stories.txt").read_text().split(SEPARATOR)
+    assert other != again
+
+
+def test_context(stories, tmp_path, monkeypatch):
+    """The other mode: fewer words have a synonym that fits, and none of them is out of form."""
+    monkeypatch.chdir(tmp_path)
+    call(*written(tmp_path, stories[:60], stories[240:]), "--out=syn", "--mode=context")
+    got = json.loads((tmp_path / "syn" / "synonyms.json").read_text())["got"]["train"]
+    assert 0.02 < got["word_fraction"] < 0.3
+    swaps = [swap for line in lines_of(tmp_path / "syn") for swap in line["swaps"]]
+    assert len(swaps) > 10 and {pos for *_, pos in swaps} <= {*"nvar", ""}
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with(stories, tmp_path):
+    """Killed in the middle it goes on, and the folder has the bytes of one that was not killed."""
+    many = [f"({n}) {text}" for n in range(12) for text in stories]  # two blocks
+    words = written(tmp_path, many, stories[240:])
+    env = {**os.environ, "NLTK_DATA": os.pathsep.join(nltk.data.path)}
+    command = [sys.executable, str(ROOT / "synonyms.py"), *words]
+    process = subprocess.Popen([*command, "--out=killed"], cwd=tmp_path, env=env,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    progress = tmp_path / ".killed.work" / "progress.json"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if progress.exists() and '"train"' in progress.read_text():
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert progress.exists() and not (tmp_path / "killed").exists()
+    # What was written after it was last known to be whole is not: it is cut off.
+    with open(progress.parent / "train.txt", "ab") as file:
+        file.write(b"half a st")
+    for out in ("killed", "whole"):
+        done = subprocess.run([*command, f"--out={out}"], cwd=tmp_path, env=env,
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    for name in ("stories.txt", "stories_val.txt", "replacements.jsonl", "train_000.bin"):
+        mine, theirs = ((tmp_path / out / name).read_bytes() for out in ("killed", "whole"))
+        assert mine == theirs, name
+
+
+def test_other_settings_begin_anew(stories, tmp_path, monkeypatch):
+    """What a killed command left is only gone on with by the same command."""
+    monkeypatch.chdir(tmp_path)
+    words = written(tmp_path, stories[:30], stories[240:])
+    call(*words, "--out=fresh", "--seed=3")
+    (tmp_path / ".syn.work").mkdir()
+    asked = json.loads(json.dumps(vars(synonyms.Settings(source="train.txt"))))
+    done = {"val": {"blocks": 1, "sizes": [0, 0], "counts": {}, "all": True}}
+    (tmp_path / ".syn.work" / "progress.json").write_text(
+        json.dumps({"asked": asked, "done": done})
+    )
+    call(*words, "--out=syn", "--seed=3")
+    mine, theirs = ((tmp_path / x / "stories_val.txt").read_bytes() for x in ("syn", "fresh"))
+    assert mine == theirs and mine
+
+
+@pytest.mark.parametrize("words, why", [
+    (["--mode=lesk"], "mode must be wordnet or context, not 'lesk'"),
+    (["--story_fraction=1.5"], "story_fraction must lie between 0 and 1, not 1.5"),
+    (["--word_fraction=-0.1"], "word_fraction must lie between 0 and 1"),
+    (["--val_source="], "name the validation stories with --val_source"),
+    (["--source=instruct:train.txt"], "stories get synonyms, not Instruct records"),
+    (["--source=nowhere.txt"], "nowhere.txt"),
+])  # fmt: skip
+def test_wrong_settings(words, why, stories, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(why)) as error:
+        call(*written(tmp_path, stories[:4], stories[4:6]), "--out=syn", *words)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.txt", "val.txt"]
+
+
+def test_without_wordnet(stories, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nltk.data, "path", [])
+    for cached in (thesaurus._tagger, thesaurus.wordnet, thesaurus.synonyms):
+        cached.cache_clear()
+    with pytest.raises(UserError, match=r"python -m nltk\.downloader wordnet"):
+        call(*written(tmp_path, stories[:4], stories[4:6]), "--out=syn")
+    for cached in (thesaurus._tagger, thesaurus.wordnet):
+        cached.cache_clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.txt", "val.txt"]
