@@ -27,6 +27,7 @@ from words import dictionary
 
 PARTS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # WordNet's, and lemminflect's
 USUAL = 3  # a synonym shares one of its own so many most usual senses
+WINDOW = 300  # characters before a word that a model reads, and half as many after it
 COMMON = 1e-6  # share of a corpus's words that a synonym's forms must have
 
 
@@ -81,10 +82,14 @@ class Wordnet:
 
 
 class Context:
-    """Ours. counts: {word: how often} of a corpus, lower case, as words.tokens has them."""
+    """
+    Ours. counts: {word: how often} of a corpus, lower case, as words.tokens has them. likelihood: a
+    Likelihood, by which the likeliest of several synonyms is taken; without, any of them.
+    """
 
-    def __init__(self, counts):
+    def __init__(self, counts, likelihood=None):
         self.bases, self.total = bases_of(counts), sum(counts.values())
+        self.likelihood = likelihood
 
     def synonyms(self, text, word):
         """What a thesaurus.Word of a text may become, a list of str, in the word's own form."""
@@ -96,6 +101,9 @@ class Context:
                 form = inflected(name, word.tag)
                 if form and form != word.text:
                     found.append(form)
+        if self.likelihood and len(found) > 1:
+            scores = self.likelihood(text, word, found)
+            return [found[scores.index(max(scores))]]
         return found
 
     def mended(self, text, swaps):
@@ -109,6 +117,35 @@ class Context:
                 if article.lower() != before[1].lower():
                     found.append(Swap(before.start(1), before[1], article, ""))
             found.append(swap)
+        return found
+
+
+class Likelihood:
+    """How likely a trained model finds a text with one word or another in a place."""
+
+    def __init__(self, name):
+        """name: a run folder, or a published model. Raises UserError where there is none."""
+        import checkpoint  # brings torch with it, seconds that mode wordnet should not pay
+
+        self.found = checkpoint.load_any(name)
+
+    def __call__(self, text, word, forms):
+        """
+        The log-probabilities, in nats, of a text's window around a thesaurus.Word with each of the
+        forms in its place, a list of float.
+        """
+        import torch
+
+        model, begin = self.found.model, self.found.begin
+        before = text[max(0, word.start - WINDOW) : word.start]
+        after = text[word.stop : word.stop + WINDOW // 2]
+        found = []
+        with torch.no_grad():
+            for form in forms:
+                ids = begin + self.found.tokenizer.encode(before + form + after)
+                ids = torch.tensor([ids[: self.found.limit]])
+                loss = model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
+                found.append(-float(loss.sum()))
         return found
 
 

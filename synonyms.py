@@ -32,7 +32,7 @@ import hub
 import prepare
 from configs import UserError, load, run, show
 from encode import hash_of, worker_pool
-from rewording import Context, Wordnet, reword
+from rewording import Context, Likelihood, Wordnet, reword
 from tokenizer import EOT
 from words import tokens
 
@@ -48,6 +48,7 @@ class Settings:
     mode: str = "wordnet"  # wordnet, as the report does; context: synonyms that fit
     story_fraction: float = 0.5  # share of the stories that get synonyms
     word_fraction: float = 0.3  # share of their content words
+    model: str = ""  # for context: a run or a published model that says which synonym is likeliest
     tokenizer: str = "gpt2"  # as of prepare.py: gpt2, gpt2-10k, bpe, bytes, or the path of one
     vocab_size: int = 4096  # of bpe, <|endoftext|> included
     seed: int = 0  # of the choice of stories, words and synonyms
@@ -67,7 +68,10 @@ class Reworder:
         Counter of stories, chosen ones, their content words and the words replaced.
         """
         if self.way is None:  # here, in the worker: WordNet is not sent from process to process
-            self.way = Wordnet() if self.settings.mode == "wordnet" else Context(self.counts)
+            model = self.settings.model
+            likelihood = Likelihood(model) if model else None
+            plain = self.settings.mode == "wordnet"
+            self.way = Wordnet() if plain else Context(self.counts, likelihood)
         found, total = [], Counter()
         for text in corpus.texts(block):
             swaps, settings = None, self.settings
@@ -186,6 +190,10 @@ def check(settings):
     """Raise UserError for settings that cannot be."""
     if settings.mode not in ("wordnet", "context"):
         raise UserError(f"mode must be wordnet or context, not '{settings.mode}'")
+    if settings.model:
+        if settings.mode != "context":
+            raise UserError("a model is for --mode=context: wordnet takes any synonym")
+        Likelihood(settings.model)  # says what is missing before anything is made
     for name in ("story_fraction", "word_fraction"):
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f"{name} must lie between 0 and 1, not {getattr(settings, name):g}")

@@ -158,8 +158,8 @@ def load(cls, argv=None, positional=None):
     Resolve the settings of a script from config files and command line.
 
     cls: the script's frozen dataclass. argv: the words after the script's name (default
-    sys.argv[1:]). positional: the field that a bare word sets, for `python -m eval.loss out/run`;
-    words that end in .py are config files.
+    sys.argv[1:]). positional: the field that a bare word sets, for `python -m eval.loss out/run`,
+    or a tuple of those that bare words set in turn; words that end in .py are config files.
     Returns (settings, origin): origin maps each name to "default", a config file or "command line".
     Raises UserError for a name nobody knows or a value of the wrong type; exits after --help.
     """
@@ -168,6 +168,7 @@ def load(cls, argv=None, positional=None):
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     values, origin = dict(defaults), dict.fromkeys(defaults, "default")
     given = []  # (name, value, origin) of the command line, applied after every file
+    bare = [positional] if isinstance(positional, str) else list(positional or ())
     while argv:
         word = argv.pop(0)
         if word in ("--help", "-h"):
@@ -181,8 +182,9 @@ def load(cls, argv=None, positional=None):
                         origin[name] = word
                     elif name not in (names := known_names()):
                         raise unknown(name, word, names)
-            elif positional:
-                given.append((positional, from_text(word, hints[positional], positional)))
+            elif bare:
+                field = bare.pop(0) if len(bare) > 1 else bare[0]
+                given.append((field, from_text(word, hints[field], field)))
             else:
                 raise UserError(f"'{word}' is neither a config file (*.py) nor a --setting")
             continue

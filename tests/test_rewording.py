@@ -6,12 +6,23 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import settings_for
 
 import storybook
 import thesaurus
-from rewording import Context, Wordnet, begins_with_vowel, inflected, reword, usual
+import train
+from rewording import (
+    Context,
+    Likelihood,
+    Wordnet,
+    begins_with_vowel,
+    inflected,
+    reword,
+    usual,
+)
 from thesaurus import content_words
 from words import tokens
 
@@ -128,6 +139,36 @@ def test_what_context_leaves_alone(context):
     assert (
         becomes("They started to sing.", Context(Counter(["sing"])))[0] == "They started to sing."
     )
+
+
+def test_the_likeliest_is_taken(data, tmp_path):
+    """Of two synonyms the one that a model finds likelier there, by all that stands around it."""
+    train.Trainer(settings_for(data, tmp_path / "run")).run()
+    likelihood = Likelihood(str(tmp_path / "run"))
+    text = "One day, a big dog ran to the park. It was a happy day."
+    word = next(word for word in content_words(text) if word.text == "big")
+    scores = likelihood(text, word, ["the", "zzzz", "big"])
+    found = likelihood.found
+
+    def whole(text):
+        ids = torch.tensor([found.begin + found.tokenizer.encode(text)])
+        logs = found.model(ids[:, :-1]).log_softmax(-1)
+        return logs.gather(2, ids[:, 1:, None]).sum().item()
+
+    expected = [whole(text.replace("big", form)) for form in ("the", "zzzz", "big")]
+    assert scores == pytest.approx(expected, abs=1e-3)
+
+    class Prefers:
+        def __call__(self, text, word, forms):
+            assert len(forms) > 1
+            return [form == "swift" for form in forms]
+
+    counts = Counter(tokens(COMMON * 9) + ["fast", "swift", "quick"] * 9)
+    words = content_words("They saw a speedy car, an auto.")
+    both = [Context(counts).synonyms("", word) for word in words]
+    chosen = [Context(counts, Prefers()).synonyms("", word) for word in words]
+    for many, one in zip(both, chosen, strict=True):
+        assert one == many if len(many) < 2 else len(one) == 1 and one[0] in many
 
 
 def test_usual_senses():

@@ -151,6 +151,8 @@ def test_other_settings_begin_anew(stories, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words, why", [
     (["--mode=lesk"], "mode must be wordnet or context, not 'lesk'"),
+    (["--model=out/x"], "a model is for --mode=context"),
+    (["--model=./nowhere", "--mode=context"], "'./nowhere' is no folder here"),
     (["--story_fraction=1.5"], "story_fraction must lie between 0 and 1, not 1.5"),
     (["--word_fraction=-0.1"], "word_fraction must lie between 0 and 1"),
     (["--val_source="], "name the validation stories with --val_source"),

@@ -1,0 +1,225 @@
+"""
+Is a model's vocabulary richer? A model of plain stories beside one of the same with synonyms.
+
+    python -m eval.vocabulary out/plain out/syn
+
+Both go on from the same beginnings; of what they tell:
+
+    MTLD, distinct-n    how soon words repeat (similarity.py)
+    synonym entropy     bits: which of several synonyms a word is, given what they stand for. A
+                        word stands for the one that plain stories have most, of itself and all of
+                        its WordNet synonyms: "protagonist" stands for "friend"
+    rare words          share of words that are none of those which make up 95 % of plain stories
+
+and each one's loss on the validation stories of both data folders. Intervals are 95 % bootstrap
+intervals over the completions, or over the groups of stories. Where eval.judge --mode=synonyms has
+graded both, its grades stand beside, as in the student report's table 6. Results are in
+eval/vocabulary.json of the second run.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+import checkpoint
+import thesaurus
+from configs import UserError, load, run
+from eval import intervals, loss, similarity
+from eval.exercises import beginnings, completions
+from generation import check
+from machine import autocast_for, pick_device, pick_dtype
+from shards import Dataset
+from words import tokens, words_and_marks
+
+USUAL = 0.95  # share of the words of plain stories that are not rare
+
+
+@dataclass(frozen=True)
+class Settings:
+    out_dir: str = ""  # run folder of the model of plain stories
+    syn_dir: str = ""  # run folder of the model of stories with synonyms
+    checkpoint: str = "latest"  # latest or best
+    prompts: str = ""  # beginnings: ours, paper (from the hub) or a file
+    num_samples: int = 4  # completions of each
+    temperature: float = 1.0  # of the completions
+    top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
+    max_new_tokens: int = 300  # tokens of a completion at the most
+    seed: int = 1337  # of the completions and the intervals
+    rows: int = 64  # stories told at a time
+    beams: int = 0  # 0: by chance; else beam search of this width
+    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
+    weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
+    dtype: str = "float32"  # float32, bfloat16 or float16 for the losses
+    distinct_words: int = 2000  # distinct-n is of so many words at a time
+
+
+# ----------------------------------------------------------------------------------------------
+# words and what they stand for
+
+
+class Meanings:
+    """What words stand for, and which are rare, by {word: how often} in plain stories."""
+
+    def __init__(self, counts):
+        self.counts, left = counts, USUAL * sum(counts.values())
+        self.usual = set()
+        for word, count in Counter(counts).most_common():
+            if left <= 0:
+                break
+            self.usual.add(word)
+            left -= count
+        self.of = cache(self._of)
+
+    def _of(self, word, pos):
+        base = thesaurus.wordnet().morphy(word, pos) or word
+        # Of equals the word itself, so that one that nobody else uses stands for itself.
+        return max([base, *thesaurus.synonyms(word, pos)], key=lambda x: self.counts.get(x, 0))
+
+    def pairs(self, text):
+        """[(what it stands for, base form)] of the content words of a text that have synonyms."""
+        found = []
+        for word in thesaurus.content_words(text):
+            if thesaurus.synonyms(word.text, word.pos):
+                base = thesaurus.wordnet().morphy(word.text, word.pos) or word.text
+                found.append((self.of(word.text, word.pos), base))
+        return found
+
+
+def entropy(counts, seed):
+    """
+    The entropy of words given what they stand for, in bits, with its interval over the texts.
+
+    counts: of each text [(what a word stands for, word)].
+    """
+    kinds = sorted({pair for text in counts for pair in text})
+    if not kinds:
+        return None
+    number = {pair: i for i, pair in enumerate(kinds)}
+    matrix = np.zeros((len(counts), len(kinds)))
+    for row, text in zip(matrix, counts, strict=True):
+        for pair in text:
+            row[number[pair]] += 1
+    starts = [i for i, (of, _) in enumerate(kinds) if not i or of != kinds[i - 1][0]]
+
+    def bits(sums):  # (draws, kinds)
+        groups = np.add.reduceat(sums, starts, axis=1)
+        whole = np.repeat(groups, np.diff([*starts, len(kinds)]), axis=1)
+        logs = np.log2(np.divide(sums, whole, out=np.ones_like(sums), where=sums > 0))
+        words = sums.sum(1)  # of a draw that has none, nan
+        return np.divide(-(sums * logs).sum(1), words, where=words > 0, out=words * np.nan) + 0.0
+
+    rng, n = np.random.default_rng(seed), len(counts)
+    times = rng.multinomial(n, np.full(n, 1 / n), intervals.ROUNDS)
+    drawn = np.concatenate([bits(some @ matrix) for some in np.array_split(times, 20)])
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    mean = float(bits(matrix.sum(0, keepdims=True))[0])
+    return {"mean": mean, "low": float(low), "high": float(high), "n": n}
+
+
+def richness(texts, meanings, settings):
+    """{measure: interval or number} of the completions of one model, a list of str."""
+    words = [words_and_marks(text) for text in texts]
+    plain = [tokens(text) for text in texts]
+    rare = [sum(word not in meanings.usual for word in text) for text in plain]
+    lengths = [len(similarity.words_of(text)) for text in words]
+    seed = settings.seed
+    distinct = {n: similarity.distinct(words, n, settings.distinct_words) for n in (1, 2, 3)}
+    return {
+        "words": intervals.mean(lengths, seed),
+        "mtld": intervals.ratio(lengths, [similarity.factors(text) for text in words], seed),
+        "synonym_entropy": entropy([meanings.pairs(text) for text in texts], seed),
+        "rare": intervals.ratio(rare, [len(text) for text in plain], seed),
+        **{f"distinct_{n}": None if x != x else x for n, x in distinct.items()},
+    }
+
+
+# ----------------------------------------------------------------------------------------------
+# the command
+
+
+def stories_of(found):
+    """The validation stories that a run was measured on, a list of str, and its data folder."""
+    folder = checkpoint.read_config(found.out_dir)["train"]["dataset"]
+    data = Dataset(folder, "val")
+    return [found.tokenizer.decode(data.story(i)[1:]) for i in range(data.stories)], folder
+
+
+def loss_on(found, texts, settings):
+    """The loss on texts: {"mean", "low", "high"} in nats a token, and bits a byte."""
+    device = found.model.wte.weight.device
+    autocast = autocast_for(device, pick_dtype(settings.dtype, device))
+    groups = loss.groups_of_text(iter(texts), found.tokenizer)
+    nats, count, size = loss.score(found.model, groups, found.tokenizer.eot, 8, autocast).T
+    (mean, half), (bits, _) = loss.ratio(nats, count), loss.ratio(nats / np.log(2), size)
+    half = half or 0.0
+    return {"mean": mean, "low": mean - half, "high": mean + half, "bits_per_byte": bits}
+
+
+def graded(found):
+    """What eval.judge --mode=synonyms found of a run, {grade: interval}; {} where it was not."""
+    path = Path(found.out_dir) / "eval" / "judge-synonyms.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["grades"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def show(results):
+    """Print the table: a measure a row, plain / with synonyms."""
+    both = list(results["models"].values())
+    names = {"mtld": ("MTLD", 1), "synonym_entropy": ("synonym entropy, bits", 3),
+             "rare": ("rare words", 4)}  # fmt: skip
+    rows = [(label, [intervals.described(x[key], digits) for x in both])
+            for key, (label, digits) in names.items()]  # fmt: skip
+    rows += [(f"distinct-{n}", ["-" if x[f"distinct_{n}"] is None else f"{x[f'distinct_{n}']:.3f}"
+                                for x in both]) for n in (1, 2, 3)]  # fmt: skip
+    rows += [(f"loss on {where}", [intervals.described(x["loss"][where], 4) for x in both])
+             for where in both[0]["loss"]]  # fmt: skip
+    for grade in both[0]["judge"]:
+        rows.append((grade, [intervals.described(x["judge"].get(grade), 2) for x in both]))
+    wide = max(len(label) for label, _ in rows)
+    print(f"\n{'':{wide}}  {'plain':<28}{'with synonyms'}")
+    for label, cells in rows:
+        print(f"{label:{wide}}  {cells[0]:<28}{cells[1]}")
+
+
+def main():
+    settings, _ = load(Settings, positional=("out_dir", "syn_dir"))
+    if not (settings.out_dir and settings.syn_dir):
+        raise UserError("usage: python -m eval.vocabulary out/<plain> out/<syn>")
+    check(settings)
+    device = pick_device(settings.device)
+    models = [checkpoint.load_model(name, settings.checkpoint, device)
+              for name in (settings.out_dir, settings.syn_dir)]  # fmt: skip
+    plain, plain_data = stories_of(models[0])
+    syn, syn_data = stories_of(models[1])
+    counts = Counter()
+    for text in plain:
+        counts.update(tokens(text))
+    meanings, prompts = Meanings(counts), beginnings(settings.prompts)
+    meanings.of("dog", "n")  # says what is missing before anything is told
+    results = {}
+    for found in models:
+        folder = Path(found.out_dir) / "eval"
+        folder.mkdir(parents=True, exist_ok=True)
+        told = completions(found, prompts, settings, settings.num_samples, folder)
+        row = richness([text for texts in told for text in texts], meanings, settings)
+        row["loss"] = {name: loss_on(found, texts, settings)
+                       for name, texts in ((plain_data, plain), (syn_data, syn))}  # fmt: skip
+        results[found.out_dir] = row | {"judge": graded(found), "checkpoint": found.identity()}
+    results = {"models": results, "prompts": len(prompts)} | {
+        name: getattr(settings, name)
+        for name in ("num_samples", "temperature", "top_p", "max_new_tokens", "seed")
+    }
+    show(results)
+    path = Path(settings.syn_dir) / "eval" / "vocabulary.json"
+    checkpoint.write_json(path, results)
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    run(main)
