@@ -18,6 +18,7 @@ Chosen are as many content words (nouns, verbs, adjectives and adverbs) as the s
 rounded by chance so that it holds on average, of those that have a synonym.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,7 @@ from words import dictionary
 
 PARTS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # WordNet's, and lemminflect's
 USUAL = 3  # a synonym shares one of its own so many most usual senses
+FOR = 2.0  # nats that a model may have against a synonym
 WINDOW = 300  # characters before a word that a model reads, and half as many after it
 COMMON = 1e-6  # share of a corpus's words that a synonym's forms must have
 
@@ -84,27 +86,41 @@ class Wordnet:
 class Context:
     """
     Ours. counts: {word: how often} of a corpus, lower case, as words.tokens has them. likelihood: a
-    Likelihood, by which the likeliest of several synonyms is taken; without, any of them.
+    Likelihood, by which the one that fits best is taken, if one fits; without, any of them.
     """
 
     def __init__(self, counts, likelihood=None):
-        self.bases, self.total = bases_of(counts), sum(counts.values())
+        self.counts, self.total, self.bases = counts, sum(counts.values()), bases_of(counts)
         self.likelihood = likelihood
+
+    def names(self, text, word):
+        """The synonyms of a thesaurus.Word of a text as dictionaries have them, a list of str."""
+        if in_a_unit(text, word):
+            return []
+        common = COMMON * self.total
+        names = usual(word.text.lower(), word.pos)
+        return [name for name in names if self.bases.get((name, word.pos), 0) >= common]
 
     def synonyms(self, text, word):
         """What a thesaurus.Word of a text may become, a list of str, in the word's own form."""
-        if in_a_unit(text, word):
-            return []
-        found = []
-        for name in usual(word.text, word.pos):
-            if self.bases.get((name, word.pos), 0) >= COMMON * self.total:
-                form = inflected(name, word.tag)
-                if form and form != word.text:
-                    found.append(form)
-        if self.likelihood and len(found) > 1:
-            scores = self.likelihood(text, word, found)
-            return [found[scores.index(max(scores))]]
-        return found
+        forms = [inflected(name, word.tag) for name in self.names(text, word)]
+        found = [form for form in forms if form and form != word.text]
+        return self.likeliest(text, word, found) if self.likelihood and found else found
+
+    def likeliest(self, text, word, forms):
+        """
+        The one of the forms that the context speaks most for, in a list; none where it speaks more
+        than FOR nats against it. What speaks for a form is how much likelier it makes the text than
+        the word does, less how much likelier it is anywhere: a rare word is not wrong for that.
+        """
+        own, *others = self.likelihood(text, word, [word.text, *forms])
+        counts = [self.counts.get(form.lower(), 0) + 1 for form in (word.text, *forms)]
+        scores = [
+            score - own + math.log(counts[0] / count)
+            for score, count in zip(others, counts[1:], strict=True)
+        ]
+        best = max(scores)
+        return [forms[scores.index(best)]] if best >= -FOR else []
 
     def mended(self, text, swaps):
         """The swaps, with those of "a" and "an" that they ask for."""
