@@ -93,9 +93,9 @@ def entropy(counts, seed):
     """
     The entropy of words given what they stand for, in bits, with its interval over the texts.
 
-    counts: of each text [(what a word stands for, word)]. A sample shows fewer words than there are,
-    so its entropy is too low, and a resample's lower still, by about as much: mean and interval
-    are those of the basic bootstrap, which takes that off (Davison & Hinkley 1997, 5.2).
+    counts: of each text [(what a word stands for, word)]. A sample shows fewer words than there
+    are, so its entropy is too low, and a resample's lower still, by about as much: mean and
+    interval are those of the basic bootstrap, which takes that off (Davison & Hinkley 1997, 5.2).
     """
     kinds = sorted({pair for text in counts for pair in text})
     if not kinds:
