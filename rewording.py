@@ -8,11 +8,10 @@ Two ways to find a synonym:
 
     Wordnet     the student report's: any single word that shares any sense with the word, as it
                 stands in WordNet. So "ran" may become "campaign", and "big" in "a big ball" "adult"
-    Context     ours: a word whose most usual senses are among them the most usual one of the word,
-                that the corpus uses too, and that takes its form: "began" becomes "started", and
-                "a big apple" "a large apple", with the article that it needs. Names stay, and so
-                do words that make up one thing with their neighbours, as in "ice cream" and "woke
-                up"
+    Context     ours: of a word that mostly means one thing, one that usually means that, too, that
+                the corpus uses, and in the word's form: "began" becomes "started", "a big apple"
+                "a large apple", with the article that it needs. Names stay, and so do words that
+                make up one thing with their neighbours, as in "ice cream" and "woke up"
 
 Chosen are as many content words (nouns, verbs, adjectives and adverbs) as the share asks for,
 rounded by chance so that it holds on average, of those that have a synonym.
@@ -27,6 +26,7 @@ import thesaurus
 from words import dictionary
 
 PARTS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # WordNet's, and lemminflect's
+MOSTLY = 0.5  # share of a word's uses, by WordNet's counts, that its most usual sense must have
 USUAL = 3  # a synonym shares one of its own so many most usual senses
 FOR = 2.0  # nats that a model may have against a synonym
 WINDOW = 300  # characters before a word that a model reads, and half as many after it
@@ -180,12 +180,17 @@ def bases_of(counts):
 def usual(word, pos):
     """
     The single words of which one of the USUAL first senses is the first one of a word, by
-    WordNet's order, which is that of use: base forms, a tuple of str.
+    WordNet's order, which is that of use: base forms, a tuple of str. None for a word that means
+    something else half of the time, or that WordNet's texts do not have.
     """
     reader = thesaurus.wordnet()
     base = reader.morphy(word, pos) or word
     senses = reader.synsets(base, pos)
-    if not senses:
+    counts = [
+        lemma.count() for sense in senses for lemma in sense.lemmas()
+        if lemma.name().lower() == base
+    ]  # fmt: skip
+    if not sum(counts) or counts[0] < MOSTLY * sum(counts):
         return ()
     names = dict.fromkeys(lemma.name().lower() for lemma in senses[0].lemmas())
     return tuple(
