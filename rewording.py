@@ -184,7 +184,7 @@ def usual(word, pos):
     something else half of the time, or that WordNet's texts do not have.
     """
     reader = thesaurus.wordnet()
-    base = reader.morphy(word, pos) or word
+    base = thesaurus.base_form(word, pos)
     senses = reader.synsets(base, pos)
     counts = [
         lemma.count() for sense in senses for lemma in sense.lemmas()
@@ -219,7 +219,7 @@ def in_a_unit(text, word):
     """Whether a thesaurus.Word of a text makes up one thing with the word before or after it."""
     before = re.search(r"([^\W\d_]+)[ -]$", text[max(0, word.start - 40) : word.start])
     after = re.match(r"[ -]([^\W\d_]+)", text[word.stop : word.stop + 40])
-    base = thesaurus.wordnet().morphy(word.text, word.pos) or word.text
+    base = thesaurus.base_form(word.text, word.pos)
     pairs = [(before[1].lower(), x) for x in (word.text, base)] if before else []
     pairs += [(x, after[1].lower()) for x in (word.text, base)] if after else []
     hyphened = "-" in (text[word.start - 1 : word.start], text[word.stop : word.stop + 1])

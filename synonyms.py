@@ -17,6 +17,7 @@ where it stood.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from pathlib import Path
 import corpus
 import hub
 import prepare
+import thesaurus
 from configs import UserError, load, run, show
 from encode import hash_of, worker_pool
 from rewording import Context, Likelihood, Wordnet, reword
@@ -65,7 +67,7 @@ class Reworder:
     def __call__(self, block):
         """
         The stories of a block of a Source: [(text, swaps or None where it was left alone)], and the
-        Counter of stories, chosen ones, their content words and the words replaced.
+        Counter of the chosen ones, their content words and the words replaced.
         """
         if self.way is None:  # here, in the worker: WordNet is not sent from process to process
             model = self.settings.model
@@ -81,7 +83,6 @@ class Reworder:
                 text, swaps, words = reword(text, settings.word_fraction, self.way, rng)
                 replaced = sum(bool(swap.pos) for swap in swaps)
                 total.update(chosen=1, words=words, replaced=replaced)
-            total["stories"] += 1
             found.append((text, swaps))
         return found, total
 
@@ -89,7 +90,7 @@ class Reworder:
 def count_words(source):
     """{word: how often} in the first COUNTED blocks of a Source."""
     found = Counter()
-    for _, block in zip(range(COUNTED), source.blocks(), strict=False):
+    for block in itertools.islice(source.blocks(), COUNTED):
         for text in corpus.texts(block):
             found.update(tokens(text))
     return dict(found)
@@ -146,7 +147,7 @@ def write_split(source, split, progress, work):
     if state["all"]:
         return
     counts, number = Counter(state["counts"]), state["blocks"]
-    blocks = (block for i, block in enumerate(source.blocks()) if i >= number)
+    blocks = itertools.islice(source.blocks(), number, None)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(file) for file in progress.files(split)]
         stories, replacements = files
@@ -159,7 +160,7 @@ def write_split(source, split, progress, work):
                     line = {"split": split, "story": counts["stories"], "swaps": made}
                     replacements.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 counts["stories"] += 1
-            counts.update({name: n for name, n in total.items() if name != "stories"})
+            counts.update(total)
             number += 1
             progress.save(split, files, number, counts)
         progress.save(split, files, number, counts, finished=True)
@@ -202,13 +203,7 @@ def check(settings):
     if not settings.val_source and settings.source not in hub.NAMED:
         # Held out by its hash, a story would be in val here and in train of the plain data.
         raise UserError("name the validation stories with --val_source, so that they stay apart")
-    Wordnet().synonyms("", _any_word())  # says what is missing before anything is made
-
-
-def _any_word():
-    import thesaurus
-
-    return thesaurus.content_words("a small dog")[0]
+    thesaurus.tags(["dog"]), thesaurus.wordnet()  # say what is missing before anything is made
 
 
 def main():

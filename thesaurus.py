@@ -101,14 +101,19 @@ def content_words(text):
 
 
 @cache
+def base_form(word, pos):
+    """The base form of a word of a part of speech, as WordNet has it; else the word, lower case."""
+    return wordnet().morphy(word.lower(), pos) or word.lower()
+
+
+@cache
 def synonyms(word, pos):
     """
     The single words that share a sense of a part of speech with a word, most usual senses first:
     a list of base forms in lower case, without the word's own.
     """
-    reader = wordnet()
-    base = reader.morphy(word.lower(), pos) or word.lower()
-    found = (lemma.name() for sense in reader.synsets(base, pos) for lemma in sense.lemmas())
+    base = base_form(word, pos)
+    found = (lemma.name() for sense in wordnet().synsets(base, pos) for lemma in sense.lemmas())
     names = dict.fromkeys(name.lower() for name in found if name.isalpha())
     return [name for name in names if name not in (base, word.lower())]
 

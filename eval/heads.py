@@ -42,10 +42,8 @@ BUCKETS = EXACT + 16 * PER_OCTAVE  # far beyond any story
 SPARSE = 200  # distances of fewer pairs than this, or than half of the most, are one with the last
 EVERY = 4  # of the stories fitted to, one query in so many: a head has about 150 numbers to fit
 ROUNDS = 15  # of the fit: shares move by less than 0.001 after it
-STEP, STEEPEST = (
-    0.5,
-    8.0,
-)  # of t, in a round and at the most: Newton overshoots where words are rare
+STEP = 0.5  # of t in a round, at the most: Newton's overshoots where words are rare
+STEEPEST = 8.0  # t, at the most
 FLOOR = 1e-3  # attention added to what was seen and what was expected: neither is 0
 EVEN = 0.005  # variance of a query's row, as a sum of squares, below which there is nothing to name
 NAMED = 0.25  # a share of the variance from which on a head is named after what explains it
@@ -148,7 +146,6 @@ class Guess:
 
     def _begin(self, maps, pairs):
         """u as the mean attention at each distance; rare ones are one with the last before them."""
-        self.factors["distance"] = torch.ones(len(maps[0]), BUCKETS, device=maps[0].device)
         visible = [one.visible[None].float() for one in pairs]
         count = self._total("distance", visible, pairs)[0]
         self.farthest = int((count >= min(SPARSE, count.max() / 2)).nonzero()[-1])

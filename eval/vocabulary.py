@@ -75,7 +75,7 @@ class Meanings:
         self.of = cache(self._of)
 
     def _of(self, word, pos):
-        base = thesaurus.wordnet().morphy(word, pos) or word
+        base = thesaurus.base_form(word, pos)
         # Of equals the word itself, so that one that nobody else uses stands for itself.
         return max([base, *thesaurus.synonyms(word, pos)], key=lambda x: self.counts.get(x, 0))
 
@@ -84,7 +84,7 @@ class Meanings:
         found = []
         for word in thesaurus.content_words(text):
             if thesaurus.synonyms(word.text, word.pos):
-                base = thesaurus.wordnet().morphy(word.text, word.pos) or word.text
+                base = thesaurus.base_form(word.text, word.pos)
                 found.append((self.of(word.text, word.pos), base))
         return found
 
