@@ -8,10 +8,10 @@ Two ways to find a synonym:
 
     Wordnet     the student report's: any single word that shares any sense with the word, as it
                 stands in WordNet. So "ran" may become "campaign", and "big" in "a big ball" "adult"
-    Context     ours: of a word that mostly means one thing, one that usually means that, too, that
-                the corpus uses, and in the word's form: "began" becomes "started", "a big apple"
-                "a large apple", with the article that it needs. Names stay, and so do words that
-                make up one thing with their neighbours, as in "ice cream" and "woke up"
+    Context     ours: a word that usually means what this one does here, by Lesk's guess, that the
+                corpus uses, and in this one's form: "began" becomes "started", "a big apple" "a
+                large apple", with the article that it needs. Names stay, words whose sense is in
+                doubt, and those that make up one thing with a neighbour ("ice cream", "woke up")
 
 Chosen are as many content words (nouns, verbs, adjectives and adverbs) as the share asks for,
 rounded by chance so that it holds on average, of those that have a synonym.
@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import thesaurus
-from words import dictionary
+from words import STOP, dictionary, lemmas, tokens
 
 PARTS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # WordNet's, and lemminflect's
-MOSTLY = 0.5  # share of a word's uses, by WordNet's counts, that its most usual sense must have
-USUAL = 3  # a synonym shares one of its own so many most usual senses
+NEAR = 12  # words on either side that say which sense a word has
+SURE = 0.5  # how likely that sense must be
+USUAL = 3  # a synonym has the sense among its own so many most usual ones
 FOR = 2.0  # nats that a model may have against a synonym
 WINDOW = 300  # characters before a word that a model reads, and half as many after it
 COMMON = 1e-6  # share of a corpus's words that a synonym's forms must have
@@ -97,9 +98,34 @@ class Context:
         """The synonyms of a thesaurus.Word of a text as dictionaries have them, a list of str."""
         if in_a_unit(text, word):
             return []
-        common = COMMON * self.total
-        names = usual(word.text.lower(), word.pos)
-        return [name for name in names if self.bases.get((name, word.pos), 0) >= common]
+        sense = self.sense(text, word)
+        names = usual(sense, word.pos) if sense else ()
+        least, own = COMMON * self.total, thesaurus.base_form(word.text, word.pos)
+        found = [name for name in names if self.bases.get((name, word.pos), 0) >= least]
+        return [name for name in found if name not in (own, word.text.lower())]
+
+    def sense(self, text, word):
+        """
+        WordNet's sense of a thesaurus.Word of a text, a Synset; None where it is in doubt.
+
+        Lesk's guess (1986; by gloss, examples and names, as in Kilgarriff and Rosenzweig 2000), from
+        how often a word has each sense: each word near by that a sense's description has, too,
+        makes the sense 1 / sqrt(p) times likelier, p its share of the corpus's words.
+        """
+        senses, counts = senses_of(word.text.lower(), word.pos)
+        if not sum(counts):
+            return None
+        near = tokens(text[: word.start])[-NEAR:] + tokens(text[word.stop :])[:NEAR]
+        near = {name: lemmas(name) for name in near if name not in STOP}
+        weights = [
+            (count + 1) * math.prod(
+                math.sqrt(self.total / (self.counts.get(name, 0) + 1))
+                for name, bases in near.items() if bases & described(sense)
+            )
+            for sense, count in zip(senses, counts, strict=True)
+        ]  # fmt: skip
+        best = max(weights)
+        return senses[weights.index(best)] if best >= SURE * sum(weights) else None
 
     def synonyms(self, text, word):
         """What a thesaurus.Word of a text may become, a list of str, in the word's own form."""
@@ -177,27 +203,28 @@ def bases_of(counts):
 
 
 @cache
-def usual(word, pos):
-    """
-    The single words of which one of the USUAL first senses is the first one of a word, by
-    WordNet's order, which is that of use: base forms, a tuple of str. None for a word that means
-    something else half of the time, or that WordNet's texts do not have.
-    """
-    reader = thesaurus.wordnet()
+def senses_of(word, pos):
+    """A lower-case word's senses, most usual first, and how often WordNet's texts have each."""
     base = thesaurus.base_form(word, pos)
-    senses = reader.synsets(base, pos)
-    counts = [
-        lemma.count() for sense in senses for lemma in sense.lemmas()
-        if lemma.name().lower() == base
-    ]  # fmt: skip
-    if not sum(counts) or counts[0] < MOSTLY * sum(counts):
-        return ()
-    names = dict.fromkeys(lemma.name().lower() for lemma in senses[0].lemmas())
-    return tuple(
-        name for name in names
-        if name.isalpha() and name not in (base, word)
-        and senses[0] in reader.synsets(name, pos)[:USUAL]
-    )  # fmt: skip
+    senses = thesaurus.wordnet().synsets(base, pos)
+    named = [[x for x in sense.lemmas() if x.name().lower() == base] for sense in senses]
+    return senses, [sum(lemma.count() for lemma in mine) for mine in named]
+
+
+@cache
+def described(sense):
+    """The base forms of the words that say what a sense is: its names, gloss and examples."""
+    texts = [sense.definition(), *sense.examples(), *sense.lemma_names()]
+    found = (tokens(text.replace("_", " ")) for text in texts)
+    return frozenset().union(*(lemmas(x) for words in found for x in words if x not in STOP))
+
+
+@cache
+def usual(sense, pos):
+    """The single words of which a sense is one of the USUAL first: base forms, a tuple of str."""
+    reader = thesaurus.wordnet()
+    names = dict.fromkeys(name.lower() for name in sense.lemma_names() if name.isalpha())
+    return tuple(name for name in names if sense in reader.synsets(name, pos)[:USUAL])
 
 
 @cache

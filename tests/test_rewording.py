@@ -181,11 +181,37 @@ def test_what_the_context_speaks_for():
     assert chosen(put=-10, set=-13, placed=-15.5, laid=-30) == []
 
 
+def sense_in(text, marked, counts):
+    """What Context takes the marked word of a text for, by the gloss; "" where it is in doubt."""
+    word = next(word for word in content_words(text) if word.text == marked)
+    sense = Context(Counter(counts)).sense(text, word)
+    return sense.definition() if sense else ""
+
+
+def test_the_sense_that_is_meant():
+    """
+    The most usual one, but for what the words near by say; none where both leave it open. The rarer
+    these words, the more they say.
+    """
+    counts = {"a": 10_000, "bank": 9, "river": 9, "money": 9}
+    assert "sloping land" in sense_in("They sat on the bank.", "bank", counts)
+    assert "sloping land" in sense_in("A canoe lay on the bank of the river.", "bank", counts)
+    assert "financial" in sense_in("He brought his money to the bank.", "bank", counts)
+    far = "He had money. " + "And then they sat and sang and ate and drank and slept. " * 3
+    assert "sloping land" in sense_in(far + "They sat on the bank.", "bank", counts)
+    everywhere = counts | {"money": 9_000}
+    assert "financial" not in sense_in("He brought his money to the bank.", "bank", everywhere)
+    assert sense_in("He made it.", "made", counts) == ""
+    assert sense_in("He saw the xyzzy.", "xyzzy", counts) == ""
+
+
 def test_usual_senses():
-    """The first sense of the word, and one of the synonym's first: "frump" is no usual "dog"."""
-    assert "large" in usual("big", "a") and "begin" in usual("started", "v")
-    assert "frump" not in usual("dog", "n") and "hound" not in usual("dog", "n")
-    assert usual("xyzzy", "n") == ()
+    """Of a sense those words that usually mean it: a "dog" is seldom a cad."""
+    senses = thesaurus.wordnet().synsets
+    assert "large" in usual(senses("big", "a")[0], "a")
+    assert "begin" in usual(senses("start", "v")[0], "v")
+    assert "frump" in usual(senses("frump", "n")[0], "n")
+    assert "dog" not in usual(senses("cad", "n")[0], "n")
 
 
 def test_inflected():
