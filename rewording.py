@@ -108,9 +108,9 @@ class Context:
         """
         WordNet's sense of a thesaurus.Word of a text, a Synset; None where it is in doubt.
 
-        Lesk's guess (1986; by gloss, examples and names, as in Kilgarriff and Rosenzweig 2000), from
-        how often a word has each sense: each word near by that a sense's description has, too,
-        makes the sense 1 / sqrt(p) times likelier, p its share of the corpus's words.
+        Lesk's guess (1986; by gloss and examples, as in Kilgarriff and Rosenzweig 2000), from how
+        often a word has each sense: a word near by that a sense's description has, too, makes the
+        sense 1 / sqrt(p) times likelier, p its share of the corpus's words.
         """
         senses, counts = senses_of(word.text.lower(), word.pos)
         if not sum(counts):
