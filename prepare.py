@@ -65,6 +65,14 @@ class Settings:
 # the folder, and what stands in it twice
 
 
+def check_out(path):
+    """Raise UserError where a data folder cannot stand: something else is there, or no name."""
+    if not path.name:
+        raise UserError(f"out must name a folder, not '{path}'")
+    if path.exists() and not (path / "manifest.json").is_file():
+        raise UserError(f"'{path}' exists and is no data folder (no manifest.json): not replaced")
+
+
 @contextlib.contextmanager
 def new_folder(path):
     """
@@ -73,8 +81,7 @@ def new_folder(path):
     An older data folder at `path` goes away only then; anything else there is a UserError.
     """
     path = Path(path)
-    if path.exists() and not (path / "manifest.json").is_file():
-        raise UserError(f"'{path}' exists and is no data folder (no manifest.json): not replaced")
+    check_out(path)
     made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{x}") for x in ("new", "old"))
@@ -210,10 +217,11 @@ def described(counts):
     return f"read {counts['read']:,}, repaired {counts['repaired']:,}, dropped: {dropped}"
 
 
-def tokenize(folder, settings, train, val, tokenizer, apart=()):
+def tokenize(folder, settings, train, val, tokenizer, apart=(), said=None):
     """
     Fill the data folder `folder` from the Sources; val is None to hold out val_fraction. apart:
-    names of fields that are not to meet in the instructions of train; those of val stay.
+    names of fields that are not to meet in the instructions of train; those of val stay. said: what
+    the manifest is to say instead, {name: value}.
     """
     limit = 0 if val else round(settings.val_fraction * 2**64)
     answers = corpus.is_instruct(settings.source)
@@ -256,12 +264,16 @@ def tokenize(folder, settings, train, val, tokenizer, apart=()):
         "hold_out": "+".join(apart),
         "splits": splits,
     }
-    write_manifest(folder, facts)
+    write_manifest(folder, facts | (said or {}))
     return splits
 
 
-def prepare(settings):
-    """Make the data folder that the settings describe; returns its path."""
+def prepare(settings, add=None, said=None):
+    """
+    Make the data folder that the settings describe; returns its path.
+
+    add: a function that puts more files into the folder before it appears. said: see `tokenize`.
+    """
     if settings.vocab_size > tokenizers.MAX_VOCAB:
         raise UserError(f"vocab_size may be at most {tokenizers.MAX_VOCAB:,}: ids are uint16")
     if not 0 < settings.val_fraction < 1:
@@ -283,7 +295,9 @@ def prepare(settings):
         if path.exists():
             print(f"{path} exists: it is replaced when the new one is complete")
         with new_folder(path) as folder:
-            splits = tokenize(folder, settings, train, val, tokenizer, names)
+            if add:
+                add(folder)
+            splits = tokenize(folder, settings, train, val, tokenizer, names, said)
         for split, facts in splits.items():
             stories, tokens = facts["stories"], facts["tokens"]
             density = f"{facts['bytes'] / (tokens - stories):.2f} bytes/token"

@@ -9,9 +9,10 @@ Two ways to find a synonym:
     Wordnet     the student report's: any single word that shares any sense with the word, as it
                 stands in WordNet. So "ran" may become "campaign", and "big" in "a big ball" "adult"
     Context     ours: a word that usually means what this one does here, by Lesk's guess, that the
-                corpus uses, and in this one's form: "began" becomes "started", "a big apple" "a
-                large apple", with the article that it needs. Names stay, words whose sense is in
-                doubt, and those that make up one thing with a neighbour ("ice cream", "woke up")
+                corpus has and uses alike ("told" is followed by other words than "said"), and in
+                this one's form: "began" becomes "started", "a big apple" "a large apple", with the
+                article that it needs. Names stay, words whose sense is in doubt, and those that
+                make up one thing with a neighbour ("ice cream", "woke up")
 
 Chosen are as many content words (nouns, verbs, adjectives and adverbs) as the share asks for,
 rounded by chance so that it holds on average, of those that have a synonym.
@@ -19,19 +20,23 @@ rounded by chance so that it holds on average, of those that have a synonym.
 
 import math
 import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 
 import thesaurus
-from words import STOP, dictionary, lemmas, tokens
+from words import STOP, dictionary, lemmas, tokens, words_and_marks
 
 PARTS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # WordNet's, and lemminflect's
 NEAR = 12  # words on either side that say which sense a word has
-SURE = 0.5  # how likely that sense must be
+SURE = 0.4  # how likely that sense must be
 USUAL = 3  # a synonym has the sense among its own so many most usual ones
 FOR = 2.0  # nats that a model may have against a synonym
-WINDOW = 300  # characters before a word that a model reads, and half as many after it
-COMMON = 1e-6  # share of a corpus's words that a synonym's forms must have
+COMMON = 1e-5  # share of a corpus's words that a synonym must have, in its form
+ALIKE = 0.2  # share of what follows it in the corpus that a synonym has in common with the word
+UNIT = 4  # words that may make up one thing
+AROUND = 300  # characters before and behind a word that are looked at
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,36 @@ class Wordnet:
         return swaps
 
 
+class Usage:
+    """How a corpus uses words: counts {word: how often}, follows {word: {what comes next: ...}}."""
+
+    def __init__(self):
+        self.counts, self.follows = Counter(), defaultdict(Counter)
+
+    def add(self, text):
+        """Count the words and marks of a text, in lower case."""
+        found = words_and_marks(text)
+        self.counts.update(found)
+        for word, after in pairwise(found):
+            self.follows[word][after] += 1
+
+    def alike(self, word, other):
+        """The share that two words have in common of what follows them, 0 to 1."""
+        one, two = (self.follows.get(name, {}) for name in (word, other))
+        sums = sum(one.values()), sum(two.values())
+        return sum(min(one[x] / sums[0], two[x] / sums[1]) for x in one.keys() & two.keys())
+
+
 class Context:
     """
-    Ours. counts: {word: how often} of a corpus, lower case, as words.tokens has them. likelihood: a
-    Likelihood, by which the one that fits best is taken, if one fits; without, any of them.
+    Ours. usage: of a corpus. likelihood: a Likelihood, by which the one that fits best is taken, if
+    one fits; without, any of them.
     """
 
-    def __init__(self, counts, likelihood=None):
-        self.counts, self.total, self.bases = counts, sum(counts.values()), bases_of(counts)
-        self.likelihood = likelihood
+    def __init__(self, usage, likelihood=None):
+        self.usage, self.counts, self.total = usage, usage.counts, usage.counts.total()
+        self.bases, self.likelihood = bases_of(usage.counts), likelihood
+        self.alike = cache(usage.alike)
 
     def names(self, text, word):
         """The synonyms of a thesaurus.Word of a text as dictionaries have them, a list of str."""
@@ -115,11 +141,12 @@ class Context:
         senses, counts = senses_of(word.text.lower(), word.pos)
         if not sum(counts):
             return None
-        near = tokens(text[: word.start])[-NEAR:] + tokens(text[word.stop :])[:NEAR]
+        before = text[max(0, word.start - AROUND) : word.start]
+        near = tokens(before)[-NEAR:] + tokens(text[word.stop : word.stop + AROUND])[:NEAR]
         near = {name: lemmas(name) for name in near if name not in STOP}
         weights = [
             (count + 1) * math.prod(
-                math.sqrt(self.total / (self.counts.get(name, 0) + 1))
+                math.sqrt(self.total / (self.counts[name] + 1))
                 for name, bases in near.items() if bases & described(sense)
             )
             for sense, count in zip(senses, counts, strict=True)
@@ -130,7 +157,11 @@ class Context:
     def synonyms(self, text, word):
         """What a thesaurus.Word of a text may become, a list of str, in the word's own form."""
         forms = [inflected(name, word.tag) for name in self.names(text, word)]
-        found = [form for form in forms if form and form != word.text]
+        own, least = word.text.lower(), COMMON * self.total  # so nothing is made up: "experter"
+        found = [
+            form for form in forms
+            if form != own and self.counts[form] >= least and self.alike(own, form) >= ALIKE
+        ]  # fmt: skip
         return self.likeliest(text, word, found) if self.likelihood and found else found
 
     def likeliest(self, text, word, forms):
@@ -140,7 +171,9 @@ class Context:
         the word does, less how much likelier it is anywhere: a rare word is not wrong for that.
         """
         own, *others = self.likelihood(text, word, [word.text, *forms])
-        counts = [self.counts.get(form.lower(), 0) + 1 for form in (word.text, *forms)]
+        if own == -math.inf:
+            return []
+        counts = [self.counts[form.lower()] + 1 for form in (word.text, *forms)]
         scores = [
             score - own + math.log(counts[0] / count)
             for score, count in zip(others, counts[1:], strict=True)
@@ -152,12 +185,13 @@ class Context:
         """The swaps, with those of "a" and "an" that they ask for."""
         found = []
         for swap in swaps:
-            before = re.search(r"\b(an?)(\s+)$", text[: swap.start], re.IGNORECASE)
+            first = max(0, swap.start - 20)
+            before = re.search(r"\b(an?)\s+[\"“‘']?$", text[first : swap.start], re.IGNORECASE)
             if before:
                 article = "an" if begins_with_vowel(swap.new) else "a"
                 article = article.capitalize() if before[1][0].isupper() else article
                 if article.lower() != before[1].lower():
-                    found.append(Swap(before.start(1), before[1], article, ""))
+                    found.append(Swap(first + before.start(1), before[1], article, ""))
             found.append(swap)
         return found
 
@@ -171,22 +205,31 @@ class Likelihood:
 
         self.found = checkpoint.load_any(name)
 
+    @staticmethod
+    def use_one_core():
+        """What this process computes with torch."""
+        import torch
+
+        torch.set_num_threads(1)
+
     def __call__(self, text, word, forms):
         """
         The log-probabilities, in nats, of a text's window around a thesaurus.Word with each of the
-        forms in its place, a list of float.
+        forms in its place, a list of float; -inf where the model does not reach so far.
         """
         import torch
 
-        model, begin = self.found.model, self.found.begin
-        before = text[max(0, word.start - WINDOW) : word.start]
-        after = text[word.stop : word.stop + WINDOW // 2]
-        found = []
+        reach, found = min(AROUND, self.found.limit // 2), []  # a character is a token at the most
+        before = text[max(0, word.start - reach) : word.start]
+        after = text[word.stop : word.stop + reach // 2]
         with torch.no_grad():
             for form in forms:
-                ids = begin + self.found.tokenizer.encode(before + form + after)
-                ids = torch.tensor([ids[: self.found.limit]])
-                loss = model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
+                ids = self.found.begin + self.found.tokenizer.encode(before + form + after)
+                if len(ids) > self.found.limit:  # but for what is not ASCII
+                    found.append(-math.inf)
+                    continue
+                ids = torch.tensor([ids])
+                loss = self.found.model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
                 found.append(-float(loss.sum()))
         return found
 
@@ -236,26 +279,34 @@ def inflected(base, tag):
     return forms[0] if forms else ""
 
 
-@cache
+@lru_cache(1 << 18)
 def _is_unit(words):
     """Whether WordNet knows the words, joined, as one thing: "ice cream", "wake up"."""
     return bool(thesaurus.wordnet().synsets("_".join(words)))
 
 
 def in_a_unit(text, word):
-    """Whether a thesaurus.Word of a text makes up one thing with the word before or after it."""
-    before = re.search(r"([^\W\d_]+)[ -]$", text[max(0, word.start - 40) : word.start])
-    after = re.match(r"[ -]([^\W\d_]+)", text[word.stop : word.stop + 40])
-    base = thesaurus.base_form(word.text, word.pos)
-    pairs = [(before[1].lower(), x) for x in (word.text, base)] if before else []
-    pairs += [(x, after[1].lower()) for x in (word.text, base)] if after else []
-    hyphened = "-" in (text[word.start - 1 : word.start], text[word.stop : word.stop + 1])
-    return hyphened or any(map(_is_unit, pairs))
+    """Whether a thesaurus.Word of a text makes up one thing with words beside it."""
+    before = re.search(r"(?:[^\W\d_]+[ -])*$", text[max(0, word.start - 60) : word.start])[0]
+    after = re.match(r"(?:[ -][^\W\d_]+)*", text[word.stop : word.stop + 60])[0]
+    if before.endswith("-") or after.startswith("-"):
+        return True
+    before, after = re.split("[ -]", before.lower())[:-1], re.split("[ -]", after.lower())[1:]
+    before, after = before[1 - UNIT :], after[: UNIT - 1]
+    return any(
+        _is_unit((*before[len(before) - i :], one, *after[:j]))
+        for one in {word.text.lower(), thesaurus.base_form(word.text, word.pos)}
+        for i in range(len(before) + 1)
+        for j in range(min(len(after), UNIT - 1 - i) + 1)
+        if i + j
+    )
 
 
 # Words that begin with another sound than their letter.
 _SILENT_H = re.compile("hour|honest|honou?r|heir", re.IGNORECASE)
-_LIKE_YOU = re.compile("uni[cflqtv]|union|us[eu]|util|uten|utop|eu|ewe|ubiq", re.IGNORECASE)
+_LIKE_YOU = re.compile(
+    "uni[cflqtv]|union|unis|unanim|us[aeu]|util|uten|utop|eu|ewe|ubiq|uku|ur[ai]n", re.IGNORECASE
+)
 _LIKE_WON = re.compile(r"(?:one|once)\b", re.IGNORECASE)
 
 

@@ -3,17 +3,24 @@ TinyStories-Syn: stories in a richer vocabulary, half of them with 30 % of their
 replaced by synonyms.
 
     python synonyms.py --source=tinystories --out=data/tinystories-syn
-    python synonyms.py --source=mine.txt --val_source=val.txt --tokenizer=bpe --mode=context
+    python synonyms.py --source=mine.txt --val_source=val.txt --mode=context
     python train.py configs/ts_cpu.py --dataset=data/tinystories-syn --out_dir=out/syn
 
 --mode=wordnet is the student report's method, context ours: rewording.py says what they do. What
-becomes of a story depends on the seed and its text alone, in whatever order the stories come. Those
-left alone, and everything of the others but the words replaced, stay as they are, byte for byte.
+becomes of a story depends on the seed and its text alone, in whatever order the stories come, and
+in mode context on how the corpus uses words: on its first 32 megabytes. Stories left alone, and
+everything of the others but the words replaced, stay as they are, byte for byte.
 
-The folder is one that train.py takes, as prepare.py makes it, and has the texts besides:
-stories.txt and stories_val.txt, `<|endoftext|>` between the stories, replacements.jsonl with every
-word replaced, and synonyms.json with what was asked and what was got. A killed command goes on
-where it stood.
+The folder is one that train.py takes, as prepare.py makes it (which leaves out stories that come
+twice or were cut off), and has the texts besides:
+
+    stories.txt, stories_val.txt    all stories, `<|endoftext|>` between them
+    replacements.jsonl              a line for each story reworded: {"split", "story": its number
+                                    in that file, from 0, "swaps": [[start, old, new, part of
+                                    speech], ...]}; from character `start` on it now has `new`
+    synonyms.json                   what was asked, and what was got
+
+A killed command goes on where it stood.
 """
 
 import contextlib
@@ -21,25 +28,27 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import corpus
 import hub
 import prepare
 import thesaurus
+import tokenizer as tokenizers
 from configs import UserError, load, run, show
 from encode import hash_of, worker_pool
-from rewording import Context, Likelihood, Wordnet, reword
+from rewording import Context, Likelihood, Usage, Wordnet, reword
 from tokenizer import EOT
-from words import tokens
 
 COUNTED = 32  # blocks of about a megabyte whose words say what the corpus uses, in mode context
 SEPARATOR = f"\n{EOT}\n"
+_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the others are bytes that are no UTF-8
 
 
 @dataclass(frozen=True)
@@ -60,40 +69,63 @@ class Settings:
 class Reworder:
     """Rewords the stories of a block, in a worker process."""
 
-    def __init__(self, settings, counts):
-        """counts: {word: how often} of the corpus, for mode context."""
-        self.settings, self.counts, self.way = settings, counts, None
+    def __init__(self, settings, usage):
+        """usage: rewording.Usage of the corpus, for mode context."""
+        self.settings, self.usage, self.way = settings, usage, None
 
     def __call__(self, block):
         """
         The stories of a block of a Source: [(text, swaps or None where it was left alone)], and the
         Counter of the chosen ones, their content words and the words replaced.
         """
+        settings = self.settings
         if self.way is None:  # here, in the worker: WordNet is not sent from process to process
-            model = self.settings.model
-            likelihood = Likelihood(model) if model else None
-            plain = self.settings.mode == "wordnet"
-            self.way = Wordnet() if plain else Context(self.counts, likelihood)
+            likelihood = Likelihood(settings.model) if settings.model else None
+            if likelihood and settings.workers != 1:
+                likelihood.use_one_core()  # the other workers use the others
+            plain = settings.mode == "wordnet"
+            self.way = Wordnet() if plain else Context(self.usage, likelihood)
         found, total = [], Counter()
-        for text in corpus.texts(block):
-            swaps, settings = None, self.settings
+        for text in stories_of(block):
+            swaps = None
             digest = hash_of(text.encode("utf-8", "surrogatepass"), settings.seed)
             if int.from_bytes(digest[:8], "little") < settings.story_fraction * 2**64:
                 rng = random.Random(digest)
                 text, swaps, words = reword(text, settings.word_fraction, self.way, rng)
+                swaps = moved(swaps)
                 replaced = sum(bool(swap.pos) for swap in swaps)
                 total.update(chosen=1, words=words, replaced=replaced)
             found.append((text, swaps))
         return found, total
 
 
-def count_words(source):
-    """{word: how often} in the first COUNTED blocks of a Source."""
-    found = Counter()
+def stories_of(block):
+    """
+    The stories of a block as they can stand in a text file: without <|endoftext|> inside, and with
+    no half of a surrogate pair, which .jsonl may have.
+    """
+    for text in corpus.texts(block):
+        for story in _HALVES.sub("\N{REPLACEMENT CHARACTER}", text).split(EOT):
+            if story.strip():
+                yield story
+
+
+def moved(swaps):
+    """The Swaps of a text, where they stand once all of them are made."""
+    found, shift = [], 0
+    for swap in swaps:
+        found.append(replace(swap, start=swap.start + shift))
+        shift += len(swap.new) - len(swap.old)
+    return found
+
+
+def usage_of(source):
+    """The Usage of the first COUNTED blocks of a Source, for mode context."""
+    found = Usage()
     for block in itertools.islice(source.blocks(), COUNTED):
-        for text in corpus.texts(block):
-            found.update(tokens(text))
-    return dict(found)
+        for text in stories_of(block):
+            found.add(text)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------
@@ -103,9 +135,10 @@ def count_words(source):
 class Progress:
     """Files that only grow, and a file that says how far they are whole: {split: how far}."""
 
-    def __init__(self, folder, settings):
+    def __init__(self, folder, asked):
+        """asked: what else must be the same for a killed command to go on, JSON-able."""
         self.folder, self.path = Path(folder), Path(folder) / "progress.json"
-        self.asked, self.done = asdict(settings) | {"workers": 0}, {}
+        self.asked, self.done = asked, {}
         with contextlib.suppress(OSError, ValueError, KeyError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if found["asked"] == self.asked:
@@ -120,6 +153,7 @@ class Progress:
         for name, size in zip(("txt", "jsonl"), self.of(split)["sizes"], strict=True):
             file = open(self.folder / f"{split}.{name}", "ab")  # noqa: SIM115  the caller's
             file.truncate(size)
+            file.seek(size)
             found.append(file)
         return found
 
@@ -140,6 +174,11 @@ class Progress:
         part.write_text(json.dumps({"asked": self.asked, "done": self.done}), encoding="utf-8")
         os.replace(part, self.path)
 
+    def end(self):
+        """Remove it all, first what says that there is something to go on with."""
+        self.path.unlink()
+        shutil.rmtree(self.folder)
+
 
 def write_split(source, split, progress, work):
     """Reword a Source into the files of its split, on from where they are whole."""
@@ -153,7 +192,7 @@ def write_split(source, split, progress, work):
         stories, replacements = files
         for found, total in prepare.progress(work(blocks), source):
             for text, swaps in found:
-                before = SEPARATOR if stories.tell() else ""
+                before = SEPARATOR if counts["stories"] else ""
                 stories.write(f"{before}{text}".encode("utf-8", "surrogateescape"))
                 if swaps:
                     made = [[swap.start, swap.old, swap.new, swap.pos] for swap in swaps]
@@ -187,56 +226,73 @@ def rates(settings, splits):
     return found
 
 
-def check(settings):
-    """Raise UserError for settings that cannot be."""
+def check(settings, out):
+    """Raise UserError for settings that cannot be, before anything is read or made."""
     if settings.mode not in ("wordnet", "context"):
         raise UserError(f"mode must be wordnet or context, not '{settings.mode}'")
-    if settings.model:
-        if settings.mode != "context":
-            raise UserError("a model is for --mode=context: wordnet takes any synonym")
-        Likelihood(settings.model)  # says what is missing before anything is made
+    if settings.model and settings.mode != "context":
+        raise UserError("a model is for --mode=context: wordnet takes any synonym")
     for name in ("story_fraction", "word_fraction"):
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f"{name} must lie between 0 and 1, not {getattr(settings, name):g}")
-    if corpus.is_instruct(settings.source):
+    if settings.workers < 0 or not 0 <= settings.seed < 2**63:
+        raise UserError("workers and seed must not be negative, nor the seed above 2^63")
+    if any(map(corpus.is_instruct, (settings.source, settings.val_source))):
         raise UserError("stories get synonyms, not Instruct records: name a source of stories")
     if not settings.val_source and settings.source not in hub.NAMED:
         # Held out by its hash, a story would be in val here and in train of the plain data.
         raise UserError("name the validation stories with --val_source, so that they stay apart")
-    thesaurus.tags(["dog"]), thesaurus.wordnet()  # say what is missing before anything is made
+    prepare.check_out(out)
+    if settings.tokenizer not in ("bpe", "gpt2-10k"):  # these are made from the text
+        tokenizers.build(settings.tokenizer)
+    elif not 256 < settings.vocab_size <= tokenizers.MAX_VOCAB:
+        raise UserError(f"vocab_size must be above 256 and at most {tokenizers.MAX_VOCAB:,}")
+    thesaurus.tags(["dog"]), thesaurus.wordnet()
+
+
+def asked_of(settings, sources):
+    """What decides the texts, JSON-able: settings, how long the sources are, and which model."""
+    names = ("source", "val_source", "mode", "story_fraction", "word_fraction", "model", "seed")
+    found = {name: getattr(settings, name) for name in names}
+    # total() downloads a source, or says that it is not there, before anything is made.
+    found["sources"] = {split: [str(one), one.total()] for split, one in sources.items()}
+    found["checkpoint"] = Likelihood(settings.model).found.identity() if settings.model else {}
+    return found
 
 
 def main():
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     settings, origin = load(Settings)
     show(settings, origin)
-    check(settings)
+    out = Path(settings.out or f"data/{corpus.slug(settings.source)}-syn")
+    check(settings, out)
     train = corpus.Source(settings.source).pinned()
     val = corpus.Source(settings.val_source or settings.source, "val").pinned()
     sources = {"val": val, "train": train}
-    for source in sources.values():
-        source.total()  # downloads it, or says that it is not there, before anything is made
-    out = Path(settings.out or f"data/{corpus.slug(settings.source)}-syn")
-    progress = Progress(out.with_name(f".{out.name}.work"), settings)
-    counts = count_words(train) if settings.mode == "context" else {}
-    with worker_pool(Reworder(settings, counts), settings.workers) as work:
+    progress = Progress(out.with_name(f".{out.name}.work"), asked_of(settings, sources))
+    usage = usage_of(train) if settings.mode == "context" else Usage()
+    with worker_pool(Reworder(settings, usage), settings.workers) as work:
         for split, source in sources.items():
             write_split(source, split, progress, work)
     got = rates(settings, {split: progress.of(split)["counts"] for split in sources})
     texts = {split: progress.folder / f"{split}.txt" for split in sources}
-    prepare.prepare(prepare.Settings(
+
+    def add(folder):
+        for split, name in (("train", "stories.txt"), ("val", "stories_val.txt")):
+            shutil.copyfile(texts[split], folder / name)
+        with open(folder / "replacements.jsonl", "wb") as file:
+            for split in sources:
+                with open(progress.folder / f"{split}.jsonl", "rb") as part:
+                    shutil.copyfileobj(part, file)
+        facts = json.dumps(asdict(settings) | {"got": got}, indent=1)
+        (folder / "synonyms.json").write_text(facts, encoding="utf-8")
+
+    made = prepare.Settings(
         source=str(texts["train"]), val_source=str(texts["val"]), tokenizer=settings.tokenizer,
         vocab_size=settings.vocab_size, out=str(out), workers=settings.workers,
-    ))  # fmt: skip
-    facts = asdict(settings) | {"got": got}
-    (out / "synonyms.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    with open(out / "replacements.jsonl", "wb") as file:
-        for split in sources:
-            with open(progress.folder / f"{split}.jsonl", "rb") as part:
-                shutil.copyfileobj(part, file)
-    texts["train"].rename(out / "stories.txt")
-    texts["val"].rename(out / "stories_val.txt")
-    shutil.rmtree(progress.folder)
+    )  # fmt: skip
+    prepare.prepare(made, add, {"source": f"{train} (synonyms)", "val_source": f"{val} (synonyms)"})
+    progress.end()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ folder that NLTK_DATA names.
 """
 
 import re
+import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,11 @@ import numpy as np
 from configs import UserError
 from words import STOP, dictionary
 
-_TOKEN = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[^\w\s]")
+# A run of letters, digits, accents that combine, and stray bytes is one token, so that no part of
+# "dog2" or "donâ€™t" is taken for a word.
+_RUN = r"[\w\u0300-\u036f\udc80-\udcff€™]+"
+_TOKEN = re.compile(rf"{_RUN}(?:[-'’‘`´]{_RUN})*|[^\w\s]")
+_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _POS = {"N": "n", "V": "v", "J": "a", "R": "r"}  # the first letter of a Penn tag, and WordNet's
 GET = "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng"
 
@@ -39,7 +44,7 @@ def _read(what):
     """What a function reads of NLTK's data; UserError where that is not there."""
     try:
         return what()
-    except (LookupError, OSError, ValueError) as error:
+    except (LookupError, OSError, ValueError, zipfile.BadZipFile) as error:
         why = next((line.strip(" *") for line in str(error).splitlines() if line.strip(" *")), "")
         raise UserError(f"NLTK's WordNet and tagger cannot be read ({why:.80}): {GET}") from None
 
@@ -50,18 +55,16 @@ class _Perceptron:
     def __init__(self, model):
         self.classes = sorted(model.classes)
         number = {label: i for i, label in enumerate(self.classes)}
-        rows = np.zeros((len(model.weights), len(number)))
-        for row, weights in zip(rows, model.weights.values(), strict=True):
+        self.weights = np.zeros((len(model.weights), len(number)))
+        for row, weights in zip(self.weights, model.weights.values(), strict=True):
             row[[number[label] for label in weights]] = list(weights.values())
-        self.rows = dict(zip(model.weights, rows, strict=True))  # of each feature
+        self.row = {feature: i for i, feature in enumerate(model.weights)}
 
     def predict(self, features, return_conf=False):
         """(the likeliest tag, None); of equals the last in the alphabet, as NLTK has it."""
-        scores = np.zeros(len(self.classes))
-        for feature in features:
-            if (row := self.rows.get(feature)) is not None:
-                scores += row
-        return self.classes[np.flatnonzero(scores == scores.max())[-1]], None
+        rows = [row for row in map(self.row.get, features) if row is not None]
+        scores = np.add.reduce(self.weights.take(rows, 0), 0)
+        return self.classes[len(self.classes) - 1 - scores[::-1].argmax()], None
 
 
 @cache
@@ -96,14 +99,19 @@ def content_words(text):
     return [
         Word(match.start(), match.end(), match[0], _POS[tag[0]], tag)
         for match, tag in zip(found, tags([match[0] for match in found]), strict=True)
-        if tag[0] in _POS and match[0][0].islower() and match[0] not in STOP
+        if tag[0] in _POS and match[0][0].islower() and _WORD.fullmatch(match[0])
+        and match[0].replace("’", "'") not in STOP
     ]  # fmt: skip
 
 
 @cache
 def base_form(word, pos):
-    """The base form of a word of a part of speech, as WordNet has it; else the word, lower case."""
-    return wordnet().morphy(word.lower(), pos) or word.lower()
+    """
+    The base form of a word of a part of speech, as WordNet has it; else the word, lower case. Of
+    several the one that its texts have most: "saw" is of "see" rather than what a carpenter does.
+    """
+    found, counts = wordnet()._morphy(word.lower(), pos), _counts()
+    return max(found, key=lambda base: counts[base, pos], default=word.lower())
 
 
 @cache

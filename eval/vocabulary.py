@@ -6,21 +6,22 @@ Is a model's vocabulary richer? A model of plain stories beside one of the same 
 Both go on from the same beginnings; of what they tell:
 
     MTLD, distinct-n    how soon words repeat (similarity.py)
-    synonym entropy     bits: which of several synonyms a word is, given what they stand for. A
-                        word stands for the one that plain stories have most, of itself and all of
-                        its WordNet synonyms: "protagonist" stands for "friend"
-    rare words          share of words that are none of those which make up 95 % of plain stories
+    synonym entropy     bits: which base form a content word has, given what it most usually means:
+                        "big" and "large" mean the same, "find" and "see" do not, though they can
+    rare words          share of words that are in a dictionary or in plain stories, but none of
+                        those which make up 95 % of plain stories
+    non-words           share of words that are in neither
 
-and each one's loss on the validation stories of both data folders. Intervals are 95 % bootstrap
-intervals over the completions, or over the groups of stories. Where eval.judge --mode=synonyms has
-graded both, its grades stand beside, as in the student report's table 6. Results are in
+and each one's loss on the validation stories of both data folders, a token, or where the two have
+not the same tokenizer, a byte. Intervals are 95 %: bootstrap intervals over the beginnings, and of
+the losses by the delta method over groups of at most 32 stories. Where eval.judge --mode=synonyms
+has graded both, its grades stand beside, as in the student report's table 6. Results are in
 eval/vocabulary.json of the second run.
 """
 
 import json
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ from eval.exercises import beginnings, completions
 from generation import check
 from machine import autocast_for, pick_device, pick_dtype
 from shards import Dataset
-from words import tokens, words_and_marks
+from words import dictionary, tokens, words_and_marks
 
+GROUP = 32  # stories whose losses are taken together
 USUAL = 0.95  # share of the words of plain stories that are not rare
 
 
@@ -54,46 +56,46 @@ class Settings:
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
     dtype: str = "float32"  # float32, bfloat16 or float16 for the losses
-    distinct_words: int = 2000  # distinct-n is of so many words at a time
+    distinct_words: int = 300  # distinct-n is of so many words of a beginning's completions
 
 
 # ----------------------------------------------------------------------------------------------
 # words and what they stand for
 
 
-class Meanings:
-    """What words stand for, and which are rare, by {word: how often} in plain stories."""
+def meaning(word, pos):
+    """
+    (the most usual sense of a word, its base form), by WordNet, two str; None where no other word
+    has a sense in common with it.
+    """
+    if not thesaurus.synonyms(word, pos):
+        return None
+    base = thesaurus.base_form(word, pos)
+    return thesaurus.wordnet().synsets(base, pos)[0].name(), base
 
-    def __init__(self, counts):
-        self.counts, left = counts, USUAL * sum(counts.values())
-        self.usual = set()
-        for word, count in Counter(counts).most_common():
-            if left <= 0:
-                break
-            self.usual.add(word)
-            left -= count
-        self.of = cache(self._of)
 
-    def _of(self, word, pos):
-        base = thesaurus.base_form(word, pos)
-        # Of equals the word itself, so that one that nobody else uses stands for itself.
-        return max([base, *thesaurus.synonyms(word, pos)], key=lambda x: self.counts.get(x, 0))
+def meanings(text):
+    """[(sense, base form)] of the content words of a text that have synonyms."""
+    found = (meaning(word.text, word.pos) for word in thesaurus.content_words(text))
+    return [pair for pair in found if pair]
 
-    def pairs(self, text):
-        """[(what it stands for, base form)] of the content words of a text that have synonyms."""
-        found = []
-        for word in thesaurus.content_words(text):
-            if thesaurus.synonyms(word.text, word.pos):
-                base = thesaurus.base_form(word.text, word.pos)
-                found.append((self.of(word.text, word.pos), base))
-        return found
+
+def usual_of(counts):
+    """The most frequent words that make up USUAL of plain stories, a set, by {word: how often}."""
+    found, left = set(), USUAL * sum(counts.values())
+    for word, count in Counter(counts).most_common():
+        if left <= 0:
+            break
+        found.add(word)
+        left -= count
+    return found
 
 
 def entropy(counts, seed):
     """
     The entropy of words given what they stand for, in bits, with its interval over the texts.
 
-    counts: of each text [(what a word stands for, word)]. A sample shows fewer words than there
+    counts: of each text [(what a word means, word)]. A sample shows fewer words than there
     are, so its entropy is too low, and a resample's lower still, by about as much: mean and
     interval are those of the basic bootstrap, which takes that off (Davison & Hinkley 1997, 5.2).
     """
@@ -124,21 +126,38 @@ def entropy(counts, seed):
     return {"mean": float(middle), "low": float(low), "high": float(high), "n": n}
 
 
-def richness(texts, meanings, settings):
-    """{measure: interval or number} of the completions of one model, a list of str."""
-    words = [words_and_marks(text) for text in texts]
-    plain = [tokens(text) for text in texts]
-    rare = [sum(word not in meanings.usual for word in text) for text in plain]
-    lengths = [len(similarity.words_of(text)) for text in words]
-    seed = settings.seed
-    distinct = {n: similarity.distinct(words, n, settings.distinct_words) for n in (1, 2, 3)}
+def richness(told, counts, settings):
+    """
+    {measure: interval} of the completions of one model, a list of str for each beginning. counts:
+    {word: how often} in plain stories.
+    """
+    usual, seed = usual_of(counts), settings.seed
+    spoken = [[tokens(text) for text in texts] for texts in told]
+    marked = [[words_and_marks(text) for text in texts] for texts in told]
+
+    def share(holds):
+        tops = [sum(holds(word) for text in texts for word in text) for texts in spoken]
+        return intervals.ratio(tops, [sum(map(len, texts)) for texts in spoken], seed)
+
+    def known(word):
+        return word in counts or bool(dictionary(word))
+
+    lengths = [sum(len(similarity.words_of(text)) for text in texts) for texts in marked]
+    factors = [sum(similarity.factors(text) for text in texts) for texts in marked]
+    distinct = {
+        f"distinct_{n}": intervals.mean(
+            [similarity.distinct(texts, n, settings.distinct_words) for texts in marked], seed)
+        for n in (1, 2, 3)
+    }  # fmt: skip
     return {
-        "words": intervals.mean(lengths, seed),
-        "mtld": intervals.ratio(lengths, [similarity.factors(text) for text in words], seed),
-        "synonym_entropy": entropy([meanings.pairs(text) for text in texts], seed),
-        "rare": intervals.ratio(rare, [len(text) for text in plain], seed),
-        **{f"distinct_{n}": None if x != x else x for n, x in distinct.items()},
-    }
+        "words": intervals.ratio(lengths, [len(texts) for texts in told], seed),
+        "mtld": intervals.ratio(lengths, factors, seed),
+        "synonym_entropy": entropy([[x for t in texts for x in meanings(t)] for texts in told],
+                                   seed),
+        "rare": share(lambda word: word not in usual and known(word)),
+        "non_words": share(lambda word: not known(word)),
+        **distinct,
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------
@@ -152,22 +171,23 @@ def stories_of(found):
     return [found.tokenizer.decode(data.story(i)[1:]) for i in range(data.stories)], folder
 
 
-def loss_on(found, texts, settings):
-    """The loss on texts: {"mean", "low", "high"} in nats a token, and bits a byte."""
+def loss_on(found, texts, settings, of_bytes):
+    """{"mean", "low", "high", "n"} of the loss on texts, nats a token, or of_bytes bits a byte."""
     device = found.model.wte.weight.device
     autocast = autocast_for(device, pick_dtype(settings.dtype, device))
-    groups = loss.groups_of_text(iter(texts), found.tokenizer)
+    groups = loss.groups_of_text(iter(texts), found.tokenizer, min(GROUP, 1 + len(texts) // 8))
     nats, count, size = loss.score(found.model, groups, found.tokenizer.eot, 8, autocast).T
-    (mean, half), (bits, _) = loss.ratio(nats, count), loss.ratio(nats / np.log(2), size)
+    mean, half = loss.ratio(nats / np.log(2), size) if of_bytes else loss.ratio(nats, count)
     half = half or 0.0
-    return {"mean": mean, "low": mean - half, "high": mean + half, "bits_per_byte": bits}
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(nats)}
 
 
 def graded(found):
-    """What eval.judge --mode=synonyms found of a run, {grade: interval}; {} where it was not."""
+    """What eval.judge --mode=synonyms found of this very checkpoint, {grade: interval}, or {}."""
     path = Path(found.out_dir) / "eval" / "judge-synonyms.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["grades"]
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return results["grades"] if results["checkpoint"] == found.identity() else {}
     except (OSError, ValueError, KeyError):
         return {}
 
@@ -176,14 +196,14 @@ def show(results):
     """Print the table: a measure a row, plain / with synonyms."""
     both = list(results["models"].values())
     names = {"mtld": ("MTLD", 1), "synonym_entropy": ("synonym entropy, bits", 3),
-             "rare": ("rare words", 4)}  # fmt: skip
+             "rare": ("rare words", 4), "non_words": ("non-words", 4)}  # fmt: skip
+    names |= {f"distinct_{n}": (f"distinct-{n}", 3) for n in (1, 2, 3)}
     rows = [(label, [intervals.described(x[key], digits) for x in both])
             for key, (label, digits) in names.items()]  # fmt: skip
-    rows += [(f"distinct-{n}", ["-" if x[f"distinct_{n}"] is None else f"{x[f'distinct_{n}']:.3f}"
-                                for x in both]) for n in (1, 2, 3)]  # fmt: skip
-    rows += [(f"loss on {where}", [intervals.described(x["loss"][where], 4) for x in both])
+    unit = "bits per byte" if results["loss_of_bytes"] else "loss"
+    rows += [(f"{unit} on {where}", [intervals.described(x["loss"][where], 4) for x in both])
              for where in both[0]["loss"]]  # fmt: skip
-    for grade in both[0]["judge"]:
+    for grade in dict.fromkeys([*both[0]["judge"], *both[1]["judge"]]):
         rows.append((grade, [intervals.described(x["judge"].get(grade), 2) for x in both]))
     wide = max(len(label) for label, _ in rows)
     print(f"\n{'':{wide}}  {'plain':<28}{'with synonyms'}")
@@ -195,6 +215,8 @@ def main():
     settings, _ = load(Settings, positional=("out_dir", "syn_dir"))
     if not (settings.out_dir and settings.syn_dir):
         raise UserError("usage: python -m eval.vocabulary out/<plain> out/<syn>")
+    if Path(settings.out_dir).resolve() == Path(settings.syn_dir).resolve():
+        raise UserError("name two runs: a model is not compared with itself")
     check(settings)
     device = pick_device(settings.device)
     models = [checkpoint.load_model(name, settings.checkpoint, device)
@@ -204,18 +226,18 @@ def main():
     counts = Counter()
     for text in plain:
         counts.update(tokens(text))
-    meanings, prompts = Meanings(counts), beginnings(settings.prompts)
-    meanings.of("dog", "n")  # says what is missing before anything is told
-    results = {}
+    prompts = beginnings(settings.prompts)
+    meaning("dog", "n")  # says what is missing before anything is told
+    of_bytes, results = not models[0].tokenizer.same_as(models[1].tokenizer), {}
     for found in models:
         folder = Path(found.out_dir) / "eval"
         folder.mkdir(parents=True, exist_ok=True)
         told = completions(found, prompts, settings, settings.num_samples, folder)
-        row = richness([text for texts in told for text in texts], meanings, settings)
-        row["loss"] = {name: loss_on(found, texts, settings)
+        row = richness(told, counts, settings)
+        row["loss"] = {name: loss_on(found, texts, settings, of_bytes)
                        for name, texts in ((plain_data, plain), (syn_data, syn))}  # fmt: skip
         results[found.out_dir] = row | {"judge": graded(found), "checkpoint": found.identity()}
-    results = {"models": results, "prompts": len(prompts)} | {
+    results = {"models": results, "prompts": len(prompts), "loss_of_bytes": of_bytes} | {
         name: getattr(settings, name)
         for name in ("num_samples", "temperature", "top_p", "max_new_tokens", "seed")
     }

@@ -16,8 +16,10 @@ import storybook
 import synonyms
 import thesaurus
 from configs import ROOT, UserError
+from rewording import reword
 from shards import Dataset
 from synonyms import SEPARATOR
+from words import tokens
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
 
@@ -65,18 +67,21 @@ def test_what_it_writes(made, stories):
         new = (made / name).read_text().split(SEPARATOR)
         swapped = {line["story"]: line["swaps"] for line in lines if line["split"] == split}
         for number, text in enumerate(new):
-            old, pieces, last = stories[first + number], [], 0
-            for start, word, other, _ in swapped.get(number, []):
-                assert old[start : start + len(word)] == word
-                pieces += [old[last:start], other]
-                last = start + len(word)
-            assert "".join([*pieces, old[last:]]) == text
+            pieces, last = [], 0
+            for start, old, other, _ in swapped.get(number, []):
+                assert text[start : start + len(other)] == other
+                pieces += [text[last:start], old]
+                last = start + len(other)
+            assert "".join([*pieces, text[last:]]) == stories[first + number]
         assert 0 < len(swapped) < len(new)
     # train.py takes the folder as it is, and nothing else is left.
     data = Dataset(made, "train")
     data.verify()
     assert data.stories == 240 and Dataset(made, "val").stories == 20
     assert not list(made.parent.glob(".*"))
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert manifest["source"] == "train.txt (synonyms)"
+    assert {"stories.txt", "stories_val.txt", "replacements.jsonl"} <= manifest["files"].keys()
 
 
 def test_whatever_the_order(made, stories, tmp_path, monkeypatch):
@@ -94,13 +99,89 @@ def test_whatever_the_order(made, stories, tmp_path, monkeypatch):
 
 
 def test_context(stories, tmp_path, monkeypatch):
-    """The other mode: fewer words have a synonym that fits, and none of them is out of form."""
+    """The other mode: fewer words have a synonym that fits, and each is a word of the stories."""
     monkeypatch.chdir(tmp_path)
-    call(*written(tmp_path, stories[:60], stories[240:]), "--out=syn", "--mode=context")
+    call(*written(tmp_path, stories[:60], stories[240:]), "--out=syn", "--mode=context",
+         "--story_fraction=1")  # fmt: skip
     got = json.loads((tmp_path / "syn" / "synonyms.json").read_text())["got"]["train"]
-    assert 0.02 < got["word_fraction"] < 0.3
+    assert 0.005 < got["word_fraction"] < 0.3
     swaps = [swap for line in lines_of(tmp_path / "syn") for swap in line["swaps"]]
-    assert len(swaps) > 10 and {pos for *_, pos in swaps} <= {*"nvar", ""}
+    known = {word for text in stories[:60] for word in tokens(text)}
+    assert len(swaps) > 10 and {new for _, _, new, pos in swaps if pos} <= known
+
+
+def same(*folders):
+    """Whether data folders have the same texts, replacements and tokens."""
+    names = ("stories.txt", "stories_val.txt", "replacements.jsonl", "train_000.bin")
+    return all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+               for name in names)  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [*range(4), "end"])
+def test_stopped_and_gone_on_with(step, made, stories, tmp_path, monkeypatch):
+    """Wherever it stops, what was written and not yet known to be whole is cut off."""
+    monkeypatch.chdir(tmp_path)
+    words = written(tmp_path, stories[:240], stories[240:])
+    with pytest.MonkeyPatch.context() as patch:
+        save, calls = synonyms.Progress.save, iter(range(9))
+
+        def stopped(*args, **how):
+            if step == "end" or next(calls) == step:
+                raise KeyboardInterrupt
+            save(*args, **how)
+
+        patch.setattr(synonyms.Progress, "end" if step == "end" else "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            call(*words, "--out=syn")
+    read = []
+    monkeypatch.setattr(synonyms, "reword", lambda *args: read.append(args) or reword(*args))
+    call(*words, "--out=syn")
+    assert same(tmp_path / "syn", made) and not list(tmp_path.glob(".*"))
+    assert bool(read) == (step not in (3, "end"))
+
+
+@pytest.mark.parametrize("change", [
+    "--seed=1", "--mode=context", "--word_fraction=0.2", "--story_fraction=0.4", "val.txt",
+])  # fmt: skip
+def test_other_settings_begin_anew(change, stories, tmp_path, monkeypatch):
+    """What a stopped command left is only gone on with by the same one, on the same stories."""
+    monkeypatch.chdir(tmp_path)
+    words = written(tmp_path, stories[:30], stories[240:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synonyms.Progress, "end", lambda self: sys.exit(9))
+        with pytest.raises(SystemExit):
+            call(*words, "--out=syn")
+    if change == "val.txt":
+        written(tmp_path, stories[:30], stories[244:])
+    else:
+        words = [*words, change]
+    call(*words, "--out=syn")
+    call(*words, "--out=fresh")
+    assert same(tmp_path / "syn", tmp_path / "fresh")
+
+
+@pytest.mark.slow
+def test_on_several_cores(made, stories, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NLTK_DATA", os.pathsep.join(nltk.data.path))
+    words = written(tmp_path, stories[:240], stories[240:])
+    call(*words, "--out=syn", "--workers=2")
+    assert same(tmp_path / "syn", made)
+
+
+def test_odd_stories(tmp_path, monkeypatch):
+    """Empty ones, half a character, and what would look like an end on disk."""
+    monkeypatch.chdir(tmp_path)
+    odd = ["", "A \ud800 b.", "One day.<|endoftext|>Two days.", " \n", "İ caf\u00e9 “x”."]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in odd)
+    (tmp_path / "train.jsonl").write_text(lines)
+    (tmp_path / "val.txt").write_text("The end.")
+    call("--source=train.jsonl", "--val_source=val.txt", "--tokenizer=bytes", "--workers=1",
+         "--out=syn")  # fmt: skip
+    new = (tmp_path / "syn" / "stories.txt").read_text().split(SEPARATOR)
+    assert new == ["A \ufffd b.", "One day.", "Two days.", "İ caf\u00e9 “x”."]
+    assert json.loads((tmp_path / "syn" / "synonyms.json").read_text())["got"]["train"][
+        "stories"] == 4  # fmt: skip
 
 
 @pytest.mark.slow
@@ -128,25 +209,7 @@ def test_killed_and_gone_on_with(stories, tmp_path):
         done = subprocess.run([*command, f"--out={out}"], cwd=tmp_path, env=env,
                               capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr
-    for name in ("stories.txt", "stories_val.txt", "replacements.jsonl", "train_000.bin"):
-        mine, theirs = ((tmp_path / out / name).read_bytes() for out in ("killed", "whole"))
-        assert mine == theirs, name
-
-
-def test_other_settings_begin_anew(stories, tmp_path, monkeypatch):
-    """What a killed command left is only gone on with by the same command."""
-    monkeypatch.chdir(tmp_path)
-    words = written(tmp_path, stories[:30], stories[240:])
-    call(*words, "--out=fresh", "--seed=3")
-    (tmp_path / ".syn.work").mkdir()
-    asked = json.loads(json.dumps(vars(synonyms.Settings(source="train.txt"))))
-    done = {"val": {"blocks": 1, "sizes": [0, 0], "counts": {}, "all": True}}
-    (tmp_path / ".syn.work" / "progress.json").write_text(
-        json.dumps({"asked": asked, "done": done})
-    )
-    call(*words, "--out=syn", "--seed=3")
-    mine, theirs = ((tmp_path / x / "stories_val.txt").read_bytes() for x in ("syn", "fresh"))
-    assert mine == theirs and mine
+    assert same(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("words, why", [
@@ -157,6 +220,13 @@ def test_other_settings_begin_anew(stories, tmp_path, monkeypatch):
     (["--word_fraction=-0.1"], "word_fraction must lie between 0 and 1"),
     (["--val_source="], "name the validation stories with --val_source"),
     (["--source=instruct:train.txt"], "stories get synonyms, not Instruct records"),
+    (["--val_source=instruct:val.txt"], "stories get synonyms, not Instruct records"),
+    (["--seed=99999999999999999999"], "nor the seed above 2^63"),
+    (["--workers=-1"], "workers and seed must not be negative"),
+    (["--out=/"], "out must name a folder, not '/'"),
+    (["--out=."], "out must name a folder, not '.'"),
+    (["--tokenizer=nope"], "nope"),
+    (["--tokenizer=bpe", "--vocab_size=999999"], "vocab_size must be above 256 and at most 65,536"),
     (["--source=nowhere.txt"], "nowhere.txt"),
 ])  # fmt: skip
 def test_wrong_settings(words, why, stories, tmp_path, monkeypatch):

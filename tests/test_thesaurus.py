@@ -12,7 +12,7 @@ import storybook
 import thesaurus
 from configs import UserError
 from eval import exercises, judge
-from thesaurus import content_words, synonyms
+from thesaurus import base_form, content_words, synonyms
 
 TEXT = "Lily was happy. She ran to the big park and quickly found a small dog."
 
@@ -26,6 +26,23 @@ def test_content_words():
                      ("found", "v"), ("small", "a"), ("dog", "n")]  # fmt: skip
     assert all(TEXT[word.start : word.stop] == word.text for word in content_words(TEXT))
     assert content_words("") == [] == content_words('The!\n\n"And" 3 …')
+
+
+def test_words_are_whole():
+    """No part of a token is one, whatever apostrophe or byte stands in it."""
+    text = (
+        "my_big_dog dog2 20cats donâ€™t don‘t can´t don`t na\udcefve cafe\u0301s didn’t wasn't "
+        "café x-rays dogs"
+    )
+    assert [word.text for word in content_words(text)] == ["café", "x-rays", "dogs"]
+
+
+def test_base_forms():
+    """Of several the most frequent: "saw" is more often of "see" than what a carpenter does."""
+    found = [base_form(word, "v") for word in ("saw", "found", "felt", "fell", "ran", "xyzzy")]
+    assert found == ["see", "find", "feel", "fall", "run", "xyzzy"]
+    assert base_form("men", "n") == "man" and base_form("Better", "a") == "good"
+    assert "matte" not in synonyms("felt", "v") and "experience" in synonyms("felt", "v")
 
 
 def test_the_tagger_is_nltks():

@@ -1,6 +1,7 @@
 """python -m eval.vocabulary: entropy within synonyms, rare words, losses on both kinds of text."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 from story_data import made
 from tiny import settings_for
 
+import prepare
 import storybook
 import train
 from configs import UserError
 from eval import vocabulary
-from eval.vocabulary import Meanings, Settings, entropy, richness
+from eval.vocabulary import Settings, entropy, meaning, meanings, richness, usual_of
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
 
@@ -40,34 +42,43 @@ def test_entropy_of_what_a_sample_does_not_show():
     assert found["low"] < found["mean"] < found["high"]
 
 
-def test_what_words_stand_for():
-    """The most frequent of itself and its synonyms, in plain stories; a base form; or itself."""
-    meanings = Meanings({"friend": 50, "big": 40, "large": 2, "dog": 30, "go": 60})
-    assert meanings.of("protagonist", "n") == meanings.of("friends", "n") == "friend"
-    assert meanings.of("large", "a") == "big" and meanings.of("xyzzy", "n") == "xyzzy"
-    assert meanings.pairs("The large dog saw the big dogs.") == [
-        ("big", "large"), ("dog", "dog"), meanings.pairs("saw")[0] if meanings.pairs("saw") else
-        (meanings.of("saw", "v"), "see"), ("big", "big"), ("dog", "dog"),
-    ]  # fmt: skip
+def test_what_words_mean():
+    """
+    By their most usual sense: "big" and "large" the same, "find" and "see" not, though they can;
+    "found" is "find", and what has no synonym counts nowhere.
+    """
+    assert meaning("big", "a") == ("large.a.01", "big")
+    assert meaning("large", "a") == ("large.a.01", "large")
+    assert meaning("find", "v")[0] != meaning("see", "v")[0]
+    assert meaning("found", "v") == meaning("find", "v") and meaning("xyzzy", "n") is None
+    found = meanings("The large dog found the big xyzzy.")
+    assert [base for _, base in found] == ["large", "dog", "find", "big"]
 
 
 def test_rare_words():
-    """Those beyond the ones that make up 95 % of plain stories."""
-    meanings = Meanings({"a": 90, "b": 5, "c": 3, "d": 2})
-    assert meanings.usual == {"a", "b"}
-    row = richness(["a b c x", "a a"], meanings, Settings())
-    assert row["rare"]["mean"] == pytest.approx(2 / 6) and row["words"]["mean"] == 3
+    """Those beyond the ones that make up 95 % of plain stories; what is no word at all is none."""
+    counts = {"a": 90, "b": 5, "lily": 3, "d": 2}
+    assert usual_of(counts) == {"a", "b"}
+    row = richness([["a lily elephant b", "a a"], ["thething b"]], counts, Settings())
+    assert row["rare"]["mean"] == pytest.approx(2 / 8) and row["words"]["mean"] == 8 / 3
+    assert row["non_words"]["mean"] == pytest.approx(1 / 8) and row["rare"]["n"] == 2
+
+
+def test_intervals_are_over_beginnings():
+    """Completions of one beginning are drawn together: they have no spread of their own."""
+    told = [["a elephant"] * 4, ["a a a"] * 4] * 3
+    row = richness(told, {"a": 1}, Settings())
+    assert row["rare"]["n"] == 6 and row["rare"]["low"] < 0.1 < 0.3 < row["rare"]["high"]
 
 
 def test_richer_text_has_more_of_everything():
     """Two synonyms by turns are richer than one, and nothing else about the texts differs."""
-    meanings = Meanings({"big": 9, "large": 1, "dog": 9, "the": 50, "saw": 9, "a": 30})
-    one = ["The big dog saw a big dog. The big dog saw a big dog."] * 6
-    two = ["The big dog saw a large dog. The large dog saw a big dog."] * 6
-    plain, rich = (richness(texts, meanings, Settings(distinct_words=20)) for texts in (one, two))
+    one = [["The big dog saw a big dog. The big dog saw a big dog."]] * 6
+    two = [["The big dog saw a large dog. The large dog saw a big dog."]] * 6
+    plain, rich = (richness(told, {"a": 1}, Settings(distinct_words=14)) for told in (one, two))
     assert plain["synonym_entropy"]["mean"] == 0 < rich["synonym_entropy"]["mean"]
     assert rich["mtld"]["mean"] > plain["mtld"]["mean"]
-    assert rich["distinct_1"] > plain["distinct_1"]
+    assert rich["distinct_1"]["mean"] > plain["distinct_1"]["mean"]
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +112,44 @@ def test_the_command(runs, capsys):
         last = json.loads(lines[-1])
         own = row["loss"][str(runs / name)]
         assert own["mean"] == pytest.approx(last["val_loss"], abs=1e-4)
-        assert own["bits_per_byte"] == pytest.approx(last["val_bpb"], abs=1e-4)
-        assert own["low"] <= own["mean"] <= own["high"] and row["loss"].keys() == syn["loss"].keys()
+        assert own["low"] < own["mean"] < own["high"] and row["loss"].keys() == syn["loss"].keys()
     out = capsys.readouterr().out
     for label in ("MTLD", "synonym entropy", "rare words", "distinct-1", "loss on"):
         assert label in out
     assert results["prompts"] == 2 and plain["judge"] == syn["judge"] == {}
-    # Grades of a judge, where there are some, stand beside.
+    # Grades of a judge, where this checkpoint has some, stand beside.
     grade = {"mean": 3.0, "low": 2.5, "high": 3.5, "n": 2}
-    for name in ("plain", "syn"):
-        path = runs / f"run_{name}" / "eval" / "judge-synonyms.json"
-        path.write_text(json.dumps({"grades": {"diversity": grade}}))
+    path = runs / "run_syn" / "eval" / "judge-synonyms.json"
+    path.write_text(json.dumps({"checkpoint": syn["checkpoint"], "grades": {"diversity": grade}}))
+    other = path.parents[2] / "run_plain" / "eval" / path.name
+    other.write_text(json.dumps({"checkpoint": syn["checkpoint"], "grades": {"plot": grade}}))
     call(runs / "run_plain", runs / "run_syn", *few)
-    assert "diversity" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(r"^diversity +- +3.00 \(2.50 to 3.50\)$", out, re.MULTILINE)
+    assert "plot" not in out
+
+
+def test_of_other_tokens_bits_a_byte_are_compared(runs, tmp_path, capsys):
+    """Losses a token of different tokenizers do not compare."""
+    texts = [story.text for story in storybook.stories(40, seed=5)]
+    (tmp_path / "train.txt").write_text("<|endoftext|>".join(texts[:30]))
+    (tmp_path / "val.txt").write_text("<|endoftext|>".join(texts[30:]))
+    data = str(tmp_path / "bpe")
+    prepare.prepare(
+        prepare.Settings(
+            source=str(tmp_path / "train.txt"), val_source=str(tmp_path / "val.txt"),
+            tokenizer="bpe", vocab_size=300, out=data, workers=1,
+        )
+    )  # fmt: skip
+    train.Trainer(settings_for(data, tmp_path / "run", max_iters=5)).run()
+    (runs / "begin.txt").write_text("The <|endoftext|>One day")
+    call(runs / "run_plain", tmp_path / "run", "--num_samples=1", "--max_new_tokens=9",
+         f"--prompts={runs / 'begin.txt'}")  # fmt: skip
+    results = json.loads((tmp_path / "run" / "eval" / "vocabulary.json").read_text())
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    own = results["models"][str(tmp_path / "run")]["loss"][data]["mean"]
+    assert own == pytest.approx(json.loads(last)["val_bpb"], abs=1e-4)
+    assert "bits per byte on" in capsys.readouterr().out
 
 
 def test_what_it_refuses(runs):
@@ -121,3 +157,5 @@ def test_what_it_refuses(runs):
         call(runs / "run_plain")
     with pytest.raises(UserError, match="no run in 'nowhere'"):
         call(runs / "run_plain", "nowhere")
+    with pytest.raises(UserError, match="a model is not compared with itself"):
+        call(runs / "run_plain", f"{runs}/run_plain/")
