@@ -106,6 +106,13 @@ def test_the_share_holds_on_average():
     assert becomes(text, Wordnet(), 0.3, 5) == becomes(text, Wordnet(), 0.3, 5)
 
 
+def test_any_of_the_words():
+    """Not always the first ones: over some seeds, each that has synonyms is replaced."""
+    text = "The big dog saw a small cat near the old house."
+    found = {swap.old for seed in range(60) for swap in becomes(text, Wordnet(), 0.3, seed)[1]}
+    assert found == {"big", "dog", "saw", "small", "cat", "old", "house"}
+
+
 def test_words_without_synonyms_do_not_count_against_the_share():
     """Others are taken for them, as far as there are others."""
     text = "The xyzzy plugh saw the frobnicate big dog."
@@ -164,6 +171,7 @@ def test_a_synonym_is_common_and_used_alike():
     assert found(alike) == ["began"]
     assert found("We started to sing. We begin to sing.") == []
     assert found("We started to sing. He began, and began, and began. He sang.") == []
+    assert found(alike * 2 + "We begin to sing. " * 9 + "word " * 300_000) == []
     rare = alike + "word " * 300_000
     assert found(rare) == [] and found(rare + alike * 9) == ["began"]
 
@@ -235,8 +243,10 @@ def test_the_sense_that_is_meant():
     assert "sloping land" in sense_in("They sat on the bank.", "bank", counts)
     assert "sloping land" in sense_in("A canoe lay on the bank of the river.", "bank", counts)
     assert "financial" in sense_in("He brought his money to the bank.", "bank", counts)
-    far = "He had money. " + "And then they sat and sang and ate and drank and slept. " * 3
-    assert "sloping land" in sense_in(far + "They sat on the bank.", "bank", counts)
+    assert "financial" in sense_in("The bank gave him money.", "bank", counts)
+    words = " and then they ran and sang and ate and drank and slept" * 2
+    assert "sloping land" in sense_in(f"He had money {words} by the bank.", "bank", counts)
+    assert "sloping land" in sense_in(f"The bank {words} had money.", "bank", counts)
     everywhere = counts | {"money": 90_000}
     assert "sloping land" in sense_in("He brought his money to the bank.", "bank", everywhere)
     assert sense_in("He made it.", "made", counts) == ""
