@@ -175,7 +175,7 @@ def write(out_dir, weights, moments, state):
 
 FILES = ("model.safetensors", "state.safetensors", "state.json")  # of a checkpoint
 RUN_FILES = ("config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
-             "samples.txt", "latest", "best")  # fmt: skip
+             "watch.png", "samples.txt", "latest", "best")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -142,6 +142,15 @@ def totals(*numbers):
     return _reduce(numbers, "SUM")
 
 
+def everyone(items):
+    """The lists of all ranks, one after the other by rank, as one list on each of them."""
+    if not _joined():
+        return list(items)
+    found = [None] * ranks()
+    dist.all_gather_object(found, list(items))
+    return [item for part in found for item in part]
+
+
 def highest(*numbers):
     """Each number's maximum over the ranks, as floats."""
     return _reduce(numbers, "MAX")

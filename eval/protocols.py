@@ -274,4 +274,24 @@ the first. Explain in one or two sentences.
     ("work", "other"),
 )
 
-PROTOCOLS = (PAPER, INSTRUCT, REPORT, SYNONYMS, KNOWLEDGE, PAIRS)
+TOPIC = Protocol(
+    "topic-1",
+    (
+        f"""A student was asked for a story about {{other}}, which begins as given here; what the \
+student wrote stands behind the separator ***{{code}}***.
+{_FENCE}
+
+[{{code}}]
+{{beginning}} ***{{code}}*** {{work}}
+[{{code}}]
+
+Rate the story. good: it is about what was asked for, and makes sense from sentence to sentence. \
+okay: it is about it, with slips, or makes sense but hardly is about it. bad: it is not about it, \
+repeats itself without end, or makes no sense.
+
+{_FORM}""",
+    ),
+    (("Rating", ("good", "okay", "bad")),),
+)
+
+PROTOCOLS = (PAPER, INSTRUCT, REPORT, SYNONYMS, KNOWLEDGE, PAIRS, TOPIC)

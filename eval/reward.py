@@ -1,0 +1,335 @@
+"""
+Did the reward do it? A model of reward.py, the one it began with, and an Instruct model.
+
+    python -m eval.reward out/reward_cat --instruct=out/ts_cpu_instruct
+
+The student report's table 7, with numbers: all tell as many stories, from the same beginning and of
+at most as many tokens, and each story is measured the same. An Instruct model is told to use the
+word (instruct.py) and has the beginning as its story's first words. Of what was told, without the
+beginning:
+
+    about         share of stories with the word, in any inflection, in two sentences at least
+    mentions      how often a story has the word
+    reward        how close a story is to the word, by the run's own embedder
+    repetition    share of the 3-grams of words and marks that stood in the story before
+    perplexity    of the stories under the reference, the model that the run began with
+    words, ended  how long a story is, and the share that came to an end
+    distinct-2    of 500 words of the stories at a time
+
+and of a whole story one of the report's three verdicts, by rule:
+
+    good          about the word, ended, and no more repetitive nor surprising to the reference than
+                  95 % of the reference's own stories
+    okay          about the word, but one of the others fails
+    bad           any other
+
+With a judge (the settings of eval.judge) a strong model says good, okay or bad of each story too,
+blind: it sees the stories of all models shuffled, and not whose they are. Intervals are 95 %
+bootstrap intervals over the stories; "x reference" are ratios. Results are in eval/reward.json of
+the run, all stories with what was measured of each in eval/reward.jsonl.
+"""
+
+import json
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import checkpoint
+import instruct
+import policy
+from configs import UserError, load, run
+from decoder import open_decoder
+from eval import endpoint, grading, intervals
+from eval.protocols import TOPIC, Exercise
+from eval.similarity import distinct
+from generation import Story, check, generate, seeds_of
+from machine import pick_device
+from reward import embedder_of, topic_of
+from sample import prompts_of
+from watch import DISTINCT, is_about, mentions, repetition
+from words import tokens, words_and_marks
+
+VERDICTS = ("good", "okay", "bad")
+USUAL = 95  # percentile of the reference's stories that a good one does not pass
+
+
+@dataclass(frozen=True)
+class Settings:
+    out_dir: str = ""  # run folder of reward.py
+    instruct: str = ""  # a run of Instruct records, or a published model of them, to compare with
+    checkpoint: str = "latest"  # latest or best
+    word: str = ""  # what the stories should be about; default: the run's
+    start: str = ""  # how they begin; default: the run's prompt
+    stories: int = 200  # of each model
+    temperature: float = 0.0  # of the stories; 0: the run's
+    max_new_tokens: int = 0  # tokens of a story at the most; 0: the run's
+    seed: int = 4242  # of the stories, another than the run's, and of the intervals
+    rows: int = 64  # stories told at a time
+    shown: int = 2  # stories of each model that are printed
+    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
+    weights: str = "float32"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
+    judge: str = ""  # the model that rates, as its server calls it; none: rules alone
+    base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY
+    allow_http: bool = False  # plain http to another machine too: others can read and change it
+    judge_temperature: float = 0.0  # of the judge
+    max_tokens: int = 300  # of one of its replies
+    extra: str = ""  # more of the request, as JSON: '{"reasoning_effort": "low"}'; null: leave out
+    concurrency: int = 4  # calls at a time
+    tries: int = 6  # of a call that fails for the moment
+    timeout: float = 120.0  # seconds for a reply
+    max_calls: int = 0  # new calls of this command at the most; 0: any number
+    max_cost: float = 0.0  # what this command may spend; 0: anything
+    price_in: float = 0.0  # of a million tokens read by the judge
+    price_out: float = 0.0  # of a million tokens written by it
+    dry_run: bool = False  # print one full prompt, the calls, tokens and cost; call nothing
+
+
+# ----------------------------------------------------------------------------------------------
+# the stories
+
+
+def tell(found, prompts, asked):
+    """[(text, whether it ended)] told by a Trained to the prompts, a list of str."""
+    decoder = open_decoder(found.model, asked.weights, asked.device)
+    how = {"max_new_tokens": asked.max_new_tokens, "limit": found.limit, "rows": asked.rows}
+    ids = [found.prompt(text) for text in prompts]
+    seeds, eot = seeds_of(asked.seed, len(ids)), found.tokenizer.eot
+    told = []
+    for story in generate(decoder, ids, eot, seeds, temperature=asked.temperature, **how):
+        # A model of the raw Instruct file goes on with a Summary: there its story has ended.
+        text, rest = instruct.split_story(found.tokenizer.decode(story.ids))
+        told.append((text, story.ended or bool(rest)))
+    return told
+
+
+def surprise(reference, starts, told, asked):
+    """[(nats, tokens)] of each story under the reference, given its beginning, the end included."""
+    found, eot = [], reference.tokenizer.eot
+    for i in range(0, len(told), asked.rows):
+        some = list(zip(starts, told, strict=True))[i : i + asked.rows]
+        prompts = [reference.prompt(start) for start, _ in some]
+        stories = []
+        for prompt, (_, (text, ended)) in zip(prompts, some, strict=True):
+            room = reference.model.config.block_size - len(prompt)
+            stories.append(Story(reference.tokenizer.encode(text)[:room], ended))
+        rows = policy.rows_of(prompts, stories, eot, asked.device)
+        width = reference.model.config.block_size
+        with torch.no_grad():
+            losses = reference.model(rows.tokens[:, :width], rows.targets[:, :width].contiguous(),
+                                     mean=False)  # fmt: skip
+        counts = rows.told[:, :width].sum(1)
+        found += list(zip(losses.sum(1).tolist(), counts.tolist(), strict=True))
+    return found
+
+
+def lines_of(name, starts, told, word, topic, reference, asked):
+    """What was measured of each story of a model, a list of dicts."""
+    rewards = topic([text for text, _ in told])
+    nats = surprise(reference, starts, told, asked)
+    found = []
+    for start, (text, ended), reward, (sum_, count) in zip(
+        starts, told, rewards, nats, strict=True
+    ):
+        again, grams = repetition(text)
+        found.append(
+            {"model": name, "start": start, "text": text, "ended": ended,
+             "about": is_about(word, text), "mentions": mentions(word, text), "reward": reward,
+             "repeated": again, "grams": grams, "nats": sum_, "tokens": count,
+             "words": len(tokens(text))}
+        )  # fmt: skip
+    return found
+
+
+def usual_of(lines):
+    """(repetition, nats a token) that USUAL of 100 of the reference's stories do not pass."""
+    repeated = [line["repeated"] / max(1, line["grams"]) for line in lines]
+    surprised = [line["nats"] / max(1, line["tokens"]) for line in lines]
+    return float(np.percentile(repeated, USUAL)), float(np.percentile(surprised, USUAL))
+
+
+def verdict(line, usual):
+    """good, okay or bad, by the rule at the top of this file."""
+    fails = [
+        not line["ended"],
+        line["repeated"] > usual[0] * max(1, line["grams"]),
+        line["nats"] > usual[1] * max(1, line["tokens"]),
+    ]
+    if not line["about"] or sum(fails) > 1:
+        return "bad"
+    return "okay" if any(fails) else "good"
+
+
+# ----------------------------------------------------------------------------------------------
+# the table
+
+
+def exponent(interval):
+    """The perplexity of an interval of nats a token."""
+    keys = ("mean", "low", "high")
+    return interval and interval | {key: math.exp(interval[key]) for key in keys}
+
+
+def summary(lines, seed):
+    """{measure: interval} of one model's stories, and its verdicts, {name: count}."""
+    column = {name: [line[name] for line in lines] for name in lines[0]}
+    found = {name: intervals.mean(column[name], seed)
+             for name in ("about", "mentions", "reward", "words", "ended")}  # fmt: skip
+    found["repetition"] = intervals.ratio(column["repeated"], column["grams"], seed)
+    found["perplexity"] = exponent(intervals.ratio(column["nats"], column["tokens"], seed))
+    marked = [words_and_marks(text) for text in column["text"]]
+    value = distinct(marked, 2, DISTINCT)
+    found["distinct_2"] = None if math.isnan(value) else value
+    counts = Counter(column["verdict"])
+    return found | {"verdicts": {name: counts[name] for name in VERDICTS}}
+
+
+def against(lines, base, seed):
+    """{measure: interval} of a model's repetition and perplexity over the reference's."""
+    found = {}
+    for name, (top, bottom) in (
+        ("repetition", ("repeated", "grams")),
+        ("perplexity", ("nats", "tokens")),
+    ):
+        sides = [[[line[key] for line in one] for key in (top, bottom)] for one in (lines, base)]
+        means = [sum(tops) / max(1, sum(bottoms)) for tops, bottoms in sides]
+        # Stories of two models: drawn apart.
+        drawn = [intervals.resampled(*side, seed + i) for i, side in enumerate(sides)]
+        if name == "perplexity":
+            means, drawn = [math.exp(mean) for mean in means], [np.exp(one) for one in drawn]
+        if not means[1]:
+            found[name] = None
+            continue
+        spread = drawn[0] / np.where(drawn[1] > 0, drawn[1], np.nan)
+        low, high = np.nanpercentile(spread, (2.5, 97.5))
+        found[name] = {"mean": means[0] / means[1], "low": float(low), "high": float(high),
+                       "n": len(lines)}  # fmt: skip
+    return found
+
+
+def show(results, lines, shown):
+    """Print the table, a model a column, and some stories of each."""
+    models = results["models"]
+    rows = [(name, [intervals.described(x[name], digits) for x in models.values()])
+            for name, digits in (("about", 3), ("mentions", 2), ("reward", 3), ("repetition", 4),
+                                 ("perplexity", 2), ("words", 0), ("ended", 3))]  # fmt: skip
+    for name in ("repetition", "perplexity"):
+        rows.append((f"{name}, x reference", [
+            intervals.described(x["against"].get(name), 2) for x in models.values()]))  # fmt: skip
+    rows.append(("distinct-2", ["-" if x["distinct_2"] is None else f"{x['distinct_2']:.3f}"
+                                for x in models.values()]))  # fmt: skip
+    for key, label in (("verdicts", "good, okay, bad"), ("judged", "the judge")):
+        if all(key in x for x in models.values()):
+            cells = [", ".join(str(x[key][name]) for name in VERDICTS) for x in models.values()]
+            rows.append((label, cells))
+    wide = max(len(label) for label, _ in rows)
+    print(f"\n{'':{wide}}  " + "".join(f"{name:<26}" for name in models))
+    for label, cells in rows:
+        print(f"{label:{wide}}  " + "".join(f"{cell:<26}" for cell in cells))
+    for name in models:
+        for line in [line for line in lines if line["model"] == name][:shown]:
+            print(f"\n--- {name}, {line['verdict']}\n{line['start']}{line['text']}")
+
+
+# ----------------------------------------------------------------------------------------------
+# the command
+
+
+def judged(lines, word, settings, path):
+    """The judge's verdict on each line, in their order; None for one that cannot be read."""
+    order = list(range(len(lines)))
+    random.Random(settings.seed).shuffle(order)
+    asked = [
+        Exercise(lines[i]["text"], lines[i]["start"], f"the word '{word}'", (place, 0))
+        for place, i in enumerate(order)
+    ]  # fmt: skip
+    if settings.dry_run:
+        grading.plan(settings, TOPIC, asked, path)
+        return None
+    found = [None] * len(lines)
+    graded = grading.grade(settings, TOPIC, asked, path)
+    for i, (_, said) in zip(order, graded, strict=True):
+        found[i] = said and said["rating"]
+    return found
+
+
+def asked_of(settings):
+    """(the run's own settings, what is asked of all models): both as namespaces; or UserError."""
+    if not settings.out_dir:
+        raise UserError("usage: python -m eval.reward out/<run of reward.py>")
+    run_ = checkpoint.read_config(settings.out_dir)["train"]
+    if "kl_factor" not in run_:
+        raise UserError(f"'{settings.out_dir}' is no run of reward.py")
+    if settings.stories < 2 or settings.shown < 0:
+        raise UserError("stories must be at least 2, shown at least 0")
+    asked = {name: getattr(settings, name) for name in ("seed", "rows", "weights")}
+    for name in ("word", "start", "temperature"):
+        asked[name] = getattr(settings, name) or run_[name]
+    asked["max_new_tokens"] = settings.max_new_tokens or run_["max_new_tokens"]
+    check(SimpleNamespace(**asked, top_p=1.0))
+    asked["device"] = pick_device(settings.device)
+    return SimpleNamespace(**run_), SimpleNamespace(**asked)
+
+
+def main():
+    settings, _ = load(Settings, positional="out_dir")
+    ran, asked = asked_of(settings)
+    if settings.judge or settings.dry_run:
+        endpoint.check(settings)
+    load_ = checkpoint.load_any
+    reference = load_(ran.init_from, "latest", asked.device, ran.revision)
+    models = {"reference": reference,
+              "reward": load_(settings.out_dir, settings.checkpoint, asked.device)}  # fmt: skip
+    if settings.instruct:
+        models["instruct"] = load_(settings.instruct, settings.checkpoint, asked.device)
+    beginnings = prompts_of(asked.start)
+    starts = [beginnings[i % len(beginnings)] for i in range(settings.stories)]
+    order = instruct.ask(words=asked.word).prompt()
+    told = {name: tell(found, [order + s for s in starts] if name == "instruct" else starts, asked)
+            for name, found in models.items()}  # fmt: skip
+    embed = embedder_of(ran, reference, [text for text, _ in told["reference"]], asked.device)
+    topic = topic_of(SimpleNamespace(**vars(ran) | {"word": asked.word}), embed)
+    lines = {name: lines_of(name, starts, some, asked.word, topic, reference, asked)
+             for name, some in told.items()}  # fmt: skip
+    usual = usual_of(lines["reference"])
+    every = [line for some in lines.values() for line in some]
+    for line in every:
+        line["verdict"] = verdict(line, usual)
+    folder = Path(settings.out_dir) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.judge or settings.dry_run:
+        said = judged(every, asked.word, settings, folder / "judge_replies.jsonl")
+        if said is None:
+            return
+        for line, one in zip(every, said, strict=True):
+            line["judge"] = one
+    results = {"word": asked.word, "start": asked.start, "stories": settings.stories,
+               "temperature": asked.temperature, "max_new_tokens": asked.max_new_tokens,
+               "seed": asked.seed, "models": {}}  # fmt: skip
+    for name, some in lines.items():
+        row = summary(some, asked.seed)
+        row["against"] = {} if name == "reference" else against(
+            some, lines["reference"], asked.seed)  # fmt: skip
+        if settings.judge:
+            counts = Counter(line["judge"] for line in some)
+            row["judged"] = {name: counts[name] for name in VERDICTS}
+            row["unreadable"] = counts[None]
+        row["checkpoint"] = models[name].identity()
+        results["models"][name] = row
+    if settings.judge:
+        results["judge"] = {"model": settings.judge, "base_url": settings.base_url,
+                            "version": TOPIC.version}  # fmt: skip
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in every)
+    checkpoint.replace_text(folder / "reward.jsonl", text)
+    checkpoint.write_json(folder / "reward.json", results)
+    show(results, every, settings.shown)
+    print(f"\n{folder / 'reward.json'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,445 @@
+"""
+TinyStories-Reward: teach a trained model, by reward alone, to tell stories about a word.
+
+    python reward.py configs/reward_cat.py --init_from=out/ts_33m --word=cat
+    python reward.py configs/reward_cat.py --kl_factor=0      # without a tie to the reference
+    python reward.py configs/reward_cat.py --kl_factor=0,0.02,0.05,0.1    # a run each, and a plot
+    python reward.py --resume --out_dir=out/reward_cat
+    torchrun --standalone --nproc_per_node=8 reward.py configs/reward_cat.py
+
+A step tells `stories` of them from the prompt, rates each by how close it is to the word
+(topic.py), and makes the better ones likelier by a policy gradient (policy.py has the methods and
+their formulas), while kl_factor ties the model to what it began as, the reference. Rated is what
+was told, not the prompt. What else changes is watched, plotted and alarmed on (watch.py).
+
+The run folder is one as train.py makes it, sample.py and eval take it, with watch.png in the place
+of loss.png. Ctrl-C or SIGTERM saves after the step under way; --resume goes on as if nothing had
+happened.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint as recompute
+
+import checkpoint
+import frontier
+import machine
+import policy
+from configs import UserError, load, run, show
+from decoder import open_decoder
+from generation import generate
+from machine import distributed, rank, ranks, say
+from runlog import RunLog
+from sample import prompts_of
+from schedule import SCHEDULES, Schedule
+from start import resumed
+from topic import SentenceEmbedder, TokenEmbedder, Topic
+from train import make_optimizer
+from watch import Watch, measures
+
+
+@dataclass(frozen=True)
+class Settings:
+    # what to teach whom
+    word: str = "cat"  # what the stories are to be about
+    init_from: str = ""  # the model to begin with: a run folder, gpt2, or a model of the hub
+    revision: str = ""  # which commit, tag or branch of a model of the hub
+    start: str = "Once upon a time there was"  # the prompt; FILE:prompts.txt: one in each line
+    embedder: str = "model"  # what is close: the reference's embeddings, or a sentence-transformer
+    best: int = 0  # sentences of a story that count, the closest ones; 1: the best, 0: all
+    enough: float = 1.0  # the highest cosine of a sentence that counts
+    least_words: int = 60  # a story of fewer words loses reward; 0: none does
+    # how
+    method: str = "rloo"  # naive, reinforce, rloo or grpo
+    kl_factor: float | str = 0.02  # reward that a nat of KL costs; several, with commas: a sweep
+    stories: int = 32  # told in a step, by all ranks together
+    group: int = 0  # of them from one prompt, which are compared; 0: all
+    max_new_tokens: int = 300  # tokens of a story at the most
+    temperature: float = 1.0  # of the model that is taught, and of the reference
+    # the run
+    out_dir: str = ""  # run folder; default out/<name of the config file>, or out/reward_<word>
+    dataset: str = ""  # data folder that evaluations of the run take; default: the reference's
+    resume: bool = False  # continue the run in out_dir
+    max_iters: int = 200  # steps
+    max_minutes: float = 0.0  # instead, if max_iters is 0: train this long
+    eval_interval: int = 25  # steps between checkpoints, samples and plots
+    stop_on_alarm: bool = False  # end the run with the first alarm
+    seed: int = 1337  # decides every story
+    # the optimizer, as train.py has it
+    optimizer: str = "adamw"
+    learning_rate: float = 3e-4
+    min_lr: float = 0.0
+    schedule: str = "constant"
+    warmup_iters: int = 5
+    lr_decay_iters: int = 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0
+    # the machine
+    rows: int = 32  # stories in one pass
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
+    attn: str = "auto"  # attention: auto, triton, sdpa or math
+
+
+BASE = 256  # stories of the reference that all others are compared with
+
+
+# ----------------------------------------------------------------------------------------------
+# what is asked
+
+
+def complete(settings, origin):
+    """The settings with what was left open filled in; with --resume those of the run."""
+    files = [name for name in origin.values() if name.endswith(".py")]
+    name = Path(files[-1]).stem if files else f"reward_{settings.word.replace(' ', '_')}"
+    settings = replace(settings, out_dir=settings.out_dir or f"out/{name}")
+    if settings.resume:
+        return resumed(settings, origin, settings.out_dir)
+    if not settings.init_from:
+        raise UserError("name the model to begin with: --init_from=out/<run>")
+    dataset = settings.dataset
+    if not dataset and checkpoint.is_run(settings.init_from):
+        dataset = checkpoint.read_config(settings.init_from)["train"]["dataset"]
+    return replace(settings, dataset=dataset, group=settings.group or settings.stories)
+
+
+def check(settings):
+    """Raise UserError for settings that cannot be."""
+    for name in ("stories", "group", "max_new_tokens", "eval_interval", "rows"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"{name} must be at least 1")
+    for name in ("max_iters", "max_minutes", "best", "enough", "least_words", "learning_rate",
+                 "min_lr", "seed",
+                 "grad_clip", "weight_decay", "warmup_iters", "lr_decay_iters"):  # fmt: skip
+        if not getattr(settings, name) >= 0:
+            raise UserError(f"{name} must not be negative")
+    for name, choices in (("method", policy.METHODS), ("schedule", SCHEDULES),
+                          ("optimizer", ("adamw", "muon"))):  # fmt: skip
+        if getattr(settings, name) not in choices:
+            wrong = getattr(settings, name)
+            raise UserError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}: '{wrong}'")
+    if not settings.temperature > 0:
+        raise UserError("temperature must be above 0: a model without chance cannot be taught")
+    if not settings.word.strip():
+        raise UserError("name the word that the stories are to be about: --word=cat")
+    if not settings.max_iters and not settings.max_minutes:
+        raise UserError("say how long: max_iters or max_minutes")
+    if settings.stories % settings.group or settings.stories % ranks():
+        raise UserError(
+            f"stories ({settings.stories}) must be a multiple of group ({settings.group}) and of "
+            f"the ranks ({ranks()})"
+        )
+    if settings.group < 2 and settings.method != "naive":
+        raise UserError(f"method {settings.method} compares the stories of a group: 2 at least")
+
+
+def factors(settings):
+    """The kl_factors asked for, a list of float; UserError where one is none."""
+    try:
+        found = [float(text) for text in str(settings.kl_factor).split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(0 <= factor < math.inf for factor in found):
+        raise UserError(f"kl_factor takes numbers from 0 on, not '{settings.kl_factor}'")
+    return found
+
+
+# ----------------------------------------------------------------------------------------------
+# the reference, and what its own stories are like
+
+
+def embedder_of(settings, found, stories, device):
+    """What embeds: see topic.py. found: the reference, a Trained; stories: some of its own."""
+    if settings.embedder == "model":
+        return TokenEmbedder(found, stories)
+    return SentenceEmbedder(settings.embedder, device)
+
+
+def topic_of(settings, embed):
+    """The reward that the settings describe, with what `embedder_of` made."""
+    shape = {"best": settings.best, "enough": settings.enough, "least": settings.least_words}
+    return Topic(settings.word, embed, **shape)
+
+
+class Reference:
+    """
+    The frozen model that a run begins with and is tied to, its prompts, the reward, and the
+    measures of its own stories; several runs share one.
+    """
+
+    def __init__(self, settings, device):
+        self.settings, self.device = settings, device
+        self.found = checkpoint.load_any(settings.init_from, "latest", device, settings.revision)
+        self.model = self.found.model.requires_grad_(False)
+        self.model.use_attention(settings.attn)
+        self.prompts = [self.found.prompt(text) for text in prompts_of(settings.start)]
+        told = self.tell(self.model, [self.prompts[i % len(self.prompts)] for i in range(BASE)],
+                         [[settings.seed, 0, i] for i in range(BASE)])  # fmt: skip
+        self.texts = [self.found.tokenizer.decode(story.ids) for story in told]
+        embed = embedder_of(settings, self.found, self.texts, device)
+        self.topic = topic_of(settings, embed)
+        self.rewards = self.topic(self.texts)
+        self.base = self.measured(told)
+
+    def tell(self, model, prompts, seeds):
+        """A Story of a model to each of the prompts, lists of ids."""
+        how = {"max_new_tokens": self.settings.max_new_tokens, "limit": self.found.limit}
+        how |= {"temperature": self.settings.temperature, "rows": max(64, self.settings.rows)}
+        decoder = open_decoder(model, "float32", self.device)
+        return generate(decoder, prompts, self.found.tokenizer.eot, seeds, **how)
+
+    def measured(self, told):
+        """Measures of the reference's stories."""
+        eot, size, log_ref = self.found.tokenizer.eot, self.settings.rows, []
+        asked = [self.prompts[i % len(self.prompts)] for i in range(len(told))]
+        rows = policy.rows_of(asked, told, eot, self.device)
+        for i in range(0, len(told), size):
+            some = rows.tokens[i : i + size], rows.targets[i : i + size]
+            with torch.no_grad():
+                log_pi, *_ = policy.compare(
+                    self.model, self.model, *some, self.settings.temperature
+                )
+            log_ref += log_pi.sum(1).tolist()
+        ends, counts = [story.ended for story in told], rows.told.sum(1).tolist()
+        found = measures(self.texts, ends, counts, log_ref, self.settings.word)
+        mean = sum(self.rewards) / len(self.rewards)
+        spread = sum((reward - mean) ** 2 for reward in self.rewards) / (len(self.rewards) - 1)
+        error = math.sqrt(spread / self.settings.stories)  # of a step's mean
+        return found | {"reward": mean, "reward_error": error, "kl": 0.0}
+
+
+# ----------------------------------------------------------------------------------------------
+# a run
+
+
+class Run:
+    """One run: its model, its optimizers and its folder."""
+
+    def __init__(self, settings, reference):
+        """settings: complete and checked, with one kl_factor."""
+        self.reference, self.device = reference, reference.device
+        found = reference.found
+        self.state, moments = self.read(settings)
+        base = settings.out_dir if settings.resume else settings.init_from
+        self.model = checkpoint.load_any(base, "latest", self.device, settings.revision).model
+        self.model.use_attention(settings.attn)
+        self.optimizers = make_optimizer(self.model, settings)
+        checkpoint.restore_optimizers(self.model, self.optimizers, moments)
+        self.schedule = Schedule(settings, settings.max_iters, self.state)
+        self.settings = settings = self.schedule.settings
+        self.state |= {"model": asdict(self.model.config), "longest": found.limit}
+        facts = machine.describe(self.device) | {"reference": found.identity()}
+        if rank() == 0:
+            checkpoint.start_run(
+                settings.out_dir, self.model.config, settings, found.tokenizer, facts
+            )
+            self.log = RunLog(settings.out_dir, self.state)
+            self.saver = checkpoint.Saver(settings.out_dir)
+            self.watch = Watch(settings, reference.base, self.log.lines)
+
+    def read(self, settings):
+        """(state, optimizer tensors), a new run's or those of its newest checkpoint."""
+        found = self.reference.found
+        if rank() == 0:
+            checkpoint.recover(settings.out_dir)
+        machine.wait_for_all()
+        if not settings.resume:
+            data = checkpoint.read_state(found.out_dir)["data"] if found.is_run() else {}
+            return {"step": 0, "seconds": 0.0, "tokens": 0, "evaluated": 0, "best": None,
+                    "best_step": 0, "kept": [], "data": data,
+                    "reference": found.identity()}, {}  # fmt: skip
+        state = checkpoint.read_state(settings.out_dir)
+        if "reference" not in state:
+            raise UserError(f"'{settings.out_dir}' is no run of reward.py: train.py resumes it")
+        if state["reference"] != found.identity():
+            raise UserError(
+                f"'{settings.init_from}' is not the model any more that '{settings.out_dir}' began "
+                "with: the same reference is needed to go on"
+            )
+        return state, checkpoint.read_moments(settings.out_dir)
+
+    def run(self):
+        """Train to the end, or until asked to stop."""
+        settings, state, schedule, stop = self.settings, self.state, self.schedule, False
+        self.model.eval()  # no dropout: the model that tells is the one that is taught
+        schedule.start()
+        with machine.Interrupt() as interrupt:
+            while schedule.progress() < 1 and not stop:
+                line = self.step(schedule.learning_rate())
+                sounding = self.watch.add(line) if rank() == 0 else []
+                late = bool(sounding) and settings.stop_on_alarm
+                schedule.spent, stop = machine.highest(schedule.now(), interrupt.asked or late)
+                self.report(line, sounding)
+                if state["step"] % settings.eval_interval == 0 or stop or schedule.progress() >= 1:
+                    self.save()
+            if rank() == 0:
+                self.saver.wait()
+        end = "stopped after" if schedule.progress() < 1 else "done with"
+        say(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
+
+    def step(self, lr):
+        """One step; what was measured, {name: float}."""
+        settings, reference, state = self.settings, self.reference, self.state
+        number, n = state["step"], settings.stories
+        prompts = [reference.prompts[(number * (n // settings.group) + i // settings.group)
+                                     % len(reference.prompts)] for i in range(n)]  # fmt: skip
+        mine = slice(rank() * n // ranks(), (rank() + 1) * n // ranks())
+        prompts, seeds = prompts[mine], [[settings.seed, number + 1, i] for i in range(n)][mine]
+        told = reference.tell(self.model, prompts, seeds)
+        self.texts = [reference.found.tokenizer.decode(story.ids) for story in told]
+        rewards = reference.topic(self.texts)
+        rows = policy.rows_of(prompts, told, reference.found.tokenizer.eot, self.device)
+        log_pi, log_ref, kl = self.compared(rows)  # (n, T) each
+        nats = (log_pi - log_ref).sum(1).detach()
+        # A story is compared with those that other ranks told, too.
+        both = (torch.tensor(machine.everyone(part)) for part in (rewards, nats.tolist()))
+        advantage = policy.advantages(settings.method, *both, settings.kl_factor, settings.group)
+        advantage = advantage[mine].to(self.device)
+        losses = policy.loss(settings.method, advantage, log_pi, kl, rows.told, settings.kl_factor)
+        (losses.sum() / n).backward()
+        norm = self.update(lr)
+        state["step"] += 1
+        sums = {"kl": kl.sum(1), **policy.estimates(log_pi, log_ref), "loss": losses}
+        sums |= {"tokens": rows.told.sum(1), "log_ref": log_ref.sum(1)}
+        found = {name: x.detach().tolist() for name, x in sums.items()} | {"reward": rewards}
+        found |= {"text": self.texts, "ended": [story.ended for story in told]}
+        return self.measured(found) | {"lr": lr, "grad_norm": norm}
+
+    def compared(self, rows):
+        """`policy.compare` of Rows, in passes of at most `rows` stories."""
+        settings, size, found = self.settings, self.settings.rows, []
+        for i in range(0, len(rows.tokens), size):
+            ask = (self.model, self.reference.model, rows.tokens[i : i + size],
+                   rows.targets[i : i + size], settings.temperature,
+                   settings.method in policy.KL_IN_LOSS)  # fmt: skip
+            if len(rows.tokens) <= size:
+                return policy.compare(*ask)
+            # Of several passes none keeps what its gradient needs: that is computed once more.
+            found.append(recompute(policy.compare, *ask, use_reentrant=False))
+        return [torch.cat(part) for part in zip(*found, strict=True)]
+
+    def measured(self, mine):
+        """{measure: float} of all ranks' stories. mine: {what: a list}, of this one's stories."""
+        every = {name: machine.everyone(column) for name, column in mine.items()}
+        texts, ends, log_ref = (every.pop(name) for name in ("text", "ended", "log_ref"))
+        self.state["tokens"] += sum(every["tokens"])
+        found = measures(texts, ends, every["tokens"], log_ref, self.settings.word)
+        return found | {name: sum(x) / len(x) for name, x in every.items()}
+
+    def update(self, lr):
+        """Add the ranks' gradients up and let the optimizers step; the gradient's norm."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if ranks() > 1:
+            for parameter in parameters:
+                dist.all_reduce(parameter.grad)
+        clip = self.settings.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+        if not math.isfinite(norm):
+            raise UserError(
+                f"step {self.state['step'] + 1}: the gradient is nan or inf; no weight has changed "
+                "since the step before. A lower learning_rate may help"
+            )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def report(self, line, sounding):
+        """A progress line, and in the log."""
+        settings, step = self.settings, self.state["step"]
+        if rank() or not line:
+            return
+        left = timedelta(seconds=max(0, round(self.schedule.left())))
+        print(
+            f"step {step:>5} | reward {line['reward']:+.3f} | kl {line['kl']:6.2f} | about "
+            f"{settings.word} {line['about']:4.0%} | perplexity {line['perplexity']:6.2f} | "
+            f"repeated {line['repetition']:5.1%} | words {line['words']:4.0f} | eta {left}"
+            + (f" | ALARM: {', '.join(sounding)}" if sounding else ""),
+            flush=True,
+        )
+        seconds = round(self.schedule.spent, 2)
+        self.log.write(step=step, **line, seconds=seconds,
+                       **{f"alarm_{name}": 1 for name in sounding})  # fmt: skip
+
+    def save(self):
+        """A checkpoint, three stories and the plot, from rank 0."""
+        state, settings = self.state, self.settings
+        state |= {"seconds": self.schedule.spent}
+        if rank():
+            return
+        lines = [line for line in self.log.lines if line["step"] > state["evaluated"]]
+        worth = sum(line["reward"] - settings.kl_factor * line["kl"] for line in lines)
+        if lines and worth / len(lines) > (-math.inf if state["best"] is None else state["best"]):
+            state |= {"best": worth / len(lines), "best_step": state["step"]}
+        state["evaluated"] = state["step"]
+        self.log.sample(state["step"], "\n\n".join(self.texts[:3]))
+        self.watch.plot(self.log.lines)
+        self.saver.save(self.model, self.optimizers, state)
+        self.schedule.start()
+
+
+# ----------------------------------------------------------------------------------------------
+# the command
+
+
+def start(settings, reference):
+    """A run, from its beginning or on from where it stands."""
+    if not settings.resume and checkpoint.steps_of(settings.out_dir):
+        raise UserError(
+            f"'{settings.out_dir}' holds a run already: --resume continues it, another --out_dir "
+            "keeps it, or remove it"
+        )
+    with checkpoint.full_disk_explained(settings.out_dir):
+        Run(settings, reference).run()
+
+
+def sweep(settings, reference, asked):
+    """A run for each kl_factor, those that are there already left as they are, and their plot."""
+    runs = []
+    for factor in asked:
+        out = f"{settings.out_dir}/kl_{factor:g}"
+        one = replace(settings, kl_factor=factor, out_dir=out)
+        steps = checkpoint.steps_of(out)
+        if steps:
+            stored = checkpoint.read_config(out)["train"]
+            differ = [
+                name
+                for name, value in asdict(one).items()
+                if name not in ("resume", "lr_decay_iters") and stored.get(name) != value
+            ]
+            if differ:
+                raise UserError(f"'{out}' is another run: {', '.join(differ)} differ")
+        if not steps or steps[-1] < settings.max_iters:
+            say(f"--- kl_factor {factor:g}: {out}")
+            start(replace(one, resume=bool(steps)), reference)
+        runs.append(one)
+    if rank() == 0:
+        frontier.write(settings, [one.out_dir for one in runs], reference)
+
+
+def main():
+    settings, origin = load(Settings)
+    with distributed():
+        settings = complete(settings, origin)
+        asked = factors(settings)
+        check(settings)
+        if rank() == 0:
+            show(settings, origin)
+        reference = Reference(settings, machine.pick_device(settings.device))
+        say("the reference: " + ", ".join(f"{k} {v:.3g}" for k, v in reference.base.items()))
+        if len(asked) > 1:
+            sweep(settings, reference, asked)
+        else:
+            start(replace(settings, kl_factor=asked[0]), reference)
+
+
+if __name__ == "__main__":
+    run(main)

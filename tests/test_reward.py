@@ -1,0 +1,268 @@
+"""python reward.py: its steps, folder, resume, ranks, sweep, and what it refuses."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import call_ranks, settings_for
+
+import checkpoint
+import decoder
+import policy
+import reward
+import train
+from configs import UserError
+from reward import Reference, Run, Settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_stories():
+    """Of the reference, which every run tells anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward, "BASE", 32)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(data, tmp_path_factory):
+    """A run whose stories are short, and some of them about a dog."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    train.Trainer(settings_for(data, out, max_iters=60)).run()
+    return str(out)
+
+
+def asked(base, out, **changes):
+    settings = Settings(
+        word="dog", init_from=base, out_dir=str(out), start="One day", least_words=5, stories=8,
+        max_new_tokens=12, max_iters=4, eval_interval=2, rows=8, learning_rate=1e-3, device="cpu",
+    )  # fmt: skip
+    settings = reward.complete(settings, dict.fromkeys(vars(settings), "default"))
+    return replace(settings, **changes)
+
+
+def start(settings):
+    reward.check(settings)
+    run = Run(settings, Reference(settings, torch.device("cpu")))
+    run.run()
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reward") / "run"
+    return start(asked(base, out))
+
+
+def weights(out):
+    return checkpoint.read_tensors(checkpoint.find(out), "model.safetensors")
+
+
+def test_the_folder(made, base):
+    """As train.py's: weights, log, stories, picture; sample.py and eval take it."""
+    out = Path(made.settings.out_dir)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for name in ("reward", "kl", "k1", "k2", "k3", "loss", "about", "mentions", "repetition",
+                 "perplexity", "words", "ended", "grad_norm", "lr"):  # fmt: skip
+        assert all(name in line for line in lines), name
+    assert abs(lines[0]["kl"]) < 1e-6 < lines[-1]["kl"]
+    assert (out / "watch.png").exists() and "--- step 4" in (out / "samples.txt").read_text()
+    found = checkpoint.load_any(str(out))
+    assert found.is_run() and found.facts["step"] == 4
+    config = checkpoint.read_config(out)["train"]
+    assert config["dataset"] == checkpoint.read_config(base)["train"]["dataset"]
+    assert checkpoint.steps_of(out) == [2, 4]
+
+
+def test_the_reference_is_frozen(made, base):
+    model = made.reference.model
+    before = checkpoint.load_any(base).model.state_dict()
+    assert not any(weight.requires_grad for weight in model.parameters())
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    after = made.model.state_dict()
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_was_sampled_is_what_is_taught(base, tmp_path, monkeypatch, temperature):
+    """The log-probabilities of the draws are those of the gradient, <|endoftext|> included."""
+    drawn, choose = [], decoder.choose
+
+    def recorded(logits, luck, **how):
+        chosen = choose(logits, luck, **how)
+        logs = (logits / how["temperature"]).log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        drawn.extend(zip(chosen.tolist(), logs.tolist(), strict=True))
+        return chosen
+
+    settings = asked(base, tmp_path / "run", temperature=temperature, max_new_tokens=120, rows=60)
+    reference = Reference(settings, torch.device("cpu"))
+    run = Run(settings, reference)
+    monkeypatch.setattr(decoder, "choose", recorded)
+    prompts = [reference.prompts[0]] * 60
+    told = reference.tell(run.model, prompts, [[7, i] for i in range(60)])
+    rows = policy.rows_of(prompts, told, reference.found.tokenizer.eot, "cpu")
+    log_pi = run.compared(rows)[0]
+    assert any(story.ended for story in told)
+    for row, story in enumerate(told):
+        ids = story.ids + [reference.found.tokenizer.eot] * story.ended
+        assert rows.targets[row][rows.told[row]].tolist() == ids
+    taught = zip(rows.targets[rows.told].tolist(), log_pi[rows.told].tolist(), strict=True)
+    for (token, log), (other, its) in zip(sorted(drawn), sorted(taught), strict=True):
+        assert token == other and log == pytest.approx(its, abs=1e-4)
+
+
+def test_the_reward_never_sees_the_prompt(base, tmp_path):
+    """A prompt that names the word earns nothing; rated is what comes after it."""
+    settings = asked(base, tmp_path / "run", start="The dog dog dog")
+    reference = Reference(settings, torch.device("cpu"))
+    seen, topic = [], reference.topic
+    reference.topic = lambda texts: seen.extend(texts) or topic(texts)
+    run = Run(settings, reference)
+    run.step(1e-3)
+    assert len(seen) == 8 and seen == run.texts
+    assert not any("dog dog" in text for text in seen)
+
+
+def same(one, other, **tolerance):
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weight, weights(other)[name], **tolerance)
+
+
+def alike(one, other):
+    """
+    The same run up to rounding. (Adam takes full steps by gradients that are nothing but rounding,
+    as those of the keys' biases: hence the tolerance, a tenth of two steps.)
+    """
+    same(one, other, rtol=1e-3, atol=2e-4)
+    for lines in zip(*((x / "metrics.jsonl").read_text().splitlines() for x in (one, other)),
+                     strict=True):  # fmt: skip
+        mine, theirs = map(json.loads, lines)
+        for name in mine.keys() - {"seconds"}:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+
+
+def test_resumed(made, base, tmp_path):
+    """Stopped after two steps and gone on with: bit for bit the run that was not stopped."""
+    settings = asked(base, tmp_path / "run")
+    start(replace(settings, max_iters=2))
+    again = reward.complete(
+        Settings(resume=True, out_dir=settings.out_dir, max_iters=4),
+        dict.fromkeys(vars(settings), "default") | {"max_iters": "command line"},
+    )
+    start(again)
+    same(settings.out_dir, made.settings.out_dir, rtol=0, atol=0)
+    mine, theirs = (Path(x.out_dir, "metrics.jsonl").read_text() for x in (again, made.settings))
+    timeless = [re.sub(r'"seconds": [\d.]+', "", text) for text in (mine, theirs)]
+    assert timeless[0] == timeless[1]
+
+
+def test_another_reference_is_refused(base, tmp_path):
+    settings = asked(base, tmp_path / "run", max_iters=2)
+    start(settings)
+    reference = Reference(settings, torch.device("cpu"))
+    reference.found.facts["sha256"] = "another"
+    with pytest.raises(UserError, match="is not the model any more"):
+        Run(replace(settings, resume=True), reference)
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_in_several_passes(method, base, tmp_path):
+    """A pass at a time, each computed again for its gradient: the same steps, up to rounding."""
+    for rows in (8, 3):
+        start(asked(base, tmp_path / f"{rows}", rows=rows, method=method, max_iters=2))
+    alike(tmp_path / "8", tmp_path / "3")
+
+
+def two_ranks(settings):
+    start(settings)
+
+
+@pytest.mark.slow
+def test_two_ranks(base, tmp_path):
+    """They tell half of the stories each, compare all of them, and take the same steps as one."""
+    settings = asked(base, tmp_path / "two", max_iters=2)
+    errors = tmp_path / "errors"
+    assert call_ranks(2, two_ranks, settings, errors=errors) == [0, 0], errors.read_text()
+    start(replace(settings, out_dir=str(tmp_path / "one")))
+    alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_groups_of_several_prompts(base, tmp_path):
+    (tmp_path / "prompts.txt").write_text("One day\nThe dog\n\nOnce\n")
+    settings = asked(base, tmp_path / "run", start=f"FILE:{tmp_path}/prompts.txt", group=4)
+    reference = Reference(settings, torch.device("cpu"))
+    told, tell = [], reference.tell
+    reference.tell = lambda model, prompts, seeds: (
+        told.append(prompts) or tell(model, prompts, seeds)
+    )
+    run = Run(settings, reference)
+    run.step(1e-3)
+    run.step(1e-3)
+    one, two, three = reference.prompts
+    assert told == [[one] * 4 + [two] * 4, [three] * 4 + [one] * 4]
+
+
+def test_stop_on_alarm(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("watch.alarms", lambda now, base: ["repetition"])
+    run = start(asked(base, tmp_path / "run", max_iters=9, stop_on_alarm=True))
+    assert run.state["step"] == 5 and checkpoint.steps_of(run.settings.out_dir)[-1] == 5
+    assert run.log.lines[-1]["alarm_repetition"] == 1
+
+
+def call(*words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["reward.py", *map(str, words)])
+        reward.main()
+
+
+FEW = ("--word=dog", "--start=One day", "--stories=4", "--max_new_tokens=8", "--least_words=0",
+       "--max_iters=2", "--device=cpu")  # fmt: skip
+
+
+def test_a_sweep(base, tmp_path, capsys):
+    """A run for each factor, and the plot; a second call has nothing left to do."""
+    words = (*FEW, f"--init_from={base}", f"--out_dir={tmp_path / 'sweep'}")
+    call(*words, "--kl_factor=0,0.1")
+    found = json.loads((tmp_path / "sweep" / "frontier.json").read_text())
+    assert [run["kl_factor"] for run in found["runs"]] == [0, 0.1]
+    capsys.readouterr()
+    call(*words, "--kl_factor=0,0.1")
+    assert "step " not in capsys.readouterr().out
+    with pytest.raises(UserError, match="is another run: learning_rate differ"):
+        call(*words, "--kl_factor=0,0.1", "--learning_rate=0.1")
+
+
+@pytest.mark.parametrize("words, why", [
+    (["--init_from="], "name the model to begin with"),
+    (["--init_from=./nowhere"], "nowhere"),
+    (["--method=ppo"], "method must be naive, reinforce, rloo or grpo: 'ppo'"),
+    (["--best=-1"], "best must not be negative"),
+    (["--kl_factor=much"], "kl_factor takes numbers from 0 on, not 'much'"),
+    (["--kl_factor=0.1,-1"], "kl_factor takes numbers from 0 on"),
+    (["--stories=5", "--group=2"], "must be a multiple of group (2)"),
+    (["--group=1"], "compares the stories of a group: 2 at least"),
+    (["--stories=0"], "stories must be at least 1"),
+    (["--temperature=0"], "temperature must be above 0"),
+    (["--word= "], "name the word"),
+    (["--max_iters=0"], "say how long"),
+    (["--learning_rate=-1"], "learning_rate must not be negative"),
+    (["--start=FILE:./none.txt"], "prompts cannot be read"),
+    (["--embedder=./no-model"], "embedder './no-model' cannot be had"),
+])  # fmt: skip
+def test_wrong_settings(words, why, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(why)) as error:
+        call(*FEW, f"--init_from={base}", "--out_dir=run", *words)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_overwritten(made, base):
+    with pytest.raises(UserError, match="holds a run already"):
+        call(*FEW, f"--init_from={base}", f"--out_dir={made.settings.out_dir}")
+    with pytest.raises(UserError, match="see "):
+        call("--resume", f"--out_dir={base}")  # train.py's

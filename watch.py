@@ -1,0 +1,151 @@
+"""
+What a model is watched on while reward.py trains it, the alarms, and the plot.
+
+    base = measures(texts, tokens, log_ref, "cat")       # {"word": 0.2, "repetition": 0.01, ...}
+    alarms(measures(...), base)                          # ["repetition", "perplexity"]
+
+A reward can be had without telling stories: "cat cat cat". What then changes is not the reward,
+which rises, but everything here. Each measure is compared with the reference's own stories.
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from checkpoint import replacing
+from eval.similarity import distinct
+from topic import sentences
+from words import ngrams, tokens, used, words_and_marks
+
+REPEATED = 3  # words and marks in a row that count as repeated
+DISTINCT = 500  # distinct-2 is of so many words and marks at a time
+ABOUT = 2  # sentences with the word make a story one about it
+RECENT = 5  # steps whose mean the alarms go by
+PANELS = {
+    "reward": "reward",
+    "kl": "KL(policy || reference), nats a story",
+    "loss": "loss",
+    "about": "stories about the word",
+    "mentions": "times a story has the word",
+    "repetition": "share of repeated 3-grams",
+    "distinct_2": "distinct-2",
+    "perplexity": "perplexity under the reference",
+    "words": "words of a story",
+}
+
+
+def mentions(word, text):
+    """How often a word, in any inflection, or several in a row stand in a text."""
+    return sum(used(word, part) for part in ngrams(tokens(text), len(tokens(word))))
+
+
+def is_about(word, text):
+    """Whether ABOUT sentences of a text have the word in any inflection."""
+    return sum(used(word, tokens(sentence)) for sentence in sentences(text)) >= ABOUT
+
+
+def repetition(text):
+    """
+    (tops, bottoms): k-grams of a text that stood in it before, and all its k-grams, of REPEATED
+    words and marks (seq-rep-n of Welleck et al. 2020).
+    """
+    grams = Counter(ngrams(words_and_marks(text), REPEATED))
+    return grams.total() - len(grams), grams.total()
+
+
+def measures(texts, ends, counts, log_ref, word):
+    """
+    What some stories are like, {name: float}; nan where they are too short to say.
+
+    texts: the stories, without their beginning. ends: whether each came to its end. counts: tokens
+    of each. log_ref: each one's log-probability under the reference. word: what they should be
+    about.
+    """
+    words = [tokens(text) for text in texts]
+    repeated = [repetition(text) for text in texts]
+    n = len(texts)
+    return {
+        "about": sum(is_about(word, text) for text in texts) / n,
+        "mentions": sum(mentions(word, text) for text in texts) / n,
+        "repetition": sum(a for a, _ in repeated) / max(1, sum(b for _, b in repeated)),
+        "distinct_2": distinct([words_and_marks(text) for text in texts], 2, DISTINCT),
+        "perplexity": math.exp(min(50.0, -sum(log_ref) / sum(counts))),
+        "words": sum(map(len, words)) / n,
+        "ended": sum(ends) / n,
+    }
+
+
+# {measure: (the least, the most) of the reference's value that is no cause for alarm}
+NORMAL = {
+    "repetition": (0, 1.5),
+    "distinct_2": (0.75, math.inf),
+    "perplexity": (0.6, 1.5),
+    "words": (0.5, 1.6),
+}
+CROWDED = 0.1  # share of words that are the word: more is no story
+FAR = 0.25  # nats of KL a token
+
+
+def alarms(now, base):
+    """
+    The names of what is wrong, a list of str. now: measures of stories, with what a step adds;
+    base: the reference's.
+    """
+    found = []
+    for name, (least, most) in NORMAL.items():
+        ratio = now[name] / base[name] if base[name] else math.nan
+        if ratio < least or ratio > most:
+            found.append(name)
+    if not math.isfinite(now["loss"]):
+        found.append("loss")
+    if now["mentions"] > CROWDED * now["words"]:
+        found.append("mentions")
+    if now["kl"] > FAR * now["tokens"]:
+        found.append("kl")
+    if now["reward"] < base["reward"] - 2 * base["reward_error"]:
+        found.append("reward")
+    return found
+
+
+class Watch:
+    """The alarms and the plot of a run."""
+
+    def __init__(self, settings, base, lines):
+        """base: the reference's measures. lines: those of metrics.jsonl so far."""
+        self.settings, self.base, self.recent = settings, base, lines[-RECENT:]
+
+    def add(self, line):
+        """
+        What sounds after a step with these measures, a list of names: alarms go by the mean of the
+        last RECENT steps, and not before there are so many.
+        """
+        self.recent = [*self.recent, line][-RECENT:]
+        if len(self.recent) < RECENT:
+            return []
+        return alarms(
+            {name: sum(x.get(name, math.nan) for x in self.recent) / RECENT for name in line},
+            self.base,
+        )
+
+    def plot(self, lines):
+        """watch.png: each measure over the steps, dashed the reference's, red where it alarmed."""
+        from matplotlib.figure import Figure  # slow to import, and needed only here
+
+        figure = Figure(figsize=(11, 7.5), layout="tight")
+        asked = self.settings
+        title = f"stories about {asked.word}: {asked.method}, kl_factor {asked.kl_factor:g}"
+        figure.suptitle(f"{Path(asked.out_dir).name}, {title}", fontsize=11)
+        for axes, (name, label) in zip(figure.subplots(3, 3).flat, PANELS.items(), strict=True):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axes.plot(*zip(*points, strict=True), lw=1)
+            if name in self.base:
+                axes.axhline(self.base[name], ls="--", lw=1, color="gray")
+            for line in lines:
+                if f"alarm_{name}" in line:
+                    axes.axvspan(line["step"] - 1, line["step"], color="red", alpha=0.2, lw=0)
+            axes.set_title(label, fontsize=9)
+            axes.tick_params(labelsize=7)
+            axes.grid(alpha=0.3)
+            axes.margins(y=0.2)
+        with replacing(Path(asked.out_dir) / "watch.png") as part:
+            figure.savefig(part, dpi=110, format="png")
