@@ -178,6 +178,7 @@ def test_in_several_passes(method, base, tmp_path):
 
 
 def two_ranks(settings):
+    reward.BASE = 32
     start(settings)
 
 

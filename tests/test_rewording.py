@@ -136,6 +136,8 @@ def test_wordnet_takes_any_synonym_as_it_stands():
     # the article
     ("It was a car.", "It was an automobile."),
     ("A car came.", "An automobile came."),
+    ("The Honda car came.", "The Honda automobile came."),
+    ('An "automobile" came.', 'A "car" came.'),
     ("He sat in a  car.", "He sat in an  automobile."),
     # the other way round, and after a capital
     ("An automobile came.", "A car came."),
@@ -143,6 +145,11 @@ def test_wordnet_takes_any_synonym_as_it_stands():
 def test_grammar(text, new, context):
     found = {becomes(text, context, 1, seed)[0] for seed in range(20)}
     assert new in found, found
+
+
+def test_an_article_that_is_right_stays(context):
+    _, swaps, _ = becomes("He saw a big dog.", context)
+    assert [(swap.old, swap.new) for swap in swaps] == [("big", "large")]
 
 
 @pytest.mark.parametrize("text, what", [
@@ -223,6 +230,7 @@ def test_what_the_context_speaks_for():
     assert chosen(put=-10, set=-13, placed=-15.5, laid=-30) == []
     none = -math.inf  # what the model cannot see it says nothing about
     assert chosen(put=none, set=none, placed=none, laid=none) == []
+    assert chosen(put=none, set=-3, placed=none, laid=none) == []
 
 
 def sense_in(text, marked, counts):
