@@ -70,17 +70,17 @@ class Settings:
     eval_interval: int = 25  # steps between checkpoints, samples and plots
     stop_on_alarm: bool = False  # end the run with the first alarm
     seed: int = 1337  # decides every story
-    # the optimizer, as train.py has it
-    optimizer: str = "adamw"
-    learning_rate: float = 3e-4
-    min_lr: float = 0.0
-    schedule: str = "constant"
-    warmup_iters: int = 5
-    lr_decay_iters: int = 0
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    grad_clip: float = 1.0
+    # the optimizer, as of train.py
+    optimizer: str = "adamw"  # adamw, or muon: muon for the blocks' matrices, adamw for the rest
+    learning_rate: float = 3e-4  # the highest, after the warm-up
+    min_lr: float = 0.0  # where the schedule ends
+    schedule: str = "constant"  # cosine, linear or constant
+    warmup_iters: int = 5  # steps from 0 up to learning_rate
+    lr_decay_iters: int = 0  # steps until min_lr; default: the whole run
+    weight_decay: float = 0.0  # of matrices; biases, gains and embeddings have none
+    beta1: float = 0.9  # AdamW's average of gradients
+    beta2: float = 0.95  # AdamW's average of their squares
+    grad_clip: float = 1.0  # longest gradient; 0: no clipping
     # the machine
     rows: int = 32  # stories in one pass
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
