@@ -107,7 +107,9 @@ def test_context(stories, tmp_path, monkeypatch):
     assert 0.005 < got["word_fraction"] < 0.3
     swaps = [swap for line in lines_of(tmp_path / "syn") for swap in line["swaps"]]
     known = {word for text in stories[:60] for word in tokens(text)}
-    assert len(swaps) > 10 and {new for _, _, new, pos in swaps if pos} <= known
+    made = sum(bool(pos) for *_, pos in swaps)  # articles are not counted
+    assert 10 < made == round(got["word_fraction"] * got["content_words"])
+    assert {new for _, _, new, pos in swaps if pos} <= known
 
 
 def same(*folders):
@@ -117,22 +119,39 @@ def same(*folders):
                for name in names)  # fmt: skip
 
 
+def stopped_at(step, *words):
+    """The command, stopped when it is about to say so many times that all is whole, or to end."""
+    save, calls = synonyms.Progress.save, iter(range(9))
+
+    def stopped(*args, **how):
+        if step == "end" or next(calls) == step:
+            raise KeyboardInterrupt
+        save(*args, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synonyms.Progress, "end" if step == "end" else "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            call(*words)
+
+
+def test_stopped_twice(stories, tmp_path, monkeypatch):
+    """What was cut off the first time counts for nothing the second, where nothing was added."""
+    monkeypatch.chdir(tmp_path)
+    words = [*written(tmp_path, stories[:40], stories[240:]), "--story_fraction=0", "--out=syn"]
+    stopped_at(2, *words)
+    with open(tmp_path / ".syn.work" / "train.jsonl", "ab") as file:
+        file.write(b"half a li")
+    stopped_at(1, *words)
+    call(*words)
+    assert (tmp_path / "syn" / "replacements.jsonl").read_bytes() == b""
+
+
 @pytest.mark.parametrize("step", [*range(4), "end"])
 def test_stopped_and_gone_on_with(step, made, stories, tmp_path, monkeypatch):
     """Wherever it stops, what was written and not yet known to be whole is cut off."""
     monkeypatch.chdir(tmp_path)
     words = written(tmp_path, stories[:240], stories[240:])
-    with pytest.MonkeyPatch.context() as patch:
-        save, calls = synonyms.Progress.save, iter(range(9))
-
-        def stopped(*args, **how):
-            if step == "end" or next(calls) == step:
-                raise KeyboardInterrupt
-            save(*args, **how)
-
-        patch.setattr(synonyms.Progress, "end" if step == "end" else "save", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            call(*words, "--out=syn")
+    stopped_at(step, *words, "--out=syn")
     read = []
     monkeypatch.setattr(synonyms, "reword", lambda *args: read.append(args) or reword(*args))
     call(*words, "--out=syn")
