@@ -63,6 +63,7 @@ def test_what_it_writes(made, stories):
     assert got["train"]["word_fraction"] == pytest.approx(0.3, abs=0.01)
     lines = lines_of(made)
     assert {line["split"] for line in lines} == {"train", "val"}
+    assert all(line["swaps"] for line in lines)
     for split, name, first in (("train", "stories.txt", 0), ("val", "stories_val.txt", 240)):
         new = (made / name).read_text().split(SEPARATOR)
         swapped = {line["story"]: line["swaps"] for line in lines if line["split"] == split}
@@ -105,7 +106,8 @@ def test_context(stories, tmp_path, monkeypatch):
          "--story_fraction=1")  # fmt: skip
     got = json.loads((tmp_path / "syn" / "synonyms.json").read_text())["got"]["train"]
     assert 0.005 < got["word_fraction"] < 0.3
-    swaps = [swap for line in lines_of(tmp_path / "syn") for swap in line["swaps"]]
+    lines = [line for line in lines_of(tmp_path / "syn") if line["split"] == "train"]
+    swaps = [swap for line in lines for swap in line["swaps"]]
     known = {word for text in stories[:60] for word in tokens(text)}
     made = sum(bool(pos) for *_, pos in swaps)  # articles are not counted
     assert 10 < made == round(got["word_fraction"] * got["content_words"])
@@ -156,6 +158,8 @@ def test_stopped_and_gone_on_with(step, made, stories, tmp_path, monkeypatch):
     monkeypatch.setattr(synonyms, "reword", lambda *args: read.append(args) or reword(*args))
     call(*words, "--out=syn")
     assert same(tmp_path / "syn", made) and not list(tmp_path.glob(".*"))
+    got = [json.loads((x / "synonyms.json").read_text())["got"] for x in (tmp_path / "syn", made)]
+    assert got[0] == got[1]
     assert bool(read) == (step not in (3, "end"))
 
 
