@@ -143,8 +143,6 @@ class Progress:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if found["asked"] == self.asked:
                 self.done = found["done"]
-        if not self.done:
-            shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def files(self, split):
