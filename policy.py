@@ -71,6 +71,17 @@ def rows_of(prompts, stories, eot, device):
     return Rows(torch.tensor(tokens, device=device), torch.tensor(targets, device=device))
 
 
+def log_probs(model, tokens, temperature):
+    """The log-probabilities of all tokens at each place, float32 (N, T, V), at a temperature."""
+    return (model(tokens).float() / temperature).log_softmax(-1)
+
+
+def of_told(logs, targets):
+    """Those of the tokens that were told, (N, T), 0 elsewhere. logs: (N, T, V)."""
+    place = targets.clamp(min=0)[..., None]  # (N, T, 1)
+    return torch.where(targets != IGNORE, logs.gather(-1, place)[..., 0], 0.0)
+
+
 def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=False):
     """
     (log pi, log ref, KL_t), each (N, T) float32 and 0 where no token was told.
@@ -78,15 +89,12 @@ def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=Fals
     The models are GPTs, at this temperature; tokens, targets: see Rows. log pi has a gradient, and
     KL_t has one with kl_in_loss.
     """
-    told = targets != IGNORE
-    place = targets.clamp(min=0)[..., None]  # (N, T, 1)
-    ours = (policy(tokens).float() / temperature).log_softmax(-1)  # (N, T, V)
+    ours = log_probs(policy, tokens, temperature)
     with torch.no_grad():
-        theirs = (reference(tokens).float() / temperature).log_softmax(-1)
-    log_pi = torch.where(told, ours.gather(-1, place)[..., 0], 0.0)
-    log_ref = torch.where(told, theirs.gather(-1, place)[..., 0], 0.0)
+        theirs = log_probs(reference, tokens, temperature)
+    log_pi, log_ref = of_told(ours, targets), of_told(theirs, targets)
     ours = ours if kl_in_loss else ours.detach()
-    kl = torch.where(told, (ours.exp() * (ours - theirs)).sum(-1), 0.0)
+    kl = torch.where(targets != IGNORE, (ours.exp() * (ours - theirs)).sum(-1), 0.0)
     return log_pi, log_ref, kl
 
 

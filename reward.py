@@ -37,7 +37,7 @@ from machine import distributed, rank, ranks, say
 from runlog import RunLog
 from sample import prompts_of
 from schedule import SCHEDULES, Schedule
-from start import resumed
+from start import check_free, resumed
 from topic import SentenceEmbedder, TokenEmbedder, Topic
 from train import make_optimizer
 from watch import Watch, measures
@@ -179,13 +179,13 @@ class Reference:
         self.model = self.found.model.requires_grad_(False)
         self.model.use_attention(settings.attn)
         self.prompts = [self.found.prompt(text) for text in prompts_of(settings.start)]
-        told = self.tell(self.model, [self.prompts[i % len(self.prompts)] for i in range(BASE)],
-                         [[settings.seed, 0, i] for i in range(BASE)])  # fmt: skip
+        asked = [self.prompts[i % len(self.prompts)] for i in range(BASE)]
+        told = self.tell(self.model, asked, [[settings.seed, 0, i] for i in range(BASE)])
         self.texts = [self.found.tokenizer.decode(story.ids) for story in told]
         embed = embedder_of(settings, self.found, self.texts, device)
         self.topic = topic_of(settings, embed)
         self.rewards = self.topic(self.texts)
-        self.base = self.measured(told)
+        self.base = self.measured(asked, told)
 
     def tell(self, model, prompts, seeds):
         """A Story of a model to each of the prompts, lists of ids."""
@@ -194,18 +194,15 @@ class Reference:
         decoder = open_decoder(model, "float32", self.device)
         return generate(decoder, prompts, self.found.tokenizer.eot, seeds, **how)
 
-    def measured(self, told):
-        """Measures of the reference's stories."""
+    def measured(self, asked, told):
+        """Measures of the reference's stories, told to the prompts asked."""
         eot, size, log_ref = self.found.tokenizer.eot, self.settings.rows, []
-        asked = [self.prompts[i % len(self.prompts)] for i in range(len(told))]
         rows = policy.rows_of(asked, told, eot, self.device)
         for i in range(0, len(told), size):
             some = rows.tokens[i : i + size], rows.targets[i : i + size]
             with torch.no_grad():
-                log_pi, *_ = policy.compare(
-                    self.model, self.model, *some, self.settings.temperature
-                )
-            log_ref += log_pi.sum(1).tolist()
+                logs = policy.log_probs(self.model, some[0], self.settings.temperature)
+            log_ref += policy.of_told(logs, some[1]).sum(1).tolist()
         ends, counts = [story.ended for story in told], rows.told.sum(1).tolist()
         found = measures(self.texts, ends, counts, log_ref, self.settings.word)
         mean = sum(self.rewards) / len(self.rewards)
@@ -392,11 +389,8 @@ class Run:
 
 def start(settings, reference):
     """A run, from its beginning or on from where it stands."""
-    if not settings.resume and checkpoint.steps_of(settings.out_dir):
-        raise UserError(
-            f"'{settings.out_dir}' holds a run already: --resume continues it, another --out_dir "
-            "keeps it, or remove it"
-        )
+    if not settings.resume:
+        check_free(settings.out_dir)
     with checkpoint.full_disk_explained(settings.out_dir):
         Run(settings, reference).run()
 

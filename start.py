@@ -93,6 +93,15 @@ def resumed(settings, origin, out_dir):
     return replace(type(settings)(**stored), **changes | {"out_dir": out_dir})
 
 
+def check_free(out_dir):
+    """Raise UserError where a new run would overwrite another one."""
+    if checkpoint.steps_of(out_dir):
+        raise UserError(
+            f"'{out_dir}' holds a run already: --resume continues it, another --out_dir keeps it, "
+            "or remove it"
+        )
+
+
 def check(settings):
     """Refuse settings that cannot work, before anything is loaded or written."""
     counts = ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
@@ -107,11 +116,8 @@ def check(settings):
             raise UserError(f"{name} must be at least 0 and below 1")
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
-    if not (settings.resume or settings.profile) and checkpoint.steps_of(settings.out_dir):
-        raise UserError(
-            f"'{settings.out_dir}' holds a run already: --resume continues it, another --out_dir "
-            "keeps it, or remove it"
-        )
+    if not (settings.resume or settings.profile):
+        check_free(settings.out_dir)
     if settings.optimizer not in ("adamw", "muon"):
         raise UserError(f"optimizer must be adamw or muon, not '{settings.optimizer}'")
     if settings.loss_on not in ("all", "story"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import checkpoint
 import corpus
 import hub
+import instruct
 import thesaurus
 from configs import ROOT, UserError
 from decoder import open_decoder
@@ -91,6 +92,15 @@ def complete(found, texts, settings, samples):
         stories = generate(decoder, ids, eot, seeds_of(settings.seed, len(ids)), **how)
     told = [found.tokenizer.decode(story.ids) for story in stories]
     return [told[i : i + samples] for i in range(0, len(told), samples)]
+
+
+def whole(found, story):
+    """
+    (the text of a generation.Story, whether it came to its end). A model of the raw Instruct file
+    goes on with a Summary: there its story has ended.
+    """
+    text, rest = instruct.split_story(found.tokenizer.decode(story.ids))
+    return text, story.ended or bool(rest)
 
 
 def completions(found, texts, settings, samples, folder):

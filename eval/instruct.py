@@ -26,6 +26,7 @@ import instruct
 from configs import UserError, load, run
 from decoder import open_decoder
 from eval import compliance, intervals
+from eval.exercises import whole
 from eval.instructions import choose, read_records
 from generation import check, generate, seeds_of
 from machine import pick_device
@@ -64,11 +65,7 @@ def tell(found, decoder, records, settings):
     names = ("temperature", "top_p", "max_new_tokens", "rows")
     how = {name: getattr(settings, name) for name in names} | {"limit": found.limit}
     stories = generate(decoder, ids, found.tokenizer.eot, seeds_of(settings.seed, len(ids)), **how)
-    told = []
-    for story in stories:
-        text, rest = instruct.split_story(found.tokenizer.decode(story.ids))
-        # A model of the raw file goes on with a Summary: there its story has ended.
-        told.append((text, story.ended or bool(rest)))
+    told = [whole(found, story) for story in stories]
     return [told[i : i + settings.num_samples] for i in range(0, len(told), settings.num_samples)]
 
 

@@ -46,6 +46,7 @@ import policy
 from configs import UserError, load, run
 from decoder import open_decoder
 from eval import endpoint, grading, intervals
+from eval.exercises import whole
 from eval.protocols import TOPIC, Exercise
 from eval.similarity import distinct
 from generation import Story, check, generate, seeds_of
@@ -100,31 +101,23 @@ def tell(found, prompts, asked):
     how = {"max_new_tokens": asked.max_new_tokens, "limit": found.limit, "rows": asked.rows}
     ids = [found.prompt(text) for text in prompts]
     seeds, eot = seeds_of(asked.seed, len(ids)), found.tokenizer.eot
-    told = []
-    for story in generate(decoder, ids, eot, seeds, temperature=asked.temperature, **how):
-        # A model of the raw Instruct file goes on with a Summary: there its story has ended.
-        text, rest = instruct.split_story(found.tokenizer.decode(story.ids))
-        told.append((text, story.ended or bool(rest)))
-    return told
+    stories = generate(decoder, ids, eot, seeds, temperature=asked.temperature, **how)
+    return [whole(found, story) for story in stories]
 
 
 def surprise(reference, starts, told, asked):
     """[(nats, tokens)] of each story under the reference, given its beginning, the end included."""
-    found, eot = [], reference.tokenizer.eot
-    for i in range(0, len(told), asked.rows):
-        some = list(zip(starts, told, strict=True))[i : i + asked.rows]
-        prompts = [reference.prompt(start) for start, _ in some]
-        stories = []
-        for prompt, (_, (text, ended)) in zip(prompts, some, strict=True):
-            room = reference.model.config.block_size - len(prompt)
-            stories.append(Story(reference.tokenizer.encode(text)[:room], ended))
-        rows = policy.rows_of(prompts, stories, eot, asked.device)
-        width = reference.model.config.block_size
+    found, eot, size = [], reference.tokenizer.eot, asked.rows
+    prompts = [reference.prompt(start) for start in starts]
+    stories = []
+    for prompt, (text, ended) in zip(prompts, told, strict=True):
+        room = reference.model.config.block_size - len(prompt)
+        stories.append(Story(reference.tokenizer.encode(text)[:room], ended))
+    for i in range(0, len(told), size):
+        rows = policy.rows_of(prompts[i : i + size], stories[i : i + size], eot, asked.device)
         with torch.no_grad():
-            losses = reference.model(rows.tokens[:, :width], rows.targets[:, :width].contiguous(),
-                                     mean=False)  # fmt: skip
-        counts = rows.told[:, :width].sum(1)
-        found += list(zip(losses.sum(1).tolist(), counts.tolist(), strict=True))
+            losses = reference.model(rows.tokens, rows.targets, mean=False)
+        found += list(zip(losses.sum(1).tolist(), rows.told.sum(1).tolist(), strict=True))
     return found
 
 
