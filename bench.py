@@ -88,7 +88,7 @@ def ours(case, _):
     )
     shape = (BLOCK_SIZE, row_tokens, settings.batch_size, settings.seed)
     model = GPT(GPTConfig(case.vocab_size, BLOCK_SIZE, case.n_layer, HEADS, case.n_embd)).to(device)
-    model.use_attention("auto")
+    model.use_attention("auto", getattr(torch, case.dtype))
     optimizers = train.make_optimizer(model, settings)
     compute = train.Step(model, optimizers, Batches(data, 0, *shape, device=device), settings)
     numbers = iter(range(10**9))
@@ -279,11 +279,11 @@ def main():
                 f"{figures['peak_bytes'] / 2**20:>9,.0f}{ratio}",
                 flush=True,
             )
-    if settings.out:
-        Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-        said = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
-        facts = {"machine": describe(device), "settings": said, "matmul_flops": rates}
-        checkpoint.write_json(settings.out, facts | {"cases": rows})
+        if settings.out:  # what is there so far
+            Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
+            said = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
+            facts = {"machine": describe(device), "settings": said, "matmul_flops": rates}
+            checkpoint.write_json(settings.out, facts | {"cases": rows})
 
 
 if __name__ == "__main__":

@@ -122,11 +122,14 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def use_attention(self, name):
-        """Take the attention behind a setting; returns why that one, or raises UserError."""
+    def use_attention(self, name, dtype):
+        """
+        Take the attention behind a setting, to compute in a torch dtype; returns why that one, or
+        raises UserError.
+        """
         config, device = self.config, self.wte.weight.device
         try:
-            self.attn, why = choose(name, device, config.n_embd // config.n_head)
+            self.attn, why = choose(name, device, config.n_embd // config.n_head, dtype)
         except ValueError as error:
             raise UserError(str(error)) from None
         return why
@@ -193,7 +196,8 @@ class GPT(nn.Module):
         for batch in batches:
             shape = shape or batch.tokens.shape
             # A last batch of fewer rows is not worth compiling for.
-            run = (batch.tokens.shape == shape and forward) or self
+            compiled = forward is not None and batch.tokens.shape == shape
+            run = forward if compiled else self
             torch.compiler.cudagraph_mark_step_begin()  # the last batch's results are used up
             where = {"positions": batch.positions, "start": batch.start}
             with autocast():

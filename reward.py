@@ -177,7 +177,7 @@ class Reference:
         self.settings, self.device = settings, device
         self.found = checkpoint.load_any(settings.init_from, "latest", device, settings.revision)
         self.model = self.found.model.requires_grad_(False)
-        self.model.use_attention(settings.attn)
+        self.model.use_attention(settings.attn, torch.float32)
         self.prompts = [self.found.prompt(text) for text in prompts_of(settings.start)]
         asked = [self.prompts[i % len(self.prompts)] for i in range(BASE)]
         told = self.tell(self.model, asked, [[settings.seed, 0, i] for i in range(BASE)])
@@ -225,7 +225,7 @@ class Run:
         self.state, moments = self.read(settings)
         base = settings.out_dir if settings.resume else settings.init_from
         self.model = checkpoint.load_any(base, "latest", self.device, settings.revision).model
-        self.model.use_attention(settings.attn)
+        self.model.use_attention(settings.attn, torch.float32)
         self.optimizers = make_optimizer(self.model, settings)
         checkpoint.restore_optimizers(self.model, self.optimizers, moments)
         self.schedule = Schedule(settings, settings.max_iters, self.state)

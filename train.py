@@ -265,7 +265,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         start = replace(settings, init_from=settings.out_dir) if settings.resume else settings
         self.model = build(start, self.tokenizer, device)
-        why = self.model.use_attention(settings.attn)
+        why = self.model.use_attention(settings.attn, machine.pick_dtype(settings.dtype, device))
         self.optimizers = make_optimizer(self.model, settings)
         checkpoint.restore_optimizers(self.model, self.optimizers, moments)
         self.compute = Step(self.model, self.optimizers, batches, settings, self.state["step"])

@@ -56,8 +56,9 @@ channels and T = 512, with the least time by an H200's data sheet (4.8 TB/s, 989
 Blocks of pairs that no story spans are never visited: a sweep over keys begins at the start of the
 block's first query, one over queries ends where `ends` says that nothing sees the block any more.
 
-Limits: D a multiple of 4 up to 128, float32, bfloat16 and float16, any T. Checked on no GPU so far:
-in Triton's interpreter, and compiled for sm_80, sm_90 and sm_100 (`python -m kernels.offline`).
+Limits: D a multiple of 4 up to 128, float32, bfloat16 and float16, any T. Tested and timed on an
+H100 with Triton 3.6 (results/bench/kernels_h100.json); in Triton's interpreter; and compiled for
+sm_80, sm_90 and sm_100 (`python -m kernels.offline`).
 """
 
 import itertools
@@ -72,26 +73,29 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
 MAX_HEAD = 128
 
 
-def choose(name, device, head_size):
+def choose(name, device, head_size, dtype):
     """
     The implementation behind a setting, and why: (name, reason).
 
-    name: one of IMPLEMENTATIONS. device: where the model runs. head_size: D. Raises ValueError for
-    other names, and for "triton" where it cannot run.
+    name: one of IMPLEMENTATIONS. device: where the model runs. head_size: D. dtype: what it
+    computes in. Raises ValueError for other names, and for "triton" where it cannot run.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attn must be one of {', '.join(IMPLEMENTATIONS)}, not '{name}'")
-    if name == "triton":
-        why = unavailable(device)
-        if head_size % 4 or head_size > MAX_HEAD:
-            why = f"heads of {head_size} are not a multiple of 4 up to {MAX_HEAD}"
-        if why:
-            raise ValueError(f"attn=triton cannot run: {why}; use attn=sdpa")
+    why = unavailable(device)
+    if head_size % 4 or head_size > MAX_HEAD:
+        why = f"heads of {head_size} are not a multiple of 4 up to {MAX_HEAD}"
+    if name == "triton" and why:
+        raise ValueError(f"attn=triton cannot run: {why}; use attn=sdpa")
     if name != "auto":
         return name, "as asked"
-    if torch.device(device).type == "cuda" and not unavailable(device):
-        return "sdpa", "the default until a benchmark shows triton ahead; try --attn=triton"
-    return "sdpa", f"torch's fused attention is the fastest here on {torch.device(device).type}"
+    if torch.device(device).type != "cuda":
+        return "sdpa", f"torch's fused attention is the fastest here on {torch.device(device).type}"
+    if why:
+        return "sdpa", f"triton cannot run: {why}"
+    if dtype == torch.float32:  # exact products, without tensor cores, are where torch is ahead
+        return "sdpa", "torch's fused attention is the fastest here in float32"
+    return "triton", "ahead of all that torch has; see python -m kernels.bench"
 
 
 # ----------------------------------------------------------------------------------------------
@@ -481,18 +485,18 @@ def tiles(head_size, dtype, backward, device):
     """
     How a pass is cut: BLOCK and STEP in tokens, and the compiler's settings, for `launch`.
 
-    Chosen from what compiles without spilling registers on the device's kind of tensor cores
-    (`python -m kernels.offline`). STEP divides BLOCK.
+    The fastest on an H100 of what compiles without spilling registers on the device's kind of
+    tensor cores (`python -m kernels.tune`, `python -m kernels.offline`). STEP divides BLOCK.
     """
-    wide, stages = warpgroups(device), 2
+    wide = warpgroups(device)
     if dtype == torch.float32:
-        block, step, warps = 32, 16, 8
-    elif head_size > 64:
-        block, step, warps = (128, 64, 8) if wide and not backward else (64, 32, 8)
-    elif backward and not wide:
+        block, step, warps, stages = 32, 16, 8, 2
+    elif head_size > 64 and not wide:
+        block, step, warps, stages = 64, 32, 8, 2
+    elif backward and (head_size != 64 or not wide):
         block, step, warps, stages = 64, 32, 4, 3
     else:
-        block, step, warps = 64, 64, 4
+        block, step, warps, stages = 64, 64, 4, 2 if backward or not wide else 3
     settings = {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}
     if warps == 8 or not wide:  # or the assembler sometimes spills rather than use all there are
         settings["maxnreg"] = 255

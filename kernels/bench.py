@@ -6,7 +6,8 @@ How fast the kernels are on this GPU, beside everything else that could do their
 
 All contestants of a case start from the same tensors (for attention the packed qkv, so a rival pays
 for its layout) and end with their gradients. Each is warmed up, captured in a CUDA graph (so no
-Python is timed on any side), and replayed by turns in one process; the figures are medians. The
+Python is timed; rivals that no graph can hold are launched) and replayed by turns in one process;
+the figures are medians. The
 floor is what the hardware allows: the larger of the bytes that must move over the copy bandwidth
 and the FLOPs that must be done over the matmul rate, both measured here too.
 """
@@ -40,16 +41,24 @@ class Settings:
 # the clock
 
 
-def graphed(function, stream):
-    """`function`, run once, as a CUDA graph: what replays it."""
+def graphed(function, stream, pool):
+    """`function`, run once, as a CUDA graph with its memory from `pool`: what replays it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, pool, stream):
         function()
-    return graph.replay
+
+    def replay(kept=function):  # the graph reads tensors that only `function` holds
+        graph.replay()
+
+    return replay
 
 
-def runners(contestant, inputs):
-    """{pass: function that runs it once}, and the memory it takes in bytes beyond its inputs."""
+def runners(contestant, inputs, capture=True):
+    """
+    {pass: function that runs it once}, and the memory it takes in bytes beyond its inputs.
+
+    capture: on a GPU the functions replay CUDA graphs.
+    """
     leaves = [x for x in inputs if x.requires_grad]
     on_gpu = inputs[0].is_cuda
 
@@ -89,8 +98,11 @@ def runners(contestant, inputs):
 
         backward()
         torch.cuda.synchronize()
-    functions = (forward, backward, both)
-    return {p: graphed(f, stream) for p, f in zip(PASSES, functions, strict=True)}, peak
+    functions = dict(zip(PASSES, (forward, backward, both), strict=True))
+    if capture:  # one pool: they never run at the same time, and the eager loss takes 20 GB
+        pool = torch.cuda.graph_pool_handle()
+        functions = {p: graphed(function, stream, pool) for p, function in functions.items()}
+    return functions, peak
 
 
 def seconds(function, on_gpu, repeats):
@@ -127,7 +139,7 @@ def measure(case, settings):
     on_gpu, found, ready = settings.device == "cuda", {}, {}
     for name, contestant in case.contestants.items():
         try:
-            ready[name], peak = runners(contestant, case.inputs)
+            ready[name], peak = runners(contestant, case.inputs, name not in case.launched)
             found[name] = {"peak_bytes": peak}
         except Exception as error:  # not every rival has every shape; the table says which
             found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"}
@@ -256,6 +268,8 @@ def check_device(device):
 def main():
     settings, _ = load(Settings)
     check_device(settings.device)
+    # Or a compiled rival's backward pass could run only once, and not be timed by itself.
+    torch._functorch.config.donated_buffer = False
     facts = machine(settings)
     print(
         f"{facts['device']}, torch {facts['torch']}, triton {facts['triton']}: "
@@ -263,18 +277,17 @@ def main():
         f"multiplies {facts['matmul_flops_per_second'] / 1e12:.0f} TFLOP/s\n",
         flush=True,
     )
-    result = {"machine": facts, "cases": []}
+    result, out = {"machine": facts, "cases": []}, Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
     for case in cases(settings.tokens, settings.device, settings.only):
         result["cases"].append(measure(case, settings))
+        (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")  # so far
         print("\n".join(lines_of(result["cases"][-1], facts)) + "\n", flush=True)
         del case
         if settings.device == "cuda":
             torch.cuda.empty_cache()
     if not result["cases"]:
         raise UserError(f"no case has '{settings.only}' in its name")
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out / "bench.png")
     print(f"written: {out}/bench.json, {out}/bench.png")
 

@@ -27,15 +27,15 @@ What it costs, in a 2-byte type, beside reading h and W and writing their gradie
     chunks       6 N V C      10 N V bytes   2 CHUNK V bytes
     eager        6 N V C      34 N V bytes   10 N V bytes
 
-By an H200's data sheet (989 TFLOP/s, 4.8 TB/s), 32,768 tokens, 50,304 words and C = 128 take
-`recompute` 1.7 ms of products, and `chunks` 1.3 ms of products and 3.4 ms of moving logits. From
-C = 256 on, the running sum of d h no longer fits a program's registers, and `chunks` it is.
+On an H100 32,768 tokens and 50,304 words took `recompute` 3.9 ms and `chunks` 7.6 ms at C = 128,
+and 6.3 and 8.2 ms at C = 256, where the running sum of d h no longer fits a program's registers and
+goes to the stack (results/bench/kernels_h100.json). Beyond, it is `chunks`.
 
 A target that the model is sure of has p near 1, and p - 1 would lose its digits if p were rounded
 to bfloat16 first. So d h leaves the target out of the rounded sum and adds (p_t - 1) W_t in full.
 
-Checked on no GPU so far: in Triton's interpreter, and compiled for sm_80, sm_90 and sm_100
-(`python -m kernels.offline`). The limit C <= 128 for `recompute` is computed, not measured.
+Tested and timed on an H100 with Triton 3.6; in Triton's interpreter; and compiled for sm_80, sm_90
+and sm_100 (`python -m kernels.offline`).
 """
 
 import torch
@@ -59,7 +59,7 @@ def choose(device, dtype, n_embd):
 def regime(dtype, n_embd):
     """The better of the two ways with kernels: "recompute" or "chunks"."""
     # Without tensor cores, as in float32, remaking the logits costs more than storing them.
-    return "recompute" if n_embd <= 128 and dtype != torch.float32 else "chunks"
+    return "recompute" if n_embd <= 256 and dtype != torch.float32 else "chunks"
 
 
 def linear_cross_entropy(
@@ -231,13 +231,22 @@ def _softmax_gradient(
 # torch's side
 
 
-def tiles(n_embd, dtype, device):
-    """How a sweep is cut: its constexprs, num_warps and num_stages, for `launch`."""
-    width = max(16, triton.next_power_of_2(n_embd))
-    block = 32 if dtype == torch.float32 else 64
-    step = 32 if width > 64 and not warpgroups(device) else block
+def tiles(n_embd, dtype, backward, device):
+    """
+    How a sweep is cut: its constexprs, num_warps and num_stages, for `launch`.
+
+    backward: of _sweep_tokens, else of _sweep_words. For n_embd up to 64 the fastest on an H100
+    (`python -m kernels.tune`).
+    """
+    width, stages = max(16, triton.next_power_of_2(n_embd)), 2
+    if dtype == torch.float32:
+        block, step = 32, 32
+    elif width <= 64 and warpgroups(device):
+        block, step, stages = 128 if backward else 64, 32, 3
+    else:
+        block, step = 64, 32 if width > 64 and not warpgroups(device) else 64
     shape = {"C": n_embd, "WIDTH": width, "BLOCK": block, "STEP": step}
-    return shape | {"num_warps": 4, "num_stages": 2}
+    return shape | {"num_warps": 4, "num_stages": stages}
 
 
 def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_index, grad):
@@ -315,7 +324,7 @@ def fused_loss(
         if impl == "recompute":
             losses, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
             d_hidden = torch.empty_like(h) if grad else nothing
-            shape = tiles(C, dtype, h.device)
+            shape = tiles(C, dtype, False, h.device)
             grid = (triton.cdiv(N, shape["BLOCK"]),)
             args = (h, w, targets, losses, lse, d_hidden, N, vocab_size, ignore_index)
             launch(_sweep_words, grid, *args, GRAD=grad, **shape)
@@ -352,7 +361,7 @@ def fused_loss_backward(
             h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
             if impl == "recompute":
                 d_weight = torch.empty_like(w, dtype=torch.float32)
-                shape = tiles(h.shape[1], dtype, h.device)
+                shape = tiles(h.shape[1], dtype, True, h.device)
                 grid = (triton.cdiv(len(w), shape["BLOCK"]),)
                 sizes = (len(h), vocab_size, len(w), ignore_index)
                 launch(_sweep_tokens, grid, h, w, targets, lse, d_losses, d_weight, *sizes, **shape)

@@ -39,7 +39,7 @@ def parts(settings):
     python, out = [sys.executable, "-m"], f"--out={settings.out}"
     pytest = [*python, "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *TESTS]
     if importlib.util.find_spec("xdist"):
-        pytest += ["-n", str(min(8, os.cpu_count()))]  # most of a test is Triton compiling
+        pytest += ["-n", str(os.cpu_count())]  # most of a test is Triton compiling
     if settings.tests:
         pytest += ["-k", settings.tests]
     where = [f"--device={settings.device}", out]

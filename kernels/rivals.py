@@ -28,6 +28,7 @@ class Case:
     bytes: int
     flops: int
     bars: dict = field(default_factory=dict)  # the ratio asked for -> the rivals it is against
+    launched: tuple = ()  # contestants that wait for the GPU, so that no CUDA graph can hold them
 
 
 def stories(B, T, device):
@@ -91,7 +92,7 @@ def attention_case(tokens, device, D, T, H, masked, bars):
         contestants["ours, causal"] = lambda qkv: ours(qkv, None, None)
     if device == "cuda":
         for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION"):
-            contestants[name.split("_")[0].lower()] = sdpa(SDPBackend[name], start)
+            contestants[name.split("_")[0].lower()] = sdpa(getattr(SDPBackend, name), start)
         contestants["flex"] = flex(qkv.shape, start)
     contestants["math"] = sdpa(SDPBackend.MATH, start)
     position = torch.arange(T, device=device)
@@ -144,7 +145,8 @@ def loss_case(tokens, device, C, bars):
     if device == "cpu":
         contestants.pop("compile")
     size = 2 * 2 * (N + V) * C
-    return Case(f"loss C={C}", contestants, (hidden, weight), size, 6 * N * V * C, bars)
+    flops, waiting = 6 * N * V * C, ("liger", "cut")
+    return Case(f"loss C={C}", contestants, (hidden, weight), size, flops, bars, waiting)
 
 
 def cases(tokens, device, only):

@@ -1,12 +1,12 @@
 """
-The attention kernels in other block shapes than `kernels.attention.tiles` chooses, timed.
+The kernels in other block shapes than `tiles` of attention.py and cross_entropy.py choose, timed.
 
     python -m kernels.tune                     # minutes on a GPU; prints the best four of each
 
-For each pass and head size of a bfloat16 causal case every shape of SHAPES that compiles is timed
-as kernels/bench.py times its contestants. Compare the winner with what `tiles` chose before
-changing it: a shape that wins by little here may spill registers with another version of Triton
-(`python -m kernels.offline` shows it).
+For each pass and head size of a bfloat16 causal case, and for each pass and width of the loss's two
+sweeps, every shape of SHAPES that compiles is timed as kernels/bench.py times its contestants.
+Compare the winner with what `tiles` chose before changing it: a shape that wins by little here may
+spill registers with another version of Triton (`python -m kernels.offline` shows it).
 """
 
 import itertools
@@ -18,9 +18,9 @@ from unittest import mock
 
 import torch
 
-from configs import load, run
-from kernels import attention, bench
-from kernels.rivals import attention_case
+from configs import UserError, load, run
+from kernels import attention, bench, cross_entropy
+from kernels.rivals import attention_case, loss_case
 
 NAMES = ("BLOCK", "STEP", "num_warps", "num_stages")
 SHAPES = [
@@ -29,6 +29,8 @@ SHAPES = [
     (256, 64, 8, 2),
 ]
 HEADS = {16: 16, 32: 16, 48: 16, 64: 12, 128: 8}  # head size: heads
+EMBEDDINGS = (64, 128)  # widths whose loss is swept
+MODULES = {"attention": attention, "loss": cross_entropy}  # whose `tiles` choose
 
 
 @dataclass(frozen=True)
@@ -37,42 +39,51 @@ class Settings:
     tokens: int = 32768  # of each case
     length: int = 512  # tokens a row
     rounds: int = 20  # times each shape has its turn
+    only: str = ""  # only passes with this in their name, such as "loss 64 backward"
     device: str = "cuda"  # cuda; cpu tries the script itself out
     workers: int = 8  # processes that compile
 
 
-def shaped(pass_name, shape):
-    """A context in which one pass of the attention kernels has this shape."""
-    plain, chosen = attention.tiles, dict(zip(NAMES, shape, strict=True))
+def case_of(settings, kernel, size, tokens):
+    """The benchmark's case of `tokens` tokens that the kernel "attention" or "loss" runs in."""
+    if kernel == "loss":
+        return loss_case(tokens, settings.device, size, {})
+    length = settings.length
+    return attention_case(tokens, settings.device, size, length, HEADS[size], False, {})
 
-    def tiles(head_size, dtype, backward, device):
-        settings = plain(head_size, dtype, backward, device)
+
+def shaped(kernel, pass_name, shape):
+    """A context in which one pass of a kernel has this shape."""
+    module, chosen = MODULES[kernel], dict(zip(NAMES, shape, strict=True))
+    plain = module.tiles
+
+    def tiles(size, dtype, backward, device):
+        settings = plain(size, dtype, backward, device)
         return settings | chosen if backward == (pass_name == "backward") else settings
 
-    return mock.patch.object(attention, "tiles", tiles)
+    return mock.patch.object(module, "tiles", tiles)
 
 
-def why_not(settings, D, pass_name, shape):
+def why_not(settings, kernel, size, pass_name, shape):
     """Compile one shape into the cache on disk by running it once; None, or why it does not run."""
-    T = settings.length
     try:
-        with shaped(pass_name, shape):
-            case = attention_case(T, settings.device, D, T, HEADS[D], False, {})
+        with shaped(kernel, pass_name, shape):
+            case = case_of(settings, kernel, size, settings.length)
             out = case.contestants["ours"](*case.inputs)
-            out.backward(out)
+            out.backward(torch.ones_like(out))
     except Exception as error:  # out of shared memory, say
         return str(error).splitlines()[0]
 
 
-def times_of(settings, D, pass_name, shapes):
+def times_of(settings, kernel, size, pass_name, shapes):
     """{shape: microseconds}, fastest first."""
-    sizes = (settings.tokens, settings.device)
-    case = attention_case(*sizes, D, settings.length, HEADS[D], False, {})
-    functions = {}
+    case, functions = case_of(settings, kernel, size, settings.tokens), {}
+    # The loss's first sweep makes gradients too where there is a backward pass to come.
+    timed = "both" if kernel == "loss" else pass_name
     for shape in shapes:
-        with shaped(pass_name, shape):
+        with shaped(kernel, pass_name, shape):
             ready, _ = bench.runners(case.contestants["ours"], case.inputs)
-            functions[shape] = ready[pass_name]
+            functions[shape] = ready[timed]
     times = bench.by_turns(functions, settings.device == "cuda", settings.rounds)
     return {shape: time * 1e6 for shape, time in sorted(times.items(), key=lambda x: x[1])}
 
@@ -80,20 +91,31 @@ def times_of(settings, D, pass_name, shapes):
 def main():
     settings, _ = load(Settings)
     bench.check_device(settings.device)
-    jobs = list(itertools.product(HEADS, bench.PASSES[:2], SHAPES))
+    sizes = [("attention", D) for D in HEADS] + [("loss", C) for C in EMBEDDINGS]
+    passes = [
+        (kernel, size, name)
+        for kernel, size in sizes
+        for name in bench.PASSES[:2]
+        if settings.only in f"{kernel} {size} {name}"
+    ]
+    if not passes:
+        raise UserError(f"no pass has '{settings.only}' in its name")
+    jobs = [(*one, shape) for one in passes for shape in SHAPES]
     context = torch.multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(settings.workers, mp_context=context) as pool:
         reasons = pool.map(why_not, itertools.repeat(settings), *zip(*jobs, strict=True))
         broken = dict(zip(jobs, reasons, strict=True))
-    found = []
-    for D, name in itertools.product(HEADS, bench.PASSES[:2]):
-        shapes = [shape for shape in SHAPES if broken[D, name, shape] is None]
-        us = times_of(settings, D, name, shapes)
-        chosen = attention.tiles(D, torch.bfloat16, name == "backward", settings.device)
-        print(f"D={D} {name}, BLOCK STEP num_warps num_stages; chosen: {[*chosen.values()]}")
+    found, out = [], Path(settings.out)
+    for kernel, size, name in passes:
+        shapes = [shape for shape in SHAPES if broken[kernel, size, name, shape] is None]
+        us = times_of(settings, kernel, size, name, shapes)
+        module, backward = MODULES[kernel], name == "backward"
+        chosen = module.tiles(size, torch.bfloat16, backward, settings.device)
+        chosen = [chosen[what] for what in NAMES]
+        print(f"{kernel} {size} {name}, {' '.join(NAMES)}; chosen: {chosen}")
         print("   ".join(f"{shape} {time:.0f} us" for shape, time in list(us.items())[:4]))
-        found.append({"D": D, "pass": name, "us": {str(x): time for x, time in us.items()}})
-    out = Path(settings.out)
+        us = {str(shape): time for shape, time in us.items()}
+        found.append({"kernel": kernel, "size": size, "pass": name, "chosen": chosen, "us": us})
     out.mkdir(parents=True, exist_ok=True)
     (out / "tune.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"written: {out}/tune.json")

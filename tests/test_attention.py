@@ -212,10 +212,10 @@ def test_opcheck():
 
 def test_what_cannot_run_is_refused():
     with pytest.raises(ValueError, match="attn must be one of auto, triton, sdpa, math, not 'fla'"):
-        choose("fla", DEVICE, 64)
+        choose("fla", DEVICE, 64, torch.bfloat16)
     for size in (132, 6, 256):
         with pytest.raises(ValueError, match=f"heads of {size} are not a multiple of 4 up to 128"):
-            choose("triton", DEVICE, size)
+            choose("triton", DEVICE, size, torch.bfloat16)
     with pytest.raises(TypeError, match="float64"):
         attention(torch.zeros(1, 4, 3, 1, 16, dtype=torch.float64, device=DEVICE), impl="triton")
 
@@ -223,11 +223,19 @@ def test_what_cannot_run_is_refused():
 def test_without_triton_or_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr("kernels.backend.interpreted", lambda: False)
     with pytest.raises(ValueError, match="need a CUDA GPU, not mps; use attn=sdpa"):
-        choose("triton", "mps", 64)
+        choose("triton", "mps", 64, torch.bfloat16)
     monkeypatch.setattr("kernels.backend.installed", lambda: False)
     with pytest.raises(ValueError, match="triton is not installed; use attn=sdpa"):
-        choose("triton", DEVICE, 64)
-    assert choose("auto", DEVICE, 64)[0] == "sdpa"
+        choose("triton", DEVICE, 64, torch.bfloat16)
+    how = choose("auto", "cuda", 64, torch.bfloat16)
+    assert how == ("sdpa", "triton cannot run: triton is not installed")
+
+
+def test_what_auto_takes():
+    """On a GPU the kernels, but for heads they do not know and in float32, where torch is ahead."""
+    sizes = [(64, torch.bfloat16), (4, torch.float16), (6, torch.bfloat16), (64, torch.float32)]
+    assert [choose("auto", "cuda", *what)[0] for what in sizes] == ["triton"] * 2 + ["sdpa"] * 2
+    assert {choose("auto", "cpu", *what)[0] for what in sizes} == {"sdpa"}
 
 
 def test_everything_else_works_without_triton():
@@ -241,8 +249,8 @@ from model import GPT, GPTConfig
 model = GPT(GPTConfig(vocab_size=50, n_layer=1, n_head=2, n_embd=8, block_size=9))
 tokens = torch.arange(18).view(2, 9)
 model(tokens, tokens).backward()
-print(choose("auto", "cpu", 4)[0], model.wte.weight.grad.isfinite().all().item())
-choose("triton", "cpu", 4)
+print(choose("auto", "cpu", 4, torch.bfloat16)[0], model.wte.weight.grad.isfinite().all().item())
+choose("triton", "cpu", 4, torch.bfloat16)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "sdpa True\n", done.stderr

@@ -50,8 +50,9 @@ def check(impl, N, C, V, dtype, mean, spread=0.5):
         passes(*how, dtype=kind)
         for how, kind in (((impl, *args), dtype), ((None, *args), dtype), ((None, *args), double))
     )
+    logits = args[0].double() @ args[1][:V].double().T  # the loss is a difference of such
     for what, *values in zip(("loss", "d hidden", "d weight"), ours, theirs, exact, strict=True):
-        assert_as_exact(*values, what)
+        assert_as_exact(*values, what, largest=logits.abs().max().item() * (what == "loss"))
     assert not ours[2][V:].any()  # the padding is never trained
 
 
@@ -66,7 +67,9 @@ def test_error_is_torchs(impl, dtype, mean):
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@pytest.mark.parametrize("N, C, V", [(1, 16, 1), (64, 16, 64), (65, 20, 129), (3, 128, 5000)])
+@pytest.mark.parametrize(
+    "N, C, V", [(1, 16, 1), (64, 16, 64), (65, 20, 129), (9, 200, 129), (3, 128, 5000)]
+)
 def test_any_size(impl, N, C, V):
     check(impl, N, C, V, torch.bfloat16, True)
 
@@ -204,11 +207,14 @@ def test_opcheck(impl):
         torch.library.opcheck(module.fused_loss, (*tensors, *args))
     saved = module.fused_loss(hidden, weight, *args)[1:]
     args = (targets, *saved, 50, IGNORE, impl, torch.float32)
-    torch.library.opcheck(module.fused_loss_backward, (torch.ones(20), hidden, weight, *args))
+    torch.library.opcheck(
+        module.fused_loss_backward, (torch.ones(20, device=DEVICE), hidden, weight, *args)
+    )
 
 
 def test_what_is_chosen():
     assert choose("cpu", torch.float32, 64) == "torch"
     assert module.regime(torch.bfloat16, 128) == "recompute"
-    assert module.regime(torch.bfloat16, 132) == "chunks"
+    assert module.regime(torch.bfloat16, 256) == "recompute"
+    assert module.regime(torch.bfloat16, 260) == "chunks"
     assert module.regime(torch.float32, 64) == "chunks"

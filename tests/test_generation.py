@@ -394,6 +394,7 @@ def test_one_beam_is_greedy(decoder):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_captured_steps_tell_what_a_cpu_tells(layout):
     """Rows leave and are refilled between graphs of several sizes, which are run again."""
+    torch.set_float32_matmul_precision("highest")  # a training before this test had TF32
     model = random_model(**LAYOUTS[layout] | {"block_size": 300})
     prompts, how = mixed_prompts(40, longest=150), {"temperature": 1.5, "rows": 16}
     expected = generate(Decoder(model), prompts, EOT, seeds_of(0, 40), **how)

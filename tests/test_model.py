@@ -254,7 +254,7 @@ def test_triton_attention_is_the_same_model():
         tokens, targets, positions, start = packed_batch([20, 1, 33], 60)
         results = []
         for name in ("math", "triton"):
-            assert model.use_attention(name) == "as asked"
+            assert model.use_attention(name, torch.float32) == "as asked"
             model.zero_grad()
             loss = model(tokens, targets, positions=positions, start=start, mean=False)
             loss.sum().backward()

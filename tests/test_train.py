@@ -311,6 +311,33 @@ def test_steps_compile_once_into_one_graph(data, tmp_path, monkeypatch):
     assert losses == pytest.approx([plain.step(1e-2)[0].item() for _ in range(5)], abs=1e-4)
 
 
+def test_a_compiled_run_evaluates_with_its_compiled_model(data, tmp_path, monkeypatch):
+    """Whole batches in the compiled model, a last one of fewer rows in the plain one."""
+    seen = []
+
+    class Compiled(torch.nn.Module):  # as torch's: its truth value is an error
+        def __init__(self, model, **_):
+            super().__init__()
+            self.inner = [model]
+
+        def __len__(self):
+            raise TypeError("no len()")
+
+        def forward(self, tokens, *args, **how):
+            seen.append(len(tokens))
+            return self.inner[0](tokens, *args, **how)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    losses = []
+    for compile in (True, False):
+        settings = settings_for(data, tmp_path / str(compile), compile=compile, max_iters=1)
+        trainer = Trainer(settings)
+        trainer.run()
+        losses.append([line["val_loss"] for line in trainer.log.lines if "val_loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0]
+    assert set(seen) == {settings.batch_size} and len(seen) > 2
+
+
 def test_the_batch_is_told_once_at_the_start(data, tmp_path, capsys):
     same = {"batch_size": 3, "gradient_accumulation_steps": 4, "max_iters": 2, "lr_decay_iters": 1}
     Trainer(settings_for(data, tmp_path / "run", **same)).run()
