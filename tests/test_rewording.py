@@ -312,7 +312,7 @@ def test_every_candidate_is_marked():
     """228 contexts to tune by, 105 kept, 120 drawn later; each synonym either fits or does not."""
     sets = [contexts(name) for name in FILES]
     assert [len(one) for one in sets] == [228, 105, 120]
-    found = sum(sets, [])
+    found = list(itertools.chain(*sets))
     assert len({text for text, *_ in found}) > 445
     for text, word, fits, others in found:
         assert text[word.start : word.stop] == word.text
