@@ -23,7 +23,9 @@ from rewording import (
     Likelihood,
     Usage,
     Wordnet,
+    bases_of,
     begins_with_vowel,
+    in_a_unit,
     inflected,
     reword,
     usual,
@@ -268,6 +270,24 @@ def test_usual_senses():
     assert "begin" in usual(senses("start", "v")[0], "v")
     assert "frump" in usual(senses("frump", "n")[0], "n")
     assert "dog" not in usual(senses("cad", "n")[0], "n")
+
+
+def test_a_word_counts_for_all_it_may_be():
+    found = bases_of({"dog": 2, "dogs": 3})
+    assert found["dog", "n"] == 5 and found["dog", "v"] == 5
+
+
+@pytest.mark.parametrize("text, word, unit", [
+    ("They ate ice cream.", "cream", True),
+    ("She was a happy-go girl.", "happy", True),
+    ("They saw a red-faced man.", "red", True),
+    ("It was the point of no return for them.", "return", True),
+    ("It was the point of no return for them.", "point", True),
+    ("The frog saw a dog.", "frog", False),
+])  # fmt: skip
+def test_units_of_up_to_four_words_and_what_a_hyphen_joins(text, word, unit):
+    start = text.index(word)
+    assert in_a_unit(text, thesaurus.Word(start, start + len(word), word, "n")) == unit
 
 
 def test_inflected():
