@@ -31,14 +31,11 @@ import frontier
 import machine
 import policy
 from configs import UserError, load, run, show
-from decoder import open_decoder
-from generation import generate
 from machine import distributed, rank, ranks, say
+from reference import Reference
 from runlog import RunLog
-from sample import prompts_of
 from schedule import SCHEDULES, Schedule
 from start import check_free, resumed
-from topic import SentenceEmbedder, TokenEmbedder, Topic
 from train import make_optimizer
 from watch import Watch, measures
 
@@ -85,9 +82,6 @@ class Settings:
     rows: int = 32  # stories in one pass
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
     attn: str = "auto"  # attention: auto, triton, sdpa or math
-
-
-BASE = 256  # stories of the reference that all others are compared with
 
 
 # ----------------------------------------------------------------------------------------------
@@ -148,67 +142,6 @@ def factors(settings):
     if not all(0 <= factor < math.inf for factor in found):
         raise UserError(f"kl_factor takes numbers from 0 on, not '{settings.kl_factor}'")
     return found
-
-
-# ----------------------------------------------------------------------------------------------
-# the reference, and what its own stories are like
-
-
-def embedder_of(settings, found, stories, device):
-    """What embeds: see topic.py. found: the reference, a Trained; stories: some of its own."""
-    if settings.embedder == "model":
-        return TokenEmbedder(found, stories)
-    return SentenceEmbedder(settings.embedder, device)
-
-
-def topic_of(settings, embed):
-    """The reward that the settings describe, with what `embedder_of` made."""
-    shape = {"best": settings.best, "enough": settings.enough, "least": settings.least_words}
-    return Topic(settings.word, embed, **shape)
-
-
-class Reference:
-    """
-    The frozen model that a run begins with and is tied to, its prompts, the reward, and the
-    measures of its own stories; several runs share one.
-    """
-
-    def __init__(self, settings, device):
-        self.settings, self.device = settings, device
-        self.found = checkpoint.load_any(settings.init_from, "latest", device, settings.revision)
-        self.model = self.found.model.requires_grad_(False)
-        self.model.use_attention(settings.attn, torch.float32)
-        self.prompts = [self.found.prompt(text) for text in prompts_of(settings.start)]
-        asked = [self.prompts[i % len(self.prompts)] for i in range(BASE)]
-        told = self.tell(self.model, asked, [[settings.seed, 0, i] for i in range(BASE)])
-        self.texts = [self.found.tokenizer.decode(story.ids) for story in told]
-        embed = embedder_of(settings, self.found, self.texts, device)
-        self.topic = topic_of(settings, embed)
-        self.rewards = self.topic(self.texts)
-        self.base = self.measured(asked, told)
-
-    def tell(self, model, prompts, seeds):
-        """A Story of a model to each of the prompts, lists of ids."""
-        how = {"max_new_tokens": self.settings.max_new_tokens, "limit": self.found.limit}
-        how |= {"temperature": self.settings.temperature, "rows": max(64, self.settings.rows)}
-        decoder = open_decoder(model, "float32", self.device)
-        return generate(decoder, prompts, self.found.tokenizer.eot, seeds, **how)
-
-    def measured(self, asked, told):
-        """Measures of the reference's stories, told to the prompts asked."""
-        eot, size, log_ref = self.found.tokenizer.eot, self.settings.rows, []
-        rows = policy.rows_of(asked, told, eot, self.device)
-        for i in range(0, len(told), size):
-            some = rows.tokens[i : i + size], rows.targets[i : i + size]
-            with torch.no_grad():
-                logs = policy.log_probs(self.model, some[0], self.settings.temperature)
-            log_ref += policy.of_told(logs, some[1]).sum(1).tolist()
-        ends, counts = [story.ended for story in told], rows.told.sum(1).tolist()
-        found = measures(self.texts, ends, counts, log_ref, self.settings.word)
-        mean = sum(self.rewards) / len(self.rewards)
-        spread = sum((reward - mean) ** 2 for reward in self.rewards) / (len(self.rewards) - 1)
-        error = math.sqrt(spread / self.settings.stories)  # of a step's mean
-        return found | {"reward": mean, "reward_error": error, "kl": 0.0}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -395,28 +328,18 @@ def start(settings, reference):
         Run(settings, reference).run()
 
 
-def sweep(settings, reference, asked):
+def sweep(settings, origin, reference, asked):
     """A run for each kl_factor, those that are there already left as they are, and their plot."""
-    runs = []
-    for factor in asked:
-        out = f"{settings.out_dir}/kl_{factor:g}"
-        one = replace(settings, kl_factor=factor, out_dir=out)
-        steps = checkpoint.steps_of(out)
+    runs = [f"{settings.out_dir}/kl_{factor:g}" for factor in asked]
+    for factor, out in zip(asked, runs, strict=True):
+        one, steps = replace(settings, kl_factor=factor, out_dir=out), checkpoint.steps_of(out)
         if steps:
-            stored = checkpoint.read_config(out)["train"]
-            differ = [
-                name
-                for name, value in asdict(one).items()
-                if name not in ("resume", "lr_decay_iters") and stored.get(name) != value
-            ]
-            if differ:
-                raise UserError(f"'{out}' is another run: {', '.join(differ)} differ")
+            one = replace(resumed(one, origin, out), resume=True)
         if not steps or steps[-1] < settings.max_iters:
             say(f"--- kl_factor {factor:g}: {out}")
-            start(replace(one, resume=bool(steps)), reference)
-        runs.append(one)
+            start(one, reference)
     if rank() == 0:
-        frontier.write(settings, [one.out_dir for one in runs], reference)
+        frontier.write(settings, runs, reference)
 
 
 def main():
@@ -430,7 +353,7 @@ def main():
         reference = Reference(settings, machine.pick_device(settings.device))
         say("the reference: " + ", ".join(f"{k} {v:.3g}" for k, v in reference.base.items()))
         if len(asked) > 1:
-            sweep(settings, reference, asked)
+            sweep(settings, origin, reference, asked)
         else:
             start(replace(settings, kl_factor=asked[0]), reference)
 

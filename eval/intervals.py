@@ -53,6 +53,21 @@ def difference(one, other, seed=0):
     return {"mean": mean, "low": float(low), "high": float(high), "n": pair[0]["n"]}
 
 
+def quotient(one, other, seed=0, of=np.asarray):
+    """
+    The same of one ratio over another: two pairs (tops, bottoms) of different prompts, which are
+    resampled apart. of: makes what is compared of both ratios, as np.exp perplexities of nats.
+    """
+    pair = [ratio(*side, seed) for side in (one, other)]
+    if None in pair or not of(pair[1]["mean"]):
+        return None
+    top, bottom = (of(resampled(*side, seed + i)) for i, side in enumerate((one, other)))
+    spread = np.divide(top, bottom, where=bottom > 0, out=np.full(ROUNDS, np.nan))
+    low, high = np.nanpercentile(spread, (2.5, 97.5))
+    mean = float(of(pair[0]["mean"]) / of(pair[1]["mean"]))
+    return {"mean": mean, "low": float(low), "high": float(high), "n": pair[0]["n"]}
+
+
 def described(interval, digits=3):
     """An interval in a few characters: "0.867 (0.827 to 0.903)", and "-" for None."""
     if interval is None:

@@ -51,7 +51,7 @@ from eval.protocols import TOPIC, Exercise
 from eval.similarity import distinct
 from generation import Story, check, generate, seeds_of
 from machine import pick_device
-from reward import embedder_of, topic_of
+from reference import embedder_of, topic_of
 from sample import prompts_of
 from watch import DISTINCT, is_about, mentions, repetition
 from words import tokens, words_and_marks
@@ -184,24 +184,12 @@ def summary(lines, seed):
 
 def against(lines, base, seed):
     """{measure: interval} of a model's repetition and perplexity over the reference's."""
+    columns = {"repetition": ("repeated", "grams"), "perplexity": ("nats", "tokens")}
     found = {}
-    for name, (top, bottom) in (
-        ("repetition", ("repeated", "grams")),
-        ("perplexity", ("nats", "tokens")),
-    ):
-        sides = [[[line[key] for line in one] for key in (top, bottom)] for one in (lines, base)]
-        means = [sum(tops) / max(1, sum(bottoms)) for tops, bottoms in sides]
-        # Stories of two models: drawn apart.
-        drawn = [intervals.resampled(*side, seed + i) for i, side in enumerate(sides)]
-        if name == "perplexity":
-            means, drawn = [math.exp(mean) for mean in means], [np.exp(one) for one in drawn]
-        if not means[1]:
-            found[name] = None
-            continue
-        spread = drawn[0] / np.where(drawn[1] > 0, drawn[1], np.nan)
-        low, high = np.nanpercentile(spread, (2.5, 97.5))
-        found[name] = {"mean": means[0] / means[1], "low": float(low), "high": float(high),
-                       "n": len(lines)}  # fmt: skip
+    for name, column in columns.items():
+        sides = [[[line[key] for line in one] for key in column] for one in (lines, base)]
+        of = np.exp if name == "perplexity" else np.asarray
+        found[name] = intervals.quotient(*sides, seed, of)
     return found
 
 

@@ -16,14 +16,15 @@ import policy
 import reward
 import train
 from configs import UserError
-from reward import Reference, Run, Settings
+from reference import Reference
+from reward import Run, Settings
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_stories():
     """Of the reference, which every run tells anew."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reward, "BASE", 32)
+        patch.setattr("reference.BASE", 32)
         yield
 
 
@@ -178,7 +179,7 @@ def test_in_several_passes(method, base, tmp_path):
 
 
 def two_ranks(settings):
-    reward.BASE = 32
+    sys.modules["reference"].BASE = 32
     start(settings)
 
 
@@ -233,7 +234,7 @@ def test_a_sweep(base, tmp_path, capsys):
     capsys.readouterr()
     call(*words, "--kl_factor=0,0.1")
     assert "step " not in capsys.readouterr().out
-    with pytest.raises(UserError, match="is another run: learning_rate differ"):
+    with pytest.raises(UserError, match="--resume continues the same run"):
         call(*words, "--kl_factor=0,0.1", "--learning_rate=0.1")
 
 

@@ -1,0 +1,80 @@
+"""
+The reference of reward.py: the frozen model that a run begins with and is tied to, what it is
+asked, how its stories are rated, and what its own are like.
+
+    reference = Reference(settings, device)      # reward.py's Settings
+    stories = reference.tell(model, prompts, seeds)
+    rewards = reference.topic(texts)
+    reference.base                               # {"repetition": 0.14, "words": 120, ...}
+"""
+
+import math
+
+import torch
+
+import checkpoint
+import policy
+from decoder import open_decoder
+from generation import generate
+from sample import prompts_of
+from topic import SentenceEmbedder, TokenEmbedder, Topic
+from watch import measures
+
+BASE = 256  # stories of the reference that all others are compared with
+
+
+def embedder_of(settings, found, stories, device):
+    """What embeds: see topic.py. found: the reference, a Trained; stories: some of its own."""
+    if settings.embedder == "model":
+        return TokenEmbedder(found, stories)
+    return SentenceEmbedder(settings.embedder, device)
+
+
+def topic_of(settings, embed):
+    """The reward that the settings describe, with what `embedder_of` made."""
+    shape = {"best": settings.best, "enough": settings.enough, "least": settings.least_words}
+    return Topic(settings.word, embed, **shape)
+
+
+class Reference:
+    """
+    The frozen model that a run begins with and is tied to, its prompts, the reward, and the
+    measures of its own stories; several runs share one.
+    """
+
+    def __init__(self, settings, device):
+        self.settings, self.device = settings, device
+        self.found = checkpoint.load_any(settings.init_from, "latest", device, settings.revision)
+        self.model = self.found.model.requires_grad_(False)
+        self.model.use_attention(settings.attn, torch.float32)
+        self.prompts = [self.found.prompt(text) for text in prompts_of(settings.start)]
+        asked = [self.prompts[i % len(self.prompts)] for i in range(BASE)]
+        told = self.tell(self.model, asked, [[settings.seed, 0, i] for i in range(BASE)])
+        self.texts = [self.found.tokenizer.decode(story.ids) for story in told]
+        embed = embedder_of(settings, self.found, self.texts, device)
+        self.topic = topic_of(settings, embed)
+        self.rewards = self.topic(self.texts)
+        self.base = self.measured(asked, told)
+
+    def tell(self, model, prompts, seeds):
+        """A Story of a model to each of the prompts, lists of ids."""
+        how = {"max_new_tokens": self.settings.max_new_tokens, "limit": self.found.limit}
+        how |= {"temperature": self.settings.temperature, "rows": max(64, self.settings.rows)}
+        decoder = open_decoder(model, "float32", self.device)
+        return generate(decoder, prompts, self.found.tokenizer.eot, seeds, **how)
+
+    def measured(self, asked, told):
+        """Measures of the reference's stories, told to the prompts asked."""
+        eot, size, log_ref = self.found.tokenizer.eot, self.settings.rows, []
+        rows = policy.rows_of(asked, told, eot, self.device)
+        for i in range(0, len(told), size):
+            some = rows.tokens[i : i + size], rows.targets[i : i + size]
+            with torch.no_grad():
+                logs = policy.log_probs(self.model, some[0], self.settings.temperature)
+            log_ref += policy.of_told(logs, some[1]).sum(1).tolist()
+        ends, counts = [story.ended for story in told], rows.told.sum(1).tolist()
+        found = measures(self.texts, ends, counts, log_ref, self.settings.word)
+        mean = sum(self.rewards) / len(self.rewards)
+        spread = sum((reward - mean) ** 2 for reward in self.rewards) / (len(self.rewards) - 1)
+        error = math.sqrt(spread / self.settings.stories)  # of a step's mean
+        return found | {"reward": mean, "reward_error": error, "kl": 0.0}
