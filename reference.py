@@ -17,7 +17,7 @@ import policy
 from decoder import open_decoder
 from generation import generate
 from sample import prompts_of
-from topic import SentenceEmbedder, TokenEmbedder, Topic
+from topic import SentenceEmbedder, TokenEmbedder, Topic, repetition
 from watch import measures
 
 BASE = 256  # stories of the reference that all others are compared with
@@ -30,9 +30,11 @@ def embedder_of(settings, found, stories, device):
     return SentenceEmbedder(settings.embedder, device)
 
 
-def topic_of(settings, embed):
-    """The reward that the settings describe, with what `embedder_of` made."""
+def topic_of(settings, embed, stories):
+    """The reward that the settings describe, with what `embedder_of` made; both of stories."""
     shape = {"best": settings.best, "enough": settings.enough, "least": settings.least_words}
+    tops, bottoms = zip(*map(repetition, stories), strict=True)
+    shape |= {"cost": settings.repeat_cost, "usual": sum(tops) / max(1, sum(bottoms))}
     return Topic(settings.word, embed, **shape)
 
 
@@ -52,7 +54,7 @@ class Reference:
         told = self.tell(self.model, asked, [[settings.seed, 0, i] for i in range(BASE)])
         self.texts = [self.found.tokenizer.decode(story.ids) for story in told]
         embed = embedder_of(settings, self.found, self.texts, device)
-        self.topic = topic_of(settings, embed)
+        self.topic = topic_of(settings, embed, self.texts)
         self.rewards = self.topic(self.texts)
         self.base = self.measured(asked, told)
 

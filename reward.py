@@ -51,6 +51,7 @@ class Settings:
     best: int = 0  # sentences of a story that count, the closest ones; 1: the best, 0: all
     enough: float = 1.0  # the highest cosine of a sentence that counts
     least_words: int = 60  # a story of fewer words loses reward; 0: none does
+    repeat_cost: float = 0.0  # reward lost for the share of a story's 3-grams that is repeated
     # how
     method: str = "rloo"  # naive, reinforce, rloo or grpo
     kl_factor: float | str = 0.02  # reward that a nat of KL costs; several, with commas: a sweep
@@ -108,7 +109,8 @@ def check(settings):
     for name in ("stories", "group", "max_new_tokens", "eval_interval", "rows"):
         if getattr(settings, name) < 1:
             raise UserError(f"{name} must be at least 1")
-    for name in ("max_iters", "max_minutes", "best", "enough", "least_words", "learning_rate",
+    for name in ("max_iters", "max_minutes", "best", "enough", "least_words", "repeat_cost",
+                 "learning_rate",
                  "min_lr", "seed",
                  "grad_clip", "weight_decay", "warmup_iters", "lr_decay_iters"):  # fmt: skip
         if not getattr(settings, name) >= 0:

@@ -12,21 +12,24 @@ all, or of the `best` of them. Embeddings are one of two:
                         milliseconds
     SentenceEmbedder    any model of the library sentence-transformers, by name or folder
 
-Two guards against what would be best without telling a story. "Cat cat cat" is closer to the word
-than any sentence: so `enough` is as close as counts. And one sentence is all that it takes: so what
-a story lacks of `least` words is taken off, as a share of them.
+Three guards against what would be best without telling a story. "Cat cat cat" is closer to the
+word than any sentence: so `enough` is as close as counts. One sentence is all that it takes: so
+what a story lacks of `least` words is taken off, as a share of them. And one sentence can be said
+again and again: so what is repeated beyond the `usual` is taken off `cost` times.
 """
 
 import importlib.util
 import re
+from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from configs import UserError
-from words import tokens
+from words import ngrams, tokens, words_and_marks
 
+REPEATED = 3  # words and marks in a row that count as repeated
 SHRINK = 0.1  # of the mean variance, added to that of each direction
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'”’])\s+|\n+")
 
@@ -34,6 +37,15 @@ _END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'”’])\s+|\n+")
 def sentences(text):
     """The sentences of a text, a list of str without blanks around them."""
     return [part.strip() for part in _END.split(text) if part.strip()]
+
+
+def repetition(text):
+    """
+    (tops, bottoms): k-grams of a text that stood in it before, and all its k-grams, of REPEATED
+    words and marks (seq-rep-n of Welleck et al. 2020).
+    """
+    grams = Counter(ngrams(words_and_marks(text), REPEATED))
+    return grams.total() - len(grams), grams.total()
 
 
 class TokenEmbedder:
@@ -98,11 +110,13 @@ class SentenceEmbedder:
 class Topic:
     """
     The reward of texts. embed: an embedder. best: how many sentences count, the closest ones; 0:
-    all. enough: the highest cosine that counts. least: how many words a story is to have.
+    all. enough: the highest cosine that counts. least: how many words a story is to have. cost:
+    what a story loses for each 3-gram that it repeats, as a share of all, beyond the share usual.
     """
 
-    def __init__(self, word, embed, best=0, enough=1.0, least=0):
+    def __init__(self, word, embed, best=0, enough=1.0, least=0, cost=0.0, usual=0.0):
         self.embed, self.best, self.enough, self.least = embed, best, enough, least
+        self.cost, self.usual = cost, usual
         self.target = embed([word])[0]  # (C,)
 
     def __call__(self, texts):
@@ -117,5 +131,7 @@ class Topic:
             count = self.best or max(1, len(mine))
             reward = sum(mine[:count]) / count
             lack = max(0.0, 1 - len(tokens(text)) / self.least) if self.least else 0.0
-            found.append(reward - lack)
+            again, grams = repetition(text)
+            excess = max(0.0, again / max(1, grams) - self.usual)
+            found.append(reward - lack - self.cost * excess)
         return found

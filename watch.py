@@ -9,15 +9,13 @@ which rises, but everything here. Each measure is compared with the reference's 
 """
 
 import math
-from collections import Counter
 from pathlib import Path
 
 from checkpoint import replacing
 from eval.similarity import distinct
-from topic import sentences
+from topic import repetition, sentences
 from words import ngrams, tokens, used, words_and_marks
 
-REPEATED = 3  # words and marks in a row that count as repeated
 DISTINCT = 500  # distinct-2 is of so many words and marks at a time
 ABOUT = 2  # sentences with the word make a story one about it
 RECENT = 5  # steps whose mean the alarms go by
@@ -42,15 +40,6 @@ def mentions(word, text):
 def is_about(word, text):
     """Whether ABOUT sentences of a text have the word in any inflection."""
     return sum(used(word, tokens(sentence)) for sentence in sentences(text)) >= ABOUT
-
-
-def repetition(text):
-    """
-    (tops, bottoms): k-grams of a text that stood in it before, and all its k-grams, of REPEATED
-    words and marks (seq-rep-n of Welleck et al. 2020).
-    """
-    grams = Counter(ngrams(words_and_marks(text), REPEATED))
-    return grams.total() - len(grams), grams.total()
 
 
 def measures(texts, ends, counts, log_ref, word):

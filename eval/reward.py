@@ -53,7 +53,8 @@ from generation import Story, check, generate, seeds_of
 from machine import pick_device
 from reference import embedder_of, topic_of
 from sample import prompts_of
-from watch import DISTINCT, is_about, mentions, repetition
+from topic import repetition
+from watch import DISTINCT, is_about, mentions
 from words import tokens, words_and_marks
 
 VERDICTS = ("good", "okay", "bad")
@@ -273,8 +274,9 @@ def main():
     order = instruct.ask(words=asked.word).prompt()
     told = {name: tell(found, [order + s for s in starts] if name == "instruct" else starts, asked)
             for name, found in models.items()}  # fmt: skip
-    embed = embedder_of(ran, reference, [text for text, _ in told["reference"]], asked.device)
-    topic = topic_of(SimpleNamespace(**vars(ran) | {"word": asked.word}), embed)
+    texts = [text for text, _ in told["reference"]]
+    embed = embedder_of(ran, reference, texts, asked.device)
+    topic = topic_of(SimpleNamespace(**vars(ran) | {"word": asked.word}), embed, texts)
     lines = {name: lines_of(name, starts, some, asked.word, topic, reference, asked)
              for name, some in told.items()}  # fmt: skip
     usual = usual_of(lines["reference"])

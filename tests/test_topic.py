@@ -48,6 +48,14 @@ def test_the_guard_against_short_stories():
     assert topic([""]) == [-1]
 
 
+def test_the_guard_against_saying_it_again():
+    """What is repeated beyond the usual costs: of "cat" seven times four of five 3-grams."""
+    again = "Cat cat cat cat cat cat cat"
+    for cost, usual, lost in ((0.0, 0.0, 0.0), (0.5, 0.0, 0.4), (0.5, 0.6, 0.1), (0.5, 0.9, 0.0)):
+        topic = Topic("cat", embed, cost=cost, usual=usual)
+        assert topic([again, "Cat cat", ""]) == pytest.approx([1 - lost, 1, 0])
+
+
 @pytest.fixture
 def found():
     """A model of bytes with random embeddings, of which those it never uses are far off."""

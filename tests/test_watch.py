@@ -10,7 +10,8 @@ import pytest
 
 import frontier
 import storybook
-from watch import PANELS, Watch, alarms, is_about, measures, mentions, repetition
+from topic import repetition
+from watch import PANELS, Watch, alarms, is_about, measures, mentions
 
 GOOD = [story.text for story in storybook.stories(32, seed=1)]
 
