@@ -215,6 +215,27 @@ def test_stop_on_alarm(base, tmp_path, monkeypatch):
     assert run.log.lines[-1]["alarm_repetition"] == 1
 
 
+@pytest.mark.slow
+def test_without_a_tie_it_breaks_and_alarms_say_so(data, tmp_path):
+    """Reward near 1 for one word again and again; with a tie to the reference nothing sounds."""
+    out = tmp_path / "base"
+    train.Trainer(settings_for(data, out, n_embd=64, max_iters=600)).run()
+    sounding = {}
+    for factor in (0.0, 0.05):
+        settings = asked(
+            str(out), tmp_path / f"kl_{factor}", word="ball", start="Once upon a time",
+            least_words=20, stories=16, group=16, max_new_tokens=100, temperature=0.8,
+            rows=32, kl_factor=factor, max_iters=45,
+        )  # fmt: skip
+        run = start(settings)
+        names = {name for line in run.log.lines for name in line if name.startswith("alarm_")}
+        sounding[factor] = names
+        last = run.log.lines[-1]
+        print(factor, names, last["reward"], last["kl"], last["repetition"], run.texts[0][:80])
+    assert {"alarm_kl", "alarm_perplexity", "alarm_repetition"} <= sounding[0.0]
+    assert not sounding[0.05]
+
+
 def call(*words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reward.py", *map(str, words)])
