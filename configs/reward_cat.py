@@ -7,8 +7,8 @@ The student report's experiment: stories about a cat, by reward alone, on a CPU 
     python reward.py configs/reward_cat.py --word=dog --out_dir=out/reward_dog
 
 A story is to have two sentences about the word, and none that names it more than a story would:
-the two closest sentences count, and a cosine above 0.4, as most sentences with the word have, is
-enough. What it repeats more than the reference does costs reward.
+the two closest sentences count, and a cosine of 0.55, which a quarter of the sentences with the
+word reach, is enough. What it repeats more than the reference does costs reward.
 """
 
 init_from = "out/ts_cpu"
@@ -16,11 +16,11 @@ word = "cat"
 temperature = 0.8
 
 best = 2
-enough = 0.4
-repeat_cost = 0.5
-kl_factor = 0.02
+enough = 0.55
+repeat_cost = 2.5
+kl_factor = 0.015
 
 stories = 32
-max_iters = 150
+max_iters = 200
 learning_rate = 3e-4
 schedule = "linear"
