@@ -10,6 +10,8 @@ Two lines stand beside the runs, both made of the reference's own stories alone:
     the optimum     ref(y) exp(R(y) / beta) / Z for all beta: no model can have more reward at that
                     KL. Estimated with the stories' weights exp(R / beta), as far as more than a few
                     of them weigh anything
+
+Of several prompts each has lines of its own, and shown is their mean: no model chooses the prompt.
 """
 
 import json
@@ -43,6 +45,15 @@ def optimum(rewards, beta):
     return float((held * np.log(held * len(rewards))).sum()), float(weights @ rewards)
 
 
+def over_prompts(point_of, rewards, prompts, *how):
+    """
+    The mean of point_of(rewards, *how) over the prompts, to which the stories of these rewards were
+    told by turns; None where it is None for one of them.
+    """
+    points = [point_of(rewards[i::prompts], *how) for i in range(prompts)]
+    return None if None in points else tuple(np.mean(points, 0))
+
+
 def path_of(out_dir):
     """[(step, KL, reward)] of a run, by its metrics.jsonl."""
     lines = map(json.loads, (Path(out_dir) / "metrics.jsonl").read_text().splitlines())
@@ -51,15 +62,15 @@ def path_of(out_dir):
 
 def write(settings, runs, reference):
     """frontier.json and frontier.png in settings.out_dir, of the runs in these folders."""
-    rewards = reference.rewards
+    told = reference.rewards, len(reference.prompts)
     betas = np.geomspace(2, 0.005, 60)
     found = {
         "word": settings.word,
         "method": settings.method,
-        "best_of": [{"n": n} | _point(*best_of(rewards, n)) for n in NS],
+        "best_of": [{"n": n} | _point(*over_prompts(best_of, *told, n)) for n in NS],
         "optimum": [
             {"beta": float(beta)} | _point(*point)
-            for beta in betas if (point := optimum(rewards, beta))
+            for beta in betas if (point := over_prompts(optimum, *told, beta))
         ],
         "runs": [],
     }  # fmt: skip

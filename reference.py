@@ -9,11 +9,13 @@ asked, how its stories are rated, and what its own are like.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
 import checkpoint
 import policy
+from configs import UserError
 from decoder import open_decoder
 from generation import generate
 from sample import prompts_of
@@ -46,7 +48,9 @@ class Reference:
 
     def __init__(self, settings, device):
         self.settings, self.device = settings, device
-        self.found = checkpoint.load_any(settings.init_from, "latest", device, settings.revision)
+        found = checkpoint.load_any(settings.init_from, "latest", device, settings.revision)
+        # Before every prompt <|endoftext|>, as the run that comes of it will be asked.
+        self.found = replace(found, begin=[found.tokenizer.eot])
         self.model = self.found.model.requires_grad_(False)
         self.model.use_attention(settings.attn, torch.float32)
         self.prompts = [self.found.prompt(text) for text in prompts_of(settings.start)]
@@ -57,6 +61,15 @@ class Reference:
         self.topic = topic_of(settings, embed, self.texts)
         self.rewards = self.topic(self.texts)
         self.base = self.measured(asked, told)
+
+    def check_same(self, out_dir):
+        """Raise UserError unless the run of reward.py in out_dir began with this very model."""
+        state = checkpoint.read_state(out_dir)
+        if state["reference"] != self.found.identity():
+            raise UserError(
+                f"'{self.settings.init_from}' is not the model any more that '{out_dir}' began "
+                "with: the same reference is needed"
+            )
 
     def tell(self, model, prompts, seeds):
         """A Story of a model to each of the prompts, lists of ids."""

@@ -38,12 +38,15 @@ from schedule import SCHEDULES, Schedule
 from start import check_free, resumed
 from train import make_optimizer
 from watch import Watch, measures
+from words import tokens
+
+LEAST_CHANCE = 1e-5  # temperature: below, stories are told greedily
 
 
 @dataclass(frozen=True)
 class Settings:
     # what to teach whom
-    word: str = "cat"  # what the stories are to be about
+    word: str = "cat"  # what the stories are to be about, spelt as within a sentence
     init_from: str = ""  # the model to begin with: a run folder, gpt2, or a model of the hub
     revision: str = ""  # which commit, tag or branch of a model of the hub
     start: str = "Once upon a time there was"  # the prompt; FILE:prompts.txt: one in each line
@@ -95,6 +98,8 @@ def complete(settings, origin):
     name = Path(files[-1]).stem if files else f"reward_{settings.word.replace(' ', '_')}"
     settings = replace(settings, out_dir=settings.out_dir or f"out/{name}")
     if settings.resume:
+        if "kl_factor" not in checkpoint.read_config(settings.out_dir)["train"]:
+            raise UserError(f"'{settings.out_dir}' is no run of reward.py: train.py resumes it")
         return resumed(settings, origin, settings.out_dir)
     if not settings.init_from:
         raise UserError("name the model to begin with: --init_from=out/<run>")
@@ -113,17 +118,22 @@ def check(settings):
                  "learning_rate",
                  "min_lr", "seed",
                  "grad_clip", "weight_decay", "warmup_iters", "lr_decay_iters"):  # fmt: skip
-        if not getattr(settings, name) >= 0:
-            raise UserError(f"{name} must not be negative")
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise UserError(f"{name} must be a number, and not negative")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise UserError(f"{name} must be at least 0 and below 1")
     for name, choices in (("method", policy.METHODS), ("schedule", SCHEDULES),
                           ("optimizer", ("adamw", "muon"))):  # fmt: skip
         if getattr(settings, name) not in choices:
             wrong = getattr(settings, name)
             raise UserError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}: '{wrong}'")
-    if not settings.temperature > 0:
+    if not LEAST_CHANCE <= settings.temperature < math.inf:
         raise UserError("temperature must be above 0: a model without chance cannot be taught")
-    if not settings.word.strip():
+    if not tokens(settings.word):
         raise UserError("name the word that the stories are to be about: --word=cat")
+    if not settings.embedder:
+        raise UserError("embedder is model, or a model of sentence-transformers")
     if not settings.max_iters and not settings.max_minutes:
         raise UserError("say how long: max_iters or max_minutes")
     if settings.stories % settings.group or settings.stories % ranks():
@@ -184,32 +194,38 @@ class Run:
         if not settings.resume:
             data = checkpoint.read_state(found.out_dir)["data"] if found.is_run() else {}
             return {"step": 0, "seconds": 0.0, "tokens": 0, "evaluated": 0, "best": None,
-                    "best_step": 0, "kept": [], "data": data,
+                    "best_step": 0, "kept": [], "data": data, "end": "",
                     "reference": found.identity()}, {}  # fmt: skip
+        self.reference.check_same(settings.out_dir)
         state = checkpoint.read_state(settings.out_dir)
-        if "reference" not in state:
-            raise UserError(f"'{settings.out_dir}' is no run of reward.py: train.py resumes it")
-        if state["reference"] != found.identity():
-            raise UserError(
-                f"'{settings.init_from}' is not the model any more that '{settings.out_dir}' began "
-                "with: the same reference is needed to go on"
-            )
         return state, checkpoint.read_moments(settings.out_dir)
 
     def run(self):
-        """Train to the end, or until asked to stop."""
+        """Train to the end, or until asked to stop; state["end"] says which: "" if asked to."""
         settings, state, schedule, stop = self.settings, self.state, self.schedule, False
+        state["end"] = ""
         self.model.eval()  # no dropout: the model that tells is the one that is taught
         schedule.start()
         with machine.Interrupt() as interrupt:
             while schedule.progress() < 1 and not stop:
-                line = self.step(schedule.learning_rate())
+                try:
+                    line = self.step(schedule.learning_rate())
+                except UserError:  # no weight has changed since: what was learned so far is kept
+                    if state["step"] not in [0, *checkpoint.steps_of(settings.out_dir)]:
+                        self.save(False)
+                    if rank() == 0:
+                        self.saver.wait()
+                    raise
                 sounding = self.watch.add(line) if rank() == 0 else []
                 late = bool(sounding) and settings.stop_on_alarm
-                schedule.spent, stop = machine.highest(schedule.now(), interrupt.asked or late)
+                schedule.spent, asked, late = machine.highest(schedule.now(), interrupt.asked, late)
                 self.report(line, sounding)
-                if state["step"] % settings.eval_interval == 0 or stop or schedule.progress() >= 1:
-                    self.save()
+                if schedule.progress() >= 1 or late:
+                    state["end"] = "alarm" if late else "done"
+                stop = bool(asked or late)
+                regular = state["step"] % settings.eval_interval == 0 or bool(state["end"])
+                if regular or stop:
+                    self.save(regular)
             if rank() == 0:
                 self.saver.wait()
         end = "stopped after" if schedule.progress() < 1 else "done with"
@@ -287,7 +303,7 @@ class Run:
     def report(self, line, sounding):
         """A progress line, and in the log."""
         settings, step = self.settings, self.state["step"]
-        if rank() or not line:
+        if rank():
             return
         left = timedelta(seconds=max(0, round(self.schedule.left())))
         print(
@@ -301,21 +317,30 @@ class Run:
         self.log.write(step=step, **line, seconds=seconds,
                        **{f"alarm_{name}": 1 for name in sounding})  # fmt: skip
 
-    def save(self):
-        """A checkpoint, three stories and the plot, from rank 0."""
-        state, settings = self.state, self.settings
+    def save(self, regular):
+        """
+        A checkpoint and the plot, from rank 0; if regular, at the end of an interval, three stories
+        too, and the interval may have been the best one.
+        """
+        state = self.state
         state |= {"seconds": self.schedule.spent}
-        if rank():
-            return
+        if rank() == 0:
+            if regular:
+                self.judge()
+            self.watch.plot(self.log.lines)
+            self.saver.save(self.model, self.optimizers, state)
+        machine.wait_for_all()  # then the clock runs on for all of them
+        self.schedule.start()
+
+    def judge(self):
+        """The end of an interval: was it the best one? And three stories."""
+        state, factor = self.state, self.settings.kl_factor
         lines = [line for line in self.log.lines if line["step"] > state["evaluated"]]
-        worth = sum(line["reward"] - settings.kl_factor * line["kl"] for line in lines)
-        if lines and worth / len(lines) > (-math.inf if state["best"] is None else state["best"]):
-            state |= {"best": worth / len(lines), "best_step": state["step"]}
+        worth = sum(line["reward"] - factor * line["kl"] for line in lines) / len(lines)
+        if state["best"] is None or worth > state["best"]:
+            state |= {"best": worth, "best_step": state["step"]}
         state["evaluated"] = state["step"]
         self.log.sample(state["step"], "\n\n".join(self.texts[:3]))
-        self.watch.plot(self.log.lines)
-        self.saver.save(self.model, self.optimizers, state)
-        self.schedule.start()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -323,25 +348,42 @@ class Run:
 
 
 def start(settings, reference):
-    """A run, from its beginning or on from where it stands."""
-    if not settings.resume:
-        check_free(settings.out_dir)
+    """A run, from its beginning or on from where it stands; how it ended, as Run.run has it."""
     with checkpoint.full_disk_explained(settings.out_dir):
-        Run(settings, reference).run()
+        run_ = Run(settings, reference)
+        run_.run()
+    return run_.state["end"]
 
 
-def sweep(settings, origin, reference, asked):
-    """A run for each kl_factor, those that are there already left as they are, and their plot."""
-    runs = [f"{settings.out_dir}/kl_{factor:g}" for factor in asked]
-    for factor, out in zip(asked, runs, strict=True):
-        one, steps = replace(settings, kl_factor=factor, out_dir=out), checkpoint.steps_of(out)
-        if steps:
-            one = replace(resumed(one, origin, out), resume=True)
-        if not steps or steps[-1] < settings.max_iters:
-            say(f"--- kl_factor {factor:g}: {out}")
-            start(one, reference)
+def members(settings, origin, asked):
+    """The settings of a sweep's runs: new ones, or as those that are there already have them."""
+    found = []
+    for factor in asked:
+        out = f"{settings.out_dir}/kl_{factor:g}"
+        one = replace(settings, kl_factor=factor, out_dir=out)
+        there = bool(checkpoint.steps_of(out))
+        found.append(replace(resumed(one, origin, out), resume=True) if there else one)
+    return found
+
+
+def is_over(settings):
+    """Whether a run of a sweep has come to its end already, and is not to be longer."""
+    if not settings.resume:
+        return False
+    state = checkpoint.read_state(settings.out_dir)
+    longer = state["end"] == "done" and state["step"] < settings.max_iters
+    return bool(state["end"]) and not longer
+
+
+def sweep(settings, runs, reference):
+    """All runs but those that are over, and their plot; a stop leaves the rest for another call."""
+    for one in runs:
+        if not is_over(one):
+            say(f"--- kl_factor {one.kl_factor:g}: {one.out_dir}")
+            if not start(one, reference):
+                return
     if rank() == 0:
-        frontier.write(settings, runs, reference)
+        frontier.write(settings, [one.out_dir for one in runs], reference)
 
 
 def main():
@@ -350,14 +392,19 @@ def main():
         settings = complete(settings, origin)
         asked = factors(settings)
         check(settings)
+        runs = [replace(settings, kl_factor=asked[0])]
+        if len(asked) > 1:
+            runs = members(settings, origin, asked)
+        elif not settings.resume:
+            check_free(settings.out_dir)
         if rank() == 0:
             show(settings, origin)
         reference = Reference(settings, machine.pick_device(settings.device))
         say("the reference: " + ", ".join(f"{k} {v:.3g}" for k, v in reference.base.items()))
         if len(asked) > 1:
-            sweep(settings, origin, reference, asked)
+            sweep(settings, runs, reference)
         else:
-            start(replace(settings, kl_factor=asked[0]), reference)
+            start(*runs, reference)
 
 
 if __name__ == "__main__":

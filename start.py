@@ -94,7 +94,9 @@ def resumed(settings, origin, out_dir):
 
 
 def check_free(out_dir):
-    """Raise UserError where a new run would overwrite another one."""
+    """Raise UserError where a new run would overwrite another one, or cannot be."""
+    if Path(out_dir).exists() and not Path(out_dir).is_dir():
+        raise UserError(f"'{out_dir}' is no folder")
     if checkpoint.steps_of(out_dir):
         raise UserError(
             f"'{out_dir}' holds a run already: --resume continues it, another --out_dir keeps it, "

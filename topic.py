@@ -2,7 +2,7 @@
 How close a story is to a word: the reward of reward.py.
 
     topic = Topic("cat", TokenEmbedder(found, stories))
-    topic(["He had a cat. It was big.", "It rained."])      # [0.27, -0.02]
+    topic(["He had a cat. It was big.", "It rained."])      # [0.3, 0.1], say
 
 Each sentence of a story has a cosine with the word, of their embeddings; the reward is the mean of
 all, or of the `best` of them. Embeddings are one of two:
@@ -31,7 +31,11 @@ from words import ngrams, tokens, words_and_marks
 
 REPEATED = 3  # words and marks in a row that count as repeated
 SHRINK = 0.1  # of the mean variance, added to that of each direction
-_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'”’])\s+|\n+")
+# A sentence ends with a mark, perhaps in a quote that is not spoken on about: '"No!" said the cat.'
+_END = re.compile(
+    r"(?<=[.!?])(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)\s+"
+    r"|(?<=[.!?][\"'”’])\s+(?![a-z])|\n+"
+)
 
 
 def sentences(text):
@@ -57,11 +61,11 @@ class TokenEmbedder:
 
     def __init__(self, found, stories):
         self.encode = found.tokenizer.encode
-        self.weight = found.model.wte.weight.detach()  # (V, C)
+        self.weight = found.model.wte.weight.detach().cpu()  # (V, C); in float64 below
         ids = [i for text in stories for i in self.encode(text)]
         if not ids:
             raise UserError("the reference tells nothing: its stories have no token to embed")
-        tokens_ = self.weight[torch.tensor(ids, device=self.weight.device)].double()  # (tokens, C)
+        tokens_ = self.weight[torch.tensor(ids)].double()  # (tokens, C)
         self.mean = tokens_.mean(0)  # (C,)
         apart = tokens_ - self.mean
         spread, axes = torch.linalg.eigh(apart.T @ apart / len(ids))  # (C,), (C, C)
@@ -69,14 +73,13 @@ class TokenEmbedder:
         self.whiten = axes * (spread + SHRINK * spread.mean() + 1e-12).rsqrt() @ axes.T  # (C, C)
 
     def __call__(self, texts):
-        """Unit vectors (texts, C), of texts as they stand after a blank; 0 for an empty one."""
+        """Unit vectors (texts, C), of texts as they stand after a blank."""
         ids = [self.encode(f" {text}") for text in texts]
-        flat = torch.tensor([i for text in ids for i in text], device=self.weight.device)
+        flat = torch.tensor([i for text in ids for i in text])
         starts = [0]
         for text in ids[:-1]:
             starts.append(starts[-1] + len(text))
-        starts = torch.tensor(starts, device=self.weight.device)
-        found = F.embedding_bag(flat, self.weight, starts, mode="mean")  # (texts, C)
+        found = F.embedding_bag(flat, self.weight, torch.tensor(starts), mode="mean")  # (texts, C)
         return F.normalize((found.double() - self.mean) @ self.whiten, dim=1).float()
 
 
@@ -94,7 +97,8 @@ class SentenceEmbedder:
                 f"embedder '{name}' needs a library: pip install sentence-transformers"
             ) from None
         package = name.replace("-", "_")
-        if package.isidentifier() and (spec := importlib.util.find_spec(package)) and spec.origin:
+        named = package.isidentifier() and not package.startswith("_")
+        if named and (spec := importlib.util.find_spec(package)) and spec.origin:
             name = str(Path(spec.origin).parent / "model")
         try:
             self.model = SentenceTransformer(name, device=str(device))
@@ -120,7 +124,7 @@ class Topic:
         self.target = embed([word])[0]  # (C,)
 
     def __call__(self, texts):
-        """The rewards of texts, a list of float, each at most 1. A text without words has 0."""
+        """The rewards of texts, a list of float, each at most 1."""
         parts = [sentences(text) for text in texts]
         flat = [sentence for part in parts for sentence in part]
         cosines = iter((self.embed(flat) @ self.target).tolist() if flat else [])

@@ -47,8 +47,8 @@ def measures(texts, ends, counts, log_ref, word):
     What some stories are like, {name: float}; nan where they are too short to say.
 
     texts: the stories, without their beginning. ends: whether each came to its end. counts: tokens
-    of each. log_ref: each one's log-probability under the reference. word: what they should be
-    about.
+    of each. log_ref: each one's log-probability under the reference, at the temperature they were
+    told at; perplexity is theirs. word: what they should be about.
     """
     words = [tokens(text) for text in texts]
     repeated = [repetition(text) for text in texts]
@@ -64,13 +64,15 @@ def measures(texts, ends, counts, log_ref, word):
     }
 
 
-# {measure: (the least, the most) of the reference's value that is no cause for alarm}
+# {measure: (the least, the most) of the reference's value that is no cause for alarm}. distinct_2
+# is nan, and silent, where the stories are too few and short for it.
 NORMAL = {
     "repetition": (0, 1.5),
     "distinct_2": (0.75, math.inf),
     "perplexity": (0.6, 1.5),
     "words": (0.5, 1.6),
 }
+FLOOR = 0.01  # what counts for a measure of the reference's that is less, as no repetition at all
 CROWDED = 0.1  # share of words that are the word: more is no story
 FAR = 0.25  # nats of KL a token
 
@@ -82,11 +84,9 @@ def alarms(now, base):
     """
     found = []
     for name, (least, most) in NORMAL.items():
-        ratio = now[name] / base[name] if base[name] else math.nan
+        ratio = now[name] / max(base[name], FLOOR)
         if ratio < least or ratio > most:
             found.append(name)
-    if not math.isfinite(now["loss"]):
-        found.append("loss")
     if now["mentions"] > CROWDED * now["words"]:
         found.append("mentions")
     if now["kl"] > FAR * now["tokens"]:

@@ -10,16 +10,17 @@ beginning:
 
     about         share of stories with the word, in any inflection, in two sentences at least
     mentions      how often a story has the word
-    reward        how close a story is to the word, by the run's own embedder
+    reward        how close a story is to the word, as the run rates it
     repetition    share of the 3-grams of words and marks that stood in the story before
-    perplexity    of the stories under the reference, the model that the run began with
+    perplexity    of the stories under the reference, the model that the run began with, at
+                  temperature 1
     words, ended  how long a story is, and the share that came to an end
     distinct-2    of 500 words of the stories at a time
 
 and of a whole story one of the report's three verdicts, by rule:
 
-    good          about the word, ended, and no more repetitive nor surprising to the reference than
-                  95 % of the reference's own stories
+    good          about the word, ended, and no more repetitive, no more surprising to the reference
+                  and no shorter than 95 % of the reference's own stories
     okay          about the word, but one of the others fails
     bad           any other
 
@@ -46,12 +47,11 @@ import policy
 from configs import UserError, load, run
 from decoder import open_decoder
 from eval import endpoint, grading, intervals
-from eval.exercises import whole
 from eval.protocols import TOPIC, Exercise
 from eval.similarity import distinct
 from generation import Story, check, generate, seeds_of
 from machine import pick_device
-from reference import embedder_of, topic_of
+from reference import Reference
 from sample import prompts_of
 from topic import repetition
 from watch import DISTINCT, is_about, mentions
@@ -103,7 +103,13 @@ def tell(found, prompts, asked):
     ids = [found.prompt(text) for text in prompts]
     seeds, eot = seeds_of(asked.seed, len(ids)), found.tokenizer.eot
     stories = generate(decoder, ids, eot, seeds, temperature=asked.temperature, **how)
-    return [whole(found, story) for story in stories]
+    told = []
+    for story in stories:
+        text = found.tokenizer.decode(story.ids)  # with the blank that goes on from the beginning
+        rest = instruct.split_story(text)[1]  # a Summary: there the story has ended
+        text = text.removesuffix(rest).rstrip() if rest else text
+        told.append((text, story.ended or bool(rest)))
+    return told
 
 
 def surprise(reference, starts, told, asked):
@@ -141,10 +147,11 @@ def lines_of(name, starts, told, word, topic, reference, asked):
 
 
 def usual_of(lines):
-    """(repetition, nats a token) that USUAL of 100 of the reference's stories do not pass."""
+    """(repetition, nats a token, words) that USUAL of 100 of the reference's stories keep to."""
     repeated = [line["repeated"] / max(1, line["grams"]) for line in lines]
     surprised = [line["nats"] / max(1, line["tokens"]) for line in lines]
-    return float(np.percentile(repeated, USUAL)), float(np.percentile(surprised, USUAL))
+    most = [float(np.percentile(values, USUAL)) for values in (repeated, surprised)]
+    return *most, float(np.percentile([line["words"] for line in lines], 100 - USUAL))
 
 
 def verdict(line, usual):
@@ -153,6 +160,7 @@ def verdict(line, usual):
         not line["ended"],
         line["repeated"] > usual[0] * max(1, line["grams"]),
         line["nats"] > usual[1] * max(1, line["tokens"]),
+        line["words"] < usual[2],
     ]
     if not line["about"] or sum(fails) > 1:
         return "bad"
@@ -263,8 +271,10 @@ def main():
     ran, asked = asked_of(settings)
     if settings.judge or settings.dry_run:
         endpoint.check(settings)
+    own = Reference(SimpleNamespace(**vars(ran) | {"word": asked.word}), asked.device)
+    own.check_same(settings.out_dir)
+    reference = own.found
     load_ = checkpoint.load_any
-    reference = load_(ran.init_from, "latest", asked.device, ran.revision)
     models = {"reference": reference,
               "reward": load_(settings.out_dir, settings.checkpoint, asked.device)}  # fmt: skip
     if settings.instruct:
@@ -274,10 +284,7 @@ def main():
     order = instruct.ask(words=asked.word).prompt()
     told = {name: tell(found, [order + s for s in starts] if name == "instruct" else starts, asked)
             for name, found in models.items()}  # fmt: skip
-    texts = [text for text, _ in told["reference"]]
-    embed = embedder_of(ran, reference, texts, asked.device)
-    topic = topic_of(SimpleNamespace(**vars(ran) | {"word": asked.word}), embed, texts)
-    lines = {name: lines_of(name, starts, some, asked.word, topic, reference, asked)
+    lines = {name: lines_of(name, starts, some, asked.word, own.topic, reference, asked)
              for name, some in told.items()}  # fmt: skip
     usual = usual_of(lines["reference"])
     every = [line for some in lines.values() for line in some]

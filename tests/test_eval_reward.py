@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,9 +29,9 @@ def line(about=True, ended=True, repeated=0, nats=20.0, **more):
 
 def test_verdicts():
     """Each rule fails alone, and two together; not to be about the word is enough."""
-    usual = (0.2, 2.5)
+    usual = (0.2, 2.5, 9)
     assert verdict(line(), usual) == "good" == verdict(line(repeated=2, nats=25.0), usual)
-    for fails in ({"ended": False}, {"repeated": 3}, {"nats": 26.0}):
+    for fails in ({"ended": False}, {"repeated": 3}, {"nats": 26.0}, {"words": 8}):
         assert verdict(line(**fails), usual) == "okay"
         assert verdict(line(about=False, **fails), usual) == "bad"
     assert verdict(line(about=False), usual) == "bad"
@@ -38,11 +39,12 @@ def test_verdicts():
 
 
 def test_what_is_usual():
-    """Of a hundred stories five are more repetitive, and five others more surprising."""
-    lines = [line(repeated=9 * (i < 5), nats=90.0 if i > 94 else 20.0) for i in range(100)]
-    repeated, surprised = usual_of(lines)
-    assert 0 <= repeated < 0.9 and 2 <= surprised < 9
-    assert sum(verdict(one, (repeated, surprised)) == "good" for one in lines) >= 90
+    """Of a hundred stories five are more repetitive, five more surprising and five shorter."""
+    lines = [line(repeated=9 * (i < 5), nats=90.0 if i > 94 else 20.0, words=9 - (9 < i < 15))
+             for i in range(100)]  # fmt: skip
+    repeated, surprised, words = usual = usual_of(lines)
+    assert 0 <= repeated < 0.9 and 2 <= surprised < 9 and 8 <= words <= 9
+    assert sum(verdict(one, usual) == "good" for one in lines) >= 85
 
 
 def test_summary_by_hand():
@@ -126,6 +128,24 @@ def test_the_command(runs, capsys):
     for label in ("about", "repetition, x reference", "good, okay, bad", "--- instruct"):
         assert label in out, label
     assert "the judge" not in out
+
+
+def test_what_was_told_goes_on_from_the_beginning(runs):
+    """With its blank: the tokens measured are, but for how a word may be cut, those sampled."""
+    found = checkpoint.load_any(str(runs / "base"))
+    asked = SimpleNamespace(max_new_tokens=30, rows=8, seed=1, temperature=0.8, weights="float32",
+                            device=torch.device("cpu"))  # fmt: skip
+    told = reward.tell(found, ["One day"] * 8, asked)
+    assert sum(text.startswith((" ", ",")) for text, _ in told) >= 6
+    assert all(text for text, _ in told)
+
+
+def test_another_reference_is_refused(runs, monkeypatch):
+    read = checkpoint.read_state
+    other = {"reference": {"step": 1, "sha256": "another"}}
+    monkeypatch.setattr(checkpoint, "read_state", lambda *args: read(*args) | other)
+    with pytest.raises(UserError, match="is not the model any more"):
+        call(runs / "reward")
 
 
 def test_the_judge_is_blind(runs, capsys):

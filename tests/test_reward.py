@@ -257,13 +257,86 @@ def test_a_sweep(base, tmp_path, capsys):
     assert "step " not in capsys.readouterr().out
     with pytest.raises(UserError, match="--resume continues the same run"):
         call(*words, "--kl_factor=0,0.1", "--learning_rate=0.1")
+    call(*words, "--kl_factor=0,0.1", "--max_iters=3")
+    assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0.1")[-1] == 3
+
+
+class Stopped:
+    """machine.Interrupt, asked to stop after some steps."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def __call__(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def asked(self):
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_a_sweep_that_is_stopped(base, tmp_path, monkeypatch):
+    """It ends there, with no plot; another call finishes it."""
+    words = (*FEW, f"--init_from={base}", f"--out_dir={tmp_path / 'sweep'}", "--kl_factor=0,0.1")
+    with monkeypatch.context() as patch:
+        patch.setattr("machine.Interrupt", Stopped(1))
+        call(*words)
+    assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0") == [1]
+    assert [x.name for x in (tmp_path / "sweep").iterdir()] == ["kl_0"]
+    call(*words)
+    assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0")[-1] == 2
+    assert (tmp_path / "sweep" / "frontier.png").exists()
+
+
+def test_what_an_alarm_ended_stays_ended(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("watch.alarms", lambda now, base: ["repetition"])
+    words = (*FEW, f"--init_from={base}", f"--out_dir={tmp_path / 'sweep'}", "--stop_on_alarm")
+    for _ in range(2):
+        call(*words, "--kl_factor=0,0.1", "--max_iters=9")
+        assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0.1")[-1] == 5
+
+
+def test_stopped_between_checkpoints(made, base, tmp_path, monkeypatch):
+    """Interval and stories told are those of the run that was not stopped, and so is the rest."""
+    settings = asked(base, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("machine.Interrupt", Stopped(3))
+        start(settings)
+    assert checkpoint.steps_of(settings.out_dir)[-1] == 3
+    run = start(replace(settings, resume=True))
+    same(settings.out_dir, made.settings.out_dir, rtol=0, atol=0)
+    for name in ("best", "best_step", "evaluated", "end"):
+        assert run.state[name] == made.state[name], name
+    texts = [Path(x.out_dir, "samples.txt").read_text() for x in (settings, made.settings)]
+    assert texts[0] == texts[1]
+
+
+def test_what_was_learned_before_a_nan_is_kept(base, tmp_path, monkeypatch):
+    update = Run.update
+
+    def broken(run, lr):
+        if run.state["step"] == 3:
+            raise UserError("the gradient is nan")
+        return update(run, lr)
+
+    monkeypatch.setattr(Run, "update", broken)
+    with pytest.raises(UserError, match="is nan"):
+        start(asked(base, tmp_path / "run", eval_interval=100))
+    assert checkpoint.steps_of(tmp_path / "run") == [3]
 
 
 @pytest.mark.parametrize("words, why", [
     (["--init_from="], "name the model to begin with"),
     (["--init_from=./nowhere"], "nowhere"),
     (["--method=ppo"], "method must be naive, reinforce, rloo or grpo: 'ppo'"),
-    (["--best=-1"], "best must not be negative"),
+    (["--best=-1"], "best must be a number, and not negative"),
     (["--kl_factor=much"], "kl_factor takes numbers from 0 on, not 'much'"),
     (["--kl_factor=0.1,-1"], "kl_factor takes numbers from 0 on"),
     (["--stories=5", "--group=2"], "must be a multiple of group (2)"),
@@ -272,7 +345,14 @@ def test_a_sweep(base, tmp_path, capsys):
     (["--temperature=0"], "temperature must be above 0"),
     (["--word= "], "name the word"),
     (["--max_iters=0"], "say how long"),
-    (["--learning_rate=-1"], "learning_rate must not be negative"),
+    (["--learning_rate=-1"], "learning_rate must be a number, and not negative"),
+    (["--repeat_cost=inf"], "repeat_cost must be a number, and not negative"),
+    (["--beta2=1"], "beta2 must be at least 0 and below 1"),
+    (["--temperature=1e-9"], "temperature must be above 0"),
+    (["--temperature=inf"], "temperature must be above 0"),
+    (["--word=123"], "name the word"),
+    (["--embedder="], "embedder is model, or"),
+    (["--embedder=__main__"], "embedder '__main__' cannot be had"),
     (["--start=FILE:./none.txt"], "prompts cannot be read"),
     (["--embedder=./no-model"], "embedder './no-model' cannot be had"),
 ])  # fmt: skip
@@ -287,5 +367,5 @@ def test_wrong_settings(words, why, base, tmp_path, monkeypatch):
 def test_a_run_is_not_overwritten(made, base):
     with pytest.raises(UserError, match="holds a run already"):
         call(*FEW, f"--init_from={base}", f"--out_dir={made.settings.out_dir}")
-    with pytest.raises(UserError, match="see "):
+    with pytest.raises(UserError, match="is no run of reward"):
         call("--resume", f"--out_dir={base}")  # train.py's

@@ -22,7 +22,8 @@ def embed(texts):
 
 @pytest.mark.parametrize("text, parts", [
     ("A cat sat. It ran!", ["A cat sat.", "It ran!"]),
-    ('"Oh!" said Tom.\n\nHe ran.', ['"Oh!"', "said Tom.", "He ran."]),
+    ('"Oh!" said Tom.\n\nHe ran.', ['"Oh!" said Tom.', "He ran."]),
+    ("Mr. Cat saw Mrs. Cat. Oh! dear.", ["Mr. Cat saw Mrs. Cat.", "Oh!", "dear."]),
     ("“Hi.” She went. ", ["“Hi.”", "She went."]),
     ("no end", ["no end"]), ("", []), (" \n", []), ("Mr.Big 3.5 ran.", ["Mr.Big 3.5 ran."]),
 ])  # fmt: skip

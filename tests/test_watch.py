@@ -65,10 +65,17 @@ def test_what_sounds(text, what):
 
 @pytest.mark.parametrize("change, what", [
     ({"nats": 2.5}, "perplexity"), ({"nats": 1.4}, "perplexity"), ({"kl": 60.0}, "kl"),
-    ({"reward": 0.1}, "reward"), ({"loss": math.inf}, "loss"),
+    ({"reward": 0.1}, "reward"),
 ])  # fmt: skip
 def test_each_alarm(change, what):
     assert alarms(measured(GOOD, **change), measured(GOOD)) == [what]
+
+
+def test_a_measure_that_is_0_can_alarm():
+    """Where the reference repeats nothing; a distinct-2 that none can know stays silent."""
+    base = measured(GOOD, repetition=0.0, distinct_2=math.nan)
+    assert alarms(measured(GOOD, repetition=0.9), base) == ["repetition"]
+    assert alarms(measured(GOOD, repetition=0.01), base) == []
 
 
 def test_alarms_go_by_several_steps(tmp_path):
@@ -114,6 +121,15 @@ def test_the_optimum():
         assert reward <= np.interp(kl, *zip(*curve, strict=True)) + 0.02
 
 
+def test_no_model_chooses_the_prompt():
+    """Of two prompts whose stories are worth 0 and 1 whatever is told, nothing can be gained."""
+    rewards = [0.0, 1.0] * 50
+    assert frontier.over_prompts(frontier.best_of, rewards, 2, 4)[1] == pytest.approx(0.5)
+    assert frontier.over_prompts(frontier.optimum, rewards, 2, 0.1) == pytest.approx((0, 0.5))
+    assert frontier.over_prompts(frontier.best_of, rewards, 1, 4)[1] > 0.9
+    assert frontier.over_prompts(frontier.optimum, [0.0] * 99 + [1.0], 2, 0.01) is None
+
+
 def test_the_files_of_a_sweep(tmp_path, capsys):
     runs = []
     for factor in ("0", "0.1"):
@@ -123,7 +139,7 @@ def test_the_files_of_a_sweep(tmp_path, capsys):
         (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         runs.append(str(out))
     settings = SimpleNamespace(out_dir=str(tmp_path), word="cat", method="rloo")
-    frontier.write(settings, runs, SimpleNamespace(rewards=[0.0, 0.1, 0.3] * 20))
+    frontier.write(settings, runs, SimpleNamespace(rewards=[0.0, 0.1, 0.3] * 20, prompts=[0]))
     found = json.loads((tmp_path / "frontier.json").read_text())
     assert [run["kl_factor"] for run in found["runs"]] == [0, 0.1]
     assert [run["reward"] for run in found["runs"]] == pytest.approx([0, 0.1])
