@@ -485,8 +485,9 @@ def tiles(head_size, dtype, backward, device):
     """
     How a pass is cut: BLOCK and STEP in tokens, and the compiler's settings, for `launch`.
 
-    The fastest on an H100 of what compiles without spilling registers on the device's kind of
-    tensor cores (`python -m kernels.tune`, `python -m kernels.offline`). STEP divides BLOCK.
+    The fastest on an H100 (`python -m kernels.tune`) of what compiles with next to no spilled
+    registers for the device's kind of tensor cores (`python -m kernels.offline`). STEP divides
+    BLOCK.
     """
     wide = warpgroups(device)
     if dtype == torch.float32:

@@ -7,9 +7,9 @@ How fast the kernels are on this GPU, beside everything else that could do their
 All contestants of a case start from the same tensors (for attention the packed qkv, so a rival pays
 for its layout) and end with their gradients. Each is warmed up, captured in a CUDA graph (so no
 Python is timed; rivals that no graph can hold are launched) and replayed by turns in one process;
-the figures are medians. The
-floor is what the hardware allows: the larger of the bytes that must move over the copy bandwidth
-and the FLOPs that must be done over the matmul rate, both measured here too.
+the figures are medians. The floor is what the hardware allows: the larger of the bytes that must
+move over the copy bandwidth and the FLOPs that must be done over the matmul rate, both measured
+here too.
 """
 
 import itertools

@@ -34,8 +34,9 @@ goes to the stack (results/bench/kernels_h100.json). Beyond, it is `chunks`.
 A target that the model is sure of has p near 1, and p - 1 would lose its digits if p were rounded
 to bfloat16 first. So d h leaves the target out of the rounded sum and adds (p_t - 1) W_t in full.
 
-Tested and timed on an H100 with Triton 3.6; in Triton's interpreter; and compiled for sm_80, sm_90
-and sm_100 (`python -m kernels.offline`).
+Timed on an H100 with Triton 3.6, and tested there but for two later choices, the block shapes for
+C up to 64 and `recompute` above 128; tested in Triton's interpreter; and compiled for sm_80, sm_90
+and sm_100 (`python -m kernels.offline`), `recompute` up to 128.
 """
 
 import torch
