@@ -27,9 +27,9 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint as recompute
 
 import checkpoint
-import frontier
 import machine
 import policy
+import sweep
 from configs import UserError, load, run, show
 from machine import distributed, rank, ranks, say
 from reference import Reference
@@ -355,37 +355,6 @@ def start(settings, reference):
     return run_.state["end"]
 
 
-def members(settings, origin, asked):
-    """The settings of a sweep's runs: new ones, or as those that are there already have them."""
-    found = []
-    for factor in asked:
-        out = f"{settings.out_dir}/kl_{factor:g}"
-        one = replace(settings, kl_factor=factor, out_dir=out)
-        there = bool(checkpoint.steps_of(out))
-        found.append(replace(resumed(one, origin, out), resume=True) if there else one)
-    return found
-
-
-def is_over(settings):
-    """Whether a run of a sweep has come to its end already, and is not to be longer."""
-    if not settings.resume:
-        return False
-    state = checkpoint.read_state(settings.out_dir)
-    longer = state["end"] == "done" and state["step"] < settings.max_iters
-    return bool(state["end"]) and not longer
-
-
-def sweep(settings, runs, reference):
-    """All runs but those that are over, and their plot; a stop leaves the rest for another call."""
-    for one in runs:
-        if not is_over(one):
-            say(f"--- kl_factor {one.kl_factor:g}: {one.out_dir}")
-            if not start(one, reference):
-                return
-    if rank() == 0:
-        frontier.write(settings, [one.out_dir for one in runs], reference)
-
-
 def main():
     settings, origin = load(Settings)
     with distributed():
@@ -394,7 +363,7 @@ def main():
         check(settings)
         runs = [replace(settings, kl_factor=asked[0])]
         if len(asked) > 1:
-            runs = members(settings, origin, asked)
+            runs = sweep.members(settings, origin, asked)
         elif not settings.resume:
             check_free(settings.out_dir)
         if rank() == 0:
@@ -402,7 +371,7 @@ def main():
         reference = Reference(settings, machine.pick_device(settings.device))
         say("the reference: " + ", ".join(f"{k} {v:.3g}" for k, v in reference.base.items()))
         if len(asked) > 1:
-            sweep(settings, runs, reference)
+            sweep.run(settings, runs, reference, start)
         else:
             start(*runs, reference)
 

@@ -19,6 +19,8 @@ from configs import UserError
 from eval import intervals, reward
 from eval.protocols import TOPIC, Exercise
 from eval.reward import against, summary, usual_of, verdict
+from generation import Story
+from tokenizer import Tokenizer
 
 
 def line(about=True, ended=True, repeated=0, nats=20.0, **more):
@@ -185,3 +187,39 @@ def test_what_it_refuses(words, why, runs):
     with pytest.raises(UserError, match=re.escape(why)) as error:
         call(*(word.format(runs=runs) for word in words))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("said, text, ended", [
+    (" The dog ran.\n\nSummary: A dog runs.", " The dog ran.", True),
+    (" The dog ran.", " The dog ran.", False),
+])  # fmt: skip
+def test_a_summary_ends_a_story(said, text, ended, data, monkeypatch):
+    """As a model of the raw Instruct file goes on: what it adds is no story."""
+    found = SimpleNamespace(
+        tokenizer=Tokenizer.load(data), model=None, limit=99, prompt=lambda text: [0]
+    )
+    monkeypatch.setattr(reward, "open_decoder", lambda *_: None)
+    story = Story(found.tokenizer.encode(said), ended=False)
+    monkeypatch.setattr(reward, "generate", lambda *_, **__: [story])
+    asked = SimpleNamespace(weights="float32", device="cpu", max_new_tokens=9, rows=1, seed=0,
+                            temperature=1.0)  # fmt: skip
+    assert reward.tell(found, ["One day"], asked) == [(text, ended)]
+
+
+def test_only_an_instruct_model_is_told_what_to_do(runs, monkeypatch):
+    asked, tell = [], reward.tell
+    monkeypatch.setattr(
+        reward,
+        "tell",
+        lambda found, prompts, how: asked.append(prompts) or tell(found, prompts, how),
+    )
+    call(runs / "reward", f"--instruct={runs / 'instruct'}")
+    assert asked[0] == asked[1] == ["One day"] * 6
+    assert all("Words: dog" in text and text.endswith("One day") for text in asked[2])
+
+
+def test_of_a_story_longer_than_the_reference_reads_the_rest_is_left_out(runs):
+    found = checkpoint.load_any(str(runs / "base"))
+    asked = SimpleNamespace(rows=1, device="cpu")
+    [(nats, count)] = reward.surprise(found, ["One day"], [(" The dog ran." * 99, True)], asked)
+    assert count == found.limit - len(found.prompt("One day")) + 1 and nats > 0

@@ -183,6 +183,56 @@ def two_ranks(settings):
     start(settings)
 
 
+def test_every_step_tells_other_stories(base, tmp_path):
+    """Of the same model: nothing is learned between the two."""
+    settings = asked(base, tmp_path / "run")
+    run = Run(settings, Reference(settings, torch.device("cpu")))
+    run.step(0.0)
+    first = run.texts
+    run.step(0.0)
+    assert not set(first) & set(run.texts)
+
+
+def test_the_gradient_is_of_the_mean_over_stories(base, tmp_path, monkeypatch):
+    settings = asked(base, tmp_path / "run")
+    run = Run(settings, Reference(settings, torch.device("cpu")))
+    bias = run.model.ln_f.bias
+    monkeypatch.setattr("policy.loss", lambda *_: bias.sum().expand(settings.stories))
+    assert run.step(0.0)["grad_norm"] == pytest.approx(len(bias) ** 0.5)
+
+
+def test_the_best_interval_is_worth_most(base, tmp_path):
+    """Reward less what its KL costs."""
+    settings = asked(base, tmp_path / "run", kl_factor=0.02)
+    run = Run(settings, Reference(settings, torch.device("cpu")))
+    run.texts = []
+    for step, (reward_, kl) in enumerate([(0.2, 0.0), (0.5, 0.0), (0.1, 0.0), (0.9, 50.0)], 1):
+        run.state["step"] = step
+        run.log.lines.append({"step": step, "reward": reward_, "kl": kl})
+        run.judge()
+    assert run.state["best_step"] == 2 and run.state["best"] == 0.5
+
+
+def test_there_is_no_dropout(made):
+    assert not made.model.training
+
+
+def test_before_every_prompt_stands_the_end_of_a_story(base, tmp_path, monkeypatch):
+    """Also where a published model's config says to begin with nothing."""
+    load = checkpoint.load_any
+    monkeypatch.setattr(
+        "reference.checkpoint.load_any", lambda *a, **k: replace(load(*a, **k), begin=[])
+    )
+    reference = Reference(asked(base, tmp_path / "run"), torch.device("cpu"))
+    assert reference.prompts[0][0] == reference.found.tokenizer.eot
+
+
+def test_the_error_of_a_steps_mean_reward(made):
+    rewards, stories = torch.tensor(made.reference.rewards), made.settings.stories
+    error = rewards.std() / stories**0.5
+    assert made.reference.base["reward_error"] == pytest.approx(error.item())
+
+
 @pytest.mark.slow
 def test_two_ranks(base, tmp_path):
     """They tell half of the stories each, compare all of them, and take the same steps as one."""
@@ -369,3 +419,13 @@ def test_a_run_is_not_overwritten(made, base):
         call(*FEW, f"--init_from={base}", f"--out_dir={made.settings.out_dir}")
     with pytest.raises(UserError, match="is no run of reward"):
         call("--resume", f"--out_dir={base}")  # train.py's
+
+
+def test_a_gradient_that_is_no_number_changes_no_weight(base, tmp_path, monkeypatch):
+    settings = asked(base, tmp_path / "run")
+    run = Run(settings, Reference(settings, torch.device("cpu")))
+    bias, before = run.model.ln_f.bias, run.model.wte.weight.clone()
+    monkeypatch.setattr("policy.loss", lambda *_: (bias.sum() * float("nan")).expand(8))
+    with pytest.raises(UserError, match="nan or inf"):
+        run.step(1e-3)
+    assert torch.equal(before, run.model.wte.weight) and bias.isfinite().all()
