@@ -356,9 +356,13 @@ def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
         raise UserError(f"the weights in '{folder}' do not fit its config.json: {why}") from None
     begin = [tokenizer.eot] if _begins_with_eot(folder) else []
     facts = {"model": str(name), "folder": folder.name}  # in the hub's cache: the commit
-    out_dir = "out/published/" + re.sub(r"\W+", "-", str(name)).strip("-")
-    model, files = model.to(device).eval(), weight_files(folder)
+    model, files, out_dir = model.to(device).eval(), weight_files(folder), folder_of(name)
     return Trained(model, tokenizer, config.block_size, begin, out_dir, facts, files)
+
+
+def folder_of(name):
+    """Where results about a published model go."""
+    return "out/published/" + re.sub(r"\W+", "-", str(name)).strip("-")
 
 
 def tokenizer_of(folder, vocab_size):

@@ -162,7 +162,36 @@ def write_manifest(folder, facts):
 # reader
 
 
-class Dataset:
+class Stories:
+    """
+    Stories in memory, read as a Dataset is. Attributes: ids, tokens, starts, answers.
+
+    ids: uint16, every story from its <|endoftext|> on. starts: int64 (stories + 1,). answers: see
+    Dataset.
+    """
+
+    def __init__(self, ids, starts, answers=None):
+        self.ids, self.starts, self.tokens, self.shards = ids, starts, len(ids), [ids]
+        self.stories, self.answers = len(starts) - 1, answers
+
+    def read(self, offset, length):
+        """`length` tokens from token `offset` on, uint16."""
+        return self.ids[offset : offset + length]
+
+    def story(self, i):
+        """Story number i as stored, uint16 (n,): <|endoftext|>, then its tokens."""
+        return self.read(self.starts[i], int(self.starts[i + 1] - self.starts[i]))
+
+    def prompt(self, i):
+        """What record number i of Instruct begins with, up to its story, uint16 (n,)."""
+        return self.story(i)[: self.answers[i]]
+
+    def answer_bytes(self, sizes):
+        """The bytes of the stories of Instruct's records. sizes: (vocab_size,) of a token."""
+        return sum(int(sizes[self.story(i)[at:]].sum()) for i, at in enumerate(self.answers))
+
+
+class Dataset(Stories):
     """
     One split of a data folder, opened for reading.
 
@@ -201,38 +230,18 @@ class Dataset:
         first = offset - (self.shard_ends[shard - 1] if shard else 0)
         return self.shards[shard][first : first + length]
 
-    def story(self, i):
-        """Story number i as stored, uint16 (n,): <|endoftext|>, then its tokens."""
-        return self.read(self.starts[i], int(self.starts[i + 1] - self.starts[i]))
-
-    def prompt(self, i):
-        """What record number i of Instruct begins with, up to its story, uint16 (n,)."""
-        return self.story(i)[: self.answers[i]]
-
-    def answer_bytes(self, sizes):
-        """The bytes of the stories of Instruct's records. sizes: (vocab_size,) of a token."""
-        return sum(int(sizes[self.story(i)[at:]].sum()) for i, at in enumerate(self.answers))
+    def some(self, count):
+        """`count` of its stories, evenly spread over all, as Stories."""
+        chosen = np.linspace(0, self.stories - 1, count).astype(np.int64)
+        stories = [self.story(i) for i in chosen]
+        answers = None if self.answers is None else self.answers[chosen]
+        return Stories(np.concatenate(stories), np.cumsum([0, *map(len, stories)]), answers)
 
     def verify(self):
         """Compare every file of this split with its sha256; raises UserError naming one."""
         for name, facts in self.manifest["files"].items():
             if name.startswith(self.split) and sha256(self.folder / name) != facts["sha256"]:
                 raise UserError(f"{self.folder / name} does not match the sha256 in manifest.json")
-
-
-class Stories:
-    """Stories in memory, for who reads them as a Dataset: batches.Batches."""
-
-    def __init__(self, ids, starts, answers=None):
-        """
-        ids: uint16, every story from its <|endoftext|> on. starts: int64 (stories + 1,). answers:
-        see Dataset.
-        """
-        self.ids, self.starts, self.tokens, self.shards = ids, starts, len(ids), [ids]
-        self.answers = answers
-
-    def read(self, offset, length):
-        return self.ids[offset : offset + length]
 
 
 def read_manifest(folder):

@@ -22,8 +22,8 @@ from tokenizer import Tokenizer
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
 NOT_NEGATIVE = (
-    "row_tokens", "max_iters", "max_minutes", "save_interval", "seed", "learning_rate", "min_lr",
-    "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip",
+    "row_tokens", "max_iters", "max_minutes", "eval_stories", "save_interval", "seed",
+    "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip",
 )  # fmt: skip
 # What --resume may change: none of these changes what a step with finite numbers computes.
 MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "device", "compile",
@@ -149,7 +149,7 @@ def open_data(settings):
 
 def make_batches(settings, train, val, tokenizer, device):
     """
-    (Batches to train on, Batches of the whole of val, the bytes of val that count) from the two
+    (Batches to train on, Batches of val to evaluate on, the bytes of these that count) from the two
     Datasets, on the device. A separator counts as one byte.
 
     Raises UserError where only the stories of Instruct's records are to count, and there are none.
@@ -160,14 +160,17 @@ def make_batches(settings, train, val, tokenizer, device):
             "prepare.py --source=instruct:... makes some"
         )
     shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
-    half, size = max(1, settings.block_size // 2), val.bytes
-    answers = [None, None]
+    half, size, answers = max(1, settings.block_size // 2), val.bytes + val.stories, [None, None]
+    if 0 < settings.eval_stories < val.stories:
+        val = val.some(settings.eval_stories)
+        size = int(tokenizer.sizes[val.ids].sum())
     if settings.loss_on == "story":
-        answers, size = [train.answers, val.answers], val.answer_bytes(tokenizer.sizes)
+        answers = [train.answers, val.answers]
+        size = val.answer_bytes(tokenizer.sizes) + val.stories
     return (
         Batches(train, tokenizer.eot, *shape, device=device, answers=answers[0]),
         Batches(val, tokenizer.eot, *shape, half, False, device=device, answers=answers[1]),
-        size + val.stories,
+        size,
     )
 
 

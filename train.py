@@ -56,7 +56,8 @@ class Settings:
     resume: bool = False  # continue the run in out_dir
     max_iters: int = 0  # optimizer steps; 0: one epoch
     max_minutes: float = 0.0  # instead: train this long, evaluations not counted
-    eval_interval: int = 1000  # steps between evaluations on the whole validation set
+    eval_interval: int = 1000  # steps between evaluations on the validation stories
+    eval_stories: int = 0  # on so many of them, evenly spread; 0: on all
     save_interval: int = 0  # steps between checkpoints; default: each evaluation and ten minutes
     save_steps: str = ""  # log: keep the checkpoints of steps 1, 2, 4, 8, ... as well
     skip_nonfinite: bool = False  # leave a step with a nan or inf out; default: stop the run
@@ -363,7 +364,7 @@ class Trainer:
 
     def evaluate(self):
         """
-        Loss on the whole validation set, by all ranks together; a sample, the plot, a checkpoint.
+        Loss on the validation stories, by all ranks together; a sample, the plot, a checkpoint.
 
         Returns False if asked to stop meanwhile: then there is only the checkpoint.
         """

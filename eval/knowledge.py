@@ -13,34 +13,50 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import checkpoint
+import policy
 from configs import UserError
 from eval import grading, intervals, questions
 from eval.exercises import completions
 from eval.protocols import KNOWLEDGE, Exercise
+from generation import Story
+
+ROWS = 32  # continuations that are read in one pass
 
 
-def margins_of(found, prompt):
-    """[margin] of each pair of a Prompt for a pretrained.Trained, floats in nats."""
-    start, encode = found.prompt(prompt.text), found.tokenizer.encode
-    texts = [text for pair in prompt.pairs for text in pair]
-    rows = [start + encode(text) for text in texts]
-    longest = max(map(len, rows))
-    if longest > found.model.config.block_size:
-        raise UserError(
-            f"a prompt has {longest} tokens, but the model ends at {found.model.config.block_size}"
-        )
-    device = found.model.wte.weight.device
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-    with torch.no_grad():
-        logits = found.model(tokens[:, :-1]).float()  # (B, T, V)
-    nats = -F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none").cpu().double()  # (B, T)
-    sums = [
-        row[len(start) - 1 : len(ids) - 1].sum().item() for row, ids in zip(nats, rows, strict=True)
-    ]
-    return [right - wrong for right, wrong in zip(sums[::2], sums[1::2], strict=True)]
+def log_probabilities(found, asked):
+    """
+    log p(continuation | prompt) in nats of a pretrained.Trained, a list of float.
+
+    asked: (ids of a prompt, ids of its continuation) each. Raises UserError where both together are
+    longer than the model can read.
+    """
+    limit, nats = found.model.config.block_size, [0.0] * len(asked)
+    longest = max(len(prompt) + len(rest) for prompt, rest in asked)
+    if longest > limit:
+        raise UserError(f"a prompt has {longest} tokens, but the model ends at {limit}")
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]) + len(asked[i][1]))
+    for first in range(0, len(order), ROWS):  # of about the same length: little is padded
+        some = order[first : first + ROWS]
+        stories = [Story(asked[i][1], ended=False) for i in some]
+        rows = policy.rows_of([asked[i][0] for i in some], stories, found.tokenizer.eot,
+                              found.model.wte.weight.device)  # fmt: skip
+        with torch.no_grad():
+            losses = found.model(rows.tokens, rows.targets, mean=False)  # (B, T)
+        for i, sum_ in zip(some, losses.double().sum(1).tolist(), strict=True):
+            nats[i] = -sum_
+    return nats
+
+
+def margins_of(found, prompts):
+    """[margin] of each pair, in nats, for each of some Prompts: a list of lists of float."""
+    encode = found.tokenizer.encode
+    nats = iter(log_probabilities(found, [
+        (found.prompt(prompt.text), encode(text))
+        for prompt in prompts for pair in prompt.pairs for text in pair
+    ]))  # fmt: skip
+    return [[next(nats) - next(nats) for _ in prompt.pairs] for prompt in prompts]
 
 
 def verdict_of(margins):
@@ -76,9 +92,10 @@ def know(models, settings, folder):
         told = completions(model, texts, settings, 1, folder)
         rows = [
             {"kind": prompt.kind, "prompt": prompt.text, "completion": first_sentence(one)}
-            | {"margins": (margins := margins_of(model, prompt))}
-            | {"verdict": verdict_of(margins)}
-            for prompt, (one,) in zip(prompts, told, strict=True)
+            | {"margins": margins, "verdict": verdict_of(margins)}
+            for prompt, (one,), margins in zip(
+                prompts, told, margins_of(model, prompts), strict=True
+            )
         ]
         found.append({"model": model.out_dir, "checkpoint": model.identity(), "rows": rows})
     return found

@@ -76,3 +76,41 @@ def step(grade):
         grades = [MODELS[f"{width}-{layers}"][grade][0] for width in (64, 128, 256, 512, 768)]
         gains += [b - a for a, b in itertools.pairwise(grades)]
     return statistics.median(gains)
+
+
+# The paper's table of attention heads: width-layers-heads, loss, grammar, creativity, consistency.
+HEADS = {
+    "768-2-2": (1.38, 7.77, 6.50, 7.78), "768-2-4": (1.34, 8.05, 6.57, 8.16),
+    "768-2-8": (1.33, 8.25, 6.53, 8.16), "768-1-2": (1.58, 7.13, 5.83, 6.38),
+    "768-1-4": (1.56, 7.43, 5.90, 6.75), "768-1-8": (1.54, 7.45, 6.28, 7.02),
+}  # fmt: skip
+
+# The student report's table 6: of models of plain stories / of stories with synonyms, grammar,
+# creativity, consistency, plot, vocabulary; its table 2 has the first four of the plain ones.
+# 512-12-4 is printed twice, with different values.
+REPORT = (
+    ("64-4-2", (1.87, 1.53, 1.93, 1.07, 0.79), (1.85, 1.60, 1.85, 1.10, 1.15)),
+    ("128-8-4", (2.93, 1.73, 2.13, 2.33, 1.67), (3.00, 1.80, 2.10, 2.31, 2.82)),
+    ("128-12-4", (3.33, 1.93, 2.67, 2.40, 1.89), (3.30, 2.00, 2.80, 2.44, 3.02)),
+    ("256-8-4", (4.07, 2.07, 3.47, 2.60, 2.07), (4.10, 2.05, 3.40, 2.56, 2.83)),
+    ("256-12-4", (5.13, 2.20, 4.07, 2.87, 2.36), (5.05, 2.24, 4.10, 2.85, 3.40)),
+    ("512-8-4", (5.80, 2.73, 4.60, 3.60, 2.47), (5.57, 2.80, 4.55, 3.55, 3.54)),
+    ("512-12-4", (5.93, 2.87, 5.73, 4.33, 3.14), (6.10, 2.75, 5.70, 4.41, 4.10)),
+    ("512-12-4", (5.93, 2.87, 5.73, 4.33, 3.07), (5.95, 2.98, 5.91, 4.52, 4.25)),
+)
+# Its recipe, table 1.
+RECIPE = {
+    "batch": "32 stories", "block_size": "512", "learning_rate": "1e-4", "epochs": "1",
+    "warmup_iters": "1000", "weight_decay": "0.01", "optimizer": "Adam",
+}  # fmt: skip
+CLOSEST = 0.29  # Rouge precision of the laser's completion and its closest training story
+SLIPS = (
+    "The report names GPT-3 as its judge where it used Gemini.",
+    "It gives a story 70 words on average; the stories have about 175.",
+    "It prints 512-12-4 twice, with different values; both stand here.",
+    "GPT-2 has more parameters than its models by “a factor of 500”: its largest have 41 and 81 "
+    "million, GPT-2 124 million to 1.5 billion, so it is a factor of 1.5 to 37.",
+    "Its 8.3, 41 and 81 million parameters fit none of the models it lists.",
+    "It calls both 512-8-4 and 512-12-4 its largest model.",
+    "Consistency with synonyms is “worse” in its table 6 and “similar” in its text.",
+)

@@ -63,7 +63,8 @@ def test_margins_are_differences_of_log_probabilities(found):
         return total
 
     by_hand = [log_p(right) - log_p(wrong) for right, wrong in prompt.pairs]
-    assert knowledge.margins_of(found, prompt) == pytest.approx(by_hand, abs=1e-4)
+    [margins] = knowledge.margins_of(found, [prompt])
+    assert margins == pytest.approx(by_hand, abs=1e-4)
 
 
 def test_verdicts_of_margins():

@@ -1,0 +1,44 @@
+"""
+The study on two CPU cores, in about an hour: eight models of 2 M tokens each, three seeds of each.
+
+    python -m eval.study configs/study_small.py
+
+Width 32 to 256 and 1 to 4 layers, chosen so that each claim has models that differ in one thing:
+depth at widths 64 and 128, width at two layers. A vocabulary of 2,048 makes the head of such small
+models half as large, at 8 % more tokens a story. So little training leaves all of them far from
+what they could become: what that cannot decide, the report calls so.
+"""
+
+source = "tinystories"
+tokenizer = "bpe"
+vocab_size = 2048
+
+models = "32-2-2, 64-1-4, 64-2-4, 64-4-4, 128-1-4, 128-2-4, 128-4-4, 256-2-4"
+seeds = 3
+heads = "64-1-2, 64-1-8, 64-2-2, 64-2-8"
+syn = "64-2-4, 128-2-4"
+instructed = "128-1-4, 128-2-4"
+rewarded = "128-2-4"
+diverse = "64-2-4, 256-2-4"
+inside = "64-4-4"
+options = """
+eval.skills: --questions=320
+eval.instruct: --prompts=150 --max_new_tokens=300
+eval.diversity: --prompts=50 --temperatures=1 --max_new_tokens=300
+eval.interpret: --stories=500 --head_stories=16
+eval.vocabulary: --num_samples=2
+reward.py: configs/reward_cat.py --max_iters=60
+eval.reward: --stories=100
+"""
+
+# The recipe is that of ts_cpu.py, without its plateau: with more heads than two.
+block_size = 512
+batch_size = 2
+row_tokens = 1024
+max_iters = 1010
+optimizer = "muon"
+learning_rate = 1.5e-2
+schedule = "linear"
+warmup_iters = 40
+eval_interval = 125
+eval_stories = 256

@@ -1,0 +1,139 @@
+"""
+The report's figures, as SVG that takes the page's colours: dark on light, or light on dark.
+
+    svg = chart(lambda axes: axes.plot([1, 2], [3, 4]), xlabel="tokens", ylabel="loss")
+    svg = lines({"64-2-4": [(1e6, 3.1), (2e6, 2.9)]}, xlabel="tokens", ylabel="loss")
+
+What a figure says in words is text in it, not paths, so a page can search it and a reader hear it.
+"""
+
+import io
+import re
+
+import numpy as np
+
+INK, LINE = "#123456", "#654321"  # placeholders, for what the page's style decides
+_RC = {
+    "svg.fonttype": "none", "svg.hashsalt": "study", "font.family": "sans-serif", "font.size": 9,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "grid.color": LINE, "axes.facecolor": "none", "figure.facecolor": "none",
+    "legend.facecolor": "none", "legend.edgecolor": LINE, "legend.fontsize": 8,
+    "axes.spines.top": False, "axes.spines.right": False,
+}  # fmt: skip
+
+
+def colours(n):
+    """n colours from cold to warm that can be seen on black and on white."""
+    import matplotlib
+
+    return [matplotlib.colormaps["turbo"](x) for x in np.linspace(0.12, 0.88, max(2, n))][:n]
+
+
+def chart(*draws, size=(7, 3.6), **labels):
+    """
+    One SVG, a str, with a panel for each draw(axes). labels: of axes.set, the same for all panels,
+    or a list with one for each.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(1, len(draws), squeeze=False)[0]
+        for i, (axes, draw) in enumerate(zip(panels, draws, strict=True)):
+            axes.grid(alpha=0.4, lw=0.5)
+            draw(axes)
+            axes.set(**{k: v[i] if isinstance(v, list) else v for k, v in labels.items()})
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # The width is the page's to choose.
+    return re.sub(
+        r'(<svg [^>]*?) ?width="[^"]*"',
+        r"\1",
+        re.sub(r' height="[^"]*pt"', "", text, count=1),
+        count=1,
+    )
+
+
+def draw_lines(series, log=True, band=None, marks="", shades=None):
+    """A draw of `chart`: {name: [(x, y)]}; band: {name: [(low, high)]}, shaded."""
+
+    def draw(axes):
+        for colour, (name, points) in zip(
+            shades or colours(len(series)), series.items(), strict=True
+        ):
+            x, y = np.array(points, np.float64).T
+            axes.plot(x, y, marks + "-", color=colour, lw=1.2, ms=3.5, label=name)
+            if band and name in band:
+                low, high = np.array(band[name], np.float64).T
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+        if log:
+            axes.set_xscale("log")
+        if 1 < len(series) <= 12:
+            axes.legend(ncols=1 + len(series) // 7)
+
+    return draw
+
+
+def lines(series, log=True, marks="", size=(7, 3.6), **labels):
+    """One panel of lines, SVG; None of no points."""
+    series = {name: points for name, points in series.items() if len(points)}
+    return chart(draw_lines(series, log, marks=marks), size=size, **labels) if series else None
+
+
+def smooth(points, share=0.05):
+    """A curve's running means over a share of its points, [(x, y)]."""
+    width = max(1, round(share * len(points)))
+    x, y = np.array(points, np.float64).T if len(points) else (np.zeros(0), np.zeros(0))
+    if len(x) < 2 * width:
+        return points
+    kernel = np.ones(width) / width
+    return list(zip(x[width - 1 :], np.convolve(y, kernel, "valid"), strict=True))
+
+
+def draw_intervals(rows, at):
+    """
+    A draw of `chart`: {name: {key: interval}} at the places {key: x}: a line a name, with what the
+    intervals reach.
+    """
+
+    def draw(axes):
+        for i, (colour, (name, cells)) in enumerate(
+            zip(colours(len(rows)), rows.items(), strict=True)
+        ):
+            keys = sorted((key for key in cells if cells[key]), key=lambda key: at[key])
+            x = np.array([at[key] for key in keys]) * 1.02**i  # beside each other
+            y = np.array(
+                [[cells[key][end] for end in ("mean", "low", "high")] for key in keys]
+            ).reshape(-1, 3)
+            error = np.abs(y[:, 1:].T - y[:, 0])
+            axes.errorbar(
+                x,
+                y[:, 0],
+                error,
+                fmt="o-",
+                color=colour,
+                lw=1.2,
+                ms=3.5,
+                label=name,
+                elinewidth=0.8,
+            )
+        axes.set_xscale("log")
+        axes.legend()
+
+    return draw
+
+
+def draw_histograms(rows, bins):
+    """A draw of `chart`: {name: values}, as outlines."""
+
+    def draw(axes):
+        for colour, (name, values) in zip(colours(len(rows)), rows.items(), strict=True):
+            values = [x for x in values if x is not None]
+            axes.hist(values, bins, histtype="step", color=colour, lw=1.3, label=name)
+        axes.legend()
+
+    return draw

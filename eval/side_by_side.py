@@ -1,0 +1,84 @@
+"""
+The stories that the paper shows, as a model goes on with them, each beside the closest one it read.
+
+    python -m eval.side_by_side out/ts_33m
+    python -m eval.side_by_side --init_from=gpt2 --dataset=data/tinystories-gpt2
+
+The four beginnings in side_by_side.txt are the paper's (Eldan & Li 2023: the snowman, the pumpkin,
+Tim's laser and Jen's doll) and the student report's (Jack looking for Alice), cited as data.
+Closest is the training story that holds most of the completion's pairs of words: its share is h,
+the paper's Rouge precision (overlap.py). A beginning that leaves a model no room to go on is left
+out. Results are in eval/side_by_side.json of the run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import checkpoint
+from configs import ROOT, UserError, load, run
+from eval.exercises import beginnings, completions
+from eval.instructions import ROOM
+from eval.overlap import Index
+from generation import check
+from machine import pick_device
+from shards import Dataset
+from words import words_and_marks
+
+NAMES = ("the snowman", "the pumpkin", "looking for Alice", "the laser and the doll")
+
+
+@dataclass(frozen=True)
+class Settings:
+    out_dir: str = ""  # run folder; default: the newest in out/
+    checkpoint: str = "latest"  # latest or best
+    init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
+    revision: str = ""  # which commit, tag or branch of a model of the hub
+    dataset: str = ""  # the data folder whose stories are searched; default: the run's
+    temperature: float = 0.7  # of the completions
+    top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
+    beams: int = 0  # 0: by chance; else beam search of this width
+    max_new_tokens: int = 300  # tokens of a completion at the most
+    seed: int = 1337  # of the completions
+    rows: int = 64  # stories told at a time
+    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
+    weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
+
+
+def main():
+    settings, origin = load(Settings, positional="out_dir")
+    check(settings)
+    found = checkpoint.open_model(settings, origin, pick_device(settings.device))
+    where = settings.dataset
+    if not where and not found.is_run():
+        raise UserError(f"'{settings.init_from}' has no data of its own: name it with --dataset")
+    where = where or checkpoint.read_config(found.out_dir)["train"]["dataset"]
+    index = Index(Dataset(where, "train"))
+    texts = beginnings(str(ROOT / "eval" / "side_by_side.txt"))
+    folder = Path(found.out_dir) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    stories = [
+        (name, text) for name, text in zip(NAMES, texts, strict=True)
+        if len(found.prompt(text)) + ROOM <= found.limit
+    ]  # fmt: skip
+    rows, texts = [], [text for _, text in stories]
+    told = completions(found, texts, settings, 1, folder) if texts else []
+    for (name, text), (one,) in zip(stories, told, strict=True):
+        closest = index.closest(words_and_marks(one))
+        share = closest.share if closest.of else None
+        rows.append(
+            {"name": name, "beginning": text, "completion": one, "h": share,
+             "closest": closest.story, "closest_text": index.text(closest.story)}
+        )  # fmt: skip
+        print(f"\n--- {name}\n{text} *** {one.strip()}")
+        if share is not None:
+            print(f"(closest training story: number {closest.story}, h {share:.2f})")
+    results = {"checkpoint": found.identity(), "dataset": where,
+               "data": checkpoint.hashes(index.data.manifest), "stories": rows}  # fmt: skip
+    names = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
+    results |= {name: getattr(settings, name) for name in names}
+    checkpoint.write_json(folder / "side_by_side.json", results)
+    print(f"\n{folder / 'side_by_side.json'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,82 @@
+"""The scaling law: planted exponents, the envelope by hand, and what cannot be fitted."""
+
+import numpy as np
+import pytest
+
+from eval import scaling
+
+
+def planted(alpha=0.08, a=0.5, seeds=3, noise=0.0):
+    """
+    {size: (weights, curves)} whose envelope is 20 C^-alpha, the size w touching it at
+    C = w^(1/a).
+    """
+    rng, found = np.random.default_rng(0), {}
+    for w in np.geomspace(1e5, 1e7, 9):
+        best = np.log(w) / a
+        runs = []
+        for _ in range(seeds):
+            c = np.exp(np.linspace(best - 2, best + 2, 21))
+            loss = 20 * c**-alpha * (1 + 0.02 * (np.log(c) - best) ** 2) + rng.normal(0, noise)
+            runs.append(list(zip(c / w, loss, strict=True)))
+        found[f"{w:.0f}"] = (w, runs)
+    return found
+
+
+@pytest.mark.parametrize("alpha, a", [(0.08, 0.5), (0.2, 0.7)])
+def test_planted_exponents_are_found(alpha, a):
+    found = scaling.law(planted(alpha, a, noise=0.002))
+    assert found["alpha"]["mean"] == pytest.approx(alpha, abs=0.01)
+    assert found["a"]["mean"] == pytest.approx(a, abs=0.07)
+    assert found["alpha"]["low"] <= found["alpha"]["mean"] <= found["alpha"]["high"]
+    assert found["alpha"]["high"] - found["alpha"]["low"] < 0.02
+
+
+def test_seeds_that_differ_make_wide_intervals():
+    def width(noise):
+        row = scaling.law(planted(noise=noise))["alpha"]
+        return row["high"] - row["low"]
+
+    assert width(0.3) > 3 * width(0.01)
+
+
+def test_the_envelope_by_hand():
+    """Of three models at four budgets; where all are worse than before, that loss stays."""
+    nan = np.nan
+    losses = np.array([[4.0, 3.5, 3.6, nan], [nan, 3.7, 3.2, 3.4], [nan, nan, nan, nan]])
+    lowest, best = scaling.envelope(losses)
+    assert lowest.tolist() == [4.0, 3.5, 3.2, 3.2] and best.tolist() == [0, 0, 1, 1]
+
+
+def test_a_budget_that_no_model_has():
+    lowest, best = scaling.envelope(np.array([[np.nan, 2.0]]))
+    assert lowest.tolist() == [np.inf, 2.0] and best.tolist() == [-1, 0]
+
+
+def test_between_two_evaluations_lies_a_line_in_log_flops():
+    [row] = scaling.on_budgets(
+        [[(100, 4.0), (10_000, 2.0)]], np.array([50, 100, 1000, 10_000, 2e4])
+    )
+    assert np.isnan(row[[0, 4]]).all() and row[1:4] == pytest.approx([4, 3, 2])
+
+
+def test_the_best_model_at_each_budget():
+    rows = scaling.law(planted())["budgets"]
+    sizes = [float(row["size"]) for row in rows]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 9
+    assert all(row["tokens"] * float(row["size"]) == pytest.approx(row["flops"], rel=0.01)
+               for row in rows)  # fmt: skip
+    losses = [row["loss"] for row in rows]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_with_three_sizes_none_but_the_middle_one_is_sure_to_be_best():
+    few = dict(list(planted().items())[2:5])
+    found = scaling.law(few)
+    assert found["a"] is None and found["alpha"]["mean"] == pytest.approx(0.08, abs=0.02)
+
+
+def test_one_size_has_no_law():
+    one = dict(list(planted().items())[:1])
+    assert scaling.law(one) is None and scaling.law({}) is None
+    assert scaling.law({"a": (1.0, [[(1, 2.0)]]), "b": (2.0, [[]])}) is None
