@@ -24,11 +24,12 @@ class Section:
 
 @dataclass
 class Cell:
-    """A cell of a table: its text, what it is sorted by, and a class of the page's style."""
+    """A cell of a table: its text, what it is sorted by, a class of its style, a line below."""
 
     text: str
     by: float | str | None = None
     look: str = ""
+    below: str = ""
 
 
 def text(words, look=""):
@@ -52,7 +53,8 @@ def cell(value, digits=3):
     if isinstance(value, Cell):
         return value
     if isinstance(value, dict):
-        return Cell(intervals.described(value, digits), value["mean"])
+        mean, _, rest = intervals.described(value, digits).partition(" ")
+        return Cell(mean, value["mean"], below=rest.strip("()"))
     if isinstance(value, int):
         return Cell(f"{value:,}", value)
     if isinstance(value, float):

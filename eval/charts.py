@@ -49,12 +49,9 @@ def chart(*draws, size=(7, 3.6), **labels):
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # The width is the page's to choose.
+    # As wide as the page allows, up to what its letters are made for.
     return re.sub(
-        r'(<svg [^>]*?) ?width="[^"]*"',
-        r"\1",
-        re.sub(r' height="[^"]*pt"', "", text, count=1),
-        count=1,
+        r' width="[^"]*" height="[^"]*"', f' style="max-width: {7 * size[0]:g}rem"', text, count=1
     )
 
 
@@ -94,10 +91,10 @@ def smooth(points, share=0.05):
     return list(zip(x[width - 1 :], np.convolve(y, kernel, "valid"), strict=True))
 
 
-def draw_intervals(rows, at):
+def draw_intervals(rows, at, ticks=()):
     """
     A draw of `chart`: {name: {key: interval}} at the places {key: x}: a line a name, with what the
-    intervals reach.
+    intervals reach. ticks: of the x axis, if not matplotlib's own.
     """
 
     def draw(axes):
@@ -122,6 +119,9 @@ def draw_intervals(rows, at):
                 elinewidth=0.8,
             )
         axes.set_xscale("log")
+        if ticks:
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.set_xticks([], minor=True)
         axes.legend()
 
     return draw

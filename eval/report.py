@@ -19,7 +19,7 @@ import checkpoint
 from configs import UserError, load, run
 from eval import gather, intervals, published, report_models, report_stories, scaling
 from eval.blocks import Section, figure, folded, listing, table, text
-from eval.claims import claims
+from eval.claims import FAILS, HOLDS, claims
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,18 @@ def opening(study, found):
         f"{max(r.seed for r in grid)} seeds of each, {grid[0].tokens:,} tokens a run."
         if grid else "No model of the grid has been trained yet."
     )  # fmt: skip
-    words = [f"{claim.text}: {claim.verdict}" for claim in found]
+    said = [
+        f"{verdict}: {'; '.join(claim.text for claim in found if claim.verdict == verdict)}"
+        for verdict in dict.fromkeys((HOLDS, FAILS, *(claim.verdict for claim in found)))
+        if any(claim.verdict == verdict for claim in found)
+    ]
     return Section("headline", "In short", [
         text(f"TinyStories (Eldan & Li 2023) once more: {what}"),
         figure(report_models.headline(study), "Left: validation loss along training. Right: "
                "grammar, consistency and plot against size, 0 chance and 1 all right, with 95 % "
                "intervals."),
-        listing(words),
+        text("Of what the paper claims"),
+        listing(said),
     ])  # fmt: skip
 
 

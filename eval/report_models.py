@@ -29,8 +29,8 @@ def over_seeds(values):
     if not values:
         return None
     mean = float(np.mean(values))
-    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    return Cell(f"{mean:.3f}{spread}", mean)
+    spread = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
+    return Cell(f"{mean:.3f}", mean, below=spread)
 
 
 def skill(runs, kind):
@@ -77,7 +77,7 @@ def losses(study):
     grid = by_size(study.grid)
     across = {name: runs[0].curve for name, runs in grid.items()}
     train = {name: charts.smooth(runs[0].train_curve) for name, runs in grid.items()}
-    labels = {"xlabel": "training tokens", "ylabel": "loss, nats a token"}
+    labels = {"xlabel": "training tokens", "ylabel": "loss, nats a token", "log": False}
     blocks = [
         figure(charts.lines(across, marks="o", **labels), "Validation loss, first seed of each."),
         figure(charts.lines(train, **labels),
@@ -90,7 +90,7 @@ def losses(study):
         for name, runs in some[i : i + 4]:
             pair = {"training": charts.smooth(runs[0].train_curve)}
             pair |= {f"seed {run.seed}": run.curve for run in runs if run.curve}
-            draws.append(charts.draw_lines(pair))
+            draws.append(charts.draw_lines(pair, log=False))
             titles.append(name)
         blocks.append(figure(
             charts.chart(*draws, size=(2.6 * len(draws), 2.6), title=titles, xlabel="tokens"),
@@ -117,18 +117,18 @@ def grid(study):
                     + [skill([run], kind) for kind in SKILLS] + [None]
                     + [graded["grades"].get(x) if graded else None for x in GRADES])  # fmt: skip
     head = ["model", "loss", *SKILLS, "instructions followed", *(f"judge: {x}" for x in GRADES)]
-    at = {}
+    at, unprinted = {}, Cell("not printed", None, "none")
     for runs in ours.values():
         at.setdefault(f"{runs[0].size.width}-{runs[0].size.layers}", runs)
     beside = []
     for name, row in published.MODELS.items():
         runs = at.get(name, [])
         beside.append(
-            [name, row.get("loss"), *(Cell(f"{row[g][0]:.2f} / {row[g][1]:.2f}", row[g][0])
-             if g in row else Cell("not printed", None, "none") for g in published.GRADES),
+            [name, row.get("loss", unprinted), *(Cell("{:.2f} / {:.2f}".format(*row[g]), row[g][0])
+             if g in row else unprinted for g in published.GRADES),
              over_seeds([run.loss for run in runs]), *(skill(runs, kind) for kind in SKILLS[:3])]
         )  # fmt: skip
-    theirs = [[name, *plain[:4]] for name, plain, _ in published.REPORT]
+    theirs = [[name, *(cell(x, 2) for x in plain[:4])] for name, plain, _ in published.REPORT]
     return Section("grid", "Size and skill", [
         text("Grammar, consistency, plot, context, reasoning and facts are shares of questions "
              "told (eval.skills): half are told by chance. They stand in for a judge's grades, and "
@@ -160,7 +160,8 @@ def trends(study):
         for layers in sorted({size.layers for size in at}):
             points = {s: rows[kind][s] for s in at if s.layers == layers}
             lines[f"{layers} layer{'s' * (layers > 1)}"] = points
-        draws.append(charts.draw_intervals(lines, {size: size.width for size in at}))
+        widths = {size: size.width for size in at}
+        draws.append(charts.draw_intervals(lines, widths, sorted(set(widths.values()))))
     if draws:
         blocks.append(figure(charts.chart(*draws, size=(3 * len(draws), 3), title=names,
                       xlabel="width", ylabel="relative score"),
@@ -215,7 +216,7 @@ def headline(study):
     at = {size: size.parameters for size in scores.sizes}
     curves = {name: some[0].curve for name, some in by_size(study.grid).items() if some[0].curve}
     return charts.chart(
-        charts.draw_lines(curves, marks="."), charts.draw_intervals(rows, at), size=(9, 3.6),
+        charts.draw_lines(curves, False, marks="."), charts.draw_intervals(rows, at), size=(9, 3.6),
         xlabel=["training tokens", "parameters without embeddings"],
         ylabel=["validation loss, nats a token", "relative score"],
     )  # fmt: skip
@@ -301,7 +302,8 @@ def heads(study):
     for name, runs in sorted(by_size([r for r in study.of("") if r.size[:2] in named]).items()):
         rows.append([name, over_seeds([run.loss for run in runs]),
                      skill(runs, "grammar"), None, skill(runs, "consistency")])  # fmt: skip
-    theirs = [[f"paper: {name}", *map(float, row)] for name, row in published.HEADS.items()]
+    theirs = [[f"paper: {name}", *(cell(x, 2) for x in row)]
+              for name, row in published.HEADS.items()]  # fmt: skip
     return Section("heads", "Attention heads", [
         table("Heads alone vary. Ours: shares of questions told; the paper's: GPT-4's grades.",
               ["width-layers-heads", "loss", "grammar", "creativity", "consistency"],

@@ -205,7 +205,7 @@ def syn(study):
         plain = study.first(run.size)
         pair = {f"{run.name} plain": plain.curve, f"{run.name} with synonyms": run.curve}
         blocks.append(figure(
-            charts.lines(pair, marks="o", xlabel="training tokens", ylabel="validation loss"),
+            charts.lines(pair, False, "o", xlabel="training tokens", ylabel="validation loss"),
             "Each on the validation stories of its own data."))  # fmt: skip
         found = run.found.get("vocabulary")
         if not found:

@@ -10,7 +10,7 @@ from planted_study import GRID, KINDS, interval, run, study
 
 from configs import UserError
 from eval import gather, report, report_models
-from eval.blocks import Section, cell, stories, table, text
+from eval.blocks import Cell, Section, cell, stories, table, text
 from eval.claims import claims
 from eval.plan import Size
 
@@ -133,7 +133,7 @@ def test_the_same_study_makes_the_same_page(page):
 
 def test_cells():
     assert cell(None).text == "not measured" and cell(None).by is None
-    assert cell(interval(0.5)).text == "0.500 (0.490 to 0.510)" and cell(interval(0.5)).by == 0.5
+    assert cell(interval(0.5)) == Cell("0.500", 0.5, below="0.490 to 0.510")
     assert cell(1234).text == "1,234" and cell(0.5).text == "0.500" and cell("x").by == "x"
 
 

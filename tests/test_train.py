@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import losses, settings_for
@@ -362,3 +363,34 @@ def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert checkpoint.read_config(settings.out_dir) == before
     assert checkpoint.steps_of(settings.out_dir) == [2]
+
+
+def test_evaluations_on_some_of_the_stories(data, tmp_path):
+    """Evenly spread ones, each counted whole; and the bytes are theirs."""
+    trainer = Trainer(settings_for(data, tmp_path / "run", eval_stories=5))
+    val, decode = trainer.val_data, trainer.tokenizer.decode
+    chosen = [val.story(i) for i in np.linspace(0, val.stories - 1, 5).astype(int)]
+    assert trainer.val.counts.sum() == sum(map(len, chosen))
+    assert trainer.val_bytes == sum(len(decode(ids[1:]).encode()) + 1 for ids in chosen)
+    whole = Trainer(settings_for(data, tmp_path / "whole", eval_stories=10**6))
+    assert whole.val.counts.sum() == val.tokens and whole.val_bytes == val.bytes + val.stories
+
+
+def test_evaluations_on_some_of_the_records(data, tmp_path):
+    """With loss_on=story, what counts of them are their stories."""
+    prepare.prepare(
+        prepare.Settings(
+            source="instruct:storybook", tokenizer=data, stories=100, val_fraction=0.2,
+            out=str(tmp_path / "records"), workers=1,
+        )
+    )  # fmt: skip
+    settings = settings_for(
+        str(tmp_path / "records"), tmp_path / "run", eval_stories=4, loss_on="story",
+        block_size=512, row_tokens=512,
+    )  # fmt: skip
+    trainer = Trainer(settings)
+    val, decode = trainer.val_data, trainer.tokenizer.decode
+    places = np.linspace(0, val.stories - 1, 4).astype(int)
+    told = [val.story(i)[val.answers[i] :] for i in places]
+    assert trainer.val.counts.sum() == sum(len(ids) + 1 for ids in told)
+    assert trainer.val_bytes == sum(len(decode(ids).encode()) + 1 for ids in told)
