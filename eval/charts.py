@@ -12,6 +12,8 @@ import re
 
 import numpy as np
 
+from checkpoint import replacing
+
 INK, LINE = "#123456", "#654321"  # placeholders, for what the page's style decides
 _RC = {
     "svg.fonttype": "none", "svg.hashsalt": "study", "font.family": "sans-serif", "font.size": 9,
@@ -29,23 +31,28 @@ def colours(n):
     return [matplotlib.colormaps["turbo"](x) for x in np.linspace(0.12, 0.88, max(2, n))][:n]
 
 
-def chart(*draws, size=(7, 3.6), **labels):
-    """
-    One SVG, a str, with a panel for each draw(axes). labels: of axes.set, the same for all panels,
-    or a list with one for each.
-    """
+def saved(out, draws, size, labels, style, **how):
+    """Draw a figure and save it to a path or file."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(draws), squeeze=False)[0]
         for i, (axes, draw) in enumerate(zip(panels, draws, strict=True)):
             axes.grid(alpha=0.4, lw=0.5)
             draw(axes)
             axes.set(**{k: v[i] if isinstance(v, list) else v for k, v in labels.items()})
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out, **how)
+
+
+def chart(*draws, size=(7, 3.6), **labels):
+    """
+    One SVG, a str, with a panel for each draw(axes). labels: of axes.set, the same for all panels,
+    or a list with one for each.
+    """
+    out = io.StringIO()
+    saved(out, draws, size, labels, _RC, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -55,18 +62,20 @@ def chart(*draws, size=(7, 3.6), **labels):
     )
 
 
-def draw_lines(series, log=True, band=None, marks="", shades=None):
-    """A draw of `chart`: {name: [(x, y)]}; band: {name: [(low, high)]}, shaded."""
+def picture(path, *draws, size=(7, 3.6), **labels):
+    """The same as a PNG file, black on white."""
+    style = {k: {INK: "black", LINE: "#cccccc", "none": "white"}.get(v, v) for k, v in _RC.items()}
+    with replacing(path) as part:
+        saved(part, draws, size, labels, style | {"svg.fonttype": "path"}, format="png", dpi=130)
+
+
+def draw_lines(series, log=True, marks=""):
+    """A draw of `chart`: {name: [(x, y)]}, x in logarithms or not."""
 
     def draw(axes):
-        for colour, (name, points) in zip(
-            shades or colours(len(series)), series.items(), strict=True
-        ):
+        for colour, (name, points) in zip(colours(len(series)), series.items(), strict=True):
             x, y = np.array(points, np.float64).T
             axes.plot(x, y, marks + "-", color=colour, lw=1.2, ms=3.5, label=name)
-            if band and name in band:
-                low, high = np.array(band[name], np.float64).T
-                axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         if log:
             axes.set_xscale("log")
         if 1 < len(series) <= 12:
@@ -78,7 +87,7 @@ def draw_lines(series, log=True, band=None, marks="", shades=None):
 def lines(series, log=True, marks="", size=(7, 3.6), **labels):
     """One panel of lines, SVG; None of no points."""
     series = {name: points for name, points in series.items() if len(points)}
-    return chart(draw_lines(series, log, marks=marks), size=size, **labels) if series else None
+    return chart(draw_lines(series, log, marks), size=size, **labels) if series else None
 
 
 def smooth(points, share=0.05):

@@ -5,7 +5,7 @@ The report of a study: one HTML file that holds everything, the paper's results 
 
 It reads what eval.study has made and measures nothing; what is missing is marked as such. The file
 loads nothing, from the network or elsewhere, reads in light and dark and on a phone, and prints.
-report.json has the claims and the scaling law, headline.svg the figure that it opens with.
+report.json has the claims and the scaling law, headline.png the figure that it opens with.
 """
 
 import shlex
@@ -17,7 +17,7 @@ import jinja2
 
 import checkpoint
 from configs import UserError, load, run
-from eval import gather, intervals, published, report_models, report_stories, scaling
+from eval import charts, gather, intervals, published, report_models, report_stories, scaling
 from eval.blocks import Section, figure, folded, listing, table, text
 from eval.claims import FAILS, HOLDS, claims
 
@@ -41,11 +41,12 @@ def opening(study, found):
         for verdict in dict.fromkeys((HOLDS, FAILS, *(claim.verdict for claim in found)))
         if any(claim.verdict == verdict for claim in found)
     ]
+    shown = report_models.headline(study)
     return Section("headline", "In short", [
         text(f"TinyStories (Eldan & Li 2023) once more: {what}"),
-        figure(report_models.headline(study), "Left: validation loss along training. Right: "
-               "grammar, consistency and plot against size, 0 chance and 1 all right, with 95 % "
-               "intervals."),
+        figure(shown and charts.chart(*shown[0], **shown[1]),
+               "Left: validation loss along training. Right: grammar, consistency and plot against "
+               "size, 0 chance and 1 all right, with 95 % intervals."),
         text("Of what the paper claims"),
         listing(said),
     ])  # fmt: skip
@@ -114,8 +115,8 @@ def main():
     checkpoint.replace_text(out / "report.html", page.encode("utf-8", "replace").decode())
     rows = [asdict(claim) | {"verdict": claim.verdict} for claim in found]
     checkpoint.write_json(out / "report.json", {"claims": rows, "scaling": law})
-    if svg := report_models.headline(study):
-        checkpoint.replace_text(out / "headline.svg", svg)
+    if shown := report_models.headline(study):
+        charts.picture(out / "headline.png", *shown[0], **shown[1])
     print(f"\n{'':58}{'verdict':14}value")
     for claim in found:
         print(f"{claim.text:58}{claim.verdict:14}{intervals.described(claim.value)}")

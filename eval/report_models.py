@@ -12,6 +12,7 @@ from eval.scores import Scores, interval
 
 GRADES = ("creativity", "grammar", "consistency", "plot")
 SKILLS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
+UNMEASURED = "the models that it compares have not all been measured"
 LOOKS = {HOLDS: "success", FAILS: "failure"}
 
 
@@ -205,7 +206,10 @@ def trends(study):
 
 
 def headline(study):
-    """The figure that the report opens with; None where nothing was measured."""
+    """
+    The figure that the report opens with: (draws, the rest) of `charts.chart`; None where nothing
+    was measured.
+    """
     runs = [run for run in study.grid if run.found.get("skills")]
     scores = Scores(runs)
     names = [kind for kind in SKILLS[:3] if scores.of(kind) is not None]
@@ -215,11 +219,11 @@ def headline(study):
             for kind in names}  # fmt: skip
     at = {size: size.parameters for size in scores.sizes}
     curves = {name: some[0].curve for name, some in by_size(study.grid).items() if some[0].curve}
-    return charts.chart(
-        charts.draw_lines(curves, False, marks="."), charts.draw_intervals(rows, at), size=(9, 3.6),
-        xlabel=["training tokens", "parameters without embeddings"],
-        ylabel=["validation loss, nats a token", "relative score"],
-    )  # fmt: skip
+    draws = charts.draw_lines(curves, False, "."), charts.draw_intervals(rows, at)
+    return draws, {
+        "size": (9, 3.6), "xlabel": ["training tokens", "parameters without embeddings"],
+        "ylabel": ["validation loss, nats a token", "relative score"],
+    }  # fmt: skip
 
 
 def ages(study):
@@ -242,7 +246,7 @@ def verdicts(found):
     rows = [
         [claim.text, Cell(claim.verdict, claim.verdict, LOOKS.get(claim.verdict, "partial")),
          cell(claim.value) if claim.value else Cell("-", None, "none"), claim.measure,
-         claim.note, claim.source] for claim in found
+         claim.note or ("" if claim.value else UNMEASURED), claim.source] for claim in found
     ]  # fmt: skip
     count = Counter(claim.verdict for claim in found)
     return Section("claims", "The claims, tested", [
