@@ -8,7 +8,7 @@ report.html renders them and escapes every text in them; only `figure` and `mark
 
 from dataclasses import dataclass, field
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from eval import intervals
 
@@ -64,7 +64,8 @@ def cell(value, digits=3):
 
 def figure(svg, caption):
     """A figure; svg: of charts.py, or None, which reads "not measured"."""
-    return {"kind": "figure", "svg": svg and Markup(svg), "caption": caption}
+    named = svg and svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    return {"kind": "figure", "svg": named and Markup(named), "caption": caption}
 
 
 def stories(title, beginning, columns):

@@ -25,10 +25,16 @@ _RC = {
 
 
 def colours(n):
-    """n colours from cold to warm that can be seen on black and on white."""
+    """n colours from cold to warm, none so light or so dark that white or black would hide it."""
     import matplotlib
 
-    return [matplotlib.colormaps["turbo"](x) for x in np.linspace(0.12, 0.88, max(2, n))][:n]
+    found = []
+    for x in np.linspace(0.08, 0.92, max(2, n))[:n]:
+        rgb = np.array(matplotlib.colormaps["turbo"](x)[:3])
+        light = rgb**2.2 @ (0.2126, 0.7152, 0.0722)  # WCAG's relative luminance, nearly
+        rgb = rgb * (np.clip(light, 0.12, 0.26) / light) ** (1 / 2.2)
+        found.append(tuple(np.clip(rgb, 0, 1)))
+    return found
 
 
 def saved(out, draws, size, labels, style, **how):
@@ -74,12 +80,12 @@ def draw_lines(series, log=True, marks=""):
 
     def draw(axes):
         for colour, (name, points) in zip(colours(len(series)), series.items(), strict=True):
-            x, y = np.array(points, np.float64).T
+            x, y = np.array(points, np.float64).reshape(-1, 2).T
             axes.plot(x, y, marks + "-", color=colour, lw=1.2, ms=3.5, label=name)
         if log:
             axes.set_xscale("log")
-        if 1 < len(series) <= 12:
-            axes.legend(ncols=1 + len(series) // 7)
+        if len(series) > 1:
+            axes.legend(ncols=1 + len(series) // 9, fontsize=8 if len(series) < 13 else 5)
 
     return draw
 

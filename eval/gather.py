@@ -20,21 +20,21 @@ import checkpoint
 import pretrained
 from configs import UserError
 from eval.plan import Size, sizes
-from eval.study import DONE
+from eval.study import DONE, digest
 from model import GPT, GPTConfig
 
-PROOFS = ("skills", "judge-prompts", "judge-paper", "side_by_side", "vocabulary", "diversity",
-          "instruct", "interpret", "reward")  # fmt: skip
+PROOFS = ("skills", "judge-prompts", "judge-paper", "judge-report", "judge-instruct",
+          "side_by_side", "vocabulary", "diversity", "instruct", "interpret", "reward")  # fmt: skip
 
 
 @dataclass
 class Run:
     """
     A run of a study, or a published model. name: "64-2-4". kind: "" plain, syn, instruct, reward or
-    rival. parameters: with embeddings; blocks: without; positions: of
-    wpe. tokens: trained on. curve, train_curve:
-    [(tokens, loss)], of validation and training stories. steps: the lines of metrics.jsonl of a run
-    of reward.py. env: the machine and its versions. found: {name: what eval/<name>.json has}.
+    rival. parameters: with embeddings; blocks: without; positions: of wpe. tokens: trained on.
+    curve, train_curve: [(tokens, loss)], of validation and training stories. steps: the lines of
+    metrics.jsonl of a run of reward.py. env: the machine and its versions. recipe: its settings.
+    found: {name: what eval/<name>.json has}.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Run:
     train_curve: list = field(default_factory=list)
     steps: list = field(default_factory=list)
     env: dict = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)
     found: dict = field(default_factory=dict)
 
     @property
@@ -65,12 +66,20 @@ class Run:
 
 @dataclass
 class Study:
-    """All of a study: settings, pieces (rows of study.json), runs, and facts of the data."""
+    """
+    All of a study: settings, pieces (rows of study.json), runs, and data: {folder: its manifest},
+    of which `plain` is that of the plain stories.
+    """
 
     settings: dict
     pieces: list
     runs: list
     data: dict
+
+    @property
+    def plain(self):
+        """The manifest of the plain stories, {} where there is none."""
+        return self.data.get(self.settings["dataset"], {})
 
     @property
     def grid(self):
@@ -102,22 +111,28 @@ def read(out_dir):
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    settings, pieces = study["settings"], study["pieces"]
-    done = {piece["proof"] for piece in pieces if piece["status"] == DONE}
-    runs = [
-        run_in(piece["run"]) for piece in pieces if piece["run"] and piece["status"] == DONE
-    ]  # fmt: skip
+    try:
+        settings, pieces = study["settings"], study["pieces"]
+        done = {piece["proof"]: piece["sha256"] for piece in pieces if piece["status"] == DONE}
+        runs = [found for piece in pieces if piece["run"] and piece["status"] == DONE
+                and (found := run_in(piece["run"]))]  # fmt: skip
+        folders = dict.fromkeys(piece["proof"] for piece in pieces
+                                if Path(piece["proof"]).name == "manifest.json")  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no study of this version: {error}") from None
     for name in settings["rivals"].replace(",", " ").split():
         runs.append(Run(name, pretrained.folder_of(name), "rival"))
     for run in runs:
         for name in PROOFS:
             proof = f"{run.out_dir}/eval/{name}.json"
-            run.found[name] = _json(proof) if proof in done else None
+            run.found[name] = _json(proof) if done.get(proof) == digest(proof) else None
         grades = Path(run.out_dir) / "eval" / "judge-paper.jsonl"
-        if run.found["judge-paper"]:
-            run.found["graded"] = [json.loads(line) for line in grades.read_text().splitlines()]
-    return Study(settings, pieces, [run for run in runs if run.kind != "rival" or any(
-        run.found.values())], _json(f"{settings['dataset']}/manifest.json") or {})  # fmt: skip
+        if run.found["judge-paper"] and grades.exists():
+            lines = grades.read_text(encoding="utf-8").splitlines()
+            run.found["graded"] = [json.loads(line) for line in lines]
+    kept = [run for run in runs if run.kind != "rival" or any(run.found.values())]
+    data = {str(Path(proof).parent): _json(proof) for proof in folders}
+    return Study(settings, pieces, kept, {name: facts for name, facts in data.items() if facts})
 
 
 def _json(path):
@@ -129,21 +144,25 @@ def _json(path):
 
 
 def run_in(folder):
-    """The Run of a run folder, by its name: [kind-]width-layers-heads-s<seed>."""
-    name = Path(folder).name
-    *kind, width, layers, heads, seed = name.split("-")
-    config = checkpoint.read_config(folder)
+    """
+    The Run of a run folder, by its name: [kind-]width-layers-heads-s<seed>. None where it is gone
+    or damaged: then nothing of it has been measured.
+    """
+    *kind, width, layers, heads, seed = Path(folder).name.split("-")
+    try:
+        config, state = checkpoint.read_config(folder), checkpoint.read_state(folder)
+        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (UserError, OSError):
+        return None
     with torch.device("meta"):
         model = GPT(GPTConfig(**config["model"]))
-    size = Size(int(width), int(layers), int(heads))
-    state = checkpoint.read_state(folder)
-    path = Path(folder) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    size, lines = Size(int(width), int(layers), int(heads)), [json.loads(line) for line in lines]
     curve, train_curve = curves(lines)
     return Run(
         str(size), folder, "-".join(kind), size, int(seed[1:]), model.num_params(),
         model.num_params(embeddings=False), model.wpe.weight.numel(), state["tokens"], curve,
         train_curve, lines if kind == ["reward"] else [], _json(f"{folder}/env.json") or {},
+        config["train"],
     )  # fmt: skip
 
 

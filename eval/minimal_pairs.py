@@ -31,7 +31,8 @@ KINDS = {
     "consistency": "the names of the story",
     "plot": "sentences of the story",
 }
-LONGEST = 1400  # characters of a story that is asked about: with any tokenizer below 512 tokens
+LONGEST = 1400  # characters of a story that is asked about: with words for tokens, below 512
+TRIES = 20  # of names, for one that is not in a story
 _FORMS = {"was": "were", "is": "are", "has": "have", "him": "he", "them": "they", "us": "we"}
 _FORMS |= {other: form for form, other in _FORMS.items()} | {"a": "an", "an": "a"}
 _BASE = "want|wants|wanted|like|likes|liked|love|loves|loved|try|tried|start|started|began|decided"
@@ -138,13 +139,15 @@ def consistency(texts, count, rng):
         if mine:
             places.append((text, rng.choice(mine)))
     drawn = [place[0] for _, place in places]
+    rng.shuffle(places)
     for text, place in places:
-        others = [name for name in drawn if name not in text]
-        if others:
-            other = rng.choice(others)
+        tried = (rng.choice(drawn) for _ in range(TRIES))
+        other = next((name for name in tried if name not in text), None)
+        if other:
             found.append(question("consistency", "name", text, place.start(), place[0], other))
-    rng.shuffle(found)
-    return found[:count]
+        if len(found) == count:
+            break
+    return found
 
 
 def plot(texts, count, rng):

@@ -16,6 +16,10 @@ import pretrained
 from configs import UserError
 
 OVERHEAD = 300_000  # parameters that would take as long as what a step costs besides
+KNOWN = ("prepare.py", "synonyms.py", "reward.py", "eval.skills", "eval.side_by_side",
+         "eval.judge prompts", "eval.judge paper", "eval.judge report", "eval.judge synonyms",
+         "eval.judge instruct", "eval.vocabulary", "eval.instruct", "eval.diversity",
+         "eval.interpret", "eval.reward")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,19 @@ def sizes(text, what):
 
 def options(settings, script):
     """The words that the setting `options` has for a script: its line "script: words"."""
-    for line in settings.options.splitlines():
-        name, colon, words = line.partition(":")
-        if line.strip() and not colon:
-            raise UserError(f"options are lines such as 'eval.skills: --questions=100': '{line}'")
-        if name.strip() == script:
-            return shlex.split(words)
-    return []
+    found = {}
+    for line in filter(str.strip, settings.options.splitlines()):
+        name, colon, words = (part.strip() for part in line.partition(":"))
+        if not colon or name in found or name not in KNOWN:
+            raise UserError(
+                f"options are lines such as 'eval.skills: --questions=100', one for a script, of "
+                f"{', '.join(KNOWN)}; not '{line.strip()}'"
+            )
+        try:
+            found[name] = shlex.split(words)
+        except ValueError as error:
+            raise UserError(f"options: '{line.strip()}': {error}") from None
+    return found.get(script, [])
 
 
 class Plan:
@@ -127,7 +137,10 @@ class Plan:
     # evaluations
 
     def evaluate(self, script, out, needs, words=(), name="", share=0.1, mode=""):
-        """An evaluation of a run; share: how long it takes, of a small model's training."""
+        """
+        An evaluation of a run; share: how long it takes, of a small model's training. Returns its
+        name.
+        """
         proof = f"{out}/eval/{script.rpartition('.')[2]}{mode and '-' + mode}.json"
         name = f"{script} {mode} {name or out.rpartition('/')[2]}".replace("  ", " ")
         words = [*words, *([f"--mode={mode}"] if mode else [])]
@@ -149,19 +162,24 @@ class Plan:
         rated = self.judge() if self.settings.judge else []
         self.evaluate("eval.judge", out, [trained], [out, *rated], mode="prompts")
         self.evaluate("eval.side_by_side", out, [trained], [out])
-        if rated:
-            self.evaluate("eval.judge", out, [trained], [out, *rated], share=1, mode="paper")
+        for mode in ("paper", "report") if rated else ():
+            self.evaluate("eval.judge", out, [trained], [out, *rated], share=1, mode=mode)
 
     def of_synonyms(self, size):
         """A size trained on stories with synonyms, beside the plain one."""
         (plain, plain_out), (syn, syn_out) = self.train(size, 1), self.train(size, 1, "syn")
-        words = [plain_out, syn_out]
-        self.evaluate("eval.vocabulary", syn_out, [plain, syn], words, share=0.5)
+        needs = [plain, syn]
+        for out, trained in ((plain_out, plain), (syn_out, syn)) if self.settings.judge else ():
+            words = [out, *self.judge()]
+            needs.append(self.evaluate("eval.judge", out, [trained], words, mode="synonyms"))
+        self.evaluate("eval.vocabulary", syn_out, needs, [plain_out, syn_out], share=0.5)
 
     def of_instructions(self, size):
         """A size trained on instructions."""
         trained, out = self.train(size, 1, "instruct")
         self.evaluate("eval.instruct", out, [trained], [out], share=0.5)
+        if self.settings.judge:
+            self.evaluate("eval.judge", out, [trained], [out, *self.judge()], mode="instruct")
 
     def of_reward(self, size):
         """A model taught by reward, beside the same size trained on instructions, if there is."""
@@ -174,6 +192,7 @@ class Plan:
         if size in sizes(settings.instructed, "instructed"):
             told, instruct = self.train(size, 1, "instruct")
             needs, words = [taught, told], [out, f"--instruct={instruct}"]
+        words += self.judge() if settings.judge else []
         self.evaluate("eval.reward", out, needs, words, share=0.5)
 
     def of_rival(self, name, inside):
@@ -218,6 +237,8 @@ def plan(settings, recipe):
         made.evaluate("eval.interpret", out, [trained], [out], share=2)
     for size in sizes(settings.rewarded, "rewarded"):
         made.of_reward(size)
-    for i, name in enumerate(settings.rivals.replace(",", " ").split()):
-        made.of_rival(name, inside=bool(settings.inside) and not i)
+    rivals = settings.rivals.replace(",", " ").split()
+    looked_into = [name for name in rivals if "gpt2" in name and settings.inside][:1]
+    for name in rivals:
+        made.of_rival(name, inside=name in looked_into)
     return made.pieces

@@ -8,11 +8,13 @@ from eval import charts, published
 from eval.blocks import Cell, Section, cell, figure, missing, table, text
 from eval.claims import FAILS, HOLDS
 from eval.protocols import AGES
-from eval.scores import Scores, interval
+from eval.scores import Scores, interval, resampled
 
 GRADES = ("creativity", "grammar", "consistency", "plot")
+# Of a run's settings those that are no recipe: they differ between the runs.
+SHAPE = ("n_embd", "n_layer", "n_head", "seed", "out_dir", "dataset", "source", "tokenizer",
+         "resume", "profile", "save_steps", "revision", "init_from")  # fmt: skip
 SKILLS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
-UNMEASURED = "the models that it compares have not all been measured"
 LOOKS = {HOLDS: "success", FAILS: "failure"}
 
 
@@ -35,14 +37,18 @@ def over_seeds(values):
 
 
 def skill(runs, kind):
-    """The mean over a size's runs of what they told, with the first one's interval; or None."""
-    rows = [run.found["skills"]["skills"].get(kind) for run in runs if run.found.get("skills")]
-    if not rows or None in rows:
+    """The interval of what a size's runs have told of a kind, over questions and seeds; or None."""
+    told = [run.found["skills"]["told"].get(kind) for run in runs if run.found.get("skills")]
+    if not told or None in told or len(set(map(len, told))) > 1:
         return None
-    keys = ("mean", "low", "high")
-    return {key: float(np.mean([row["right"][key] for row in rows])) for key in keys} | {
-        "n": rows[0]["right"]["n"]
-    }
+    rows = resampled([np.array(told)], np.random.default_rng(0))
+    return interval(rows[0], len(told[0]))
+
+
+def graded(run, mode="paper"):
+    """{grade: interval} of a judge, {} without one."""
+    found = run and run.found.get(f"judge-{mode}")
+    return found["grades"] if found else {}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -61,15 +67,21 @@ def models(study):
                          over_seeds([one.loss for one in mine])])  # fmt: skip
     head = ["width-layers-heads", "stories", "parameters", "without embeddings", "tokens seen",
             "seeds", "validation loss (lowest to highest seed)"]  # fmt: skip
-    splits = study.data.get("splits", {})
-    facts = [[split, facts["stories"], facts["tokens"], facts["bytes"]]
-             for split, facts in splits.items()]  # fmt: skip
+    data = [[folder, split, facts["stories"], facts["tokens"], facts["bytes"]]
+            for folder, manifest in study.data.items()
+            for split, facts in manifest["splits"].items()]  # fmt: skip
+    recipe = study.grid[0].recipe if study.grid else {}
+    names = [name for name in (*published.RECIPE, *recipe) if name not in SHAPE]
+    both = [[name, Cell(str(recipe[name])) if name in recipe else Cell("-"),
+             published.RECIPE.get(name, "-")] for name in dict.fromkeys(names)]  # fmt: skip
     return Section("models", "Models and data", [
         table("Every model of this study. A loss compares with others on the same data and "
               "tokenizer alone.", head, rows),
-        table(f"The stories: {study.settings['source']}, tokenizer {study.data.get('tokenizer')} "
-              f"of {study.data.get('vocab_size', 0):,}", ["split", "stories", "tokens", "bytes"],
-              facts),
+        table(f"The stories: {study.settings['source']}, tokenizer {study.plain.get('tokenizer')} "
+              f"of {study.plain.get('vocab_size', 0):,}.",
+              ["folder", "split", "stories", "tokens", "bytes"], data),
+        table("How they were trained (train.py), and the student report's table 1.",
+              ["setting", "ours", "the report's"], both),
     ])  # fmt: skip
 
 
@@ -104,20 +116,19 @@ def grid(study):
     ours = by_size(study.grid)
     rows = []
     for name, runs in ours.items():
-        graded = runs[0].found.get("judge-paper")
         told = study.first(runs[0].size, "instruct")
-        told = told and told.found.get("instruct")
+        found = told and told.found.get("instruct")
         row = [name, over_seeds([run.loss for run in runs])]
         row += [skill(runs, kind) for kind in SKILLS]
-        row += [told["checks"]["joint"]["model"] if told else None]
-        row += [graded["grades"].get(grade) if graded else None for grade in GRADES]
-        rows.append(row)
+        row += [found["checks"]["joint"]["model"] if found else None]
+        row += [graded(runs[0]).get(grade) for grade in GRADES]
+        rows.append([*row, graded(told, "instruct").get("consistency")])
     for run in study.of("rival"):
-        graded = run.found.get("judge-paper")
-        rows.append([run.name, Cell("not comparable", None, "none")]
-                    + [skill([run], kind) for kind in SKILLS] + [None]
-                    + [graded["grades"].get(x) if graded else None for x in GRADES])  # fmt: skip
-    head = ["model", "loss", *SKILLS, "instructions followed", *(f"judge: {x}" for x in GRADES)]
+        row = [run.name, Cell("not comparable", None, "none")]
+        row += [skill([run], kind) for kind in SKILLS] + [None]
+        rows.append([*row, *(graded(run).get(grade) for grade in GRADES), None])
+    head = ["model", "loss", *SKILLS, "instructions followed", *(f"judge: {x}" for x in GRADES),
+            "judge: consistency with the instruction"]  # fmt: skip
     at, unprinted = {}, Cell("not printed", None, "none")
     for runs in ours.values():
         at.setdefault(f"{runs[0].size.width}-{runs[0].size.layers}", runs)
@@ -129,7 +140,11 @@ def grid(study):
              if g in row else unprinted for g in published.GRADES),
              over_seeds([run.loss for run in runs]), *(skill(runs, kind) for kind in SKILLS[:3])]
         )  # fmt: skip
-    theirs = [[name, *(cell(x, 2) for x in plain[:4])] for name, plain, _ in published.REPORT]
+    reported = ("grammar", "creativity", "consistency", "plot")
+    theirs = []
+    for name, plain, _ in published.REPORT:
+        ours_ = graded(ours.get(name, [None])[0], "report")
+        theirs.append([name, *(cell(x, 2) for x in plain[:4]), *(ours_.get(x) for x in reported)])
     return Section("grid", "Size and skill", [
         text("Grammar, consistency, plot, context, reasoning and facts are shares of questions "
              "told (eval.skills): half are told by chance. They stand in for a judge's grades, and "
@@ -140,8 +155,8 @@ def grid(study):
               "tokenizer, so losses do not compare.",
               ["width-layers", "loss", *published.GRADES, "our loss",
                *(f"our {kind}" for kind in SKILLS[:3])], beside),
-        table("The student report's models, its judge's grades (table 2).",
-              ["model", "grammar", "creativity", "consistency", "plot"], theirs),
+        table("The student report's models: its judge's grades (table 2), and ours.",
+              ["model", *reported, *(f"ours: {x}" for x in reported)], theirs),
     ])  # fmt: skip
 
 
@@ -153,8 +168,10 @@ def trends(study):
     at = {size: size.parameters for size in scores.sizes}
     rows = {kind: {size: interval(scores.of(kind)[i], 1) for i, size in enumerate(scores.sizes)}
             for kind in names}  # fmt: skip
-    what = f"the grades of {scores.judge}" if scores.judged else "the questions told"
-    blocks = [text("Below stand " + what + ", relative: 0 is chance, 1 all right.")]
+    what = "Below stand shares of questions told, relative: 0 is chance, 1 all right."
+    if scores.judge:
+        what = f"Below stand grades of {scores.judge}, relative: 0 is the paper's 64-2, 1 GPT-4."
+    blocks = [text(what)]
     draws = []
     for kind in names:
         lines = {}
@@ -246,7 +263,7 @@ def verdicts(found):
     rows = [
         [claim.text, Cell(claim.verdict, claim.verdict, LOOKS.get(claim.verdict, "partial")),
          cell(claim.value) if claim.value else Cell("-", None, "none"), claim.measure,
-         claim.note or ("" if claim.value else UNMEASURED), claim.source] for claim in found
+         claim.note, claim.source] for claim in found
     ]  # fmt: skip
     count = Counter(claim.verdict for claim in found)
     return Section("claims", "The claims, tested", [
@@ -258,6 +275,13 @@ def verdicts(found):
     ])  # fmt: skip
 
 
+def spread(row):
+    """The interval of an exponent in words, "" of one seed."""
+    if row["low"] is None:
+        return ""
+    return f" (95 % interval {row['low']:.3f} to {row['high']:.3f})"
+
+
 def scaling(study, law):
     """The scaling law."""
     title = "Scaling law"
@@ -267,6 +291,8 @@ def scaling(study, law):
     for name, runs in by_size(study.grid).items():
         curves[name] = [(n * runs[0].multiplied, loss) for n, loss in runs[0].curve]
     curves = {name: points for name, points in curves.items() if points}
+    if not law["alpha"]:
+        return Section("scaling", title, [missing("no loss falls with FLOPs", "more --models")])
     draw = charts.draw_lines(curves, marks=".")
     flops = np.array([row["flops"] for row in law["budgets"]])
 
@@ -281,15 +307,14 @@ def scaling(study, law):
     alpha, a = law["alpha"], law["a"]
     rows = [[Cell(f"{row['flops']:.2e}", row["flops"]), row["size"], round(row["tokens"]),
              row["loss"]] for row in law["budgets"]]  # fmt: skip
-    optimal = "Too few sizes are best at some budget to say how the best size grows."
+    said = f"Loss of the best model falls as FLOPs^-{alpha['mean']:.3f}{spread(alpha)}. "
+    said += "Too few sizes are best between a smaller and a larger one to say how the best grows. "
     if a:
-        optimal = (f"The best size grows as FLOPs^{a['mean']:.2f} ({a['low']:.2f} to "
-                   f"{a['high']:.2f}), so the best number of tokens as "
-                   f"FLOPs^{1 - a['mean']:.2f}.")  # fmt: skip
+        said = said.partition("Too")[0] + (
+            f"The best size grows as FLOPs^{a['mean']:.2f}{spread(a)}, so the best number of "
+            f"tokens as FLOPs^{1 - a['mean']:.2f}. ")  # fmt: skip
     return Section("scaling", title, [
-        text(f"Loss of the best model falls as FLOPs^-{alpha['mean']:.3f} (95 % interval "
-             f"{alpha['low']:.3f} to {alpha['high']:.3f}). {optimal} The paper shows the same kind "
-             "of plot and prints no exponent."),
+        text(said + "The paper shows the same kind of plot and prints no exponent."),
         figure(charts.chart(all_of_it, xlabel="size x training tokens", ylabel="validation loss"),
                "Loss against FLOPs = size x training tokens, first seeds; the lower envelope (mean "
                "of the seeds) in bold, the power law dotted. A learning rate that falls over the "
@@ -304,8 +329,8 @@ def heads(study):
     named = {run.size[:2] for run in study.of("") if run not in study.grid}
     rows = []
     for name, runs in sorted(by_size([r for r in study.of("") if r.size[:2] in named]).items()):
-        rows.append([name, over_seeds([run.loss for run in runs]),
-                     skill(runs, "grammar"), None, skill(runs, "consistency")])  # fmt: skip
+        rows.append([name, over_seeds([run.loss for run in runs]), skill(runs, "grammar"),
+                     graded(runs[0]).get("creativity"), skill(runs, "consistency")])  # fmt: skip
     theirs = [[f"paper: {name}", *(cell(x, 2) for x in row)]
               for name, row in published.HEADS.items()]  # fmt: skip
     return Section("heads", "Attention heads", [

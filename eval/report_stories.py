@@ -2,10 +2,11 @@
 
 from itertools import pairwise
 
-from markupsafe import Markup
+import numpy as np
+from markupsafe import Markup, escape
 
 from eval import charts, compliance, published, questions
-from eval.blocks import Cell, Section, cell, figure, missing, stories, table, text
+from eval.blocks import Cell, Section, figure, missing, stories, table, text
 from eval.copying import BINS
 from eval.diversity_page import marked
 from words import ngrams, words_and_marks
@@ -35,13 +36,14 @@ def side_by_side(study):
     blocks = [text("The beginnings that the paper and the report print, and how each model goes "
                    "on, at the same temperature and seed. Beside the last one stands the training "
                    "story closest to it, with the pairs of words they share marked.")]  # fmt: skip
-    rows = {}
+    rows, rivals = {}, [run.name for run in study.of("rival")]
     for model, found in told.items():
         for row in found["stories"]:
             rows.setdefault((row["name"], row["beginning"]), []).append((model, row))
     for (name, beginning), models in rows.items():
         columns = [(model, row["completion"].strip(), "") for model, row in models]
-        model, last = models[-1]
+        ours = [(model, row) for model, row in models if model not in rivals]
+        model, last = ours[-1] if ours else ("", {"h": None})
         if last["h"] is not None:
             shared = set(ngrams(words_and_marks(last["completion"]), 2))
             shared &= set(ngrams(words_and_marks(last["closest_text"]), 2))
@@ -69,6 +71,7 @@ def knowledge(study):
                    "probability than the wrong one beside it (or the judge calls it a success); "
                    "~ yellow: some; ✗ red: none.")]  # fmt: skip
     first = next(iter(found.values()))["rows"]
+    found = {name: one for name, one in found.items() if len(one["rows"]) == len(first)}
     for kind in questions.KINDS:
         rows = []
         for i, row in enumerate(first):
@@ -81,7 +84,9 @@ def knowledge(study):
                 said = " ".join(here["completion"].split())
                 cells.append(Cell(MARKS.get(verdict, "") + said, verdict, verdict))
             rows.append(cells)
-        shares = ["pairs told", *(cell(one["scores"][kind]["right"]) for one in found.values())]
+        if not rows:
+            continue
+        shares = ["pairs told", *(one["scores"][kind]["right"] for one in found.values())]
         blocks.append(table(f"{kind}: {questions.KINDS[kind]}", ["prompt", *found],
                             [*rows, shares], "wrap"))  # fmt: skip
     return Section("knowledge", title, blocks)
@@ -162,6 +167,14 @@ def diversity(study):
     ])  # fmt: skip
 
 
+def fired(example):
+    """A neuron's example as HTML, the token at which it fires marked."""
+    tokens, at = example["tokens"], example["at"]
+    parts = ("".join(tokens[:at]), tokens[at], "".join(tokens[at + 1 :]))
+    before, here, after = (escape(part) for part in parts)
+    return Markup("{}<mark>{}</mark>{}").format(before, here, after)
+
+
 def inside(study):
     """Heads and neurons."""
     runs = [run for run in study.runs if run.found.get("interpret")]
@@ -185,14 +198,15 @@ def inside(study):
             [["trained", facts["mean"], facts["readable"]],
              ["random weights", facts["mean_of_random_weights"],
               facts["readable_of_random_weights"]]]))  # fmt: skip
-        best = sorted(found["shown"], key=lambda row: -row["coherence_again"])[:8]
-        rows = []
-        for row in best:
-            words = dict.fromkeys(one["tokens"][one["at"]].strip() for one in row["examples"])
-            rows.append([f"layer {row['layer']}, neuron {row['neuron']}", row["coherence_again"],
-                         " ".join(words)])  # fmt: skip
-        blocks.append(table(f"{run.name}: its most coherent neurons, and what they fire at.",
-                            ["neuron", "coherence", "tokens"], rows, "wrap"))  # fmt: skip
+        layers = {f"layer {i}": row for i, row in enumerate(facts["coherence_again"])}
+        blocks.append(figure(
+            charts.chart(charts.draw_histograms(layers, np.linspace(-0.2, 1, 25)),
+                         xlabel="coherence", ylabel="neurons"),
+            f"{run.name}: how alike the tokens are at which its neurons are highest."))  # fmt: skip
+        for row in sorted(found["shown"], key=lambda row: -row["coherence_again"])[:4]:
+            columns = [("", fired(one), "") for one in row["examples"][:6]]
+            blocks.append(stories(f"{run.name}, layer {row['layer']}, neuron {row['neuron']}", "",
+                                  columns))  # fmt: skip
     return Section("inside", title, blocks)
 
 
@@ -203,7 +217,8 @@ def syn(study):
     blocks = []
     for run in runs:
         plain = study.first(run.size)
-        pair = {f"{run.name} plain": plain.curve, f"{run.name} with synonyms": run.curve}
+        pair = {f"{run.name} plain": plain.curve if plain else [],
+                f"{run.name} with synonyms": run.curve}  # fmt: skip
         blocks.append(figure(
             charts.lines(pair, False, "o", xlabel="training tokens", ylabel="validation loss"),
             "Each on the validation stories of its own data."))  # fmt: skip
@@ -216,6 +231,8 @@ def syn(study):
                  "distinct_3")]  # fmt: skip
         rows += [[f"loss on {where}", one["loss"][where], other["loss"][where]]
                  for where in one["loss"]]  # fmt: skip
+        rows += [[f"judge: {x}", one["judge"].get(x), other["judge"].get(x)]
+                 for x in dict.fromkeys([*one["judge"], *other["judge"]])]  # fmt: skip
         blocks.append(table(f"{run.name}: vocabulary (eval.vocabulary).",
                             ["measure", "plain", "with synonyms"], rows))  # fmt: skip
     if not runs:
@@ -252,8 +269,10 @@ def reward(study):
         rows = [[key, *(row[key] for row in models.values())] for key in
                 ("about", "mentions", "reward", "repetition", "perplexity", "words",
                  "ended")]  # fmt: skip
-        rows.append(["good, okay, bad", *(", ".join(map(str, row["verdicts"].values()))
-                                          for row in models.values())])  # fmt: skip
+        for key, label in (("verdicts", "good, okay, bad, by rule"), ("judged", "by the judge")):
+            if all(key in row for row in models.values()):
+                counts = (", ".join(map(str, row[key].values())) for row in models.values())
+                rows.append([label, *counts])
         title_ = f"{run.name} and the word “{found['word']}”: the report's table 7, with numbers."
         blocks.append(table(title_, ["measure", *models], rows))
     return Section("reward", title, blocks)

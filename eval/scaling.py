@@ -10,8 +10,9 @@ model's loss is the lower envelope, and
     loss = b FLOPs^-alpha,    best size ~ FLOPs^a,    best number of tokens ~ FLOPs^(1 - a)
 
 are fitted to it as lines in logarithms. A loss that cannot be trained away would bend the first
-one; over a range as small as a study's that cannot be told from a smaller alpha. Intervals are
-95 % bootstrap intervals over the seeds.
+one; over a range as small as a study's that cannot be told from a smaller alpha. The best size
+counts where a smaller and a larger model have a loss at that budget, too. Intervals are 95 %
+bootstrap intervals over the seeds.
 """
 
 import numpy as np
@@ -35,43 +36,41 @@ def on_budgets(curves, budgets):
 
 def envelope(losses):
     """
-    (the lowest loss of any model at each budget or a smaller one, float64 (budgets,); which model
-    has the lowest at this one, int (budgets,), -1 where none has any).
+    (the lowest loss of any model at each budget, float64 (budgets,), inf where none has any; which
+    model that is, int (budgets,), -1 where it is no lower than at a smaller budget).
 
     losses: (models, budgets), nan where there is none.
     """
     filled = np.where(np.isnan(losses), np.inf, losses)
-    best = np.where(np.isinf(filled.min(0)), -1, filled.argmin(0))
-    return np.minimum.accumulate(filled.min(0)), best
+    lowest = filled.min(0)
+    before = np.r_[np.inf, np.minimum.accumulate(lowest)[:-1]]
+    return lowest, np.where(lowest < before, filled.argmin(0), -1)
 
 
 def line(x, y):
-    """(slope, intercept) of the least squares line; nan of fewer than two different x."""
-    if len(set(x)) < 2:
+    """(slope, intercept) of the least squares line; nan of fewer than two different x or y."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
         return np.nan, np.nan
     return tuple(np.polyfit(x, y, 1))
 
 
 def fitted(losses, weights, budgets):
-    """
-    {"alpha", "log_b", "a"}: floats, of a grid's losses (models, budgets) and its weights
-    (models,).
-    """
+    """{"alpha", "log_b", "a"}: floats, of a grid's losses (models, budgets), weights (models,)."""
     lowest, best = envelope(losses)
-    some = np.isfinite(lowest) & (best >= 0)
+    some = best >= 0
     alpha, log_b = line(np.log(budgets[some]), np.log(lowest[some]))
-    # Where the smallest or the largest model is best, another one beyond it might be better.
-    inner = some & ~np.isin(best, (weights.argmin(), weights.argmax()))
-    several = len(set(best[inner])) > 1
-    a = line(np.log(budgets[inner]), np.log(weights[best[inner]]))[0] if several else np.nan
+    # Where the best is the smallest or the largest that has a loss there, another might be better.
+    ends = [np.where(np.isnan(losses), far, weights[:, None]) for far in (np.inf, -np.inf)]
+    inner = some & (weights[best] > ends[0].min(0)) & (weights[best] < ends[1].max(0))
+    a, _ = line(np.log(budgets[inner]), np.log(weights[best[inner]]))
     return {"alpha": -alpha, "log_b": log_b, "a": a}
 
 
 def law(curves, seed=0):
     """
-    {"alpha", "a": intervals, a None of fewer than four sizes that are best at some budget;
-    "log_b": float; "budgets": [{"flops", "loss",
-    "size", "tokens"}]}, or None of fewer than two sizes. curves: see above.
+    {"alpha", "a": intervals, None where nothing can be fitted; "log_b": float; "budgets":
+    [{"flops", "loss", "size", "tokens"}]}, or None of fewer than two sizes. curves: see above. Of
+    one seed each, "low" and "high" of an interval are None.
     """
     names = [name for name, (_, runs) in curves.items() if any(len(run) > 1 for run in runs)]
     if len(names) < 2:
@@ -82,23 +81,23 @@ def law(curves, seed=0):
         for name, w in zip(names, weights, strict=True)
     ]
     ends = [[curve[i][0] for runs in flops for curve in runs] for i in (0, -1)]
-    budgets = np.geomspace(min(ends[0]), max(ends[1]), BUDGETS)
+    budgets = np.geomspace(min(ends[0]) * (1 + 1e-9), max(ends[1]) * (1 - 1e-9), BUDGETS)
     tables = [on_budgets(runs, budgets) for runs in flops]  # of each size (seeds, budgets)
-    rng, drawn = np.random.default_rng(seed), []
-    for _ in range(ROUNDS):
-        chosen = [table[rng.integers(len(table), size=len(table))].mean(0) for table in tables]
-        drawn.append(fitted(np.array(chosen), weights, budgets))
     means = np.array([table.mean(0) for table in tables])
-    point = fitted(means, weights, budgets)
     lowest, best = envelope(means)
+    point, rng, drawn = fitted(means, weights, budgets), np.random.default_rng(seed), []
+    for _ in range(ROUNDS if any(len(table) > 1 for table in tables) else 0):
+        chosen = [table[rng.integers(len(table), size=len(table))].mean(0) for table in tables]
+        # A mean of n draws of n values spreads too little by this.
+        wide = [[np.sqrt(len(t) / max(1, len(t) - 1))] for t in tables]
+        drawn.append(fitted(means + (np.array(chosen) - means) * wide, weights, budgets))
     found = {"log_b": float(point["log_b"]), "n": sum(map(len, flops))}
     for key in ("alpha", "a"):
-        if np.isnan(point[key]):
-            found[key] = None
-            continue
-        low, high = np.nanpercentile([one[key] for one in drawn], (2.5, 97.5))
-        found[key] = {"mean": float(point[key]), "low": float(low), "high": float(high),
-                      "n": found["n"]}  # fmt: skip
+        low = high = None
+        if drawn and np.isfinite(point[key]):
+            low, high = np.nanpercentile([one[key] for one in drawn], (2.5, 97.5)).tolist()
+        row = {"mean": float(point[key]), "low": low, "high": high, "n": found["n"]}
+        found[key] = row if np.isfinite(point[key]) else None
     found["budgets"] = [
         {"flops": float(c), "loss": float(loss), "size": names[i], "tokens": float(c / weights[i])}
         for c, loss, i in zip(budgets, lowest, best, strict=True) if i >= 0

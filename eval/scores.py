@@ -3,12 +3,14 @@ The scores of a grid of models, with resamples to take differences and slopes of
 
     scores = Scores(study.grid)               # gather.Runs
     scores.of("plot")                         # (sizes, 1 + ROUNDS): the estimate, then resamples
-    interval(scores.slope("plot"), n=8)       # of any statistic of them
+    interval(scores.slopes("plot")["width"], n=8)
 
 Scores are relative: 0 is chance, 1 is all right. A resample draws questions, the same for all
-models, and of each size its seeds. Where a judge has graded every size, its grades stand in for
-grammar, consistency and plot, relative as the paper's (published.py), and creativity has no other
-score.
+models, and adds what another seed of the training would change: a t-distributed error of the
+spread between seeds, pooled over all sizes. The sizes themselves stay: an interval is about these.
+
+Where a judge has graded every size, its grades stand in for grammar, consistency and plot,
+relative as the paper's (published.py: 0 its 64-2, 1 GPT-4), and creativity has no other score.
 """
 
 import numpy as np
@@ -26,9 +28,7 @@ def interval(drawn, n):
     {"mean", "low", "high", "n"} of an array whose first is the estimate, the others resamples; None
     where there is no estimate.
     """
-    if drawn is None:
-        return None
-    if not np.isfinite(drawn[0]):
+    if drawn is None or not np.isfinite(drawn[0]):
         return None
     low, high = np.nanpercentile(drawn[1:], (2.5, 97.5))
     return {"mean": float(drawn[0]), "low": float(low), "high": float(high), "n": int(n)}
@@ -37,22 +37,24 @@ def interval(drawn, n):
 class Scores:
     """
     The relative scores of a grid. sizes: [Size]; kinds: {name: float64 (sizes, 1 + ROUNDS)}, the
-    estimate first; judged: whether they are a judge's.
+    estimate first; counts: {name: how many questions}; judge: whose grades they are, "" nobody's;
+    seeds: the fewest runs of a size.
     """
 
     def __init__(self, runs, seed=0):
-        """runs: gather.Runs, those of a size one after the other."""
+        """runs: gather.Runs."""
         told = {run.out_dir: answers(run) for run in runs}
-        self.judged = bool(runs) and all(run.found.get("graded") for run in runs if run.seed == 1)
-        self.judge = runs[0].found["judge-paper"]["judge"]["model"] if self.judged else ""
-        if self.judged:  # of each size the first seed
+        self.sizes = list(dict.fromkeys(run.size for run in runs))
+        graded = [run for run in runs if run.found.get("judge-paper") and run.found.get("graded")]
+        self.judge = ""
+        if graded and {run.size for run in graded} == set(self.sizes):
+            self.judge = graded[0].found["judge-paper"]["judge"]["model"]
             for run in runs:
                 plain = {kind: x for kind, x in told[run.out_dir].items() if kind not in GRADES}
                 told[run.out_dir] = plain | grades(run)
-        names = {kind for some in told.values() for kind in some}
-        self.sizes = list(dict.fromkeys(run.size for run in runs))
-        self.kinds, rng = {}, np.random.default_rng(seed)
-        for kind in sorted(names):
+        self.kinds, self.counts, rng = {}, {}, np.random.default_rng(seed)
+        self.seeds = min((sum(run.size == size for run in runs) for size in self.sizes), default=0)
+        for kind in sorted({kind for some in told.values() for kind in some}):
             columns = [
                 [told[run.out_dir][kind] for run in runs
                  if run.size == size and kind in told[run.out_dir]] for size in self.sizes
@@ -60,6 +62,7 @@ class Scores:
             lengths = {len(one) for some in columns for one in some}
             if len(lengths) == 1 and all(columns):
                 self.kinds[kind] = resampled([np.array(some) for some in columns], rng)
+                self.counts[kind] = lengths.pop()
 
     def of(self, kind):
         """(sizes, 1 + ROUNDS) of a kind; None where a size has none."""
@@ -97,30 +100,56 @@ def answers(run):
 
 
 def grades(run):
-    """{grade: float64 (stories,)} of a judge, relative; nan where it could not be read."""
+    """
+    {grade: float64 (beginnings,)} of a judge, relative: means over the completions of a beginning,
+    nan where none could be read.
+    """
     lines, found = run.found.get("graded") or (), {}
+    prompts = sorted({line["number"][0] for line in lines})
     for grade in GRADES if lines else ():
         worst, best = published.WORST[grade][0], published.BEST[grade][0]
-        said = [(line["verdict"] or {}).get(grade, np.nan) for line in lines]
-        found[grade] = (np.array(said) - worst) / (best - worst)
+        said = {prompt: [] for prompt in prompts}
+        for line in lines:
+            if line["verdict"]:
+                said[line["number"][0]].append((line["verdict"][grade] - worst) / (best - worst))
+        found[grade] = np.array([np.mean(some) if some else np.nan for some in said.values()])
     return found
 
 
 def resampled(columns, rng):
     """
-    Means of each column, then those of ROUNDS resamples of the questions, the same for all columns,
-    and of each column's seeds: (columns, 1 + ROUNDS). columns: [(seeds, questions)], nan left out.
+    The mean of each column and ROUNDS resamples of it, (columns, 1 + ROUNDS): of the questions, the
+    same ones for all columns, and with `pooled` errors for the seeds.
+
+    columns: float64 (seeds, questions) each, nan where there is no answer.
     """
     n = columns[0].shape[1]
     times = rng.multinomial(n, np.full(n, 1 / n), ROUNDS).T  # (questions, ROUNDS)
+    errors = pooled([np.nanmean(column, axis=1) for column in columns], rng)
     rows = []
-    for column in columns:
+    for i, column in enumerate(columns):
         there = ~np.isnan(column)
         tops, bottoms = np.where(there, column, 0) @ times, there @ times  # (seeds, ROUNDS)
-        chosen = rng.multinomial(len(column), np.full(len(column), 1 / len(column)), ROUNDS).T
-        means = (tops * chosen).sum(0) / np.maximum(1, (bottoms * chosen).sum(0))
+        means = tops.sum(0) / np.maximum(1, bottoms.sum(0))
+        if errors:
+            means = means + errors[i][1:] - errors[i][0]
         rows.append(np.concatenate([[np.nanmean(column)], means]))
     return np.array(rows)
+
+
+def pooled(groups, rng):
+    """
+    The mean of each group of values, and ROUNDS draws of what it might be: [(1 + ROUNDS,)], with
+    t-distributed errors of a spread that is the same in all groups. None where no group has two.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    if not freedom:
+        return None
+    spread = np.sqrt(sum(np.var(group) * len(group) for group in groups) / freedom)
+    return [
+        np.mean(group) + np.r_[0, spread / np.sqrt(len(group)) * rng.standard_t(freedom, ROUNDS)]
+        for group in groups
+    ]
 
 
 def spread_of(row):

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,10 +28,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import checkpoint
 from configs import ROOT, UserError, declared, load, read_file, run
+from eval import endpoint
 from eval.plan import plan, sizes
+from shards import sha256 as file_sha256
 
 DONE, FAILED, LEFT = "done", "failed", "left"  # what has become of a piece
 
@@ -76,46 +80,57 @@ def key_of(piece, pieces):
     return sha256(json.dumps([piece.command, needs]).encode()).hexdigest()[:16]
 
 
+def digest(proof):
+    """The sha256 of a proof that is a file; "" of a folder, None where there is none."""
+    path = ROOT / proof
+    return file_sha256(path) if path.is_file() else "" if path.exists() else None
+
+
 class Record:
     """
     out/<study>/study.json: {piece: what became of it, by which command}, written at each change.
-    Attributes: pieces, keys ({name: key_of}), status ({name: DONE, FAILED or LEFT}).
+    Attributes: pieces, keys ({name: key_of}), status ({name: DONE, FAILED or LEFT}), sums ({name:
+    digest of its proof}), others (rows of pieces that are not planned this time, kept).
     """
 
     def __init__(self, settings, pieces):
         self.path, self.pieces = Path(settings.out_dir) / "study.json", pieces
         self.facts = {name: value for name, value in vars(settings).items() if name != "dry_run"}
         self.keys = {name: key_of(piece, pieces) for name, piece in pieces.items()}
-        with contextlib.suppress(FileNotFoundError):
-            text = self.path.read_text(encoding="utf-8")
-            try:
-                before = {row["name"]: row for row in json.loads(text)["pieces"]}
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{self.path} is damaged: remove it, and all is done anew"
-                ) from None
-            self.refuse(before)
-        before = before if self.path.exists() else {}
-        self.status = {}
+        before = self.read()
+        self.others = [row for name, row in before.items() if name not in pieces]
+        self.status, self.sums = {}, {}
         for name, piece in pieces.items():
-            same = name in before and before[name]["key"] == self.keys[name]
-            made = same and before[name]["status"] == DONE and (ROOT / piece.proof).exists()
+            row = before.get(name, {})
+            self.refuse(piece, row.get("key"))
+            self.sums[name] = digest(piece.proof)
+            same = row.get("key") == self.keys[name] and row.get("sha256") == self.sums[name]
+            made = same and row["status"] == DONE and self.sums[name] is not None
             self.status[name] = DONE if made else LEFT
 
-    def refuse(self, before):
+    def read(self):
+        """{name: row} of the file, {} where there is none."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            return {row["name"]: row for row in [*found["pieces"], *found["others"]]}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.path} is damaged: remove it and the runs beside it, or name another "
+                "--out_dir"
+            ) from None
+
+    def refuse(self, piece, key):
         """Raise UserError where a run is there that another command has begun."""
-        for name, piece in self.pieces.items():
-            if not (piece.run and checkpoint.steps_of(piece.run)):
-                continue
-            if name in before and before[name]["key"] != self.keys[name]:
-                raise UserError(
-                    f"'{piece.run}' was made with other settings: remove it, or name another "
-                    "--out_dir"
-                )
+        if piece.run and checkpoint.steps_of(piece.run) and key != self.keys[piece.name]:
+            raise UserError(
+                f"'{piece.run}' was made with other settings: remove it, or name another --out_dir"
+            )
 
     def set(self, name, status):
         """Note what has become of a piece."""
-        self.status[name] = status
+        self.status[name], self.sums[name] = status, digest(self.pieces[name].proof)
         self.write()
 
     def write(self):
@@ -123,10 +138,11 @@ class Record:
         rows = [
             {"name": name, "command": list(piece.command), "proof": piece.proof,
              "needs": list(piece.needs), "run": piece.run, "key": self.keys[name],
-             "status": self.status[name]}
+             "status": self.status[name], "sha256": self.sums[name]}
             for name, piece in self.pieces.items()
         ]  # fmt: skip
-        checkpoint.write_json(self.path, {"settings": self.facts, "pieces": rows})
+        found = {"settings": self.facts, "pieces": rows, "others": self.others}
+        checkpoint.write_json(self.path, found)
 
     def ready(self, started):
         """Names of pieces that can start, those first on which the most depends."""
@@ -166,35 +182,44 @@ class Runner:
             self.slots.put(slot)
         self.logs = Path(settings.out_dir) / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.running, self.guard, self.asked = set(), threading.Lock(), False
+        self.running, self.guard, self.asked = set(), threading.RLock(), False
         self.spent = self.worked = 0.0  # seconds of the pieces that ended, and their weights
 
     def one(self, piece):
         """Run a Piece to its end; whether it did what it should."""
         slot, begun = self.slots.get(), time.monotonic()
-        words, env = list(piece.command), dict(os.environ)
+        try:
+            return self.call(piece, slot)
+        finally:
+            self.slots.put(slot)
+            with self.guard:
+                self.spent += time.monotonic() - begun
+                self.worked += piece.weight
+
+    def call(self, piece, slot):
+        """The same, on the cores of a slot."""
+        words, env, log = list(piece.command), dict(os.environ), self.log_of(piece.name)
         if piece.run and checkpoint.steps_of(piece.run):
             words = [words[0], "--resume", f"--out_dir={piece.run}"]
         words += self.where(words)
         if slot is not None:
             os.sched_setaffinity(0, slot)  # of this thread, and of what it starts
             env["OMP_NUM_THREADS"] = str(len(slot))
-        with open(self.log_of(piece.name), "wb") as log:
+        with open(log, "wb") as out:
             with self.guard:
                 if self.asked:
                     return False
                 process = subprocess.Popen(
-                    [sys.executable, *words], cwd=ROOT, env=env, stdout=log, stderr=log,
+                    [sys.executable, *words], cwd=ROOT, env=env, stdout=out, stderr=out,
                     start_new_session=True, pass_fds=(self.lock.fileno(),),
                 )  # fmt: skip
                 self.running.add(process)
             code = process.wait()
-        with self.guard:
-            self.running.discard(process)
-            self.spent += time.monotonic() - begun
-            self.worked += piece.weight
-        self.slots.put(slot)
-        return code == 0 and (ROOT / piece.proof).exists()
+            with self.guard:
+                self.running.discard(process)
+        # A training that was asked to stop has saved, and ends well; it has not come to its end.
+        whole = not piece.run or b"\ndone with step " in log.read_bytes()
+        return code == 0 and whole and (ROOT / piece.proof).exists()
 
     def log_of(self, name):
         """The file with what a piece has said."""
@@ -209,12 +234,13 @@ class Runner:
 
     def stop(self, number, _frame):
         """A signal: once, what runs may end well; twice, it is killed."""
-        how = signal.SIGKILL if self.asked else signal.SIGTERM
-        self.asked = True
-        os.write(2, b"\nstopping; what is under way is saved first\n")
-        for process in list(self.running):
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(how)
+        with self.guard:  # of a thread's own: a second signal may come within the first one's
+            how = signal.SIGKILL if self.asked else signal.SIGTERM
+            self.asked = True
+            os.write(2, b"\nstopping; trainings save what they have first\n")
+            for process in self.running:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(how)
 
     def run(self):
         """All pieces that are left, or until asked to stop."""
@@ -228,21 +254,33 @@ class Runner:
                 if not flying:
                     break
                 for future in wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)[0]:
-                    name = flying.pop(future)
-                    if not self.asked:
-                        record.set(name, DONE if future.result() else FAILED)
-                        self.say(name)
+                    self.ended(flying.pop(future), future)
+            for future, name in flying.items():
+                self.ended(name, future)
         for number, handler in before.items():
             signal.signal(number, handler)
         if self.asked:
             raise UserError("stopped; the same command goes on")
 
+    def ended(self, name, future):
+        """Note what became of a piece, and say so. What was stopped is left for the next call."""
+        error = future.exception()
+        if error:
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+        made = not error and future.result()
+        if made or not self.asked:
+            self.record.set(name, DONE if made else FAILED)
+            self.say(name)
+
     def say(self, name):
         """A line of progress, as a piece ends."""
-        status = self.record.status
-        left = [piece for x, piece in self.record.pieces.items() if status[x] == LEFT]
+        status, left = self.record.status, []
+        for x, piece in self.record.pieces.items():  # what needs a piece stands behind it
+            if status[x] == LEFT and all(status[y] == DONE or y in left for y in piece.needs):
+                left.append(x)
         pace = self.spent / self.worked / self.jobs
-        eta = timedelta(seconds=round(sum(piece.weight for piece in left) * pace))
+        weight = sum(self.record.pieces[x].weight for x in left)
+        eta = timedelta(seconds=round(weight * pace))
         what = "" if status[name] == DONE else f" FAILED: see {self.log_of(name)}"
         print(f"[{len(status) - len(left)}/{len(status)}] {name}{what} | about {eta} left",
               flush=True)  # fmt: skip
@@ -254,16 +292,21 @@ class Runner:
 
 def complete(settings, argv):
     """(the settings, with what was left open filled in; the recipe: train.py's settings)."""
-    files = [word for word in argv if word.endswith(".py")]
+    files, before = [], ""
+    for word in argv:  # a bare word, and no setting's value
+        free = "=" in before or not before.startswith("--") or before == "--dry_run"
+        if word.endswith(".py") and not word.startswith("--") and free:
+            files.append(word)
+        before = word
     if not files:
         raise UserError("name a study: configs/study_small.py")
     name = Path(files[-1]).stem
     recipe, known = {}, declared(ROOT / "train.py")
     for path in files:
         recipe |= {key: value for key, value in read_file(path).items() if key in known}
-    settings = replace(settings, out_dir=settings.out_dir or f"out/{name}",
-                       dataset=settings.dataset or f"data/{name}")  # fmt: skip
-    return settings, recipe
+    out = settings.out_dir or f"out/{name}"
+    data = settings.dataset or f"data/{Path(out).name}"
+    return replace(settings, out_dir=out, dataset=data), recipe
 
 
 def check(settings):
@@ -277,6 +320,15 @@ def check(settings):
         for size in sizes(getattr(settings, what), what):
             if size not in grid:
                 raise UserError(f"{what}: {size} is none of the models")
+    if settings.judge:
+        endpoint.check_url(settings.base_url)
+        if not endpoint.key_of_environment() and not is_local(settings.base_url):
+            raise UserError(f"the judge's key is to be in ${endpoint.KEY}")
+
+
+def is_local(url):
+    """Whether a server is this machine's: most of these want no key."""
+    return endpoint.is_loopback(urlsplit(url).hostname)
 
 
 def jobs_of(settings):
@@ -315,7 +367,7 @@ def main():
     if settings.dry_run:
         record = Record(settings, pieces)
         for name, piece in pieces.items():
-            print(f"{record.status[name]:8} python {' '.join(piece.command)}")
+            print(f"{record.status[name]:8} python {shlex.join(piece.command)}")
         return
     with alone(Path(settings.out_dir)) as lock:
         record, jobs = Record(settings, pieces), jobs_of(settings)
@@ -325,9 +377,9 @@ def main():
         Runner(settings, record, jobs, lock).run()
         failed = [name for name, status in record.status.items() if status == FAILED]
         waiting = [name for name, status in record.status.items() if status == LEFT]
-        subprocess.run(
-            [sys.executable, "-m", "eval.report", settings.out_dir], cwd=ROOT, check=True
-        )
+        report = [sys.executable, "-m", "eval.report", settings.out_dir]
+        if subprocess.run(report, cwd=ROOT).returncode:
+            raise UserError("all is done but the report")
     if failed:
         raise UserError(
             f"{len(failed)} pieces failed ({', '.join(failed)}), {len(waiting)} wait for them; "

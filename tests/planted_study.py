@@ -61,4 +61,4 @@ def study(shares_of, loss_of=lambda size: 3.0, seeds=3, more=(), **changes):
                 "rivals": "", "out_dir": "out/planted"}  # fmt: skip
     data = {"splits": {"train": {"tokens": 6_000_000, "stories": 9, "bytes": 99}},
             "tokenizer": "bpe", "vocab_size": 2048, "files": {}}  # fmt: skip
-    return Study(settings, [], [*runs, *more], data)
+    return Study(settings, [], [*runs, *more], {"data/planted": data})

@@ -85,6 +85,34 @@ def instructed(joint_of, sizes):
     return runs
 
 
+def test_runs_that_end_before_one_of_the_two_count():
+    """Consistency never gets halfway: later than the end of the run at the earliest."""
+    rows = [(n, {"grammar": one["grammar"], "consistency": 0.5}) for n, one in along(2e4, 2e4)]
+    [claim] = [claim for claim in claims(study(lambda size: shares(size), along=rows))
+               if claim.text.startswith("Grammar is learned")]  # fmt: skip
+    assert claim.verdict == HOLDS and "24 of 24 runs ended before" in claim.note
+    few = study(lambda size: shares(size), along=rows)
+    few.runs = few.runs[:3]
+    assert verdict("Grammar is learned before", few) == OPEN
+
+
+def test_other_heads_are_no_other_width():
+    """A wider model with another size and number of heads is not compared with a narrower one."""
+    planted = of(consistency=lambda w, d: 0.6 + 0.3 * (w > 1) + 0.02 * w)
+    for one in planted.runs:
+        if one.size.width == 128:
+            one.size = one.size._replace(heads=32)
+    assert verdict("Consistency appears", planted) == OPEN
+
+
+def test_instructions_at_the_same_width():
+    """A wider model that follows them says nothing about a narrower one's layers."""
+    one, two = Size(64, 1, 4), Size(128, 2, 4)
+    more = instructed(lambda size: (0.1 * size.layers, 0.0), [one, two])
+    planted = study(lambda size: shares(size), more=more)
+    assert verdict("Instructions need", planted) == OPEN
+
+
 @pytest.mark.parametrize("one, two, expected", [(0.1, 0.4, HOLDS), (0.4, 0.1, FAILS),
                                                 (0.2, 0.2, OPEN)])  # fmt: skip
 def test_two_layers(one, two, expected):
@@ -112,13 +140,35 @@ def test_heads(gain, expected):
     assert verdict("More heads", study(lambda size: shares(size), more=more + few)) == expected
 
 
+def test_one_seed_cannot_tell_chance_from_heads():
+    more = [run(Size(64, 2, n), 1, {}, loss=3.0 + n / 100) for n in (2, 8)]
+    assert verdict("More heads", study(lambda size: shares(size), seeds=1, more=more)) == OPEN
+
+
+def test_what_another_seed_would_change_widens_an_interval():
+    """Seeds that differ a lot leave open what those that agree decide."""
+
+    def planted(spread):
+        found = of(plot=lambda w, d: 0.6 + 0.02 * w)
+        for one in found.runs:
+            told_ = one.found["skills"]["told"]["plot"]
+            shift = int(spread * (one.seed - 2) * (-1) ** one.size.layers)
+            one.found["skills"]["told"]["plot"] = told_[shift:] + [1.0] * shift if shift > 0 else (
+                [0.0] * -shift + told_[:shift] if shift else told_)  # fmt: skip
+        [claim] = [c for c in claims(found) if c.text == "Plot follows width"]
+        return claim.value["high"] - claim.value["low"]
+
+    assert planted(40) > 1.5 * planted(0)
+
+
 @pytest.mark.parametrize("tokens, last, expected", [
     (6_000_000, 3.19, HOLDS), (6_000_000, 2.2, FAILS), (2_000_000, 3.19, OPEN),
 ])  # fmt: skip
 def test_the_loss_flattens(tokens, last, expected):
     planted = study(lambda size: shares(size), tokens=tokens)
     for i, one in enumerate(planted.runs):
-        one.curve = [(0.1e6, 5.0), (tokens / 2, 3.2), (tokens, last + 0.001 * i)]
+        one.curve = [(tokens / 2, 3.2), (tokens, last + 0.001 * i)]
+        one.train_curve = [(0.01e6, 9.0), (0.06e6, 5.0), (tokens, 3.0)]
     assert verdict("The loss flattens", planted) == expected
 
 
@@ -128,6 +178,9 @@ def test_rivals(theirs, expected):
     rival.name, rival.size = "gpt2-xl", None
     planted = study(lambda size: shares(size), more=[rival])
     assert verdict("Small models beat", planted) == expected
+    rival.name = "gpt2"
+    assert verdict("Small models beat", planted) == OPEN  # neither large nor XL
+    rival.name = "gpt2-xl"
     rival.found["skills"]["questions_sha256"] = "other"
     assert verdict("Small models beat", planted) == OPEN
 
@@ -146,10 +199,11 @@ def graded(creative, plain, seed):
     """Lines of judge-paper.jsonl: what a judge said of 60 stories; one reply cannot be read."""
     rng = np.random.default_rng(seed)
     lines = [
-        {"verdict": {"creativity": creative + x, "grammar": plain + x, "consistency": plain + x,
-                     "plot": plain + x}} for x in rng.normal(0, 0.3, 60)
+        {"number": [i // 3, i % 3],
+         "verdict": {"creativity": creative + x, "grammar": plain + x, "consistency": plain + x,
+                     "plot": plain + x}} for i, x in enumerate(rng.normal(0, 0.3, 60))
     ]  # fmt: skip
-    return [*lines, {"verdict": None}]
+    return [*lines, {"number": [0, 3], "verdict": None}]
 
 
 @pytest.mark.parametrize("creative, plain, expected", [(3.5, 8.0, HOLDS), (8.0, 4.5, FAILS)])
@@ -172,7 +226,7 @@ def test_a_judge_stands_in_for_the_scores():
             one.found["judge-paper"] = {"judge": {"model": "a teacher"}}
             one.found["graded"] = graded(grade, grade, 0)
     assert verdict("Plot follows width", planted) == HOLDS
-    planted.runs[0].found.pop("graded")
+    planted.runs[0].found.pop("judge-paper")
     assert verdict("Plot follows width", planted) == FAILS
 
 

@@ -4,15 +4,18 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from unittest.mock import MagicMock
 
 import pytest
 from planted_study import GRID, KINDS, interval, run, study
 
 from configs import UserError
-from eval import gather, report, report_models
+from eval import charts, gather, report, report_models
 from eval.blocks import Cell, Section, cell, stories, table, text
 from eval.claims import claims
+from eval.copying import BINS
 from eval.plan import Size
+from eval.study import digest
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&amp; {{ 7 * 7 }} \ud800'
 
@@ -48,6 +51,27 @@ def page_of(planted):
     return report.render("The study", "facts", sections)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_rounds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.scores.ROUNDS", 40)
+        patch.setattr("eval.claims.ROUNDS", 40)
+        patch.setattr("eval.scaling.ROUNDS", 4)
+        yield
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Pages in less time: all is drawn, but on nothing."""
+
+    def chart(*draws, **_):
+        for draw in draws:
+            draw(MagicMock())
+        return "<svg></svg>"
+
+    monkeypatch.setattr(charts, "chart", chart)
+
+
 @pytest.fixture(scope="module")
 def page():
     """Of a study with every kind of result in it."""
@@ -57,22 +81,88 @@ def page():
 def full():
     """A planted study with every kind of result in it."""
     planted = study(shares, lambda size: 5 - 0.2 * size.width**0.4)
+    planted.settings["judge"] = HOSTILE
     for one in planted.runs:
-        one.found["side_by_side"] = {"stories": [
-            {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE, "h": 0.2,
-             "closest": 3, "closest_text": f"They made a snowman. {HOSTILE}"}]}  # fmt: skip
-        rows = [{"kind": kind, "prompt": HOSTILE, "completion": HOSTILE, "margins": [1.0],
-                 "verdict": "success"} for kind in ("context", "reasoning", "facts")]  # fmt: skip
-        scores = {kind: {"right": interval(0.5)} for kind in ("context", "reasoning", "facts")}
-        one.found["judge-prompts"] = {"models": [{"rows": rows, "scores": scores}]}
+        one.found |= results(one)
+    planted.runs[0].env = {"torch": "9.9", "data": {}}
+    planted.runs[0].recipe = {"batch_size": 2, "learning_rate": HOSTILE}
     planted.pieces.append({"name": HOSTILE, "command": ["train.py", HOSTILE], "status": "failed",
                            "proof": "x", "run": ""})  # fmt: skip
-    planted.runs[0].env = {"torch": "9.9", "data": {}}
-    more = run(Size(64, 2, 4), 1, {}, kind="instruct")
-    joint = {side: interval(0.3) for side in ("model", "shuffled", "true")}
-    more.found["instruct"] = {"checks": {"joint": joint}}
-    planted.runs.append(more)
+    size = Size(64, 2, 4)
+    for kind in ("instruct", "syn", "reward"):
+        more = run(size, 1, {}, kind=kind)
+        more.found = {"instruct": instruct(), "syn": vocabulary(), "reward": rewarded()}[kind]
+        more.steps = [{"step": n, "reward": 0.1 * n, "kl": n, "loss": n} for n in range(9)]
+        planted.runs.append(more)
+    rival = run(size, 1, shares(size), kind="rival")
+    rival.name, rival.size, rival.curve, rival.positions = "gpt2-xl", None, [], 0
+    rival.found |= results(rival)
+    planted.runs.append(rival)
     return planted
+
+
+def results(one):
+    """What the evaluations of a plain run have found."""
+    rows = [{"kind": kind, "prompt": HOSTILE, "completion": HOSTILE, "margins": [1.0],
+             "verdict": "success"} for kind in ("context", "reasoning", "facts")]  # fmt: skip
+    scores = {kind: {"right": interval(0.5)} for kind in ("context", "reasoning", "facts")}
+    said = {grade: interval(6.0) for grade in ("creativity", "grammar", "consistency", "plot")}
+    neurons = {"mean": interval(0.5), "mean_of_random_weights": interval(0.3),
+               "readable": interval(0.9), "readable_of_random_weights": interval(0.8),
+               "coherence_again": [[0.1, 0.5], [0.2, 0.6]]}  # fmt: skip
+    shown = [{"layer": 0, "neuron": 3, "coherence_again": 0.9,
+              "examples": [{"tokens": ["a ", HOSTILE, " c"], "at": 1}]}]  # fmt: skip
+    texts = {
+        "s": interval(0.1),
+        "r": interval(0.1),
+        "h": interval(0.3),
+        "mtld": interval(50.0),
+        "h_of_unseen_as_long": interval(0.3),
+        "self_bleu": interval(0.3),
+        "levels": {"exact": 0},
+        "values": {"s": [0.1], "r": [0.2, None], "h": [0.3]},
+        "g": {k: {"never": interval(0.2), "histogram": [1] * (len(BINS) - 1)} for k in "1234"},
+    }
+    told = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE, "h": 0.2,
+            "closest": 3, "closest_text": f"They made a snowman. {HOSTILE}"}  # fmt: skip
+    return {
+        "side_by_side": {"stories": [told]},
+        "judge-prompts": {"models": [{"rows": rows, "scores": scores}]},
+        "judge-paper": {"judge": {"model": HOSTILE}, "grades": said, "ages": {"A": 1, "C": 3}},
+        "judge-report": {"grades": said},
+        "graded": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
+        "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
+                      "shown": shown},
+        "diversity": {"sets": {f"{one.out_dir} at 1": texts, "the originals": {
+            "r": interval(0.1), "mtld": interval(9.0), "self_bleu": interval(0.2),
+            "values": {"r": [0.2]}}}},
+    }  # fmt: skip
+
+
+def instruct():
+    joint = {side: interval(0.3) for side in ("model", "shuffled", "true")}
+    return {"instruct": {"checks": {"joint": joint}},
+            "judge-instruct": {"grades": {"consistency": interval(5.0)}}}  # fmt: skip
+
+
+def vocabulary():
+    keys = (
+        "mtld",
+        "synonym_entropy",
+        "rare",
+        "non_words",
+        "distinct_1",
+        "distinct_2",
+        "distinct_3",
+    )
+    row = dict.fromkeys(keys, interval(0.4)) | {"loss": {"data/x": interval(3.0)}, "judge": {}}
+    return {"vocabulary": {"models": {"a": row, "b": row}}}
+
+
+def rewarded():
+    keys = ("about", "mentions", "reward", "repetition", "perplexity", "words", "ended")
+    row = dict.fromkeys(keys, interval(0.4)) | {"verdicts": {"good": 1, "okay": 2, "bad": 3}}
+    return {"reward": {"word": HOSTILE, "models": {"reference": row, "reward": row}}}
 
 
 def test_a_hostile_story_is_shown_as_it_is(page):
@@ -87,7 +177,7 @@ def test_a_hostile_story_is_shown_as_it_is(page):
             assert found.startswith("http://www.w3.org/"), found  # names of SVG's vocabularies
 
 
-def test_with_half_of_it_missing(page):
+def test_with_half_of_it_missing(page, quick):
     """Every section is there, what no run has measured is marked, and nothing else is."""
     planted = full()
     for one in planted.runs[::2]:
@@ -101,13 +191,49 @@ def test_with_half_of_it_missing(page):
     assert 0 < less.count("<h4>") < page.count("<h4>")
 
 
-def test_with_nothing_at_all():
+@pytest.mark.parametrize("name", [
+    "skills", "side_by_side", "judge-prompts", "judge-paper", "graded", "interpret", "diversity",
+    "instruct", "vocabulary", "reward",
+])  # fmt: skip
+def test_with_one_of_them_missing(name, quick):
+    """Of all runs, or of the first seeds alone."""
+    for some in (slice(None), slice(0, None, 3)):
+        planted = full()
+        for one in planted.runs[some]:
+            one.found.pop(name, None)
+        assert "not measured" in page_of(planted)
+
+
+@pytest.mark.parametrize("kind", ["", "syn", "instruct", "reward", "rival"])
+def test_with_one_kind_of_run_missing(kind, quick):
+    planted = full()
+    planted.runs = [one for one in planted.runs if one.kind != kind]
+    page_of(planted)
+    planted = full()
+    planted.runs = [one for one in planted.runs if one.kind != kind or one.seed > 1]
+    page_of(planted)
+    for one in planted.runs:
+        one.curve = one.train_curve = one.steps = []
+    page_of(planted)
+
+
+def test_of_a_kind_no_question_could_be_made(quick):
+    """A corpus without any name: no consistency."""
+    planted = full()
+    for one in planted.runs:
+        for table_ in (one.found.get("skills") or {"told": {}, "skills": {}}).values():
+            if isinstance(table_, dict):
+                table_.pop("consistency", None)
+    page_of(planted)
+
+
+def test_with_nothing_at_all(quick):
     page = page_of(study(shares, seeds=0))
     assert page.count("not measured") > 26 and "cannot tell" in page  # all of the paper's table
     assert "No model of the grid" in page
 
 
-def test_published_numbers_stand_beside_ours(page):
+def test_published_numbers_stand_beside_ours(page, quick):
     for text_ in ("9.34 / 0.92", "5.93 / 6.10", "2.94 / 0.00", "a factor of 500", "70 words"):
         assert text_ in page, text_
     blocks = report_models.grid(full()).blocks
@@ -165,24 +291,37 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 def test_no_study(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no study in"):
         gather.read(tmp_path)
-    (tmp_path / "study.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        gather.read(tmp_path)
+    for text_, why in (("{", "damaged"), ("{}", "no study of this version")):
+        (tmp_path / "study.json").write_text(text_)
+        with pytest.raises(UserError, match=why):
+            gather.read(tmp_path)
     monkeypatch.setattr(sys, "argv", ["report.py"])
     with pytest.raises(UserError, match="usage"):
         report.main()
 
 
 def test_only_what_is_done_is_read(tmp_path, monkeypatch):
-    """A file that an older command has left is no result."""
-    eval_ = tmp_path / "64-2-4-s1" / "eval"
-    eval_.mkdir(parents=True)
-    (eval_ / "skills.json").write_text("{}")
-    monkeypatch.setattr(gather, "run_in", lambda folder: run(GRID[2], 1, {}))
-    row = {"name": "train", "proof": "t", "run": "r", "status": "done", "command": []}
-    one = {"name": "skills", "proof": "out/planted/64-2-4-s1/eval/skills.json", "run": "",
-           "status": "failed", "command": []}  # fmt: skip
+    """Neither what an older command has left nor what has been changed since is a result."""
+    proof = tmp_path / "64-2-4-s1" / "eval" / "skills.json"
+    proof.parent.mkdir(parents=True)
+    proof.write_text('{"told": {}}')
+
+    def found_in(folder):
+        one = run(GRID[2], 1, {})
+        one.out_dir = str(tmp_path / "64-2-4-s1")
+        return one
+
+    monkeypatch.setattr(gather, "run_in", found_in)
+    row = {"name": "train", "proof": "t", "run": "r", "status": "done", "command": [], "sha256": ""}
+    one = row | {"name": "skills", "proof": str(proof), "run": "", "sha256": digest(proof)}
     settings = {"models": "64-2-4", "rivals": "", "dataset": "nowhere"}
-    (tmp_path / "study.json").write_text(json.dumps({"settings": settings, "pieces": [row, one]}))
-    found = gather.read(tmp_path)
-    assert len(found.runs) == 1 and found.runs[0].found["skills"] is None
+    for change, expected in (({}, {"told": {}}), ({"status": "failed"}, None),
+                             ({"sha256": "other"}, None)):  # fmt: skip
+        study_ = {"settings": settings, "pieces": [row, one | change]}
+        (tmp_path / "study.json").write_text(json.dumps(study_))
+        found = gather.read(tmp_path)
+        assert len(found.runs) == 1 and found.runs[0].found["skills"] == expected
+
+
+def test_a_run_that_is_gone_has_not_been_measured(tmp_path):
+    assert gather.run_in(str(tmp_path / "64-2-4-s1")) is None

@@ -41,16 +41,36 @@ def test_seeds_that_differ_make_wide_intervals():
 
 
 def test_the_envelope_by_hand():
-    """Of three models at four budgets; where all are worse than before, that loss stays."""
+    """Of three models at four budgets; none is best where all are worse than one was before."""
     nan = np.nan
     losses = np.array([[4.0, 3.5, 3.6, nan], [nan, 3.7, 3.2, 3.4], [nan, nan, nan, nan]])
     lowest, best = scaling.envelope(losses)
-    assert lowest.tolist() == [4.0, 3.5, 3.2, 3.2] and best.tolist() == [0, 0, 1, 1]
+    assert lowest.tolist() == [4.0, 3.5, 3.2, 3.4] and best.tolist() == [0, 0, 1, -1]
 
 
 def test_a_budget_that_no_model_has():
     lowest, best = scaling.envelope(np.array([[np.nan, 2.0]]))
     assert lowest.tolist() == [np.inf, 2.0] and best.tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize("shape", [(400, 0.34, 1800, 0.28), (40, 0.4, 400, 0.4)])
+def test_equal_numbers_of_tokens_make_no_exponent(shape):
+    """
+    Losses as Hoffmann et al. 2022 have them, all sizes on the same tokens: the best size is found
+    only where a smaller and a larger one have been as costly, and nothing else is fitted.
+    """
+    A, alpha, B, beta = shape
+    true, found = beta / (alpha + beta), {}
+    for w in np.geomspace(1e5, 1e7, 16):
+        n = np.geomspace(2e4, 2e7, 40)
+        found[f"{w:.0f}"] = (w, [list(zip(n, 1.5 + A / w**alpha + B / n**beta, strict=True))])
+    row = scaling.law(found)["a"]
+    assert row is None or row["mean"] == pytest.approx(true, abs=0.15)
+
+
+def test_of_one_seed_there_is_no_interval():
+    row = scaling.law(planted(seeds=1))["alpha"]
+    assert row["mean"] == pytest.approx(0.08, abs=0.01) and row["low"] is None is row["high"]
 
 
 def test_between_two_evaluations_lies_a_line_in_log_flops():

@@ -89,6 +89,9 @@ def test_a_judge_and_rivals(settings):
     graded = [name for name in pieces if name.startswith("eval.judge paper")]
     assert len(graded) == 4 and "--judge=a-teacher" in pieces[graded[0]].command
     assert "eval.interpret gpt2" in pieces and "eval.interpret gpt2-xl" not in pieces
+    for script in ("judge report", "judge synonyms syn", "judge instruct"):
+        assert any(name.startswith(f"eval.{script}") for name in pieces), script
+    assert "--judge=a-teacher" in pieces["eval.reward reward-128-2-4-s1"].command
     assert pieces["eval.skills gpt2-xl"].proof == "out/published/gpt2-xl/eval/skills.json"
 
 
@@ -99,8 +102,11 @@ def test_options(settings):
     assert plan.options(settings, "eval.judge prompts") == ["--beams=5"]
     assert plan.options(settings, "eval.skills") == ["--seed=1", "a b"]
     assert plan.options(settings, "eval.judge") == []
-    with pytest.raises(UserError, match="options are lines"):
-        plan.options(replace(settings, options="--beams=5"), "eval.skills")
+    for wrong in ("--beams=5", "eval.skill: --seed=1", "eval.skills: a\neval.skills: b"):
+        with pytest.raises(UserError, match="options are lines"):
+            plan.options(replace(settings, options=wrong), "eval.skills")
+    with pytest.raises(UserError, match="No closing quotation"):
+        plan.options(replace(settings, options="eval.skills: 'a"), "eval.skills")
 
 
 @pytest.mark.parametrize("name", ["study_small", "study_paper"])
@@ -177,14 +183,71 @@ def test_another_command_is_run_again_with_what_follows(settings, tmp_path):
     assert a.read_text() == b.read_text() == "made made "
 
 
-def test_a_run_of_other_settings_is_not_gone_on_with(settings, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [10])
+def test_a_run_of_other_settings_is_not_gone_on_with(settings, monkeypatch):
     piece = Piece("train x", ("train.py", "--seed=1"), "x/latest", run="x")
     Path(settings.out_dir).mkdir()
     Record(settings, {"train x": piece}).write()
+    monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [10])
     Record(settings, {"train x": piece})
     with pytest.raises(UserError, match="'x' was made with other settings"):
         Record(settings, {"train x": replace(piece, command=("train.py", "--seed=2"))})
+
+
+def test_a_part_of_a_study_forgets_nothing_of_the_rest(settings, tmp_path, monkeypatch):
+    """Called for a part, then for all with another recipe: what the first call made is known."""
+    Path(settings.out_dir).mkdir()
+    one, two = (Piece(f"train {x}", ("train.py", "--lr=1"), f"{x}/latest", run=x) for x in "ab")
+    Record(settings, {"train a": one, "train b": two}).write()
+    Record(settings, {"train a": one}).write()
+    monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [10])
+    assert Record(settings, {"train a": one, "train b": two}).others == []
+    with pytest.raises(UserError, match="'b' was made with other settings"):
+        Record(settings, {"train b": replace(two, command=("train.py", "--lr=2"))})
+    with pytest.raises(UserError, match="'c' was made with other settings"):  # and by whom?
+        Record(settings, {"c": Piece("c", ("train.py",), "c/latest", run="c")})
+
+
+def test_a_result_that_was_changed_since_is_made_again(settings, tmp_path):
+    a = tmp_path / "a"
+    pieces = {"a": shell("a", made(a), a)}
+    go(settings, pieces)
+    a.write_text("of another study")
+    assert Record(settings, pieces).status == {"a": LEFT}
+
+
+def test_a_training_that_was_stopped_is_not_done(settings, tmp_path, monkeypatch):
+    """It has saved and ends well, but has not come to its end."""
+    monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [])
+    out = tmp_path / "run"
+    for said, expected in (("stopped after step 3", FAILED), ("done with step 9", DONE)):
+        code = f"print('\\n{said}; ...'); {made(out)}"
+        piece = Piece("train", ("-c", code), str(out), run=str(out))
+        assert go(settings, {"train": piece}).status == {"train": expected}
+
+
+def test_an_error_of_one_piece_is_its_own(settings, tmp_path, monkeypatch, capsys):
+    b = tmp_path / "b"
+    call = Runner.call
+    monkeypatch.setattr(
+        Runner,
+        "call",
+        lambda self, piece, slot: 1 / 0 if piece.name == "a" else call(self, piece, slot),
+    )
+    pieces = {"a": shell("a", "", tmp_path / "a"), "b": shell("b", made(b), b)}
+    assert go(settings, pieces, jobs=1).status == {"a": FAILED, "b": DONE}
+    assert "a: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_asked_to_stop(settings, tmp_path):
+    """What is under way gets the signal; what was done by then is noted, the rest is left."""
+    done, late = tmp_path / "done", tmp_path / "late"
+    wait = f"import os, time; os.kill({os.getpid()}, 15); time.sleep(60); {made(late)}"
+    pieces = {"done": shell("done", made(done), done, weight=9), "late": shell("late", wait, late)}
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="the same command goes on"):
+        go(settings, pieces, jobs=1)
+    assert time.monotonic() - begun < 30 and not late.exists()
+    assert Record(settings, pieces).status == {"done": DONE, "late": LEFT}
 
 
 def test_what_most_depends_on_comes_first(settings, tmp_path):
@@ -233,7 +296,7 @@ def command(tmp_path, name, *words):
             f"--dataset={tmp_path / (name + '-data')}", *words]  # fmt: skip
 
 
-def normal(folder, name):
+def normal(folder):
     """What a study has found, without the names of its folders."""
     report = (folder / "report.html").read_text()
     nonce = report.partition("'nonce-")[2].partition("'")[0]
@@ -243,25 +306,24 @@ def normal(folder, name):
 @pytest.mark.slow
 def test_killed_in_the_middle_it_ends_with_the_same_report(tmp_path):
     """Killed outright while it trains, and once more by a signal; then called again to its end."""
-    subprocess.run(command(tmp_path, "one"), cwd=ROOT, check=True, capture_output=True)
-    run = subprocess.Popen(command(tmp_path, "two", "--jobs=1"), cwd=ROOT, start_new_session=True)
-    wait_for(lambda: list(tmp_path.glob("two/16-*/checkpoints/*")))
+    one, two = "left-alone", "cut-short"  # words that no report has
+    subprocess.run(command(tmp_path, one), cwd=ROOT, check=True, capture_output=True)
+    run = subprocess.Popen(command(tmp_path, two), cwd=ROOT, start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob(f"{two}/16-*/checkpoints/*")))
     run.kill()
     run.wait()
-    again = subprocess.run(command(tmp_path, "two"), cwd=ROOT, capture_output=True, text=True)
-    if again.returncode:  # the training that the killed one had started still held the lock
+    again = subprocess.run(command(tmp_path, two), cwd=ROOT, capture_output=True, text=True)
+    if again.returncode:  # what the killed one had started still held the lock
         assert "has not ended yet" in again.stderr
-        wait_for(lambda: not locked(tmp_path / "two" / "lock"))
-    run = subprocess.Popen(command(tmp_path, "two"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    time.sleep(8)
-    run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=60)
-    if run.returncode:
-        assert "the same command goes on" in said
-    subprocess.run(command(tmp_path, "two"), cwd=ROOT, check=True, capture_output=True)
-    one, two = (normal(tmp_path / name, name) for name in ("one", "two"))
-    assert one == two
-    record = json.loads((tmp_path / "two" / "study.json").read_text())
+        wait_for(lambda: not locked(tmp_path / two / "lock"))
+        run = subprocess.Popen(command(tmp_path, two), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        time.sleep(8)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+        assert not run.returncode or "the same command goes on" in said
+        subprocess.run(command(tmp_path, two), cwd=ROOT, check=True, capture_output=True)
+    assert normal(tmp_path / one) == normal(tmp_path / two)
+    record = json.loads((tmp_path / two / "study.json").read_text())
     assert {piece["status"] for piece in record["pieces"]} == {DONE}
 
 
