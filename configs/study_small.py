@@ -22,7 +22,6 @@ rewarded = "128-2-4"
 diverse = "64-2-4, 256-2-4"
 inside = "64-4-4"
 options = """
-eval.skills: --questions=320
 eval.instruct: --prompts=150 --max_new_tokens=300
 eval.diversity: --prompts=50 --temperatures=1 --max_new_tokens=300
 eval.interpret: --stories=500 --head_stories=16

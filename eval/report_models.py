@@ -11,9 +11,10 @@ from eval.protocols import AGES
 from eval.scores import Scores, interval, resampled
 
 GRADES = ("creativity", "grammar", "consistency", "plot")
-# Of a run's settings those that are no recipe: they differ between the runs.
-SHAPE = ("n_embd", "n_layer", "n_head", "seed", "out_dir", "dataset", "source", "tokenizer",
-         "resume", "profile", "save_steps", "revision", "init_from")  # fmt: skip
+# Of a run's settings those that make its recipe.
+RECIPE = ("batch_size", "gradient_accumulation_steps", "row_tokens", "block_size", "optimizer",
+          "learning_rate", "schedule", "warmup_iters", "weight_decay", "beta1", "beta2",
+          "grad_clip", "dropout", "max_iters", "eval_stories")  # fmt: skip
 SKILLS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
 LOOKS = {HOLDS: "success", FAILS: "failure"}
 
@@ -71,9 +72,8 @@ def models(study):
             for folder, manifest in study.data.items()
             for split, facts in manifest["splits"].items()]  # fmt: skip
     recipe = study.grid[0].recipe if study.grid else {}
-    names = [name for name in (*published.RECIPE, *recipe) if name not in SHAPE]
-    both = [[name, Cell(str(recipe[name])) if name in recipe else Cell("-"),
-             published.RECIPE.get(name, "-")] for name in dict.fromkeys(names)]  # fmt: skip
+    both = [[name, str(recipe.get(name, "-")), published.RECIPE.get(name, "-")]
+            for name in dict.fromkeys((*RECIPE, *published.RECIPE))]  # fmt: skip
     return Section("models", "Models and data", [
         table("Every model of this study. A loss compares with others on the same data and "
               "tokenizer alone.", head, rows),

@@ -1,5 +1,6 @@
 """The report's sections about what models tell: stories, knowledge, copies, Syn, Reward."""
 
+import textwrap
 from itertools import pairwise
 
 import numpy as np
@@ -81,7 +82,7 @@ def knowledge(study):
             for one in found.values():
                 here = one["rows"][i]
                 verdict = here.get("rating") or here["verdict"]
-                said = " ".join(here["completion"].split())
+                said = textwrap.shorten(here["completion"], 140, placeholder=" ...")
                 cells.append(Cell(MARKS.get(verdict, "") + said, verdict, verdict))
             rows.append(cells)
         if not rows:
@@ -98,7 +99,8 @@ def instruct(study):
     title = "Instructions"
     blocks = []
     if runs:
-        names = ["joint", *compliance.NAMES]
+        every = [run.found["instruct"]["checks"] for run in runs]
+        names = [name for name in ("joint", *compliance.NAMES) if any(name in one for one in every)]
         rows = []
         for run in runs:
             checks = run.found["instruct"]["checks"]

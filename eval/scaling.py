@@ -80,8 +80,10 @@ def law(curves, seed=0):
         [[(n * w, loss) for n, loss in run] for run in curves[name][1] if len(run) > 1]
         for name, w in zip(names, weights, strict=True)
     ]
-    ends = [[curve[i][0] for runs in flops for curve in runs] for i in (0, -1)]
-    budgets = np.geomspace(min(ends[0]) * (1 + 1e-9), max(ends[1]) * (1 - 1e-9), BUDGETS)
+    first = min(curve[0][0] for runs in flops for curve in runs)
+    ends = [min(curve[-1][0] for curve in runs) for runs in flops]  # where a size is at its best
+    budgets = np.geomspace(first * (1 + 1e-9), max(ends) * (1 - 1e-9), BUDGETS)
+    budgets = np.unique(np.r_[budgets, np.array(ends) * (1 - 1e-9)])
     tables = [on_budgets(runs, budgets) for runs in flops]  # of each size (seeds, budgets)
     means = np.array([table.mean(0) for table in tables])
     lowest, best = envelope(means)

@@ -31,6 +31,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import checkpoint
+import thesaurus
 from configs import ROOT, UserError, declared, load, read_file, run
 from eval import endpoint
 from eval.plan import plan, sizes
@@ -320,6 +321,8 @@ def check(settings):
         for size in sizes(getattr(settings, what), what):
             if size not in grid:
                 raise UserError(f"{what}: {size} is none of the models")
+    if settings.syn:  # an hour later is no time to say that there are no synonyms
+        thesaurus.tags(["dog"]), thesaurus.wordnet()
     if settings.judge:
         endpoint.check_url(settings.base_url)
         if not endpoint.key_of_environment() and not is_local(settings.base_url):

@@ -110,7 +110,7 @@ def test_options(settings):
 
 
 @pytest.mark.parametrize("name", ["study_small", "study_paper"])
-def test_the_configs(name):
+def test_the_configs(name, nltk_data):
     settings, recipe = study.complete(Settings(), [f"configs/{name}.py"])
     values = study.read_file(f"configs/{name}.py")
     known = {field: values[field] for field in vars(settings) if field in values}
@@ -124,11 +124,30 @@ def test_the_configs(name):
     ({"models": ""}, "name the models"), ({"seeds": 0}, "seeds"), ({"jobs": -1}, "jobs"),
     ({"syn": "32-1-2"}, "syn: 32-1-2 is none of the models"), ({"heads": "64-2"}, None),
 ])  # fmt: skip
-def test_wrong_settings(change, why, settings):
+def test_wrong_settings(change, why, settings, nltk_data):
     settings = replace(settings, **change)
     with pytest.raises(UserError, match=why or "heads: '64-2'"):
         study.check(settings)
         plan.plan(settings, {})
+
+
+def test_what_synonyms_need_is_asked_for_first(settings, monkeypatch):
+    def missing():
+        raise UserError("no WordNet")
+
+    monkeypatch.setattr("thesaurus.tags", lambda words: None)
+    monkeypatch.setattr("thesaurus.wordnet", missing)
+    with pytest.raises(UserError, match="no WordNet"):
+        study.check(settings)
+    study.check(replace(settings, syn=""))
+
+
+def test_a_judge_without_a_key(settings, monkeypatch):
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    settings = replace(settings, syn="", judge="a-teacher")
+    with pytest.raises(UserError, match="JUDGE_API_KEY"):
+        study.check(settings)
+    study.check(replace(settings, base_url="http://localhost:11434/v1"))
 
 
 # ----------------------------------------------------------------------------------------------
