@@ -8,6 +8,15 @@ from eval.claims import FAILS, HOLDS, OPEN, Claim, claims, reached
 from eval.plan import Size
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_rounds():
+    """Enough for verdicts that are planted well apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("eval.scores.ROUNDS", "eval.claims.ROUNDS"):
+            patch.setattr(name, 300)
+        yield
+
+
 def verdict(text, study_):
     [claim] = [claim for claim in claims(study_) if claim.text.startswith(text)]
     return claim.verdict

@@ -183,28 +183,28 @@ def two_ranks(settings):
     start(settings)
 
 
-def test_every_step_tells_other_stories(base, tmp_path):
+def test_every_step_tells_other_stories(made, base, tmp_path):
     """Of the same model: nothing is learned between the two."""
     settings = asked(base, tmp_path / "run")
-    run = Run(settings, Reference(settings, torch.device("cpu")))
+    run = Run(settings, made.reference)
     run.step(0.0)
     first = run.texts
     run.step(0.0)
     assert not set(first) & set(run.texts)
 
 
-def test_the_gradient_is_of_the_mean_over_stories(base, tmp_path, monkeypatch):
+def test_the_gradient_is_of_the_mean_over_stories(made, base, tmp_path, monkeypatch):
     settings = asked(base, tmp_path / "run")
-    run = Run(settings, Reference(settings, torch.device("cpu")))
+    run = Run(settings, made.reference)
     bias = run.model.ln_f.bias
     monkeypatch.setattr("policy.loss", lambda *_: bias.sum().expand(settings.stories))
     assert run.step(0.0)["grad_norm"] == pytest.approx(len(bias) ** 0.5)
 
 
-def test_the_best_interval_is_worth_most(base, tmp_path):
+def test_the_best_interval_is_worth_most(made, base, tmp_path):
     """Reward less what its KL costs."""
     settings = asked(base, tmp_path / "run", kl_factor=0.02)
-    run = Run(settings, Reference(settings, torch.device("cpu")))
+    run = Run(settings, made.reference)
     run.texts = []
     for step, (reward_, kl) in enumerate([(0.2, 0.0), (0.5, 0.0), (0.1, 0.0), (0.9, 50.0)], 1):
         run.state["step"] = step
@@ -407,6 +407,7 @@ def test_what_was_learned_before_a_nan_is_kept(base, tmp_path, monkeypatch):
     (["--embedder=./no-model"], "embedder './no-model' cannot be had"),
 ])  # fmt: skip
 def test_wrong_settings(words, why, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no retries
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(why)) as error:
         call(*FEW, f"--init_from={base}", "--out_dir=run", *words)
@@ -421,9 +422,9 @@ def test_a_run_is_not_overwritten(made, base):
         call("--resume", f"--out_dir={base}")  # train.py's
 
 
-def test_a_gradient_that_is_no_number_changes_no_weight(base, tmp_path, monkeypatch):
+def test_a_gradient_that_is_no_number_changes_no_weight(made, base, tmp_path, monkeypatch):
     settings = asked(base, tmp_path / "run")
-    run = Run(settings, Reference(settings, torch.device("cpu")))
+    run = Run(settings, made.reference)
     bias, before = run.model.ln_f.bias, run.model.wte.weight.clone()
     monkeypatch.setattr("policy.loss", lambda *_: (bias.sum() * float("nan")).expand(8))
     with pytest.raises(UserError, match="nan or inf"):

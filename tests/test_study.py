@@ -49,6 +49,13 @@ def settings(tmp_path):
     )  # fmt: skip
 
 
+@pytest.fixture
+def no_words(monkeypatch):
+    """WordNet, which is asked for where stories are to get synonyms, takes its time."""
+    monkeypatch.setattr("thesaurus.tags", lambda words: None)
+    monkeypatch.setattr("thesaurus.wordnet", lambda: None)
+
+
 # ----------------------------------------------------------------------------------------------
 # the plan
 
@@ -110,7 +117,7 @@ def test_options(settings):
 
 
 @pytest.mark.parametrize("name", ["study_small", "study_paper"])
-def test_the_configs(name, nltk_data):
+def test_the_configs(name, no_words):
     settings, recipe = study.complete(Settings(), [f"configs/{name}.py"])
     values = study.read_file(f"configs/{name}.py")
     known = {field: values[field] for field in vars(settings) if field in values}
@@ -124,7 +131,7 @@ def test_the_configs(name, nltk_data):
     ({"models": ""}, "name the models"), ({"seeds": 0}, "seeds"), ({"jobs": -1}, "jobs"),
     ({"syn": "32-1-2"}, "syn: 32-1-2 is none of the models"), ({"heads": "64-2"}, None),
 ])  # fmt: skip
-def test_wrong_settings(change, why, settings, nltk_data):
+def test_wrong_settings(change, why, settings, no_words):
     settings = replace(settings, **change)
     with pytest.raises(UserError, match=why or "heads: '64-2'"):
         study.check(settings)
