@@ -6,6 +6,7 @@ from planted_study import GRID, KINDS, interval, run, study
 
 from eval.claims import FAILS, HOLDS, OPEN, Claim, claims, reached
 from eval.plan import Size
+from eval.scores import Scores
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,6 +55,27 @@ def test_claims_about_scores(text, holds, fails):
     assert verdict(text, of(**holds)) == HOLDS
     assert verdict(text, of(**fails)) == FAILS
     assert verdict(text, of()) == OPEN
+
+
+def test_grammar_plateaus_among_the_larger_models():
+    """What consistency gains among the smaller half says nothing about a plateau."""
+    planted = study(lambda size: shares(size) | (
+        {"consistency": 0.55 + 0.4 * size.parameters / 2e5} if size.parameters < 2e5
+        else {"consistency": 0.95}))  # fmt: skip
+    assert verdict("Grammar plateaus", planted) == OPEN
+
+
+def test_scores_are_relative_and_few_questions_leave_much_open():
+    """0.75 told is halfway from chance to all right; of a quarter as many, twice as wide."""
+    few = of()
+    for one in few.runs:
+        told_ = one.found["skills"]["told"]
+        told_ |= {"plot": told_["plot"][::4]}
+    scores = Scores(few.grid)
+    assert scores.of("grammar")[:, 0] == pytest.approx(0.5, abs=0.03)
+    spread = [np.ptp(np.percentile(scores.of(kind)[0, 1:], (2.5, 97.5)))
+              for kind in ("plot", "grammar")]  # fmt: skip
+    assert 1.5 < spread[0] / spread[1] < 2.6 and spread[1] > 0.1
 
 
 def along(first, second):
@@ -112,6 +134,14 @@ def test_other_heads_are_no_other_width():
         if one.size.width == 128:
             one.size = one.size._replace(heads=32)
     assert verdict("Consistency appears", planted) == OPEN
+
+
+def test_what_would_come_without_reading_is_taken_off():
+    """Two layers do what is asked more often, and as much more often by chance."""
+    sizes = [Size(64, 1, 4), Size(64, 2, 4)]
+    more = instructed(lambda size: (0.2 * size.layers, 0.2 * size.layers), sizes)
+    planted = study(lambda size: shares(size), more=more)
+    assert verdict("Instructions need", planted) == OPEN
 
 
 def test_instructions_at_the_same_width():

@@ -81,7 +81,8 @@ def test_the_plan(settings):
         seen.append(name)
     words = pieces["train 64-2-4-s2"].command
     assert {"--batch_size=2", "--n_embd=64", "--n_layer=2", "--n_head=4", "--seed=2"} <= set(words)
-    assert not {"--source=other", "--seed=9"} & set(words)
+    assert not {"--source=other", "--seed=9", "--save_steps=log"} & set(words)
+    assert "--save_steps=log" in pieces["train 64-2-4-s1"].command
     for name, piece in pieces.items():
         if name.startswith("eval.skills"):
             assert ("--steps" in piece.command) == name.endswith(("64-2-4-s1", "128-2-4-s1")), name
