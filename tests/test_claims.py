@@ -133,6 +133,8 @@ def test_other_heads_are_no_other_width():
     for one in planted.runs:
         if one.size.width == 128:
             one.size = one.size._replace(heads=32)
+    planted.settings["models"] = ", ".join(dict.fromkeys(str(x.size) for x in planted.runs))
+    assert len(planted.grid) == len(planted.runs)
     assert verdict("Consistency appears", planted) == OPEN
 
 

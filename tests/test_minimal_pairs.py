@@ -43,6 +43,13 @@ def test_no_form_that_may_be_right(word):
     assert broken("base", word) is None
 
 
+def test_what_may_be_a_wish_is_not_asked_about():
+    """ "As if it were" is as right as "as if it was"."""
+    text = "Tom looked as if he was sad. " * 9 + "They were late."
+    rules = [one.rule for one in grammar([text] * 9, 99, random.Random(0))]
+    assert rules == []
+
+
 def test_all_but_one_word_stays():
     for one in grammar(texts(), 99, random.Random(1)):
         [(right, wrong)] = one.prompt.pairs

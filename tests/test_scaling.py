@@ -40,6 +40,20 @@ def test_seeds_that_differ_make_wide_intervals():
     assert width(0.3) > 3 * width(0.01)
 
 
+def test_few_seeds_spread_as_far_as_they_should():
+    """Losses of two seeds e apart shift all of log loss by N(0, e^2 / 4): that is the interval."""
+    found, shift = planted(seeds=1), 0.01
+    for name, (w, [run]) in found.items():
+        found[name] = w, [[(n, x * f) for n, x in run] for f in (1 - shift, 1 + shift)]
+    draws = []
+    for seed in range(3):
+        row = scaling.law(found, seed)["alpha"]
+        draws.append(row["high"] - row["low"])
+    one = {name: (w, runs * 2) for name, (w, runs) in found.items()}  # twice as many seeds
+    more = scaling.law(one)["alpha"]
+    assert np.mean(draws) / (more["high"] - more["low"]) == pytest.approx(1.73, abs=0.2)
+
+
 def test_the_envelope_by_hand():
     """Of three models at four budgets; none is best where all are worse than one was before."""
     nan = np.nan
