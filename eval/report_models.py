@@ -270,7 +270,8 @@ def verdicts(found):
         text("Each claim is a difference or slope that is above 0 if the claim holds; it holds if "
              "all of its 95 % interval is, it does not if all of it is below. "
              + ", ".join(f"{n} {verdict}" for verdict, n in count.items()) + "."),
-        table("", ["claim", "verdict", "value", "what was compared", "note", "source"], rows,
+        table("In the paper's order.", ["claim", "verdict", "value", "what was compared", "note",
+              "source"], rows,
               "wrap"),
     ])  # fmt: skip
 

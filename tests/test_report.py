@@ -332,3 +332,27 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
 
 def test_a_run_that_is_gone_has_not_been_measured(tmp_path):
     assert gather.run_in(str(tmp_path / "64-2-4-s1")) is None
+
+
+def test_in_a_browser(page, browser, tmp_path):
+    """Tables sort by what a cell is worth, what is unknown last; hostile stories do nothing."""
+    (tmp_path / "report.html").write_text(
+        page.encode("utf-8", "replace").decode(), encoding="utf-8"
+    )
+    browser.get(f"file://{tmp_path}/report.html")
+    tables = browser.find_elements("css selector", "table")
+    [grid] = [x for x in tables if "GPT-4's grades as" in x.get_attribute("aria-label")]
+
+    def column(i):
+        rows = grid.find_elements("css selector", "tbody tr")
+        return [row.find_elements("css selector", "th, td")[i].text for row in rows]
+
+    buttons = grid.find_elements("css selector", "thead button")
+    buttons[1].click()
+    losses = column(1)
+    assert losses[:2] == ["1.180", "1.180"] and losses[25:] == ["2.380"] + ["not printed"] * 5
+    buttons[1].click()
+    assert column(1)[0] == "2.380" and column(1)[-1] == "not printed"
+    buttons[0].click()
+    assert column(0)[:3] == ["64-2", "64-4", "64-8"]
+    assert browser.get_log("browser") == [] and browser.title == "The study"

@@ -181,7 +181,8 @@ def test_what_is_made_stays_and_what_fails_stops_nothing(settings, tmp_path, cap
     a, b, c, d = (tmp_path / name for name in "abcd")
     pieces = {
         "a": shell("a", made(a), a), "b": shell("b", made(b), b, ("a",)),
-        "bad": shell("bad", "raise SystemExit(3)", c, ("a",)),
+        "bad": shell("bad", made(tmp_path / "half") + "; raise SystemExit(3)", tmp_path / "half",
+                     ("a",)),
         "after": shell("after", made(d), d, ("bad",)),
         "lies": shell("lies", "pass", tmp_path / "nothing"),
     }  # fmt: skip
@@ -275,6 +276,16 @@ def test_asked_to_stop(settings, tmp_path):
         go(settings, pieces, jobs=1)
     assert time.monotonic() - begun < 30 and not late.exists()
     assert Record(settings, pieces).status == {"done": DONE, "late": LEFT}
+
+
+def test_what_ends_well_while_stopping_is_noted(settings, tmp_path):
+    last = tmp_path / "last"
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN)"
+    code += f"; os.kill({os.getpid()}, 15); time.sleep(0.5); {made(last)}"
+    pieces = {"last": shell("last", code, last)}
+    with pytest.raises(UserError, match="the same command goes on"):
+        go(settings, pieces, jobs=1)
+    assert Record(settings, pieces).status == {"last": DONE}
 
 
 def test_what_most_depends_on_comes_first(settings, tmp_path):
