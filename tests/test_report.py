@@ -11,7 +11,7 @@ from planted_study import GRID, KINDS, interval, run, study
 
 from configs import UserError
 from eval import charts, gather, report, report_models
-from eval.blocks import Cell, Section, cell, stories, table, text
+from eval.blocks import Cell, Section, cell, figure, stories, table, text
 from eval.claims import claims
 from eval.copying import BINS
 from eval.plan import Size
@@ -356,3 +356,13 @@ def test_in_a_browser(page, browser, tmp_path):
     buttons[0].click()
     assert column(0)[:3] == ["64-2", "64-4", "64-8"]
     assert browser.get_log("browser") == [] and browser.title == "The study"
+
+
+def test_the_closest_story_is_one_that_the_model_has_read(page):
+    """Not a rival's, which has read others."""
+    assert "closest training story to that of 256-2-4" in page and "that of gpt2-xl" not in page
+
+
+def test_what_a_figure_says_it_shows_is_escaped():
+    shown = figure("<svg></svg>", 'a "b"><script>')["svg"]
+    assert "<script>" not in shown and "&#34;b&#34;&gt;" in shown
