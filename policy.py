@@ -71,6 +71,24 @@ def rows_of(prompts, stories, eot, device):
     return Rows(torch.tensor(tokens, device=device), torch.tensor(targets, device=device))
 
 
+def surprise(model, prompts, stories, eot, size):
+    """
+    [(nats, tokens)] of each generation.Story given its prompt, a list of ids, at temperature 1: its
+    end counts, where it has one. In passes of at most `size` rows of about the same length.
+    """
+    found, device = [None] * len(prompts), model.wte.weight.device
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(stories[i].ids))
+    for first in range(0, len(order), size):
+        some = order[first : first + size]
+        rows = rows_of([prompts[i] for i in some], [stories[i] for i in some], eot, device)
+        with torch.no_grad():
+            losses = model(rows.tokens, rows.targets, mean=False)  # (n, T), 0 where IGNORE
+        sums = zip(losses.double().sum(1).tolist(), rows.told.sum(1).tolist(), strict=True)
+        for i, pair in zip(some, sums, strict=True):
+            found[i] = pair
+    return found
+
+
 def log_probs(model, tokens, temperature):
     """The log-probabilities of all tokens at each place, float32 (N, T, V), at a temperature."""
     return (model(tokens).float() / temperature).log_softmax(-1)

@@ -382,8 +382,7 @@ class Trainer:
 
     def note(self, loss, nats):
         """An evaluation's result, for the state, the log and the plot."""
-        state = self.state
-        bpb = nats / math.log(2) / self.val_bytes
+        state, bpb = self.state, nats / math.log(2) / self.val_bytes
         state["evaluated"] = state["step"]
         if loss < (state["best"] or math.inf):
             state |= {"best": loss, "best_step": state["step"]}

@@ -14,7 +14,7 @@ import numpy as np
 
 from checkpoint import replacing
 
-INK, LINE = "#123456", "#654321"  # placeholders, for what the page's style decides
+INK, LINE = "#123456", "#654321"  # stand for what the page's style decides
 _RC = {
     "svg.fonttype": "none", "svg.hashsalt": "study", "font.family": "sans-serif", "font.size": 9,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,

@@ -17,10 +17,10 @@ from eval.scores import (
     CHANCE,
     FEW,
     ROUNDS,
-    Scores,
     answers,
     apart,
     interval,
+    of_grid,
     pooled,
     resampled,
     spread_of,
@@ -54,7 +54,7 @@ class Claim:
 
 def claims(study):
     """[Claim] of a gather.Study, in the paper's order."""
-    scores = Scores([run for run in study.grid if run.found.get("skills")])
+    scores = of_grid(study)
     found = [
         plateau(scores), before(study), threshold(scores), two_layers(study), follow(study),
         *depth_and_width(scores), shallow(scores), creativity(scores),

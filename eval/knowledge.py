@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import checkpoint
 import policy
@@ -32,21 +31,14 @@ def log_probabilities(found, asked):
     asked: (ids of a prompt, ids of its continuation) each. Raises UserError where both together are
     longer than the model can read.
     """
-    limit, nats = found.model.config.block_size, [0.0] * len(asked)
+    limit = found.model.config.block_size
     longest = max(len(prompt) + len(rest) for prompt, rest in asked)
     if longest > limit:
         raise UserError(f"a prompt has {longest} tokens, but the model ends at {limit}")
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]) + len(asked[i][1]))
-    for first in range(0, len(order), ROWS):  # of about the same length: little is padded
-        some = order[first : first + ROWS]
-        stories = [Story(asked[i][1], ended=False) for i in some]
-        rows = policy.rows_of([asked[i][0] for i in some], stories, found.tokenizer.eot,
-                              found.model.wte.weight.device)  # fmt: skip
-        with torch.no_grad():
-            losses = found.model(rows.tokens, rows.targets, mean=False)  # (B, T)
-        for i, sum_ in zip(some, losses.double().sum(1).tolist(), strict=True):
-            nats[i] = -sum_
-    return nats
+    prompts, rests = zip(*asked, strict=True)
+    stories = [Story(rest, ended=False) for rest in rests]
+    told = policy.surprise(found.model, prompts, stories, found.tokenizer.eot, ROWS)
+    return [-nats for nats, _ in told]
 
 
 def margins_of(found, prompts):

@@ -26,11 +26,7 @@ from eval.questions import Prompt
 from topic import sentences
 from words import STOP, dictionary
 
-KINDS = {
-    "grammar": "forms that English allows",
-    "consistency": "the names of the story",
-    "plot": "sentences of the story",
-}
+KINDS = ("grammar", "consistency", "plot")
 LONGEST = 1400  # characters of a story that is asked about: with words for tokens, below 512
 TRIES = 20  # of names, for one that is not in a story
 _FORMS = {"was": "were", "is": "are", "has": "have", "him": "he", "them": "they", "us": "we"}

@@ -8,7 +8,7 @@ from eval import charts, published
 from eval.blocks import Cell, Section, cell, figure, missing, table, text
 from eval.claims import FAILS, HOLDS
 from eval.protocols import AGES
-from eval.scores import Scores, interval, resampled
+from eval.scores import interval, of_grid, resampled
 
 GRADES = ("creativity", "grammar", "consistency", "plot")
 # Of a run's settings those that make its recipe.
@@ -160,28 +160,33 @@ def grid(study):
     ])  # fmt: skip
 
 
+def relative(study):
+    """(the grid's Scores, {kind: {size: interval}} of grammar, consistency and plot)."""
+    scores = of_grid(study)
+    return scores, {
+        kind: {size: interval(row, 1) for size, row in zip(scores.sizes, found, strict=True)}
+        for kind in SKILLS[:3] if (found := scores.of(kind)) is not None
+    }  # fmt: skip
+
+
 def trends(study):
     """Scores against size, along training, against loss; ages."""
     runs = [run for run in study.grid if run.found.get("skills")]
-    scores = Scores(runs)
-    names = [kind for kind in SKILLS[:3] if scores.of(kind) is not None]
-    at = {size: size.parameters for size in scores.sizes}
-    rows = {kind: {size: interval(scores.of(kind)[i], 1) for i, size in enumerate(scores.sizes)}
-            for kind in names}  # fmt: skip
+    scores, rows = relative(study)
     what = "Below stand shares of questions told, relative: 0 is chance, 1 all right."
     if scores.judge:
         what = f"Below stand grades of {scores.judge}, relative: 0 is the paper's 64-2, 1 GPT-4."
     blocks = [text(what)]
     draws = []
-    for kind in names:
+    widths = {size: size.width for size in scores.sizes}
+    for by_size_ in rows.values():
         lines = {}
-        for layers in sorted({size.layers for size in at}):
-            points = {s: rows[kind][s] for s in at if s.layers == layers}
+        for layers in sorted({size.layers for size in scores.sizes}):
+            points = {s: x for s, x in by_size_.items() if s.layers == layers}
             lines[f"{layers} layer{'s' * (layers > 1)}"] = points
-        widths = {size: size.width for size in at}
         draws.append(charts.draw_intervals(lines, widths, sorted(set(widths.values()))))
     if draws:
-        blocks.append(figure(charts.chart(*draws, size=(3 * len(draws), 3), title=names,
+        blocks.append(figure(charts.chart(*draws, size=(3 * len(draws), 3), title=list(rows),
                       xlabel="width", ylabel="relative score"),
                       "By width, a line for each depth."))  # fmt: skip
     draws, titles = [], []
@@ -227,13 +232,9 @@ def headline(study):
     The figure that the report opens with: (draws, the rest) of `charts.chart`; None where nothing
     was measured.
     """
-    runs = [run for run in study.grid if run.found.get("skills")]
-    scores = Scores(runs)
-    names = [kind for kind in SKILLS[:3] if scores.of(kind) is not None]
-    if not names:
+    scores, rows = relative(study)
+    if not rows:
         return None
-    rows = {kind: {size: interval(scores.of(kind)[i], 1) for i, size in enumerate(scores.sizes)}
-            for kind in names}  # fmt: skip
     at = {size: size.parameters for size in scores.sizes}
     curves = {name: some[0].curve for name, some in by_size(study.grid).items() if some[0].curve}
     draws = charts.draw_lines(curves, False, "."), charts.draw_intervals(rows, at)

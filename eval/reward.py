@@ -39,7 +39,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 import checkpoint
 import instruct
@@ -114,18 +113,13 @@ def tell(found, prompts, asked):
 
 def surprise(reference, starts, told, asked):
     """[(nats, tokens)] of each story under the reference, given its beginning, the end included."""
-    found, eot, size = [], reference.tokenizer.eot, asked.rows
     prompts = [reference.prompt(start) for start in starts]
     stories = []
     for prompt, (text, ended) in zip(prompts, told, strict=True):
         room = reference.model.config.block_size - len(prompt)
         stories.append(Story(reference.tokenizer.encode(text)[:room], ended))
-    for i in range(0, len(told), size):
-        rows = policy.rows_of(prompts[i : i + size], stories[i : i + size], eot, asked.device)
-        with torch.no_grad():
-            losses = reference.model(rows.tokens, rows.targets, mean=False)
-        found += list(zip(losses.sum(1).tolist(), rows.told.sum(1).tolist(), strict=True))
-    return found
+    eot = reference.tokenizer.eot
+    return policy.surprise(reference.model, prompts, stories, eot, asked.rows)
 
 
 def lines_of(name, starts, told, word, topic, reference, asked):

@@ -92,6 +92,11 @@ class Scores:
         return x @ self.of(kind)[chosen] / (x @ x)
 
 
+def of_grid(study):
+    """The Scores of a gather.Study's grid: of the runs that were asked."""
+    return Scores([run for run in study.grid if run.found.get("skills")])
+
+
 def answers(run):
     """{kind: float64 (questions,)} of eval.skills: 1 told, 0 not, relative to chance."""
     skills = run.found.get("skills")
