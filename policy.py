@@ -36,6 +36,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.cross_entropy import linear_cross_entropy
 from model import IGNORE
 
 METHODS = ("naive", "reinforce", "rloo", "grpo")
@@ -81,9 +82,12 @@ def surprise(model, prompts, stories, eot, size):
     for first in range(0, len(order), size):
         some = order[first : first + size]
         rows = rows_of([prompts[i] for i in some], [stories[i] for i in some], eot, device)
+        told, losses = rows.told, torch.zeros(rows.targets.shape, device=device)  # (n, T)
         with torch.no_grad():
-            losses = model(rows.tokens, rows.targets, mean=False)  # (n, T), 0 where IGNORE
-        sums = zip(losses.double().sum(1).tolist(), rows.told.sum(1).tolist(), strict=True)
+            hidden = model.hidden(rows.tokens)[told]  # the head is asked where one told alone
+            head, words = model.wte.weight, model.config.vocab_size
+            losses[told] = linear_cross_entropy(hidden, head, rows.targets[told], words, mean=False)
+        sums = zip(losses.double().sum(1).tolist(), told.sum(1).tolist(), strict=True)
         for i, pair in zip(some, sums, strict=True):
             found[i] = pair
     return found

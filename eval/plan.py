@@ -154,10 +154,11 @@ class Plan:
 
     def of_size(self, size, seeds):
         """A size of the grid: its runs, and what they are asked."""
+        large = 1 + size.parameters / OVERHEAD
         for seed in range(1, seeds + 1):
             trained, out = self.train(size, seed)
-            words = [out, "--steps"] if seed == 1 else [out]
-            self.evaluate("eval.skills", out, [trained], words, share=0.5 if seed == 1 else 0.1)
+            words, share = ([out, "--steps"], 0.5) if seed == 1 else ([out], 0.1)
+            self.evaluate("eval.skills", out, [trained], words, share=share * large)
         trained, out = self.train(size, 1)
         rated = self.judge() if self.settings.judge else []
         self.evaluate("eval.judge", out, [trained], [out, *rated], mode="prompts")
@@ -187,7 +188,9 @@ class Plan:
         (trained, base), out = self.train(size, 1), f"{self.folder}/reward-{size}-s1"
         words = [*options(settings, "reward.py"), f"--init_from={base}", f"--out_dir={out}"]
         name = f"reward {size}"
-        taught = self.add(name, ["reward.py", *words], f"{out}/latest", [trained], 2e6, out)
+        taught = self.add(
+            name, ["reward.py", *words], f"{out}/latest", [trained], 2 * OVERHEAD, out
+        )
         needs, words = [taught], [out]
         if size in sizes(settings.instructed, "instructed"):
             told, instruct = self.train(size, 1, "instruct")

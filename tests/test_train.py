@@ -2,17 +2,20 @@
 
 import json
 import math
+import resource
 import shutil
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from tiny import losses, settings_for
 
 import checkpoint
 import eval.loss
+import machine
 import prepare
 import schedule
 import train
@@ -363,6 +366,23 @@ def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert checkpoint.read_config(settings.out_dir) == before
     assert checkpoint.steps_of(settings.out_dir) == [2]
+
+
+def faults_of_steps(path):
+    """Write how many pages the kernel had to make while tensors came and went."""
+    machine.pick_device("cpu")
+    found = []
+    for _ in range(20):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.ones(2_000_000) for _ in range(4)]  # 8 MB, 1,953 pages, each
+        del blocks
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    path.write_text(json.dumps(found))
+
+
+def test_freed_memory_is_used_again(tmp_path):
+    assert tiny.call(faults_of_steps, tmp_path / "faults") == 0
+    assert max(json.loads((tmp_path / "faults").read_text())[10:]) < 100
 
 
 def test_evaluations_on_some_of_the_stories(data, tmp_path):
