@@ -1,7 +1,7 @@
 """
 The whole study in one command: a grid of models, every evaluation that applies, and the report.
 
-    python -m eval.study configs/study_small.py                  # an hour on two cores of a CPU
+    python -m eval.study configs/study_small.py                  # 55 minutes on two cores of a CPU
     python -m eval.study configs/study_small.py --dry_run        # its commands, and what is done
     python -m eval.study configs/study_paper.py --judge=gpt-4o   # a GPU, and a judge's grades
 
