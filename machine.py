@@ -50,8 +50,8 @@ def pick_device(name):
 def keep_memory():
     """
     Have the C library keep what is freed for what comes next, but for blocks of 32 MB and more.
-    glibc gives more of it back to the kernel, which zeroes each page again for the next step: a
-    third of a small model's time.
+    glibc gives more of it back to the kernel, which zeroes each page again for the next step: up to
+    a third of a small model's time.
     """
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
     with contextlib.suppress(AttributeError):  # another C library has no mallopt
