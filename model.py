@@ -19,7 +19,6 @@ Initial weights, as GPT-2 has them:
 Not here: dropout on attention probabilities (no fused kernel has it, and one epoch needs none).
 """
 
-import contextlib
 import math
 from dataclasses import dataclass
 
@@ -27,11 +26,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from configs import UserError
-from kernels.attention import attention, choose, ends, windowed
-from kernels.cross_entropy import linear_cross_entropy
-
-IGNORE = -1  # a target that does not count: padding
+from kernels.attention import attention, choose_attention, span_ends, windowed
+from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -124,15 +120,14 @@ class GPT(nn.Module):
 
     def use_attention(self, name, dtype):
         """
-        Take the attention behind a setting, to compute in a torch dtype; returns why that one, or
-        raises UserError.
+        Select the attention implementation behind a setting, to compute in a torch dtype.
+
+        name: "auto", "triton", "sdpa" or "math". Returns the reason for the choice; raises
+        ValueError where the device, head size or dtype does not allow it.
         """
         config, device = self.config, self.wte.weight.device
-        try:
-            self.attn, why = choose(name, device, config.n_embd // config.n_head, dtype)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        return why
+        self.attn, reason = choose_attention(name, device, config.n_embd // config.n_head, dtype)
+        return reason
 
     def window(self, layer):
         """How many tokens back layer number `layer` sees; 0: all (GPT-Neo's odd layers: 256)."""
@@ -142,11 +137,10 @@ class GPT(nn.Module):
         """
         Logits, or with targets the loss.
 
-        tokens: (B, T) int64. targets: (B, T) int64, IGNORE where nothing counts. positions: (B, T)
-        int64, each token's place in its story; default: in its row. start: (B, T) int32, see
-        kernels.attention.
-        Returns logits (B, T, vocab_size); or the cross-entropy in nats, float32: its mean over the
-        targets that count, or with mean=False (B, T), 0 where IGNORE.
+        tokens: (B, T) int64. targets: (B, T) int64, IGNORE_INDEX where nothing counts. positions:
+        (B, T) int64, each token's place in its story; default: in its row. start: (B, T) int32, see
+        kernels.attention. Returns logits (B, T, vocab_size); or the cross-entropy in nats, float32:
+        its mean over the targets that count, or with mean=False (B, T), 0 where IGNORE_INDEX.
         Raises ValueError where a position would pass block_size.
         """
         x = self.hidden(tokens, positions, start)
@@ -154,7 +148,7 @@ class GPT(nn.Module):
             return self.head(x)
         vocab_size = self.config.vocab_size
         loss = linear_cross_entropy(
-            x.flatten(0, 1), self.wte.weight, targets.flatten(), vocab_size, IGNORE, mean
+            x.flatten(0, 1), self.wte.weight, targets.flatten(), vocab_size, IGNORE_INDEX, mean
         )
         return loss if mean else loss.view(targets.shape)
 
@@ -175,36 +169,11 @@ class GPT(nn.Module):
 
     def band(self, start):
         """(start, end): what attention asks of a batch, derived once for all layers."""
-        return start, None if start is None or self.attn != "triton" else ends(start)
+        return start, None if start is None or self.attn != "triton" else span_ends(start)
 
     def head(self, x):
         """Hidden states (..., C) -> logits (..., vocab_size): the padding is cropped away."""
         return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
-
-    @torch.no_grad()
-    def evaluate(self, batches, autocast=contextlib.nullcontext, forward=None):
-        """
-        Total loss over `batches` (batches.Batch) without dropout: (nats, targets counted).
-
-        autocast: a function that returns the context to compute in. forward: this model, compiled.
-        A batch's losses are summed in float32 where they are, the batches in float64 on the CPU:
-        nothing waits until the end.
-        """
-        training, shape = self.training, None
-        self.eval()
-        sums, count = [torch.zeros((), device=self.wte.weight.device)], 0
-        for batch in batches:
-            shape = shape or batch.tokens.shape
-            # A last batch of fewer rows is not worth compiling for.
-            compiled = forward is not None and batch.tokens.shape == shape
-            run = forward if compiled else self
-            torch.compiler.cudagraph_mark_step_begin()  # the last batch's results are used up
-            where = {"positions": batch.positions, "start": batch.start}
-            with autocast():
-                sums.append(run(batch.tokens, batch.targets, **where, mean=False).sum())
-            count += batch.count
-        self.train(training)
-        return torch.stack(sums).cpu().double().sum().item(), count
 
     def num_params(self, embeddings=True):
         """Parameters, without the vocabulary's padding; without both embeddings if asked."""

@@ -27,12 +27,10 @@ import numpy as np
 from tqdm import tqdm
 
 import configs
-import corpus
-import hub
-import instruct
-import tokenizer as tokenizers
 from configs import UserError
-from encode import Encoder, cleaned, hash_of, story_of, worker_pool
+from nanostories.dataset import hub, instruct, sources
+from nanostories.dataset import tokenizer as tokenizers
+from nanostories.dataset.encode import Encoder, cleaned, hash_of, story_of, worker_pool
 
 SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from: enough, and memory is bounded
 PART_STORIES = 1 << 20  # of how many stories the hashes are compared at a time
@@ -145,9 +143,9 @@ def sample(source, seed, val_limit):
     """
     # Storybook's total is in stories, which are all alike; the hub's is unknown.
     step, size = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES)), 0
-    records = corpus.is_instruct(source.name)
+    records = sources.is_instruct(source.name)
     for block in itertools.islice(source.blocks(), 0, None, step):
-        for kept in cleaned(corpus.texts(block), Counter(), seed if records else None):
+        for kept in cleaned(sources.texts(block), Counter(), seed if records else None):
             digest = hash_of(story_of(kept).encode(), seed)
             if int.from_bytes(digest[:8], "little") >= val_limit:
                 text = kept.text() if records else kept
@@ -224,13 +222,13 @@ def tokenize(folder, settings, train, val, tokenizer, apart=(), said=None):
     the manifest is to say instead, {name: value}.
     """
     limit = 0 if val else round(settings.val_fraction * 2**64)
-    answers = corpus.is_instruct(settings.source)
+    answers = sources.is_instruct(settings.source)
     counts = [Counter(), Counter()]
     encoder = Encoder(tokenizer, settings.seed, answers)
     with worker_pool(encoder, settings.workers) as encode:
         results = encode(val.blocks()) if val else encode(train.blocks(), apart, limit)
         # The workers are at it by now, while we import torch, which shards.py brings with it.
-        from shards import Writer, write_manifest
+        from nanostories.dataset.shards import Writer, write_manifest
 
         tokenizer.save(folder / "tokenizer.json")
         writers = [Writer(folder, "val"), Writer(folder, "train")]
@@ -281,12 +279,12 @@ def prepare(settings, add=None, said=None):
     apart = fields_of(settings)
     started = time.monotonic()
     more = {"stories": settings.stories, "seed": settings.seed, "revision": settings.revision}
-    train, val = corpus.Source(settings.source, **more).pinned(), None
+    train, val = sources.Source(settings.source, **more).pinned(), None
     train.total()  # downloads it, or says that it is not there, before anything is made
     if settings.val_source or train.base in hub.NAMED:
-        val = corpus.Source(settings.val_source or train.name, "val", **more).pinned()
+        val = sources.Source(settings.val_source or train.name, "val", **more).pinned()
         val.total()
-    out = Path(settings.out or corpus.dataset_folder(settings.source, settings.tokenizer))
+    out = Path(settings.out or sources.dataset_folder(settings.source, settings.tokenizer))
     made = {out: ()}
     if apart:
         made[out.with_name(f"{out.name}-without-{settings.hold_out}")] = apart
@@ -310,10 +308,10 @@ def prepare(settings, add=None, said=None):
 def fields_of(settings):
     """The fields of Instruct that hold_out keeps apart, a list of names; [] without it."""
     names = settings.hold_out.split("+") if settings.hold_out else []
-    if names and not corpus.is_instruct(settings.source):
+    if names and not sources.is_instruct(settings.source):
         raise UserError(
             f"hold_out is for Instruct records, which '{settings.source}' has none of; "
-            f"--source={corpus.MADE}{settings.source} makes some"
+            f"--source={sources.MADE}{settings.source} makes some"
         )
     if names and (len(set(names)) < 2 or not set(names) <= set(instruct.LABELS)):
         fields = ", ".join(instruct.LABELS)

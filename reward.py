@@ -8,9 +8,10 @@ TinyStories-Reward: teach a trained model, by reward alone, to tell stories abou
     torchrun --standalone --nproc_per_node=8 reward.py configs/reward_cat.py
 
 A step tells `stories` of them from the prompt, rates each by how close it is to the word
-(topic.py), and makes the better ones likelier by a policy gradient (policy.py has the methods and
-their formulas), while kl_factor ties the model to what it began as, the reference. Rated is what
-was told, not the prompt. What else changes is watched, plotted and alarmed on (watch.py).
+(reward_function.py), and makes the better ones likelier by a policy gradient (policy_gradient.py
+has the methods and their formulas), while kl_factor ties the model to what it began as, the
+reference. Rated is what was told, not the prompt. What else changes is watched, plotted and alarmed
+on (monitor.py).
 
 The run folder is one as train.py makes it, sample.py and eval take it, with watch.png in the place
 of loss.png. Ctrl-C or SIGTERM saves after the step under way; --resume goes on as if nothing had
@@ -26,19 +27,29 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint as recompute
 
-import checkpoint
-import machine
-import policy
-import sweep
 from configs import UserError, load, run, show
-from machine import distributed, rank, ranks, say
-from reference import Reference
-from runlog import RunLog
-from schedule import SCHEDULES, Schedule
-from start import check_free, resumed
-from train import make_optimizer
-from watch import Watch, measures
-from words import tokens
+from eval import reward_sweep
+from nanostories.dataset import packing
+from nanostories.rl import policy_gradient
+from nanostories.rl.monitor import Monitor, story_metrics
+from nanostories.rl.reference import Reference
+from nanostories.text.words import tokens
+from nanostories.training import checkpoint
+from nanostories.training.device import environment, pick_device, select_attention
+from nanostories.training.distributed import (
+    StopSignal,
+    all_gather,
+    all_reduce_max,
+    barrier,
+    print0,
+    process_group,
+    rank,
+    world_size,
+)
+from nanostories.training.logger import RunLogger
+from nanostories.training.optim import make_optimizer
+from nanostories.training.run_config import check_free, resumed
+from nanostories.training.schedule import SCHEDULES, Schedule
 
 LEAST_CHANCE = 1e-5  # temperature: below, stories are told greedily
 
@@ -123,7 +134,7 @@ def check(settings):
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(settings, name) < 1:
             raise UserError(f"{name} must be at least 0 and below 1")
-    for name, choices in (("method", policy.METHODS), ("schedule", SCHEDULES),
+    for name, choices in (("method", policy_gradient.METHODS), ("schedule", SCHEDULES),
                           ("optimizer", ("adamw", "muon"))):  # fmt: skip
         if getattr(settings, name) not in choices:
             wrong = getattr(settings, name)
@@ -136,10 +147,10 @@ def check(settings):
         raise UserError("embedder is model, or a model of sentence-transformers")
     if not settings.max_iters and not settings.max_minutes:
         raise UserError("say how long: max_iters or max_minutes")
-    if settings.stories % settings.group or settings.stories % ranks():
+    if settings.stories % settings.group or settings.stories % world_size():
         raise UserError(
             f"stories ({settings.stories}) must be a multiple of group ({settings.group}) and of "
-            f"the ranks ({ranks()})"
+            f"the ranks ({world_size()})"
         )
     if settings.group < 2 and settings.method != "naive":
         raise UserError(f"method {settings.method} compares the stories of a group: 2 at least")
@@ -170,27 +181,27 @@ class Run:
         self.state, moments = self.read(settings)
         base = settings.out_dir if settings.resume else settings.init_from
         self.model = checkpoint.load_any(base, "latest", self.device, settings.revision).model
-        self.model.use_attention(settings.attn, torch.float32)
+        select_attention(self.model, settings.attn, torch.float32)
         self.optimizers = make_optimizer(self.model, settings)
         checkpoint.restore_optimizers(self.model, self.optimizers, moments)
         self.schedule = Schedule(settings, settings.max_iters, self.state)
         self.settings = settings = self.schedule.settings
         self.state |= {"model": asdict(self.model.config), "longest": found.limit}
-        facts = machine.describe(self.device) | {"reference": found.identity()}
+        facts = environment(self.device) | {"reference": found.identity()}
         if rank() == 0:
             checkpoint.start_run(
                 settings.out_dir, self.model.config, settings, found.tokenizer, facts
             )
-            self.log = RunLog(settings.out_dir, self.state)
+            self.log = RunLogger(settings.out_dir, self.state)
             self.saver = checkpoint.Saver(settings.out_dir)
-            self.watch = Watch(settings, reference.base, self.log.lines)
+            self.watch = Monitor(settings, reference.base, self.log.lines)
 
     def read(self, settings):
         """(state, optimizer tensors), a new run's or those of its newest checkpoint."""
         found = self.reference.found
         if rank() == 0:
             checkpoint.recover(settings.out_dir)
-        machine.wait_for_all()
+        barrier()
         if not settings.resume:
             data = checkpoint.read_state(found.out_dir)["data"] if found.is_run() else {}
             return {"step": 0, "seconds": 0.0, "tokens": 0, "evaluated": 0, "best": None,
@@ -198,7 +209,7 @@ class Run:
                     "reference": found.identity()}, {}  # fmt: skip
         self.reference.check_same(settings.out_dir)
         state = checkpoint.read_state(settings.out_dir)
-        return state, checkpoint.read_moments(settings.out_dir)
+        return state, checkpoint.read_optimizer_state(settings.out_dir)
 
     def run(self):
         """Train to the end, or until asked to stop; state["end"] says which: "" if asked to."""
@@ -206,7 +217,7 @@ class Run:
         state["end"] = ""
         self.model.eval()  # no dropout: the model that tells is the one that is taught
         schedule.start()
-        with machine.Interrupt() as interrupt:
+        with StopSignal() as interrupt:
             while schedule.progress() < 1 and not stop:
                 try:
                     line = self.step(schedule.learning_rate())
@@ -218,7 +229,7 @@ class Run:
                     raise
                 sounding = self.watch.add(line) if rank() == 0 else []
                 late = bool(sounding) and settings.stop_on_alarm
-                schedule.spent, asked, late = machine.highest(schedule.now(), interrupt.asked, late)
+                schedule.spent, asked, late = all_reduce_max(schedule.now(), interrupt.asked, late)
                 self.report(line, sounding)
                 if schedule.progress() >= 1 or late:
                     state["end"] = "alarm" if late else "done"
@@ -229,7 +240,7 @@ class Run:
             if rank() == 0:
                 self.saver.wait()
         end = "stopped after" if schedule.progress() < 1 else "done with"
-        say(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
+        print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
 
     def step(self, lr):
         """One step; what was measured, {name: float}."""
@@ -237,23 +248,27 @@ class Run:
         number, n = state["step"], settings.stories
         prompts = [reference.prompts[(number * (n // settings.group) + i // settings.group)
                                      % len(reference.prompts)] for i in range(n)]  # fmt: skip
-        mine = slice(rank() * n // ranks(), (rank() + 1) * n // ranks())
+        mine = slice(rank() * n // world_size(), (rank() + 1) * n // world_size())
         prompts, seeds = prompts[mine], [[settings.seed, number + 1, i] for i in range(n)][mine]
         told = reference.tell(self.model, prompts, seeds)
         self.texts = [reference.found.tokenizer.decode(story.ids) for story in told]
         rewards = reference.topic(self.texts)
-        rows = policy.rows_of(prompts, told, reference.found.tokenizer.eot, self.device)
+        rows = packing.pad_batch(prompts, told, reference.found.tokenizer.eot, self.device)
         log_pi, log_ref, kl = self.compared(rows)  # (n, T) each
         nats = (log_pi - log_ref).sum(1).detach()
         # A story is compared with those that other ranks told, too.
-        both = (torch.tensor(machine.everyone(part)) for part in (rewards, nats.tolist()))
-        advantage = policy.advantages(settings.method, *both, settings.kl_factor, settings.group)
+        both = (torch.tensor(all_gather(part)) for part in (rewards, nats.tolist()))
+        advantage = policy_gradient.advantages(
+            settings.method, *both, settings.kl_factor, settings.group
+        )
         advantage = advantage[mine].to(self.device)
-        losses = policy.loss(settings.method, advantage, log_pi, kl, rows.told, settings.kl_factor)
+        losses = policy_gradient.loss(
+            settings.method, advantage, log_pi, kl, rows.told, settings.kl_factor
+        )
         (losses.sum() / n).backward()
         norm = self.update(lr)
         state["step"] += 1
-        sums = {"kl": kl.sum(1), **policy.estimates(log_pi, log_ref), "loss": losses}
+        sums = {"kl": kl.sum(1), **policy_gradient.estimates(log_pi, log_ref), "loss": losses}
         sums |= {"tokens": rows.told.sum(1), "log_ref": log_ref.sum(1)}
         found = {name: x.detach().tolist() for name, x in sums.items()} | {"reward": rewards}
         found |= {"text": self.texts, "ended": [story.ended for story in told]}
@@ -265,25 +280,25 @@ class Run:
         for i in range(0, len(rows.tokens), size):
             ask = (self.model, self.reference.model, rows.tokens[i : i + size],
                    rows.targets[i : i + size], settings.temperature,
-                   settings.method in policy.KL_IN_LOSS)  # fmt: skip
+                   settings.method in policy_gradient.KL_IN_LOSS)  # fmt: skip
             if len(rows.tokens) <= size:
-                return policy.compare(*ask)
+                return policy_gradient.compare(*ask)
             # Of several passes none keeps what its gradient needs: that is computed once more.
-            found.append(recompute(policy.compare, *ask, use_reentrant=False))
+            found.append(recompute(policy_gradient.compare, *ask, use_reentrant=False))
         return [torch.cat(part) for part in zip(*found, strict=True)]
 
     def measured(self, mine):
         """{measure: float} of all ranks' stories. mine: {what: a list}, of this one's stories."""
-        every = {name: machine.everyone(column) for name, column in mine.items()}
+        every = {name: all_gather(column) for name, column in mine.items()}
         texts, ends, log_ref = (every.pop(name) for name in ("text", "ended", "log_ref"))
         self.state["tokens"] += sum(every["tokens"])
-        found = measures(texts, ends, every["tokens"], log_ref, self.settings.word)
+        found = story_metrics(texts, ends, every["tokens"], log_ref, self.settings.word)
         return found | {name: sum(x) / len(x) for name, x in every.items()}
 
     def update(self, lr):
         """Add the ranks' gradients up and let the optimizers step; the gradient's norm."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        if ranks() > 1:
+        if world_size() > 1:
             for parameter in parameters:
                 dist.all_reduce(parameter.grad)
         clip = self.settings.grad_clip or math.inf
@@ -329,7 +344,7 @@ class Run:
                 self.judge()
             self.watch.plot(self.log.lines)
             self.saver.save(self.model, self.optimizers, state)
-        machine.wait_for_all()  # then the clock runs on for all of them
+        barrier()  # then the clock runs on for all of them
         self.schedule.start()
 
     def judge(self):
@@ -357,21 +372,21 @@ def start(settings, reference):
 
 def main():
     settings, origin = load(Settings)
-    with distributed():
+    with process_group():
         settings = complete(settings, origin)
         asked = factors(settings)
         check(settings)
         runs = [replace(settings, kl_factor=asked[0])]
         if len(asked) > 1:
-            runs = sweep.members(settings, origin, asked)
+            runs = reward_sweep.members(settings, origin, asked)
         elif not settings.resume:
             check_free(settings.out_dir)
         if rank() == 0:
             show(settings, origin)
-        reference = Reference(settings, machine.pick_device(settings.device))
-        say("the reference: " + ", ".join(f"{k} {v:.3g}" for k, v in reference.base.items()))
+        reference = Reference(settings, pick_device(settings.device))
+        print0("the reference: " + ", ".join(f"{k} {v:.3g}" for k, v in reference.base.items()))
         if len(asked) > 1:
-            sweep.run(settings, runs, reference, start)
+            reward_sweep.run(settings, runs, reference, start)
         else:
             start(*runs, reference)
 

@@ -22,12 +22,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import checkpoint
-import instruct
 from configs import UserError, load, run
-from decoder import open_decoder
-from generation import Story, beam_search, check, seeds_of, stream
-from machine import pick_device
+from nanostories.dataset import instruct
+from nanostories.inference.decoder import open_decoder
+from nanostories.inference.generate import (
+    Completion,
+    beam_search,
+    check,
+    prompts_of,
+    seeds_of,
+    stream,
+)
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -58,21 +65,6 @@ class Settings:
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
 
 
-def prompts_of(start):
-    """The prompts that --start names: itself, or the lines of FILE:path that are not empty."""
-    if not start.startswith("FILE:"):
-        return [start]
-    path = Path(start.removeprefix("FILE:"))
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts cannot be read from '{path}': {error}") from None
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"no prompts in '{path}'")
-    return prompts
-
-
 def asked(settings):
     """The instruction that the settings make, up to where its story begins; "" without one."""
     fields = {name: getattr(settings, name) for name in instruct.LABELS}
@@ -99,7 +91,7 @@ def tell(decoder, found, prompts, settings):
         return
     shared |= {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
     shared |= {"rows": settings.rows}
-    stories, told = [Story([]) for _ in ids], [False] * len(ids)
+    stories, told = [Completion([]) for _ in ids], [False] * len(ids)
     now, shown = 0, 0  # the story that is being shown, and how many of its tokens
     for step in stream(decoder, ids, eot, seeds_of(settings.seed, len(ids)), **shared):
         for i, token, last in step:
@@ -158,7 +150,7 @@ def main():
             print(f"note: {found.out_dir} was not trained on instructions", file=sys.stderr)
     decoder = open_decoder(found.model, settings.weights, device)
     if settings.serve:
-        from serve import serve
+        from nanostories.inference.server import serve
 
         names = ("temperature", "top_p", "max_new_tokens")
         defaults = {name: getattr(settings, name) for name in names}

@@ -6,10 +6,10 @@ replaced by synonyms.
     python synonyms.py --source=mine.txt --val_source=val.txt --mode=context
     python train.py configs/ts_cpu.py --dataset=data/tinystories-syn --out_dir=out/syn
 
---mode=wordnet is the student report's method, context ours: rewording.py says what they do. What
-becomes of a story depends on the seed and its text alone, in whatever order the stories come, and
-in mode context on how the corpus uses words: on its first 32 megabytes. Stories left alone, and
-everything of the others but the words replaced, stay as they are, byte for byte.
+--mode=wordnet is the student report's method, context ours: lexical_substitution.py says what they
+do. What becomes of a story depends on the seed and its text alone, in whatever order the stories
+come, and in mode context on how the corpus uses words: on its first 32 megabytes. Stories left
+alone, and everything of the others but the words replaced, stay as they are, byte for byte.
 
 The folder is one that train.py takes, as prepare.py makes it (which leaves out stories that come
 twice or were cut off), and has the texts besides:
@@ -36,15 +36,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import corpus
-import hub
 import prepare
-import thesaurus
-import tokenizer as tokenizers
 from configs import UserError, load, run, show
-from encode import hash_of, worker_pool
-from rewording import Context, Likelihood, Usage, Wordnet, reword
-from tokenizer import EOT
+from nanostories.dataset import hub
+from nanostories.dataset import sources as corpus
+from nanostories.dataset import tokenizer as tokenizers
+from nanostories.dataset.encode import hash_of, worker_pool
+from nanostories.dataset.tokenizer import EOT
+from nanostories.text import wordnet
+from nanostories.text.lexical_substitution import Context, Likelihood, Usage, Wordnet, reword
 
 COUNTED = 32  # blocks of about a megabyte whose words say what the corpus uses, in mode context
 SEPARATOR = f"\n{EOT}\n"
@@ -245,7 +245,7 @@ def check(settings, out):
         tokenizers.build(settings.tokenizer)
     elif not 256 < settings.vocab_size <= tokenizers.MAX_VOCAB:
         raise UserError(f"vocab_size must be above 256 and at most {tokenizers.MAX_VOCAB:,}")
-    thesaurus.tags(["dog"]), thesaurus.wordnet()
+    wordnet.tags(["dog"]), wordnet.wordnet()
 
 
 def asked_of(settings, sources):

@@ -29,17 +29,34 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-import checkpoint
-import machine
-from batches import share
 from configs import UserError, load, run, show
-from decoder import Decoder
-from generation import generate
-from kernels.muon import Muon
-from machine import distributed, rank, ranks, say
-from runlog import RunLog
-from schedule import Schedule, learning_rate  # noqa: F401  others take it from here
-from start import build, check, complete, make_batches, open_data, read_run
+from nanostories.dataset.packing import make_loaders, open_data, split_rows_across_ranks
+from nanostories.inference.decoder import Decoder
+from nanostories.inference.generate import generate
+from nanostories.training import checkpoint
+from nanostories.training.device import (
+    autocast_for,
+    environment,
+    peak_flops,
+    pick_device,
+    pick_dtype,
+    select_attention,
+)
+from nanostories.training.distributed import (
+    StopSignal,
+    all_reduce_max,
+    all_reduce_sum,
+    print0,
+    process_group,
+    rank,
+    world_size,
+)
+from nanostories.training.logger import RunLogger
+from nanostories.training.optim import make_optimizer
+from nanostories.training.profiler import profile
+from nanostories.training.run_config import build, check, complete, read_run
+from nanostories.training.schedule import Schedule, learning_rate  # noqa: F401  others take it from here
+from nanostories.training.validation import evaluate
 
 
 @dataclass(frozen=True)
@@ -97,23 +114,6 @@ class Settings:
 # the optimizer
 
 
-def make_optimizer(model, settings):
-    """
-    The optimizers of `model`'s parameters, a list of one or two.
-
-    Matrices decay, vectors and embeddings do not. With optimizer = "muon" the blocks' matrices go
-    to Muon and the rest to AdamW.
-    """
-    lr, decay = settings.learning_rate, settings.weight_decay
-    blocks = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h.")]
-    mine = {id(p) for p in blocks}
-    rest = {"params": [p for p in model.parameters() if id(p) not in mine], "weight_decay": 0.0}
-    adamw = partial(torch.optim.AdamW, lr=lr, betas=(settings.beta1, settings.beta2), fused=True)
-    if settings.optimizer == "muon":
-        return [adamw([rest]), Muon(blocks, lr, weight_decay=decay)]
-    return [adamw([{"params": blocks, "weight_decay": decay}, rest])]
-
-
 # ----------------------------------------------------------------------------------------------
 # one step
 
@@ -132,11 +132,11 @@ class Step:
         """batches: a Batches on the model's device. first: the number of the first step to come."""
         self.model, self.optimizers, self.settings = model, optimizers, settings
         self.batches, self.device = batches, batches.device
-        self.dtype = machine.pick_dtype(settings.dtype, self.device)
-        self.autocast = machine.autocast_for(self.device, self.dtype)
+        self.dtype = pick_dtype(settings.dtype, self.device)
+        self.autocast = autocast_for(self.device, self.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.rows = settings.batch_size * settings.gradient_accumulation_steps
-        self.share = share(self.rows, settings.batch_size, rank(), ranks())
+        self.share = split_rows_across_ranks(self.rows, settings.batch_size, rank(), world_size())
         self.feed = batches.stream(
             (step * self.rows + begin, step * self.rows + end)
             for step in itertools.count(first)
@@ -154,7 +154,7 @@ class Step:
         compiled = cuda if settings.compile is None else settings.compile
         graphs = settings.cuda_graphs
         if graphs is None:  # a small model's kernels are over sooner than they are launched
-            graphs = settings.n_embd <= 256 and ranks() == 1
+            graphs = settings.n_embd <= 256 and world_size() == 1
         self.graphs = cuda and compiled and graphs
         if cuda:
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
@@ -167,7 +167,7 @@ class Step:
             how = {"fullgraph": cuda, "mode": "reduce-overhead" if self.graphs else None}
             self.forward = torch.compile(self.model, dynamic=False, **how)
         self.shared = self.forward
-        if ranks() > 1:
+        if world_size() > 1:
             gpu = [self.device.index] if cuda else None
             self.shared = DistributedDataParallel(self.forward, gpu, gradient_as_bucket_view=True)
 
@@ -187,7 +187,7 @@ class Step:
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            apart = ranks() > 1 and (first, last) != self.share[-1]  # gradients meet but once
+            apart = world_size() > 1 and (first, last) != self.share[-1]  # gradients meet but once
             with self.shared.no_sync() if apart else contextlib.nullcontext():
                 with phase("forward"), self.autocast():
                     where = {"positions": batch.positions, "start": batch.start}
@@ -195,7 +195,7 @@ class Step:
                     loss = loss * (batch.count / count)
                 with phase("backward"):
                     # torch takes the ranks' mean, where the weights above ask for their sum.
-                    self.scaler.scale(loss * ranks()).backward()
+                    self.scaler.scale(loss * world_size()).backward()
             total += loss.detach()
         with phase("update"):
             norm = self._update(step, lr, total)
@@ -208,7 +208,7 @@ class Step:
             self.scaler.unscale_(optimizer)
         clip = self.settings.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], clip)
-        if ranks() > 1:
+        if world_size() > 1:
             dist.all_reduce(loss)
         # In float16 a gradient may overflow: the scaler lowers its scale, until there is none left.
         scale, infinite = self.scaler.scale(torch.ones_like(loss)), ~norm.isfinite()
@@ -256,17 +256,17 @@ class Trainer:
     """One training run: its model, data, schedule and folder, and what is done when."""
 
     def __init__(self, settings):
-        """settings: complete and checked; see start.py."""
-        self.device = device = machine.pick_device(settings.device)
+        """settings: complete and checked; see run_config.py."""
+        self.device = device = pick_device(settings.device)
         self.train_data, self.val_data, self.tokenizer = data = open_data(settings)
         self.state, moments = read_run(settings, self.train_data)
 
-        batches, self.val, self.val_bytes = make_batches(settings, *data, device)
+        batches, self.val, self.val_bytes = make_loaders(settings, *data, device)
 
         torch.manual_seed(settings.seed)
         start = replace(settings, init_from=settings.out_dir) if settings.resume else settings
         self.model = build(start, self.tokenizer, device)
-        why = self.model.use_attention(settings.attn, machine.pick_dtype(settings.dtype, device))
+        why = select_attention(self.model, settings.attn, pick_dtype(settings.dtype, device))
         self.optimizers = make_optimizer(self.model, settings)
         checkpoint.restore_optimizers(self.model, self.optimizers, moments)
         self.compute = Step(self.model, self.optimizers, batches, settings, self.state["step"])
@@ -277,8 +277,8 @@ class Trainer:
         self.schedule = Schedule(settings, epoch, self.state)
         self.settings = self.schedule.settings
         self.state["longest"] = max(self.state["longest"], int(batches.pieces[1].max()))
-        flops, peak = self.model.flops_per_token(batches.context), machine.peak_flops(device)
-        self.top_pace = peak * ranks() / flops if peak else None  # tokens a second
+        flops, peak = self.model.flops_per_token(batches.context), peak_flops(device)
+        self.top_pace = peak * world_size() / flops if peak else None  # tokens a second
         self.describe(f"{self.model.attn} ({why})", epoch)
         self.open_folder()
 
@@ -286,19 +286,19 @@ class Trainer:
         """Say what is trained on what, and how."""
         settings, data, compute = self.settings, self.train_data, self.compute
         passes = [last - first for first, last in compute.share]
-        say(
+        print0(
             f"model: {self.model.num_params():,} parameters, "
             f"{self.model.num_params(embeddings=False):,} without embeddings\n"
             f"data: {data.tokens:,} tokens in {data.stories:,} stories, "
             f"{compute.batches.padding:.1%} padding, {epoch:,} steps an epoch\n"
-            f"step: {compute.rows} rows of {settings.row_tokens:,} tokens, by {ranks()} rank(s) "
-            f"in {len(passes)} pass(es) of {max(passes)}\n"
+            f"step: {compute.rows} rows of {settings.row_tokens:,} tokens by {world_size()} rank(s)"
+            f" in {len(passes)} pass(es) of {max(passes)}\n"
             f"machine: {self.device}, {str(compute.dtype).removeprefix('torch.')}, attention {attn}"
         )
         if not settings.lr_decay_iters:
-            say("the schedule follows the clock: this run cannot be repeated bit for bit")
+            print0("the schedule follows the clock: this run cannot be repeated bit for bit")
         elif settings.lr_decay_iters < self.schedule.max_iters < sys.maxsize:
-            say(
+            print0(
                 f"the schedule ends at step {settings.lr_decay_iters:,}; from there on the "
                 f"learning rate is {settings.min_lr}"
             )
@@ -307,11 +307,11 @@ class Trainer:
         """The run folder's fixed files, its log, and the thread that saves: rank 0's alone."""
         settings, config = self.settings, self.model.config
         data = checkpoint.hashes(self.train_data.manifest)
-        facts = machine.describe(self.device) | {"data": data}
+        facts = environment(self.device) | {"data": data}
         self.state |= {"model": asdict(config), "data": data}
         if rank() == 0 and not settings.profile:
             checkpoint.start_run(settings.out_dir, config, settings, self.tokenizer, facts)
-            self.log = RunLog(settings.out_dir, self.state)
+            self.log = RunLogger(settings.out_dir, self.state)
             self.saver = checkpoint.Saver(settings.out_dir)
 
     def run(self):
@@ -320,7 +320,7 @@ class Trainer:
         stop, self.saved = False, time.monotonic()
         self.model.train()
         schedule.start()
-        with machine.Interrupt() as self.interrupt:
+        with StopSignal() as self.interrupt:
             if self.evaluation_is_due():  # the run was stopped when it was about to
                 stop = not self.evaluate()
             while schedule.progress() < 1 and not stop:
@@ -328,7 +328,7 @@ class Trainer:
                 loss, norm = self.step(lr)
                 # All ranks go by the slowest one's clocks, and stop after the same step.
                 clocks = schedule.now(), time.monotonic() - self.saved
-                schedule.spent, late, stop = machine.highest(*clocks, self.interrupt.asked)
+                schedule.spent, late, stop = all_reduce_max(*clocks, self.interrupt.asked)
                 if state["step"] % settings.log_interval == 0 or schedule.progress() >= 1:
                     self.report(lr, loss, norm)
                 if self.evaluation_is_due():
@@ -338,7 +338,7 @@ class Trainer:
             if rank() == 0:
                 self.saver.wait()
         end = "stopped after" if schedule.progress() < 1 else "done with"
-        say(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
+        print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
         return state
 
     def step(self, lr, phase=record_function):
@@ -370,10 +370,10 @@ class Trainer:
         """
         state, val = self.state, self.val
         state["skipped"] += self.compute.skipped()
-        ranges = (val.range(i) for i in range(rank(), len(val), ranks()))
+        ranges = (val.range(i) for i in range(rank(), len(val), world_size()))
         ranges = itertools.takewhile(lambda _: not self.interrupt.asked, ranges)
-        mine = self.model.evaluate(val.stream(ranges), self.compute.autocast, self.compute.forward)
-        nats, tokens = machine.totals(*mine)
+        mine = evaluate(self.model, val.stream(ranges), self.compute.autocast, self.compute.forward)
+        nats, tokens = all_reduce_sum(*mine)
         if whole := tokens == val.counts.sum():
             self.note(nats / tokens, nats)
         self.save()
@@ -386,7 +386,7 @@ class Trainer:
         state["evaluated"] = state["step"]
         if loss < (state["best"] or math.inf):
             state |= {"best": loss, "best_step": state["step"]}
-        say(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
+        print0(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
         if rank() == 0:
             spent = self.schedule.spent
             self.log.write(step=state["step"], val_loss=loss, val_bpb=bpb, seconds=spent)
@@ -425,12 +425,12 @@ class Trainer:
         """Trace a few steps and say where they went; nothing is logged, evaluated or saved."""
         self.model.train()
         folder = Path(self.settings.out_dir) / f"profile{rank() or ''}"
-        say(machine.profile(partial(self.step, 0.0), self.device, folder))
+        print0(profile(partial(self.step, 0.0), self.device, folder))
 
 
 def main():
     settings, origin = load(Settings)
-    with distributed():
+    with process_group():
         settings = complete(settings, origin)
         check(settings)
         if rank() == 0:

@@ -19,10 +19,9 @@ has what in the end, where a summary is given. One that contradicts itself has n
 import re
 from functools import cache
 
-import instruct
-import storycheck
-from storybook import VALUES, split
-from words import content, lemmas, ngrams, tokens, used
+from nanostories.dataset import instruct, storybook_parser
+from nanostories.dataset.storybook import VALUES, split
+from nanostories.text.words import content, lemmas, ngrams, tokens, used
 
 NAMES = (
     "words", "sentence", "dialogue", "ending", "summary", "features", "characters", "holds",
@@ -109,7 +108,7 @@ def ends_badly(story):
 
 
 def sounds_bad(story):
-    """The rule of thumb; right of 95 in 100 of storybook's stories (tests/test_compliance.py)."""
+    """The rule of thumb; right of 95 in 100 of storybook's stories (see its test)."""
     last = [lemmas(word) for word in tokens(" ".join(split(story)[-2:]))]
     good, bad = (sum(bool(forms & kind) for forms in last) for kind in (GOOD, BAD))
     return bad > good
@@ -119,7 +118,7 @@ def sounds_bad(story):
 # storybook's stories, exactly
 
 
-_recount = cache(storycheck.recount)
+_recount = cache(storybook_parser.recount)
 
 
 def _exact(record, true, story):

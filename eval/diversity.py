@@ -6,12 +6,12 @@ Does a model copy? Its stories beside each other, and beside every story it was 
     python -m eval.diversity --init_from=gpt2 --dataset=data/tinystories-gpt2
 
 100 random training stories are cut at 40 %, and each model goes on from there. Of what it told, T,
-without the beginning (Eldan & Li 2023, section 4.3, and similarity.py for R):
+without the beginning (Eldan & Li 2023, section 4.3, and metrics.py for R):
 
     s    R_2,p(T, what the story went on with): how much of the story itself it tells again
     r    the largest R_2(T, another T): how alike the completions are; of the stories' own too
          (intervals of r and self-BLEU: with the other texts as they are)
-    h    the largest R_2,p(T, S) of all training stories S, exactly (overlap.py)
+    h    the largest R_2,p(T, S) of all training stories S, exactly (nearest_story.py)
     g    how often each of its k-grams, k = 1 to 5, occurs in them, as a share of all: log10, -10
          for never
     run  the most words, and tokens, that stand in one of them in a row: an exact copy, where that
@@ -38,19 +38,21 @@ from types import SimpleNamespace
 
 import numpy as np
 
-import checkpoint
 from configs import UserError, load, run
-from eval import diversity_page, intervals, similarity
-from eval.copying import copies, summary
-from eval.diversity_page import ORIGINALS, UNSEEN
-from eval.exercises import completions, names_of
+from eval import bootstrap
+from eval.harness import completions, names_of
 from eval.instructions import ROOM
-from eval.overlap import Index
-from eval.segments import text_of
-from generation import check
-from machine import pick_device
-from shards import Dataset
-from words import words_and_marks
+from eval.memorization import page
+from eval.memorization.copying import copies, summary
+from eval.memorization.inverted_index import text_of
+from eval.memorization.nearest_story import Index
+from eval.memorization.page import ORIGINALS, UNSEEN
+from nanostories.dataset.shards import Dataset
+from nanostories.inference.generate import check
+from nanostories.text import metrics
+from nanostories.text.words import words_and_marks
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,15 @@ def richness(words, settings):
     (what a set of texts, lists of words, holds of different things, its nearest pairs): r, MTLD and
     self-BLEU, intervals; distinct-1 to -4.
     """
-    near, seed = similarity.nearest(words), settings.seed
-    distinct = {n: similarity.distinct(words, n, settings.distinct_words) for n in (1, 2, 3, 4)}
-    lengths = [len(similarity.words_of(text)) for text in words]
+    near, seed = metrics.nearest(words), settings.seed
+    distinct = {n: metrics.distinct(words, n, settings.distinct_words) for n in (1, 2, 3, 4)}
+    lengths = [len(metrics.words_of(text)) for text in words]
     return {
         "words": sum(map(len, words)) / max(1, len(words)),
-        "r": intervals.mean([score for score, _ in near], seed),
+        "r": bootstrap.mean([score for score, _ in near], seed),
         "distinct": {str(n): None if x != x else x for n, x in distinct.items()},
-        "mtld": intervals.ratio(lengths, [similarity.factors(text) for text in words], seed),
-        "self_bleu": intervals.mean(similarity.self_bleu(words), seed),
+        "mtld": bootstrap.ratio(lengths, [metrics.factors(text) for text in words], seed),
+        "self_bleu": bootstrap.mean(metrics.self_bleu(words), seed),
     }, near
 
 
@@ -183,7 +185,7 @@ def rouge(pairs, kind, seed):
         "default": RougeScorer(["rouge2"]),
     }
     return {
-        name: intervals.mean(
+        name: bootstrap.mean(
             [getattr(scorer.score(pair[1], pair[0])["rouge2"], kind) for pair in pairs], seed
         )
         for name, scorer in scorers.items()
@@ -218,9 +220,9 @@ def measure(index, found, told, others, settings):
             values |= {"run_tokens": [copy.tokens[0] for copy in rows]}
         if name in models:
             pairs = zip(texts, words[ORIGINALS], strict=True)
-            values["s"] = [similarity.precision(*pair) for pair in pairs]
+            values["s"] = [metrics.precision(*pair) for pair in pairs]
             own = sum(a.closest.story == b.story for a, b in zip(rows, found, strict=True))
-            result |= {"s": intervals.mean(values["s"], seed), "closest_is_the_original": own}
+            result |= {"s": bootstrap.mean(values["s"], seed), "closest_is_the_original": own}
             result["h_of_unseen_as_long"] = as_long(index, texts, words.get(UNSEEN), seed)
             closest = [index.text(copy.closest.story) for copy in rows]
             alike = [(models[name][i], models[name][j]) for i, (_, j) in enumerate(near) if j >= 0]
@@ -239,7 +241,7 @@ def as_long(index, words, others, seed):
     if not others:
         return None
     pairs = zip(words, others, strict=False)
-    return intervals.mean([index.closest(real[: len(text)]).share for text, real in pairs], seed)
+    return bootstrap.mean([index.closest(real[: len(text)]).share for text, real in pairs], seed)
 
 
 def differences(results, told, seed):
@@ -255,7 +257,7 @@ def differences(results, told, seed):
         found[f"{model} at {heat:g}"] = {}
         for kind in "sh":
             sides = [([x or 0 for x in v[kind]], [x is not None for x in v[kind]]) for v in both]
-            found[f"{model} at {heat:g}"][kind] = intervals.difference(*sides, seed)
+            found[f"{model} at {heat:g}"][kind] = bootstrap.difference(*sides, seed)
     return found
 
 
@@ -296,11 +298,11 @@ def show(results):
           f"{'4-grams never seen':>24}{'run: median, max':>18}{'exact':>7}{'template':>9}"
           f"{'short':>7}")  # fmt: skip
     for name, row in results.items():
-        cells = [intervals.described(row.get(x)) for x in ("s", "r", "h", "h_of_unseen_as_long")]
+        cells = [bootstrap.described(row.get(x)) for x in ("s", "r", "h", "h_of_unseen_as_long")]
         line = name.ljust(wide) + "".join(cell.rjust(24) for cell in cells)
         if "g" in row:
             run, levels = row["run"]["words"], row["levels"]
-            line += intervals.described(row["g"]["4"]["never"]).rjust(24)
+            line += bootstrap.described(row["g"]["4"]["never"]).rjust(24)
             line += (f"{run['median']:g}, {run['max']}" if run else "-").rjust(18)
             line += f"{levels['exact']:>7}"
             line += f"{levels['template'] if row['run']['words_masked'] else '-':>9}"
@@ -311,8 +313,8 @@ def show(results):
     for name, row in results.items():
         shares = ("-" if x is None else f"{x:.3f}" for x in row["distinct"].values())
         line = f"{name:{wide}}{row['words']:>8.1f}" + "".join(f"{x:>12}" for x in shares)
-        line += intervals.described(row["mtld"], 1).rjust(24)
-        print(line + intervals.described(row["self_bleu"]).rjust(24))
+        line += bootstrap.described(row["mtld"], 1).rjust(24)
+        print(line + bootstrap.described(row["self_bleu"]).rjust(24))
 
 
 def lines_of(index, found, told, copied, results):
@@ -366,7 +368,7 @@ def main():
     gaps = differences(results, told, settings.seed)
     for name, gap in gaps.items():
         print(f"{models[0].out_dir} less {name}: " + ", ".join(
-            f"{kind} {intervals.described(value)}" for kind, value in gap.items()))  # fmt: skip
+            f"{kind} {bootstrap.described(value)}" for kind, value in gap.items()))  # fmt: skip
     names_ = ("cut", "temperatures", "top_p", "max_new_tokens", "weights", "seed", "distinct_words")
     facts = {"dataset": where, "data": checkpoint.hashes(index.data.manifest)}
     facts |= {"models": {model.out_dir: model.identity() for model in models}}
@@ -385,9 +387,9 @@ def write(index, models, found, told, copied, results):
     checkpoint.replace_text(f"{path}.jsonl", text)
     first = [line for line in lines if line["model"] == models[0].out_dir]
     first = [line for line in first if line["temperature"] == first[0]["temperature"]]
-    checkpoint.replace_text(f"{path}.html", diversity_page.page(first, results))
+    checkpoint.replace_text(f"{path}.html", page.page(first, results))
     with checkpoint.replacing(f"{path}.png") as part:
-        diversity_page.plot(results, part)
+        page.plot(results, part)
     checkpoint.write_json(f"{path}.json", results)
     print(f"\n{path}.png shows it, {path}.html what was nearest to a training story")
 

@@ -20,17 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
-import corpus
-import instruct
 from configs import UserError, load, run
-from decoder import open_decoder
-from eval import compliance, intervals
-from eval.exercises import whole
+from eval import bootstrap, compliance
+from eval.harness import whole
 from eval.instructions import choose, read_records
-from generation import check, generate, seeds_of
-from machine import pick_device
-from shards import read_manifest
+from nanostories.dataset import instruct, sources
+from nanostories.dataset.shards import read_manifest
+from nanostories.inference.decoder import open_decoder
+from nanostories.inference.generate import check, generate, seeds_of
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def summed(found, records, settings):
         joint = found["joint"].items()
         rows[name] = {side: [x * kept for x in pair] for side, pair in joint}
     return {
-        name: {side: intervals.ratio(*pair, settings.seed) for side, pair in row.items()}
+        name: {side: bootstrap.ratio(*pair, settings.seed) for side, pair in row.items()}
         for name, row in rows.items()
     }
 
@@ -147,7 +146,7 @@ def show(name, checks):
     print("".join(["check".ljust(24), "asked".rjust(6), *(titles[s].rjust(26) for s in sides)]))
     for check_, row in checks.items():
         n = row["model"]["n"] if row["model"] else 0
-        cells = (intervals.described(row[side]).rjust(26) if side in row else "" for side in sides)
+        cells = (bootstrap.described(row[side]).rjust(26) if side in row else "" for side in sides)
         print("".join([check_.ljust(24), f"{n:>6}", *cells]))
 
 
@@ -181,7 +180,7 @@ def main():
         print()
         for name, gap in results["beside"]["difference"].items():
             print(
-                f"{name}: {models[0].out_dir} less {models[1].out_dir}: {intervals.described(gap)}"
+                f"{name}: {models[0].out_dir} less {models[1].out_dir}: {bootstrap.described(gap)}"
             )
     write(models[0], records, told[0], results, settings)
 
@@ -190,7 +189,7 @@ def differences(one, other, records, settings):
     """{check: interval of one model's less the other's} for joint, the pair's and the others'."""
     sides = [found["joint"]["model"] for found in (one, other)]
     return {
-        name: intervals.difference(*([x * kept for x in pair] for pair in sides), settings.seed)
+        name: bootstrap.difference(*([x * kept for x in pair] for pair in sides), settings.seed)
         for name, kept in ({"joint": np.ones(len(records))} | kinds(records, settings)).items()
     }
 
@@ -210,7 +209,7 @@ def write(found, records, told, results, settings):
     """eval/instruct.json and .jsonl in the model's folder, or of a name that says what else."""
     name = "instruct"
     if where := settings.source or settings.dataset:
-        name += f"-{corpus.slug(where)}"
+        name += f"-{sources.slug(where)}"
     if settings.beside:
         name += f"-beside-{Path(settings.beside).name}"
     folder = Path(found.out_dir) / "eval"

@@ -2,12 +2,11 @@
 
 import numpy as np
 
-import checkpoint
-import corpus
-import instruct
 from configs import UserError
-from shards import Dataset
-from tokenizer import Tokenizer
+from nanostories.dataset import instruct, sources
+from nanostories.dataset.shards import Dataset
+from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.training import checkpoint
 
 ROOM = 32  # tokens that must be left for a story, for its instruction to be asked
 
@@ -20,7 +19,7 @@ def read_records(settings, found):
     that are made. Raises UserError where there is none.
     """
     if settings.source:
-        texts = corpus.read(settings.source, seed=settings.seed)
+        texts = sources.read(settings.source, seed=settings.seed)
         where = settings.source
     else:
         where = settings.dataset

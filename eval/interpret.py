@@ -6,13 +6,13 @@ What a model's heads look at and what its neurons fire at, in numbers and on a p
     python -m eval.interpret --init_from=gpt2 --source=mine.txt --stories=500 --head_stories=16
 
 On held-out stories every head is classified by how much of its attention follows from distance,
-repetition or words alone (heads.py), and every neuron ranked by how alike the tokens are at which
-it is highest (neurons.py; shown are of each layer the first, the best ones and random ones), beside
-the neurons of the same architecture with random weights. Each head and each neuron shown is then
-replaced by its average, to see what the model loses by it: how much higher the loss of targets of
-each part of speech is, in nats, over the same stories, with 95 % bootstrap intervals. The paper's
-section on interpretability (Eldan & Li 2023) has one text and looks at it; that text is the one
-whose attention the page shows.
+repetition or words alone (attention_heads.py), and every neuron ranked by how alike the tokens are
+at which it is highest (neurons.py; shown are of each layer the first, the best ones and random
+ones), beside the neurons of the same architecture with random weights. Each head and each neuron
+shown is then replaced by its average, to see what the model loses by it: how much higher the loss
+of targets of each part of speech is, in nats, over the same stories, with 95 % bootstrap intervals.
+The paper's section on interpretability (Eldan & Li 2023) has one text and looks at it; that text is
+the one whose attention the page shows.
 
 Most of the time goes into that replacing: a pass over head_stories for each head and each neuron
 shown. Results are in eval/interpret.json of the run, and in eval/interpret.html: one file that
@@ -29,18 +29,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import corpus
-import thesaurus
 from configs import UserError, load, run
-from eval import inside, intervals, neurons
-from eval.heads import GUESSES, Story, classify
-from eval.inside import Unit, without
-from eval.interpret_page import page
-from eval.speech import PARTS, parts_of
-from machine import pick_device
+from eval import bootstrap
+from eval.interpretability import hooks, neurons
+from eval.interpretability.attention_heads import GUESSES, Story, classify
+from eval.interpretability.hooks import Unit, without
+from eval.interpretability.page import page
 from model import GPT
-from shards import Dataset
+from nanostories.dataset import sources
+from nanostories.dataset.shards import Dataset
+from nanostories.text import wordnet
+from nanostories.text.pos_tags import PARTS, parts_of
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 # The text in which the paper looks at attention (Eldan & Li 2023, section 5.1).
 LUCY = (
@@ -81,7 +82,7 @@ def texts_of(found, settings):
     """The stories that are read: a list of str, and what they are called."""
     if settings.source:
         name = settings.source
-        texts = list(itertools.islice(corpus.read(name), settings.stories or None))
+        texts = list(itertools.islice(sources.read(name), settings.stories or None))
     elif not found.is_run():
         raise UserError(f"'{settings.init_from}' has no data of its own: name some with --source")
     else:
@@ -112,7 +113,7 @@ def stories_of(found, texts, tagged):
 def can_tag():
     """Whether NLTK's tagger is there; a line says so where not."""
     try:
-        thesaurus.tags(["a"])
+        wordnet.tags(["a"])
     except UserError as error:
         print(f"parts of speech are left out: {error}")
         return False
@@ -168,16 +169,16 @@ def read_heads(model, stories, others, settings):
     some stories. others: those that say what a word is on average.
     """
     found, device = [], model.wte.weight.device
-    batches = inside.rows_of(others, device)
+    batches = hooks.rows_of(others, device)
     asked = itertools.chain(*(one.ids for one in stories))
-    row_of, vectors = inside.average_words(model, batches, asked)
+    row_of, vectors = hooks.average_words(model, batches, asked)
     for layer in tqdm(range(model.config.n_layer), "heads", disable=None):
         maps, scores = [], []
         for one in stories:
             tokens = torch.tensor([one.ids], device=device)
-            maps.append(inside.attention_maps(model, tokens, layer)[0])
+            maps.append(hooks.attention_maps(model, tokens, layer)[0])
             average = vectors[layer][[row_of[i] for i in one.ids]]  # (T, C)
-            scores.append(inside.word_scores(model, layer, average))
+            scores.append(hooks.word_scores(model, layer, average))
         rows = classify(maps, scores, stories, model.window(layer), settings.seed)
         found += [{"layer": layer, "head": h} | row for h, row in enumerate(rows)]
     return found
@@ -203,17 +204,17 @@ def losses_without(model, units, stories, seed):
     {unit: {"all" and each part of speech: interval}}: how much higher the loss of targets of that
     part of speech is without the Unit, in nats.
     """
-    batches = inside.rows_of(stories, model.wte.weight.device)
-    averages = inside.means(model, batches)
-    whole = inside.losses(model, batches)
+    batches = hooks.rows_of(stories, model.wte.weight.device)
+    averages = hooks.means(model, batches)
+    whole = hooks.losses(model, batches)
     kinds, of = kinds_of_targets(stories)
     counts = np.array([which.sum(1) for which in of])  # (stories, kinds)
     found = {}
     for unit in tqdm(units, "without", disable=None):
         with without(model, unit, averages):
-            now = inside.losses(model, batches)
+            now = hooks.losses(model, batches)
         more = np.array([w @ (a - b) for w, a, b in zip(of, now, whole, strict=True)])
-        rows = {k: intervals.ratio(more[:, i], counts[:, i], seed) for i, k in enumerate(kinds)}
+        rows = {k: bootstrap.ratio(more[:, i], counts[:, i], seed) for i, k in enumerate(kinds)}
         found[unit] = {kind: row for kind, row in rows.items() if row}
     return found
 
@@ -233,7 +234,7 @@ def read_neurons(model, stories, settings, asked):
     """
     config, rng = model.config, np.random.default_rng(settings.seed)
     device, width = model.wte.weight.device, 4 * model.config.n_embd
-    batches = inside.rows_of(stories, device)
+    batches = hooks.rows_of(stories, device)
     ranks, checks = neurons.search(model, batches)
     random = neurons.search(untrained(model, settings.seed), batches, "random weights")[1]
     first, again, chance = (
@@ -266,11 +267,11 @@ def read_neurons(model, stories, settings, asked):
     facts = {
         "examples": int(ranks.values.shape[1]),
         "chance": again["chance"],
-        "readable": intervals.mean(readable.flatten(), settings.seed),
-        "readable_by_layer": [intervals.mean(row, settings.seed) for row in readable],
-        "readable_of_random_weights": intervals.mean(chance["readable"], settings.seed),
-        "mean": intervals.mean(again["coherence"], settings.seed),
-        "mean_of_random_weights": intervals.mean(chance["coherence"], settings.seed),
+        "readable": bootstrap.mean(readable.flatten(), settings.seed),
+        "readable_by_layer": [bootstrap.mean(row, settings.seed) for row in readable],
+        "readable_of_random_weights": bootstrap.mean(chance["readable"], settings.seed),
+        "mean": bootstrap.mean(again["coherence"], settings.seed),
+        "mean_of_random_weights": bootstrap.mean(chance["coherence"], settings.seed),
         "coherence": np.round(first["coherence"], 4).reshape(config.n_layer, width).tolist(),
         "coherence_again": np.round(again["coherence"], 4).reshape(config.n_layer, width).tolist(),
     }
@@ -286,11 +287,11 @@ def show(results):
     print(f"\n{'head':>8} {'kind':<15}{'distance':>24}{'median':>7}{'repetition':>26}{'words':>26}"
           f"{'first':>7}{'loss without':>26}  looks at")  # fmt: skip
     for row in results["heads"]:
-        cells = [intervals.described(row[x]) for x in GUESSES]
+        cells = [bootstrap.described(row[x]) for x in GUESSES]
         words = " ".join(token.strip() for token, *_ in row["keys"][:4])
         print(f"{row['layer']:>5}.{row['head']:<2} {row['kind']:<15}{cells[0]:>24}"
               f"{row['median']:>7}{cells[1]:>26}{cells[2]:>26}{row['first']['mean']:>7.2f}"
-              f"{intervals.described(row['loss']['all']):>26}  {words}")  # fmt: skip
+              f"{bootstrap.described(row['loss']['all']):>26}  {words}")  # fmt: skip
     print(f"\n{results['summary']}")
     facts = results["neurons"]
     print(f"\n{'neuron':>8} {'shown as':<14}{'rank':>7}{'coherence':>11}{'again':>8}"
@@ -300,12 +301,12 @@ def show(results):
         words = " ".join(dict.fromkeys(tokens))
         print(f"{row['layer']:>3}.{row['neuron']:<5}{row['why']:<14}{row['rank']:>7}"
               f"{row['coherence']:>11.3f}{row['coherence_again']:>8.3f}"
-              f"{intervals.described(row['loss']['all'], 4):>29}  {words[:60]}")  # fmt: skip
-    print("\ncoherence of all neurons: " + intervals.described(facts["mean"])
+              f"{bootstrap.described(row['loss']['all'], 4):>29}  {words[:60]}")  # fmt: skip
+    print("\ncoherence of all neurons: " + bootstrap.described(facts["mean"])
           + "; readable, above 99 of 100 sets of random tokens: "
-          + intervals.described(facts["readable"]) + "; of random weights: "
-          + intervals.described(facts["mean_of_random_weights"]) + ", "
-          + intervals.described(facts["readable_of_random_weights"]))  # fmt: skip
+          + bootstrap.described(facts["readable"]) + "; of random weights: "
+          + bootstrap.described(facts["mean_of_random_weights"]) + ", "
+          + bootstrap.described(facts["readable_of_random_weights"]))  # fmt: skip
 
 
 def summary(heads):
@@ -373,7 +374,7 @@ def measure(found, stories, shown, settings, asked):
         for one in row["examples"]:
             one["tokens"] = [word(i) for i in one.pop("ids")]
     tokens = torch.tensor([shown.ids], device=model.wte.weight.device)
-    maps = [inside.attention_maps(model, tokens, i)[0].cpu() for i in range(model.config.n_layer)]
+    maps = [hooks.attention_maps(model, tokens, i)[0].cpu() for i in range(model.config.n_layer)]
     text = {"tokens": [word(i) for i in shown.ids], "parts": shown.parts}
     results = {"text": text, "heads": heads, "summary": summary(heads)}
     return results | {"neurons": facts, "shown": rows}, maps

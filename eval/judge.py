@@ -32,15 +32,16 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
 from configs import UserError, load, run
-from eval import endpoint, grading, intervals, knowledge, published
-from eval.exercises import beginnings, completions, marked, names_of, requirements
+from eval import bootstrap, knowledge, published
+from eval.harness import beginnings, completions, marked, names_of, requirements
 from eval.instructions import choose, read_records
-from eval.protocols import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, Exercise
-from generation import check
-from instruct import split_story
-from machine import pick_device
+from eval.llm import endpoint, grading
+from eval.llm.rubrics import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, Exercise
+from nanostories.dataset.instruct import split_story
+from nanostories.inference.generate import check
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def grades_of(protocol, asked, verdicts, prompts, seed):
             if verdict:
                 tops[exercise.number[0]] += verdict[name]
                 bottoms[exercise.number[0]] += 1
-        found[name] = intervals.ratio(tops, bottoms, seed)
+        found[name] = bootstrap.ratio(tops, bottoms, seed)
         if found[name] and name in published.GRADES:
             values = [verdict[name] for verdict in verdicts if verdict]
             found[name]["relative"] = published.relative(name, found[name]["mean"])
@@ -178,7 +179,7 @@ def show_grades(grades, ages):
         if row and "relative" in row:
             need = "-" if row["stories"] is None else row["stories"]
             cells = f"{row['relative']:>10.2f}   {need} (a step is {published.step(name):.2f})"
-        print(f"{name:14}{intervals.described(row, 2):>22}{cells}")
+        print(f"{name:14}{bootstrap.described(row, 2):>22}{cells}")
     if total := sum(ages.values()):
         shares = (f"{AGES[age]}: {ages[age] / total:.0%}" for age in AGES)
         print("age group     " + ", ".join(shares))
@@ -318,10 +319,10 @@ def compared(models, asked, verdicts, prompts, settings):
         "lost": counts[0.0],
         "unreadable": counts[None],
     }
-    rate_ = intervals.ratio(tops, bottoms, settings.seed)
+    rate_ = bootstrap.ratio(tops, bottoms, settings.seed)
     print(f"{models[0].out_dir} against {models[1].out_dir}: " + ", ".join(
         f"{name} {count}" for name, count in counts.items()))  # fmt: skip
-    print(f"win rate, a tie half a win: {intervals.described(rate_)}")
+    print(f"win rate, a tie half a win: {bootstrap.described(rate_)}")
     return {"beside": {"run": models[1].out_dir, "checkpoint": models[1].identity()},
             "win_rate": rate_, "counts": counts}  # fmt: skip
 

@@ -1,8 +1,8 @@
 """
 The knowledge tables, prompts x models: completed without chance, scored and, with a judge, rated.
 
-The score needs no judge. Each prompt has pairs of continuations (questions.py), and a pair is told
-where the model gives the right one the higher probability:
+The score needs no judge. Each prompt has pairs of continuations (knowledge_prompts.py), and a pair
+is told where the model gives the right one the higher probability:
 
     margin = log p(right | prompt) - log p(wrong | prompt), in nats
 """
@@ -13,42 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
-import policy
 from configs import UserError
-from eval import grading, intervals, questions
-from eval.exercises import completions
-from eval.protocols import KNOWLEDGE, Exercise
-from generation import Story
-
-ROWS = 32  # continuations that are read in one pass
-
-
-def log_probabilities(found, asked):
-    """
-    log p(continuation | prompt) in nats of a pretrained.Trained, a list of float.
-
-    asked: (ids of a prompt, ids of its continuation) each. Raises UserError where both together are
-    longer than the model can read.
-    """
-    limit = found.model.config.block_size
-    longest = max(len(prompt) + len(rest) for prompt, rest in asked)
-    if longest > limit:
-        raise UserError(f"a prompt has {longest} tokens, but the model ends at {limit}")
-    prompts, rests = zip(*asked, strict=True)
-    stories = [Story(rest, ended=False) for rest in rests]
-    told = policy.surprise(found.model, prompts, stories, found.tokenizer.eot, ROWS)
-    return [-nats for nats, _ in told]
-
-
-def margins_of(found, prompts):
-    """[margin] of each pair, in nats, for each of some Prompts: a list of lists of float."""
-    encode = found.tokenizer.encode
-    nats = iter(log_probabilities(found, [
-        (found.prompt(prompt.text), encode(text))
-        for prompt in prompts for pair in prompt.pairs for text in pair
-    ]))  # fmt: skip
-    return [[next(nats) - next(nats) for _ in prompt.pairs] for prompt in prompts]
+from eval import bootstrap
+from eval.harness import completions, margins_of
+from eval.llm import grading
+from eval.llm.rubrics import KNOWLEDGE, Exercise
+from eval.prompts import knowledge_prompts as questions
+from nanostories.training import checkpoint
 
 
 def verdict_of(margins):
@@ -120,12 +91,12 @@ def known(rows, seed, kind=None):
         "right": [np.mean([margin > 0 for margin in row["margins"]]) for row in rows],
         "margin": [np.mean(row["margins"]) for row in rows],
     }
-    found = {name: intervals.ratio(x, np.ones(len(x)), seed) for name, x in sides.items()}
+    found = {name: bootstrap.ratio(x, np.ones(len(x)), seed) for name, x in sides.items()}
     points = {"success": 1.0, "partial": 0.5, "failure": 0.0}
     rated = [points.get(row.get("rating")) for row in rows]
     if any(point is not None for point in rated):
         tops = [point or 0.0 for point in rated]
-        found["rating"] = intervals.ratio(tops, [p is not None for p in rated], seed)
+        found["rating"] = bootstrap.ratio(tops, [p is not None for p in rated], seed)
     return found
 
 
@@ -150,9 +121,9 @@ def show_known(tables, settings):
     for kind in [*dict.fromkeys(row["kind"] for row in rows), None]:
         for name, table in zip(names, tables, strict=True):
             found = known(table["rows"], settings.seed, kind)
-            cells = [intervals.described(found["right"]).rjust(24)]
-            cells.append(intervals.described(found["margin"], 2).rjust(26))
-            cells += [intervals.described(found[x]).rjust(24) for x in found if x == "rating"]
+            cells = [bootstrap.described(found["right"]).rjust(24)]
+            cells.append(bootstrap.described(found["margin"], 2).rjust(26))
+            cells += [bootstrap.described(found[x]).rjust(24) for x in found if x == "rating"]
             print(f"{kind or 'all':10}{name:22.22}{''.join(cells)}")
 
 
@@ -166,7 +137,7 @@ def apart(tables, seed):
         }
         ones = np.ones(len(first))
         found[table["model"]] = {
-            name: intervals.difference(
+            name: bootstrap.difference(
                 (list(map(of, first)), ones), (list(map(of, table["rows"])), ones), seed
             )
             for name, of in sides.items()
@@ -190,5 +161,5 @@ def evaluate(models, settings, folder, facts):
         }
     results["difference"] = apart(tables, settings.seed)
     for name, gap in results["difference"].items():
-        print(f"right pairs, {models[0].out_dir} less {name}: {intervals.described(gap['right'])}")
+        print(f"right pairs, {models[0].out_dir} less {name}: {bootstrap.described(gap['right'])}")
     checkpoint.write_json(folder / "judge-prompts.json", results)

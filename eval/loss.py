@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
-import corpus
-import instruct
-from batches import Batches
 from configs import UserError, load, run
-from machine import autocast_for, pick_device, pick_dtype
-from shards import Dataset, Stories
+from nanostories.dataset import instruct, sources
+from nanostories.dataset.packing import PackedDataLoader
+from nanostories.dataset.shards import Dataset, InMemoryDataset
+from nanostories.training import checkpoint
+from nanostories.training.device import autocast_for, pick_device, pick_dtype
+from nanostories.training.validation import evaluate
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def groups_of_text(texts, tokenizer, size=32, records=False):
         counted = [record.story for record in found] if records else texts_now
         size_now = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in counted)
         ids = np.array(list(itertools.chain(*stories)), np.uint16)
-        yield Stories(ids, starts, answers), size_now
+        yield InMemoryDataset(ids, starts, answers), size_now
 
 
 def record_of(text):
@@ -79,8 +79,8 @@ def score(model, groups, eot, batch_size, autocast):
     where = {"stride": half, "shuffle": False, "device": model.wte.weight.device}
     for group, size in groups:
         where["answers"] = group.answers
-        batches = Batches(group, eot, block_size, row_tokens, batch_size, seed=0, **where)
-        totals.append((*model.evaluate(batches, autocast), size))
+        batches = PackedDataLoader(group, eot, block_size, row_tokens, batch_size, seed=0, **where)
+        totals.append((*evaluate(model, batches, autocast), size))
     return np.array(totals, dtype=np.float64).reshape(-1, 3)
 
 
@@ -107,7 +107,7 @@ def main():
     if loss_on not in ("all", "story"):
         raise UserError(f"loss_on must be all or story, not '{loss_on}'")
     if source:
-        texts = corpus.read(source)
+        texts = sources.read(source)
     elif not found.is_run():
         raise UserError(f"'{settings.init_from}' has no data of its own: name some with --source")
     else:

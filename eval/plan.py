@@ -12,8 +12,8 @@ import shlex
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import pretrained
 from configs import UserError
+from nanostories.training import huggingface
 
 OVERHEAD = 300_000  # parameters that would take as long as what a step costs besides
 KNOWN = ("prepare.py", "synonyms.py", "reward.py", "eval.skills", "eval.side_by_side",
@@ -201,7 +201,7 @@ class Plan:
     def of_rival(self, name, inside):
         """A published model, asked the same; inside: looked into, too."""
         settings, (data, path) = self.settings, self.prepare()
-        out, model = pretrained.folder_of(name), f"--init_from={name}"
+        out, model = huggingface.folder_of(name), f"--init_from={name}"
         rated = self.judge() if settings.judge else []
         words = [model, f"--dataset={path}"]
         self.evaluate("eval.skills", out, [data], words, name, 2)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import jinja2
 
-import checkpoint
 from configs import UserError, load, run
-from eval import charts, gather, intervals, published, report_models, report_stories, scaling
-from eval.blocks import Section, figure, folded, listing, table, text
-from eval.claims import FAILS, HOLDS, claims
+from eval import bootstrap, published
+from eval.reporting import charts, model_sections, results, scaling_law, story_sections
+from eval.reporting.claims import FAILS, HOLDS, claims
+from eval.reporting.page import Section, figure, folded, listing, table, text
+from nanostories.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def opening(study, found):
         for verdict in dict.fromkeys((HOLDS, FAILS, *(claim.verdict for claim in found)))
         if any(claim.verdict == verdict for claim in found)
     ]
-    shown = report_models.headline(study)
+    shown = model_sections.headline(study)
     return Section("headline", "In short", [
         text(f"TinyStories (Eldan & Li 2023) once more: {what}"),
         figure(shown and charts.chart(*shown[0], **shown[1]),
@@ -76,13 +77,13 @@ def made(study):
 def report(study):
     """([Section], [Claim], scaling law) of a gather.Study."""
     found = claims(study)
-    law = scaling.law(scaling.curves_of(study))
+    law = scaling_law.law(scaling_law.curves_of(study))
     slips = Section("slips", "Slips of the sources", [
         text("Where the seeds of this study contradict themselves or the data, noted and not "
              "copied."),
         listing(published.SLIPS),
     ])  # fmt: skip
-    models, told = report_models, report_stories
+    models, told = model_sections, story_sections
     sections = [
         opening(study, found), models.verdicts(found), models.models(study), models.losses(study),
         models.grid(study), models.trends(study), told.side_by_side(study), told.knowledge(study),
@@ -95,7 +96,7 @@ def report(study):
 
 def render(title, facts, sections):
     """The page, a str. All texts are escaped but those that are Markup."""
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    template = (Path(__file__).parent / "reporting" / "page.html").read_text(encoding="utf-8")
     nonce = sha256(repr((title, facts, sections)).encode("utf-8", "surrogatepass")).hexdigest()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -108,7 +109,7 @@ def main():
     settings, _ = load(Settings, positional="out_dir")
     if not settings.out_dir:
         raise UserError("usage: python -m eval.report out/<study>")
-    study = gather.read(settings.out_dir)
+    study = results.read(settings.out_dir)
     sections, found, law = report(study)
     out, name = Path(settings.out_dir), Path(settings.out_dir).name
     judge = study.settings["judge"] or "no judge"
@@ -117,11 +118,11 @@ def main():
     checkpoint.replace_text(out / "report.html", page.encode("utf-8", "replace").decode())
     rows = [asdict(claim) | {"verdict": claim.verdict} for claim in found]
     checkpoint.write_json(out / "report.json", {"claims": rows, "scaling": law})
-    if shown := report_models.headline(study):
+    if shown := model_sections.headline(study):
         charts.picture(out / "headline.png", *shown[0], **shown[1])
     print(f"\n{'':58}{'verdict':14}value")
     for claim in found:
-        print(f"{claim.text:58}{claim.verdict:14}{intervals.described(claim.value)}")
+        print(f"{claim.text:58}{claim.verdict:14}{bootstrap.described(claim.value)}")
     print(f"\n{out / 'report.html'}")
 
 

@@ -40,21 +40,19 @@ from types import SimpleNamespace
 
 import numpy as np
 
-import checkpoint
-import instruct
-import policy
 from configs import UserError, load, run
-from decoder import open_decoder
-from eval import endpoint, grading, intervals
-from eval.protocols import TOPIC, Exercise
-from eval.similarity import distinct
-from generation import Story, check, generate, seeds_of
-from machine import pick_device
-from reference import Reference
-from sample import prompts_of
-from topic import repetition
-from watch import DISTINCT, is_about, mentions
-from words import tokens, words_and_marks
+from eval import bootstrap, harness
+from eval.llm import endpoint, grading
+from eval.llm.rubrics import TOPIC, Exercise
+from nanostories.dataset import instruct
+from nanostories.inference.decoder import open_decoder
+from nanostories.inference.generate import Completion, check, generate, prompts_of, seeds_of
+from nanostories.rl.monitor import DISTINCT, is_about, mentions
+from nanostories.rl.reference import Reference
+from nanostories.text.metrics import distinct, repetition
+from nanostories.text.words import tokens, words_and_marks
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 VERDICTS = ("good", "okay", "bad")
 USUAL = 95  # percentile of the reference's stories that a good one does not pass
@@ -117,9 +115,9 @@ def surprise(reference, starts, told, asked):
     stories = []
     for prompt, (text, ended) in zip(prompts, told, strict=True):
         room = reference.model.config.block_size - len(prompt)
-        stories.append(Story(reference.tokenizer.encode(text)[:room], ended))
+        stories.append(Completion(reference.tokenizer.encode(text)[:room], ended))
     eot = reference.tokenizer.eot
-    return policy.surprise(reference.model, prompts, stories, eot, asked.rows)
+    return harness.surprise(reference.model, prompts, stories, eot, asked.rows)
 
 
 def lines_of(name, starts, told, word, topic, reference, asked):
@@ -174,10 +172,10 @@ def exponent(interval):
 def summary(lines, seed):
     """{measure: interval} of one model's stories, and its verdicts, {name: count}."""
     column = {name: [line[name] for line in lines] for name in lines[0]}
-    found = {name: intervals.mean(column[name], seed)
+    found = {name: bootstrap.mean(column[name], seed)
              for name in ("about", "mentions", "reward", "words", "ended")}  # fmt: skip
-    found["repetition"] = intervals.ratio(column["repeated"], column["grams"], seed)
-    found["perplexity"] = exponent(intervals.ratio(column["nats"], column["tokens"], seed))
+    found["repetition"] = bootstrap.ratio(column["repeated"], column["grams"], seed)
+    found["perplexity"] = exponent(bootstrap.ratio(column["nats"], column["tokens"], seed))
     marked = [words_and_marks(text) for text in column["text"]]
     value = distinct(marked, 2, DISTINCT)
     found["distinct_2"] = None if math.isnan(value) else value
@@ -192,19 +190,19 @@ def against(lines, base, seed):
     for name, column in columns.items():
         sides = [[[line[key] for line in one] for key in column] for one in (lines, base)]
         of = np.exp if name == "perplexity" else np.asarray
-        found[name] = intervals.quotient(*sides, seed, of)
+        found[name] = bootstrap.quotient(*sides, seed, of)
     return found
 
 
 def show(results, lines, shown):
     """Print the table, a model a column, and some stories of each."""
     models = results["models"]
-    rows = [(name, [intervals.described(x[name], digits) for x in models.values()])
+    rows = [(name, [bootstrap.described(x[name], digits) for x in models.values()])
             for name, digits in (("about", 3), ("mentions", 2), ("reward", 3), ("repetition", 4),
                                  ("perplexity", 2), ("words", 0), ("ended", 3))]  # fmt: skip
     for name in ("repetition", "perplexity"):
         rows.append((f"{name}, x reference", [
-            intervals.described(x["against"].get(name), 2) for x in models.values()]))  # fmt: skip
+            bootstrap.described(x["against"].get(name), 2) for x in models.values()]))  # fmt: skip
     rows.append(("distinct-2", ["-" if x["distinct_2"] is None else f"{x['distinct_2']:.3f}"
                                 for x in models.values()]))  # fmt: skip
     for key, label in (("verdicts", "good, okay, bad"), ("judged", "the judge")):

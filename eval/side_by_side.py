@@ -7,22 +7,22 @@ The stories that the paper shows, as a model goes on with them, each beside the 
 The four beginnings in side_by_side.txt are the paper's (Eldan & Li 2023: the snowman, the pumpkin,
 Tim's laser and Jen's doll) and the student report's (Jack looking for Alice), cited as data.
 Closest is the training story that holds most of the completion's pairs of words: its share is h,
-the paper's Rouge precision (overlap.py). A beginning that leaves a model no room to go on is left
-out. Results are in eval/side_by_side.json of the run.
+the paper's Rouge precision (nearest_story.py). A beginning that leaves a model no room to go on is
+left out. Results are in eval/side_by_side.json of the run.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import checkpoint
 from configs import ROOT, UserError, load, run
-from eval.exercises import beginnings, completions
+from eval.harness import beginnings, completions
 from eval.instructions import ROOM
-from eval.overlap import Index
-from generation import check
-from machine import pick_device
-from shards import Dataset
-from words import words_and_marks
+from eval.memorization.nearest_story import Index
+from nanostories.dataset.shards import Dataset
+from nanostories.inference.generate import check
+from nanostories.text.words import words_and_marks
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 NAMES = ("the snowman", "the pumpkin", "looking for Alice", "the laser and the doll")
 
@@ -53,7 +53,7 @@ def main():
         raise UserError(f"'{settings.init_from}' has no data of its own: name it with --dataset")
     where = where or checkpoint.read_config(found.out_dir)["train"]["dataset"]
     index = Index(Dataset(where, "train"))
-    texts = beginnings(str(ROOT / "eval" / "side_by_side.txt"))
+    texts = beginnings(str(ROOT / "eval" / "prompts" / "side_by_side.txt"))
     folder = Path(found.out_dir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     stories = [

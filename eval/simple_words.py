@@ -1,7 +1,7 @@
 """
 The simple words that a teacher's stories are built on, from a corpus of stories for small children.
 
-    python -m eval.simple_words --source="stories/*.txt"     # writes eval/simple_words.txt
+    python -m eval.simple_words --source="stories/*.txt"     # writes eval/prompts/simple_words.txt
     read()["verb"]                                           # ["say", "want", "go", ...]
 
 The base forms of the nouns, verbs and adjectives that the corpus has most often, each as what it
@@ -13,14 +13,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import checkpoint
-import corpus
-import thesaurus
 from configs import UserError, load, run
-from words import dictionary
+from nanostories.dataset import sources
+from nanostories.text import wordnet
+from nanostories.text.words import dictionary
+from nanostories.training import checkpoint
 
 KINDS = {"noun": ("n", "NOUN", 700), "verb": ("v", "VERB", 500), "adjective": ("a", "ADJ", 300)}
-PATH = Path(__file__).with_suffix(".txt")
+PATH = Path(__file__).parent / "prompts" / "simple_words.txt"
 _PRONOUNS = "something anything everything nothing someone anyone everyone somebody anybody"
 PRONOUNS = {*_PRONOUNS.split(), "everybody", "nobody"}
 
@@ -36,7 +36,7 @@ def count(texts):
     names = {pos: (kind, tag) for kind, (pos, tag, _) in KINDS.items()}
     raw = Counter()
     for text in texts:
-        raw.update((word.text, word.pos) for word in thesaurus.content_words(text))
+        raw.update((word.text, word.pos) for word in wordnet.content_words(text))
     found = Counter()
     for (word, pos), times in raw.items():
         kind, tag = names.get(pos, ("", ""))
@@ -76,7 +76,7 @@ def read(path=PATH):
 
 def main():
     settings, _ = load(Settings)
-    texts = corpus.read(settings.source, split="train")
+    texts = sources.read(settings.source, split="train")
     kinds = choose(count(texts))
     lines = (f"{kind}: {word}\n" for kind, words in kinds.items() for word in words)
     checkpoint.replace_text(settings.out, "".join(lines))

@@ -8,7 +8,7 @@ Grammar, consistency, plot and knowledge without a judge: does a model prefer wh
 Each question is a beginning with a right and a wrong way to go on, half of them told by chance:
 
     grammar, consistency, plot     held-out stories with one thing broken (minimal_pairs.py)
-    context, reasoning, facts      the paper's prompts (questions.py)
+    context, reasoning, facts      the paper's prompts (knowledge_prompts.py)
 
     margin = log p(right | beginning) - log p(wrong | beginning), in nats
 
@@ -24,13 +24,15 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
 from configs import UserError, load, run
-from eval import intervals, minimal_pairs, questions
-from eval.knowledge import margins_of
-from machine import pick_device
-from shards import Dataset
-from tokenizer import Tokenizer
+from eval import bootstrap
+from eval.harness import margins_of
+from eval.prompts import knowledge_prompts as questions
+from eval.prompts import minimal_pairs
+from nanostories.dataset.shards import Dataset
+from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 KINDS = (*minimal_pairs.KINDS, *questions.KINDS)
 
@@ -87,7 +89,7 @@ def told_by(found, prompts):
 def summed(told, seed):
     """{kind: {"right", "margin": intervals}} of what `told_by` found."""
     return {
-        kind: {"right": intervals.mean(right, seed), "margin": intervals.mean(margin, seed)}
+        kind: {"right": bootstrap.mean(right, seed), "margin": bootstrap.mean(margin, seed)}
         for kind, (right, margin) in told.items()
     }
 
@@ -128,7 +130,7 @@ def main():
     }
     print(f"{'':14}{'questions':>10}{'told':>24}{'margin, nats':>26}")
     for kind, row in results["skills"].items():
-        cells = intervals.described(row["right"]), intervals.described(row["margin"], 2)
+        cells = bootstrap.described(row["right"]), bootstrap.described(row["margin"], 2)
         print(f"{kind:14}{row['right']['n']:>10}{cells[0]:>24}{cells[1]:>26}")
     if settings.steps:
         results["along"] = along(found, prompts, settings)

@@ -30,12 +30,12 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import checkpoint
-import thesaurus
 from configs import ROOT, UserError, declared, load, read_file, run
-from eval import endpoint
+from eval.llm import endpoint
 from eval.plan import plan, sizes
-from shards import sha256 as file_sha256
+from nanostories.dataset.shards import sha256 as file_sha256
+from nanostories.text import wordnet
+from nanostories.training import checkpoint
 
 DONE, FAILED, LEFT = "done", "failed", "left"  # what has become of a piece
 
@@ -322,7 +322,7 @@ def check(settings):
             if size not in grid:
                 raise UserError(f"{what}: {size} is none of the models")
     if settings.syn:  # an hour later is no time to say that there are no synonyms
-        thesaurus.tags(["dog"]), thesaurus.wordnet()
+        wordnet.tags(["dog"]), wordnet.wordnet()
     if settings.judge:
         endpoint.check_url(settings.base_url)
         if not endpoint.key_of_environment() and not is_local(settings.base_url):
@@ -338,8 +338,8 @@ def jobs_of(settings):
     """How many commands run at a time."""
     if settings.jobs:
         return settings.jobs
-    from encode import cores
-    from machine import pick_device
+    from nanostories.dataset.encode import cores
+    from nanostories.training.device import pick_device
 
     return 1 if pick_device(settings.device).type != "cpu" else cores()
 

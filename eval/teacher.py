@@ -12,7 +12,7 @@ drawn uniformly and by the seed: story number i is asked the same whatever the c
 count, or a second call after a stop, asks only for what is not there. Each line of the file is a
 story with its words, features and prompt, as in TinyStories_all_data.
 
-Replies are kept in <out>.replies as they come; limits and key are those of eval/client.py.
+Replies are kept in <out>.replies as they come; limits and key are those of eval/llm/client.py.
 """
 
 import json
@@ -21,10 +21,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint import replacing
 from configs import UserError, load, run
-from eval import client, endpoint, simple_words
-from instruct import FEATURES
+from eval import simple_words
+from eval.llm import client, endpoint
+from nanostories.dataset.instruct import FEATURES
+from nanostories.training.checkpoint import replacing
 
 VERSION = "teacher-1"  # of the prompt
 

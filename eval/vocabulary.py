@@ -5,7 +5,7 @@ Is a model's vocabulary richer? A model of plain stories beside one of the same 
 
 Both go on from the same beginnings; of what they tell:
 
-    MTLD, distinct-n    how soon words repeat (similarity.py)
+    MTLD, distinct-n    how soon words repeat (metrics.py)
     synonym entropy     bits: which base form a content word has, given what it most usually means:
                         "big" and "large" mean the same, "find" and "see" do not, though they can
     rare words          share of words that are in a dictionary or in plain stories, but none of
@@ -26,15 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
-import thesaurus
 from configs import UserError, load, run
-from eval import intervals, loss, similarity
-from eval.exercises import beginnings, completions
-from generation import check
-from machine import autocast_for, pick_device, pick_dtype
-from shards import Dataset
-from words import dictionary, tokens, words_and_marks
+from eval import bootstrap, loss
+from eval.harness import beginnings, completions
+from nanostories.dataset.shards import Dataset
+from nanostories.inference.generate import check
+from nanostories.text import metrics, wordnet
+from nanostories.text.words import dictionary, tokens, words_and_marks
+from nanostories.training import checkpoint
+from nanostories.training.device import autocast_for, pick_device, pick_dtype
 
 GROUP = 32  # stories whose losses are taken together
 USUAL = 0.95  # share of the words of plain stories that are not rare
@@ -68,15 +68,15 @@ def meaning(word, pos):
     (the most usual sense of a word, its base form), by WordNet, two str; None where no other word
     has a sense in common with it.
     """
-    if not thesaurus.synonyms(word, pos):
+    if not wordnet.synonyms(word, pos):
         return None
-    base = thesaurus.base_form(word, pos)
-    return thesaurus.wordnet().synsets(base, pos)[0].name(), base
+    base = wordnet.base_form(word, pos)
+    return wordnet.wordnet().synsets(base, pos)[0].name(), base
 
 
 def meanings(text):
     """[(sense, base form)] of the content words of a text that have synonyms."""
-    found = (meaning(word.text, word.pos) for word in thesaurus.content_words(text))
+    found = (meaning(word.text, word.pos) for word in wordnet.content_words(text))
     return [pair for pair in found if pair]
 
 
@@ -117,7 +117,7 @@ def entropy(counts, seed):
         return np.divide(-(sums * logs).sum(1), words, where=words > 0, out=words * np.nan) + 0.0
 
     rng, n = np.random.default_rng(seed), len(counts)
-    times = rng.multinomial(n, np.full(n, 1 / n), intervals.ROUNDS)
+    times = rng.multinomial(n, np.full(n, 1 / n), bootstrap.ROUNDS)
     drawn = np.concatenate([bits(some @ matrix) for some in np.array_split(times, 20)])
     seen = bits(matrix.sum(0, keepdims=True))[0]
     high, middle, low = 2 * seen - np.array(
@@ -137,21 +137,21 @@ def richness(told, counts, settings):
 
     def share(holds):
         tops = [sum(holds(word) for text in texts for word in text) for texts in spoken]
-        return intervals.ratio(tops, [sum(map(len, texts)) for texts in spoken], seed)
+        return bootstrap.ratio(tops, [sum(map(len, texts)) for texts in spoken], seed)
 
     def known(word):
         return word in counts or bool(dictionary(word))
 
-    lengths = [sum(len(similarity.words_of(text)) for text in texts) for texts in marked]
-    factors = [sum(similarity.factors(text) for text in texts) for texts in marked]
+    lengths = [sum(len(metrics.words_of(text)) for text in texts) for texts in marked]
+    factors = [sum(metrics.factors(text) for text in texts) for texts in marked]
     distinct = {
-        f"distinct_{n}": intervals.mean(
-            [similarity.distinct(texts, n, settings.distinct_words) for texts in marked], seed)
+        f"distinct_{n}": bootstrap.mean(
+            [metrics.distinct(texts, n, settings.distinct_words) for texts in marked], seed)
         for n in (1, 2, 3)
     }  # fmt: skip
     return {
-        "words": intervals.ratio(lengths, [len(texts) for texts in told], seed),
-        "mtld": intervals.ratio(lengths, factors, seed),
+        "words": bootstrap.ratio(lengths, [len(texts) for texts in told], seed),
+        "mtld": bootstrap.ratio(lengths, factors, seed),
         "synonym_entropy": entropy([[x for t in texts for x in meanings(t)] for texts in told],
                                    seed),
         "rare": share(lambda word: word not in usual and known(word)),
@@ -198,13 +198,13 @@ def show(results):
     names = {"mtld": ("MTLD", 1), "synonym_entropy": ("synonym entropy, bits", 3),
              "rare": ("rare words", 4), "non_words": ("non-words", 4)}  # fmt: skip
     names |= {f"distinct_{n}": (f"distinct-{n}", 3) for n in (1, 2, 3)}
-    rows = [(label, [intervals.described(x[key], digits) for x in both])
+    rows = [(label, [bootstrap.described(x[key], digits) for x in both])
             for key, (label, digits) in names.items()]  # fmt: skip
     unit = "bits per byte" if results["loss_of_bytes"] else "loss"
-    rows += [(f"{unit} on {where}", [intervals.described(x["loss"][where], 4) for x in both])
+    rows += [(f"{unit} on {where}", [bootstrap.described(x["loss"][where], 4) for x in both])
              for where in both[0]["loss"]]  # fmt: skip
     for grade in dict.fromkeys([*both[0]["judge"], *both[1]["judge"]]):
-        rows.append((grade, [intervals.described(x["judge"].get(grade), 2) for x in both]))
+        rows.append((grade, [bootstrap.described(x["judge"].get(grade), 2) for x in both]))
     wide = max(len(label) for label, _ in rows)
     print(f"\n{'':{wide}}  {'plain':<28}{'with synonyms'}")
     for label, cells in rows:

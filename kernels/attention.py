@@ -54,11 +54,12 @@ channels and T = 512, with the least time by an H200's data sheet (4.8 TB/s, 989
                14 M C FLOPs                                    90 GFLOP   91 us
 
 Blocks of pairs that no story spans are never visited: a sweep over keys begins at the start of the
-block's first query, one over queries ends where `ends` says that nothing sees the block any more.
+block's first query, one over queries ends where `span_ends` says that nothing sees the block any
+more.
 
 Limits: D a multiple of 4 up to 128, float32, bfloat16 and float16, any T. Tested and timed on an
 H100 with Triton 3.6 (results/bench/kernels_h100.json); in Triton's interpreter; and compiled for
-sm_80, sm_90 and sm_100 (`python -m kernels.offline`).
+sm_80, sm_90 and sm_100 (`python -m benchmarks.kernel_compile`).
 """
 
 import itertools
@@ -73,7 +74,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
 MAX_HEAD = 128
 
 
-def choose(name, device, head_size, dtype):
+def choose_attention(name, device, head_size, dtype):
     """
     The implementation behind a setting, and why: (name, reason).
 
@@ -95,7 +96,7 @@ def choose(name, device, head_size, dtype):
         return "sdpa", f"triton cannot run: {why}"
     if dtype == torch.float32:  # exact products, without tensor cores, are where torch is ahead
         return "sdpa", "torch's fused attention is the fastest here in float32"
-    return "triton", "ahead of all that torch has; see python -m kernels.bench"
+    return "triton", "ahead of all that torch has; see python -m benchmarks.kernels"
 
 
 # ----------------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def windowed(start, window, shape, device):
     return floor if start is None else torch.maximum(start, floor)
 
 
-def ends(start):
+def span_ends(start):
     """
     For each key, one past the last query that sees it: the other edge of the band of `start`.
 
@@ -150,7 +151,7 @@ def attention(qkv, start=None, scale=None, impl="sdpa", end=None):
         return attention_math(qkv, start, scale)
     if impl == "triton":
         if start is not None and end is None:
-            end = ends(start)
+            end = span_ends(start)
         if qkv.dtype not in DTYPES:
             raise TypeError(
                 f"attention's kernels take float32, bfloat16 or float16, not {qkv.dtype}"
@@ -485,8 +486,8 @@ def tiles(head_size, dtype, backward, device):
     """
     How a pass is cut: BLOCK and STEP in tokens, and the compiler's settings, for `launch`.
 
-    The fastest on an H100 (`python -m kernels.tune`) of what compiles with next to no spilled
-    registers for the device's kind of tensor cores (`python -m kernels.offline`). STEP divides
+    The fastest on an H100 (benchmarks.kernel_tuning) of what compiles with next to no spilled
+    registers for the device's kind of tensor cores (benchmarks.kernel_compile). STEP divides
     BLOCK.
     """
     wide = warpgroups(device)

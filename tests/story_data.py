@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-import shards
-import tokenizer
-from shards import Dataset
+from nanostories.dataset import shards, tokenizer
+from nanostories.dataset.shards import Dataset
 
 
 def made(folder, train, val=(), prompts=None, shard_tokens=shards.SHARD_TOKENS):

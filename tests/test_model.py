@@ -7,8 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
 from kernels.attention import attention, mask_of, windowed
-from kernels.cross_entropy import linear_cross_entropy
-from model import GPT, IGNORE, GPTConfig
+from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from model import GPT, GPTConfig
 
 SMALL = {"vocab_size": 301, "block_size": 64, "n_layer": 3, "n_head": 4, "n_embd": 32}
 
@@ -31,7 +31,7 @@ def packed_batch(lengths, row_tokens, seed=0):
     for n in lengths:
         positions[0, at : at + n], start[0, at : at + n] = torch.arange(n), at
         at += n
-    targets[0, at:], start[0, at:] = IGNORE, at
+    targets[0, at:], start[0, at:] = IGNORE_INDEX, at
     return tokens, targets, positions, start
 
 
@@ -167,17 +167,17 @@ def test_chunked_loss_equals_torch(n):
     hidden = torch.randn(n, 24, requires_grad=True)
     weight = torch.randn(384, 24, requires_grad=True)
     targets = torch.randint(300, (n,))
-    targets[1::3] = IGNORE
+    targets[1::3] = IGNORE_INDEX
     plain = torch.nn.functional.cross_entropy(
-        hidden @ weight[:300].T, targets, ignore_index=IGNORE, reduction="none"
+        hidden @ weight[:300].T, targets, ignore_index=IGNORE_INDEX, reduction="none"
     )
-    mean = plain.sum() / (targets != IGNORE).sum()
+    mean = plain.sum() / (targets != IGNORE_INDEX).sum()
     expected = torch.autograd.grad(3 * mean, (hidden, weight))
-    loss = linear_cross_entropy(hidden, weight, targets, 300, IGNORE)
+    loss = linear_cross_entropy(hidden, weight, targets, 300, IGNORE_INDEX)
     gradients = torch.autograd.grad(3 * loss, (hidden, weight))
     torch.testing.assert_close(loss, mean)
     torch.testing.assert_close(gradients, expected, atol=1e-6, rtol=1e-4)
-    each = linear_cross_entropy(hidden, weight, targets, 300, IGNORE, mean=False)
+    each = linear_cross_entropy(hidden, weight, targets, 300, IGNORE_INDEX, mean=False)
     torch.testing.assert_close(each, plain)
     assert gradients[1][300:].abs().max() == 0  # padding is never trained
 

@@ -15,15 +15,12 @@ import numpy as np
 import pytest
 
 import configs
-import corpus
-import instruct
 import prepare
-import shards
-import storybook
 from configs import UserError
-from corpus import EOT
+from nanostories.dataset import instruct, shards, sources, storybook
+from nanostories.dataset.sources import EOT
+from nanostories.dataset.tokenizer import Tokenizer
 from prepare import Settings, new_folder
-from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -143,7 +140,7 @@ def test_small_chunks_make_the_same_folder(tmp_path, monkeypatch):
     stories = [story.text for story in storybook.stories(60)]
     source = write(tmp_path / "a.txt", [*stories, *stories[:7]])
     whole = listing(made(tmp_path, source, val_fraction=0.2))
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 900)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 900)
     monkeypatch.setattr(shards, "CHUNK_STORIES", 7)
     monkeypatch.setattr(shards, "CHUNK_TOKENS", 2000)
     monkeypatch.setattr(prepare, "PART_STORIES", 9)
@@ -225,7 +222,7 @@ def test_hold_out(tmp_path, given):
     how["workers"] = 2 if given == "file" else 1
     source = "instruct:storybook"
     if given != "storybook":
-        texts = list(corpus.read(source, stories=400, split="train"))
+        texts = list(sources.read(source, stories=400, split="train"))
         source = write(tmp_path / "my-instruct.txt", texts)
     if given == "val_source":
         how["val_source"] = write(tmp_path / "val.txt", texts[:80])
@@ -326,16 +323,16 @@ def test_val_has_a_story_however_few_there_are(tmp_path):
 def test_a_tokenizer_is_made_of_train_stories_only(tmp_path):
     stories = [f"{'zq' * 40} {i}." for i in range(50)]
     source = write(tmp_path / "a.txt", stories)
-    seen = list(prepare.sample(corpus.Source(source), 0, 2**63))
+    seen = list(prepare.sample(sources.Source(source), 0, 2**63))
     out = made(tmp_path, source, val_fraction=0.5)
     assert seen == stories_of(out, "train")
 
 
 def test_sample_is_bounded_and_from_everywhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(prepare, "SAMPLE_BYTES", 10_000)
     source = write(tmp_path / "a.txt", [f"This is story number {i:05}." for i in range(4000)])
-    seen = list(prepare.sample(corpus.Source(source), 0, 0))
+    seen = list(prepare.sample(sources.Source(source), 0, 0))
     assert 5_000 < sum(map(len, seen)) < 11_000
     assert max(seen) > "This is story number 03700."
 

@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from tiny import call_ranks, settings_for
 
-import checkpoint
-import decoder
-import policy
 import reward
-import train
 from configs import UserError
-from reference import Reference
+from nanostories.dataset import packing
+from nanostories.inference import decoder, sampling
+from nanostories.rl.reference import Reference
+from nanostories.training import checkpoint
 from reward import Run, Settings
 
 
@@ -24,7 +24,7 @@ from reward import Run, Settings
 def few_stories():
     """Of the reference, which every run tells anew."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reference.BASE", 32)
+        patch.setattr("nanostories.rl.reference.BASE", 32)
         yield
 
 
@@ -32,7 +32,7 @@ def few_stories():
 def base(data, tmp_path_factory):
     """A run whose stories are short, and some of them about a dog."""
     out = tmp_path_factory.mktemp("base") / "run"
-    train.Trainer(settings_for(data, out, max_iters=60)).run()
+    tiny.train(settings_for(data, out, max_iters=60))
     return str(out)
 
 
@@ -91,7 +91,7 @@ def test_the_reference_is_frozen(made, base):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_what_was_sampled_is_what_is_taught(base, tmp_path, monkeypatch, temperature):
     """The log-probabilities of the draws are those of the gradient, <|endoftext|> included."""
-    drawn, choose = [], decoder.choose
+    drawn, choose = [], sampling.sample_token
 
     def recorded(logits, luck, **how):
         chosen = choose(logits, luck, **how)
@@ -105,7 +105,7 @@ def test_what_was_sampled_is_what_is_taught(base, tmp_path, monkeypatch, tempera
     monkeypatch.setattr(decoder, "choose", recorded)
     prompts = [reference.prompts[0]] * 60
     told = reference.tell(run.model, prompts, [[7, i] for i in range(60)])
-    rows = policy.rows_of(prompts, told, reference.found.tokenizer.eot, "cpu")
+    rows = packing.pad_batch(prompts, told, reference.found.tokenizer.eot, "cpu")
     log_pi = run.compared(rows)[0]
     assert any(story.ended for story in told)
     for row, story in enumerate(told):
@@ -179,7 +179,7 @@ def test_in_several_passes(method, base, tmp_path):
 
 
 def two_ranks(settings):
-    sys.modules["reference"].BASE = 32
+    sys.modules["nanostories.rl.reference"].BASE = 32
     start(settings)
 
 
@@ -197,7 +197,9 @@ def test_the_gradient_is_of_the_mean_over_stories(made, base, tmp_path, monkeypa
     settings = asked(base, tmp_path / "run")
     run = Run(settings, made.reference)
     bias = run.model.ln_f.bias
-    monkeypatch.setattr("policy.loss", lambda *_: bias.sum().expand(settings.stories))
+    monkeypatch.setattr(
+        "nanostories.rl.policy_gradient.loss", lambda *_: bias.sum().expand(settings.stories)
+    )
     assert run.step(0.0)["grad_norm"] == pytest.approx(len(bias) ** 0.5)
 
 
@@ -259,7 +261,7 @@ def test_groups_of_several_prompts(base, tmp_path):
 
 
 def test_stop_on_alarm(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("watch.alarms", lambda now, base: ["repetition"])
+    monkeypatch.setattr("nanostories.rl.monitor.alarms", lambda now, base: ["repetition"])
     run = start(asked(base, tmp_path / "run", max_iters=9, stop_on_alarm=True))
     assert run.state["step"] == 5 and checkpoint.steps_of(run.settings.out_dir)[-1] == 5
     assert run.log.lines[-1]["alarm_repetition"] == 1
@@ -269,7 +271,7 @@ def test_stop_on_alarm(base, tmp_path, monkeypatch):
 def test_without_a_tie_it_breaks_and_alarms_say_so(data, tmp_path):
     """Reward near 1 for one word again and again; with a tie to the reference nothing sounds."""
     out = tmp_path / "base"
-    train.Trainer(settings_for(data, out, n_embd=64, max_iters=600)).run()
+    tiny.train(settings_for(data, out, n_embd=64, max_iters=600))
     sounding = {}
     for factor in (0.0, 0.05):
         settings = asked(
@@ -336,7 +338,7 @@ def test_a_sweep_that_is_stopped(base, tmp_path, monkeypatch):
     """It ends there, with no plot; another call finishes it."""
     words = (*FEW, f"--init_from={base}", f"--out_dir={tmp_path / 'sweep'}", "--kl_factor=0,0.1")
     with monkeypatch.context() as patch:
-        patch.setattr("machine.Interrupt", Stopped(1))
+        patch.setattr("nanostories.training.distributed.StopSignal", Stopped(1))
         call(*words)
     assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0") == [1]
     assert [x.name for x in (tmp_path / "sweep").iterdir()] == ["kl_0"]
@@ -346,7 +348,7 @@ def test_a_sweep_that_is_stopped(base, tmp_path, monkeypatch):
 
 
 def test_what_an_alarm_ended_stays_ended(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("watch.alarms", lambda now, base: ["repetition"])
+    monkeypatch.setattr("nanostories.rl.monitor.alarms", lambda now, base: ["repetition"])
     words = (*FEW, f"--init_from={base}", f"--out_dir={tmp_path / 'sweep'}", "--stop_on_alarm")
     for _ in range(2):
         call(*words, "--kl_factor=0,0.1", "--max_iters=9")
@@ -357,7 +359,7 @@ def test_stopped_between_checkpoints(made, base, tmp_path, monkeypatch):
     """Interval and stories told are those of the run that was not stopped, and so is the rest."""
     settings = asked(base, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("machine.Interrupt", Stopped(3))
+        patch.setattr("nanostories.training.distributed.StopSignal", Stopped(3))
         start(settings)
     assert checkpoint.steps_of(settings.out_dir)[-1] == 3
     run = start(replace(settings, resume=True))
@@ -426,7 +428,9 @@ def test_a_gradient_that_is_no_number_changes_no_weight(made, base, tmp_path, mo
     settings = asked(base, tmp_path / "run")
     run = Run(settings, made.reference)
     bias, before = run.model.ln_f.bias, run.model.wte.weight.clone()
-    monkeypatch.setattr("policy.loss", lambda *_: (bias.sum() * float("nan")).expand(8))
+    monkeypatch.setattr(
+        "nanostories.rl.policy_gradient.loss", lambda *_: (bias.sum() * float("nan")).expand(8)
+    )
     with pytest.raises(UserError, match="nan or inf"):
         run.step(1e-3)
     assert torch.equal(before, run.model.wte.weight) and bias.isfinite().all()

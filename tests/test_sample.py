@@ -8,12 +8,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
-import checkpoint
 import sample
 from configs import ROOT, UserError
 from eval.loss import groups_of_text, score
 from model import GPT, GPTConfig
-from tokenizer import build
+from nanostories.dataset.tokenizer import build
+from nanostories.training import checkpoint
 from train import Settings, Trainer
 
 EOT = 256

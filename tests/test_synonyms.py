@@ -12,14 +12,14 @@ import time
 import nltk
 import pytest
 
-import storybook
 import synonyms
-import thesaurus
 from configs import ROOT, UserError
-from rewording import reword
-from shards import Dataset
+from nanostories.dataset import storybook
+from nanostories.dataset.shards import Dataset
+from nanostories.text import wordnet
+from nanostories.text.lexical_substitution import reword
+from nanostories.text.words import tokens
 from synonyms import SEPARATOR
-from words import tokens
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
 
@@ -263,10 +263,10 @@ def test_wrong_settings(words, why, stories, tmp_path, monkeypatch):
 def test_without_wordnet(stories, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nltk.data, "path", [])
-    for cached in (thesaurus._tagger, thesaurus.wordnet, thesaurus.synonyms):
+    for cached in (wordnet._tagger, wordnet.wordnet, wordnet.synonyms):
         cached.cache_clear()
     with pytest.raises(UserError, match=r"python -m nltk\.downloader wordnet"):
         call(*written(tmp_path, stories[:4], stories[4:6]), "--out=syn")
-    for cached in (thesaurus._tagger, thesaurus.wordnet):
+    for cached in (wordnet._tagger, wordnet.wordnet):
         cached.cache_clear()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.txt", "val.txt"]

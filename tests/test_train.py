@@ -13,18 +13,16 @@ import tiny
 import torch
 from tiny import losses, settings_for
 
-import checkpoint
 import eval.loss
-import machine
 import prepare
-import schedule
 import train
 from configs import UserError
 from kernels import attention, cross_entropy
-from kernels.muon import orthogonal
 from model import GPT, GPTConfig
-from shards import Dataset
-from train import Settings, Trainer, learning_rate, make_optimizer
+from nanostories.dataset.shards import Dataset
+from nanostories.training import checkpoint, device, schedule
+from nanostories.training.optim import make_optimizer, orthogonal
+from train import Settings, Trainer, learning_rate
 
 # Recorded on a CPU; torch 2.11 and 2.13 agree on every digit. A change of grammar, tokenizer,
 # model, batches, optimizer or schedule shows here, and is recorded anew if it was meant.
@@ -36,7 +34,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_golden_loss_curve(data, tmp_path, optimizer):
-    Trainer(settings_for(data, tmp_path / "run", optimizer=optimizer)).run()
+    tiny.train(settings_for(data, tmp_path / "run", optimizer=optimizer))
     curve = losses(tmp_path / "run")
     assert curve[0] == pytest.approx(math.log(512), abs=0.1)
     assert curve[::5] + curve[-1:] == pytest.approx(GOLDEN[optimizer], abs=2e-3)
@@ -64,7 +62,7 @@ def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, 
 
 def test_a_run_folder_holds_everything(data, tmp_path):
     out = tmp_path / "run"
-    state = Trainer(settings_for(data, out, max_iters=4, eval_interval=2)).run()
+    state = tiny.train(settings_for(data, out, max_iters=4, eval_interval=2))
     names = {path.name for path in out.iterdir()}
     assert names >= {"config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
                      "samples.txt", "latest", "best", "checkpoints"}  # fmt: skip
@@ -88,15 +86,15 @@ def test_accumulation_is_one_large_batch(data, tmp_path):
     for name, size, steps in (("large", 4, 1), ("small", 1, 4)):
         settings = settings_for(data, tmp_path / name, max_iters=5, batch_size=size,
                                 gradient_accumulation_steps=steps)  # fmt: skip
-        Trainer(settings).run()
+        tiny.train(settings)
         curves.append(losses(tmp_path / name))
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_stays_near_float32(data, tmp_path, dtype):
-    Trainer(settings_for(data, tmp_path / "run", max_iters=10, dtype=dtype)).run()
-    Trainer(settings_for(data, tmp_path / "full", max_iters=10)).run()
+    tiny.train(settings_for(data, tmp_path / "run", max_iters=10, dtype=dtype))
+    tiny.train(settings_for(data, tmp_path / "full", max_iters=10))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "full"), abs=0.05)
     weights = checkpoint.read_tensors(tmp_path / "run" / "latest", "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
@@ -153,12 +151,12 @@ def model_log_p(model, ids, answer):
 
 
 def test_fine_tuning_starts_from_the_run(data, tmp_path):
-    Trainer(settings_for(data, tmp_path / "base")).run()
+    tiny.train(settings_for(data, tmp_path / "base"))
     origin = dict.fromkeys(vars(Settings()), "default")
     settings = settings_for(data, tmp_path / "tuned", init_from=str(tmp_path / "base"), max_iters=3)
     settings = train.complete(replace(settings, n_layer=4, n_head=16, n_embd=768), origin)
     assert (settings.n_layer, settings.n_embd) == (2, 32)
-    Trainer(settings).run()
+    tiny.train(settings)
     assert losses(tmp_path / "tuned")[0] < losses(tmp_path / "base")[10]
 
 
@@ -276,13 +274,13 @@ def test_damaged_data_is_refused(data, tmp_path, damage, message):
 
 def test_a_run_is_never_overwritten(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=1)
-    Trainer(settings).run()
+    tiny.train(settings)
     with pytest.raises(UserError, match="holds a run already"):
         train.check(settings)
 
 
 def test_another_tokenizer_is_refused(data, tmp_path):
-    Trainer(settings_for(data, tmp_path / "base", max_iters=1)).run()
+    tiny.train(settings_for(data, tmp_path / "base", max_iters=1))
     other = tmp_path / "bytes"
     prepare.prepare(prepare.Settings(source="storybook", tokenizer="bytes", stories=50,
                                      val_fraction=0.1, out=str(other), workers=1))  # fmt: skip
@@ -344,7 +342,7 @@ def test_a_compiled_run_evaluates_with_its_compiled_model(data, tmp_path, monkey
 
 def test_the_batch_is_told_once_at_the_start(data, tmp_path, capsys):
     same = {"batch_size": 3, "gradient_accumulation_steps": 4, "max_iters": 2, "lr_decay_iters": 1}
-    Trainer(settings_for(data, tmp_path / "run", **same)).run()
+    tiny.train(settings_for(data, tmp_path / "run", **same))
     said = capsys.readouterr().out
     assert said.count("step: 12 rows of 256 tokens, by 1 rank(s) in 4 pass(es) of 3\n") == 1
     assert said.count("the schedule ends at step 1; from there on the learning rate is 0.0") == 1
@@ -353,7 +351,7 @@ def test_the_batch_is_told_once_at_the_start(data, tmp_path, capsys):
 
 def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=2)
-    Trainer(settings).run()
+    tiny.train(settings)
     before = checkpoint.read_config(settings.out_dir)
     profiled = replace(settings, profile=True)
     train.check(profiled)
@@ -370,7 +368,7 @@ def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
 
 def faults_of_steps(path):
     """Write how many pages the kernel had to make while tensors came and went."""
-    machine.pick_device("cpu")
+    device.pick_device("cpu")
     found = []
     for _ in range(20):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

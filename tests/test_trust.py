@@ -21,11 +21,10 @@ import torch
 from tiny import contents, losses, settings_for
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import checkpoint
 import prepare
-import start
 from configs import UserError
-from shards import Dataset
+from nanostories.dataset.shards import Dataset
+from nanostories.training import checkpoint, run_config
 from train import Settings, Trainer
 
 # ----------------------------------------------------------------------------------------------
@@ -54,7 +53,7 @@ def test_resume_equals_never_stopping(data, tmp_path, optimizer, stop):
 
 def test_float16_resumes_with_its_loss_scale(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=2, dtype="float16")
-    Trainer(settings).run()
+    tiny.train(settings)
     trainer = Trainer(replace(settings, resume=True))
     state = checkpoint.read_state(settings.out_dir)["scaler"]
     assert trainer.compute.scaler.state_dict() == state and state["_growth_tracker"] == 2
@@ -62,11 +61,11 @@ def test_float16_resumes_with_its_loss_scale(data, tmp_path):
 
 def test_a_longer_run_keeps_the_schedule(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=4, min_lr=1e-4, warmup_iters=1)
-    Trainer(settings).run()
+    tiny.train(settings)
     assert checkpoint.read_config(settings.out_dir)["train"]["lr_decay_iters"] == 4
     origin = dict.fromkeys(asdict(settings), "default") | {"max_iters": "command line"}
     longer = Settings(resume=True, out_dir=settings.out_dir, max_iters=6)
-    trainer = Trainer(start.complete(longer, origin))
+    trainer = Trainer(run_config.complete(longer, origin))
     trainer.run()
     rates = [line["lr"] for line in trainer.log.lines if "lr" in line]
     whole = Trainer(replace(settings, out_dir=str(tmp_path / "whole")))
@@ -77,25 +76,25 @@ def test_a_longer_run_keeps_the_schedule(data, tmp_path):
 
 def resume(out, **named):
     origin = dict.fromkeys(asdict(Settings()), "default") | dict.fromkeys(named, "command line")
-    return start.complete(Settings(resume=True, out_dir=str(out), **named), origin)
+    return run_config.complete(Settings(resume=True, out_dir=str(out), **named), origin)
 
 
 def test_resume_refuses_other_settings_by_name(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=1)
-    Trainer(settings).run()
+    tiny.train(settings)
     may = {"max_iters": 9, "max_minutes": 1.0, "eval_interval": 7, "device": "cpu",
            "compile": False, "attn": "math", "skip_nonfinite": True}  # fmt: skip
-    assert set(start.MAY_CHANGE) == {*may, "resume", "out_dir", "cuda_graphs", "profile"}
+    assert set(run_config.MAY_CHANGE) == {*may, "resume", "out_dir", "cuda_graphs", "profile"}
     changed = resume(settings.out_dir, **may)
     assert {name: getattr(changed, name) for name in may} == may
     assert changed.learning_rate == settings.learning_rate and changed.n_embd == 32
     assert resume(settings.out_dir, batch_size=2).batch_size == 2  # said again, not changed
     for name, value in asdict(Settings()).items():
-        if name not in start.MAY_CHANGE:
+        if name not in run_config.MAY_CHANGE:
             others = {str: ["other"], int: [77, 0], float: [0.77, 0.0]}.get(type(value), [True])
             stored = checkpoint.read_config(settings.out_dir)["train"][name]
             for other in others:
-                if other != stored and (other or name not in start.FILLED_IN):
+                if other != stored and (other or name not in run_config.FILLED_IN):
                     with pytest.raises(UserError, match=f"^{name} of '.*run' is .*, not "):
                         resume(settings.out_dir, **{name: other})
 
@@ -103,17 +102,19 @@ def test_resume_refuses_other_settings_by_name(data, tmp_path):
 def test_resume_takes_the_run_of_its_config(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
-        Trainer(settings_for(data, f"out/{name}", max_iters=1)).run()
+        tiny.train(settings_for(data, f"out/{name}", max_iters=1))
     origin = dict.fromkeys(asdict(Settings()), "default")
-    newest = start.complete(Settings(resume=True), origin)
+    newest = run_config.complete(Settings(resume=True), origin)
     assert newest.out_dir == "out/two"
-    ours = start.complete(Settings(resume=True, max_iters=1), origin | {"max_iters": "c/one.py"})
+    ours = run_config.complete(
+        Settings(resume=True, max_iters=1), origin | {"max_iters": "c/one.py"}
+    )
     assert ours.out_dir == "out/one"
 
 
 def test_resume_refuses_other_data(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=1)
-    Trainer(settings).run()
+    tiny.train(settings)
     other = tmp_path / "other"
     same = {"source": "storybook", "workers": 1, "val_fraction": 0.1, "out": str(other)}
     prepare.prepare(prepare.Settings(tokenizer="bytes", stories=50, **same))
@@ -134,7 +135,7 @@ def test_resume_refuses_other_data(data, tmp_path):
 def test_resume_refuses_another_architecture(data, tmp_path):
     """The number of heads shows in no tensor's shape."""
     settings = settings_for(data, tmp_path / "run", max_iters=1)
-    Trainer(settings).run()
+    tiny.train(settings)
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace('"n_head": 2', '"n_head": 4'))
     with pytest.raises(UserError, match=r"config\.json is not what .*: n_head is 4, not 2"):
@@ -143,7 +144,7 @@ def test_resume_refuses_another_architecture(data, tmp_path):
 
 def test_resume_reads_a_log_cut_in_the_middle_of_a_letter(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=2, eval_interval=1)
-    Trainer(settings).run()
+    tiny.train(settings)
     with open(tmp_path / "run" / "samples.txt", "ab") as file:
         file.write("“".encode()[:2])
     with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
@@ -154,7 +155,7 @@ def test_resume_reads_a_log_cut_in_the_middle_of_a_letter(data, tmp_path):
 def test_a_profile_leaves_a_run_alone(data, tmp_path):
     """Also one that is saving right now."""
     settings = settings_for(data, tmp_path / "run", max_iters=2)
-    Trainer(settings).run()
+    tiny.train(settings)
     parts = [tmp_path / "run" / name for name in ("checkpoints/4.part", "loss.png.part")]
     parts[0].mkdir()
     parts[1].touch()
@@ -172,7 +173,7 @@ def test_log_spaced_checkpoints_stay_and_the_rest_is_bounded(data, tmp_path):
     settings = settings_for(
         data, tmp_path / "run", max_iters=11, save_interval=1, save_steps="log", eval_interval=6
     )
-    Trainer(settings).run()
+    tiny.train(settings)
     out = Path(settings.out_dir)
     best = checkpoint.read_state(out)["best_step"]
     assert (out / "latest").readlink() == Path("checkpoints/11")
@@ -285,11 +286,11 @@ def test_a_setting_younger_than_the_run_takes_its_default(tmp_path):
     checkpoint.write_json(tmp_path / "config.json", {"train": {"seed": 7}})
     settings = replace(Settings(), resume=True, out_dir=str(tmp_path))
     origin = dict.fromkeys(asdict(settings), "default") | {"out_dir": "command line"}
-    found = start.complete(settings, origin)
+    found = run_config.complete(settings, origin)
     assert found == replace(Settings(), seed=7, out_dir=str(tmp_path))
     checkpoint.write_json(tmp_path / "config.json", {"train": {"sede": 7}})
     with pytest.raises(UserError, match=r"written by another version of train\.py: see sede"):
-        start.complete(settings, origin)
+        run_config.complete(settings, origin)
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -317,7 +318,7 @@ def test_killed_at_random_moments(data, tmp_path, rounds):
         in_a_save += bool([*out.glob("checkpoints/*.part"), *out.glob("*.part")])
         newest = f"checkpoints/{checkpoint.steps_of(out)[-1]}"
         checkpoint.load_model(out, newest)
-        checkpoint.read_moments(out, newest)
+        checkpoint.read_optimizer_state(out, newest)
         checkpoint.load_model(out)
     steps = checkpoint.steps_of(out)[-1] + 2
     last = replace(settings, resume=True, max_iters=steps)
@@ -360,14 +361,14 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
     assert "Traceback" not in error
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
     checkpoint.load_model(tmp_path / "run")
-    checkpoint.read_moments(tmp_path / "run")
+    checkpoint.read_optimizer_state(tmp_path / "run")
     assert tiny.call(tiny.train, replace(settings, resume=True)) == 0
 
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     settings = settings_for(data, tmp_path_factory.mktemp("out") / "run", max_iters=1)
-    Trainer(settings).run()
+    tiny.train(settings)
     return settings
 
 

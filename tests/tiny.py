@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-import machine
 from configs import run
+from nanostories.training import distributed
 from train import Settings, Trainer
 
 
@@ -78,12 +78,13 @@ def call_ranks(ranks, function, *args, errors=os.devnull):
 
 
 def _rank(function, args):
-    with machine.distributed():
+    with distributed.process_group():
         function(*args)
 
 
 def train(settings):
-    Trainer(settings).run()
+    """Train to the end of the run; returns its state."""
+    return Trainer(settings).run()
 
 
 def train_and_stop(settings, steps, number=signal.SIGTERM):

@@ -1,0 +1,91 @@
+"""
+What saving costs a run.
+
+    python -m benchmarks.checkpoint_save data/tinystories-bpe     # token folder of real stories
+
+Trains configs/ts_cpu.py's model in turns of ten steps, every second turn with a save at its
+beginning, and compares the pairs: the loop's wait, and the whole cost with what the writing thread
+takes from the training. Then the sizes and times of a save of configs/ts_33m.py's model and AdamW.
+"""
+
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from configs import load
+from model import GPT, GPTConfig
+from nanostories.training import checkpoint
+from nanostories.training.optim import make_optimizer
+from train import Settings, Trainer
+
+PAIRS, STEPS = 60, 10
+
+
+def timed(function):
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def small(dataset, out):
+    """Pairs of turns of ts_cpu, without a save and with one."""
+    settings, _ = load(Settings, ["configs/ts_cpu.py"])
+    never = {"max_minutes": 0.0, "max_iters": 10**6, "eval_interval": 10**6}
+    trainer = Trainer(dataclasses.replace(
+        settings, dataset=dataset, out_dir=out, row_tokens=1024, **never))  # fmt: skip
+    trainer.model.train()
+
+    def turn(save):
+        begin = time.perf_counter()
+        if save:
+            waits.append(timed(trainer.save))
+        for _ in range(STEPS):
+            trainer.step(1e-3)[0].item()
+        if save:
+            trainer.saver.wait()
+        return time.perf_counter() - begin
+
+    waits = []
+    turn(save=True)
+    pairs = [(turn(save=False), turn(save=True)) for _ in tqdm(range(PAIRS), desc="pairs")]
+    cost = statistics.median(b - a for a, b in pairs)
+    share = cost / (100 / STEPS * statistics.median(a for a, _ in pairs))
+    print(
+        f"ts_cpu: a save costs {cost * 1e3:.0f} ms, of which the loop waits "
+        f"{statistics.median(waits) * 1e3:.1f} ms; every 100 steps {share:.2%} of the run"
+    )
+
+
+def large(out):
+    """A save of the 33M model with AdamW's state, on its own."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = GPT(GPTConfig(50257, 512, 4, 16, 768)).to(device)
+    [optimizer] = make_optimizer(model, Settings())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    saver = checkpoint.Saver(out)
+    state = {"best_step": 1, "kept": []}
+    for step in (1, 2, 3):  # the first one asks for the memory
+        wait = timed(lambda step=step: saver.save(model, [optimizer], state | {"step": step}))
+        write = timed(saver.wait)
+    size = sum(path.stat().st_size for path in (Path(out) / "latest").iterdir()) / 1e9
+    print(f"ts_33m: {size:.2f} GB; the loop waits {wait * 1e3:.0f} ms, the thread {write:.1f} s")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        small(sys.argv[1], f"{folder}/small")
+        large(f"{folder}/large")
+
+
+if __name__ == "__main__":
+    main()

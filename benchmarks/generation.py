@@ -1,0 +1,274 @@
+"""
+How fast stories are told, beside transformers, nanoGPT and llama2.c: models of the same shape with
+random weights, all of them in one run and taking turns.
+
+    python -m benchmarks.generation                      # beside transformers
+    python -m benchmarks.generation --nanogpt=../nanoGPT --llama2c=../llama2.c --out=cpu.json
+    python -m benchmarks.generation --loss=out/ts_33m    # what smaller weights cost in loss
+    python -m benchmarks.generation --device=cuda        # on a GPU, and 1,024 at once
+
+One story: tokens a second after a prompt of 8 tokens, sampled at temperature 0.8, and the share of
+what memory allows: the bytes of the weights that a token needs, at the speed at which torch sums as
+many. Many: 64 prompts of 4 to 16 tokens in one pass, on a GPU 1,024. nanoGPT keeps no keys and
+values: a token costs the more the longer the story, so it is compared over 400 tokens. llama2.c is
+a Llama of the same width, layers, heads and as many weights, in C; its checkout must have been made
+with `make runomp`, and counts with one thread or all, whichever is faster.
+
+`ratio` is the median over the rounds of ours by theirs, with the lowest and the highest.
+"""
+
+import importlib.util
+import os
+import re
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from configs import load, run
+from model import GPT, GPTConfig
+from nanostories.dataset.shards import Dataset
+from nanostories.inference.decoder import Decoder
+from nanostories.inference.generate import generate, seeds_of
+from nanostories.inference.kv_cache import BatchedKVCache
+from nanostories.training import checkpoint
+from nanostories.training.device import environment
+
+
+@dataclass(frozen=True)
+class Settings:
+    nanogpt: str = ""  # a checkout of nanoGPT to compare with
+    llama2c: str = ""  # a compiled checkout of llama2.c to compare with
+    loss: str = ""  # instead: the loss of this run with weights of each dtype
+    only: str = ""  # shapes, width-layers-vocabulary, with commas between them; default: all
+    tokens: int = 200  # of a story
+    rounds: int = 5  # of taking turns
+    device: str = "cpu"  # cpu or cuda; nanoGPT and llama2.c are compared on CPUs
+    out: str = ""  # a JSON file for the figures
+
+
+# width, layers, heads, tokens of the vocabulary
+SHAPES = [(64, 8, 16, 4096), (128, 4, 4, 4096), (256, 8, 16, 4096), (768, 4, 16, 4096),
+          (256, 8, 16, 50257), (512, 8, 16, 50257), (768, 4, 16, 50257)]  # fmt: skip
+DTYPES = ("float32", "bfloat16", "int8")
+NEVER = -1  # the id that ends a story: none, so that all are of one length
+
+
+def tokens_a_second(decoder, prompts, tokens):
+    seeds, rows = seeds_of(0, len(prompts)), len(prompts)
+    begin = time.perf_counter()
+    generate(decoder, prompts, NEVER, seeds, max_new_tokens=tokens, rows=rows, temperature=0.8)
+    return tokens * len(prompts) / (time.perf_counter() - begin)
+
+
+def transformers_side(shape, device):
+    """transformers' GPT-2 of a shape: a function (tokens) -> tokens a second."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    C, L, H, V = shape
+    config = GPT2Config(vocab_size=V, n_positions=512, n_embd=C, n_layer=L, n_head=H,
+                        bos_token_id=V - 1, eos_token_id=V - 1)  # fmt: skip
+    model = GPT2LMHeadModel(config).eval().to(device)
+    prompt = torch.arange(8, device=device)[None]
+    how = {"attention_mask": torch.ones_like(prompt), "do_sample": True, "temperature": 0.8,
+           "top_k": 0, "pad_token_id": V - 1}  # fmt: skip
+
+    def measure(tokens):
+        begin = time.perf_counter()
+        model.generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, **how)
+        return tokens / (time.perf_counter() - begin)
+
+    return measure
+
+
+def nanogpt_side(shape, checkout):
+    """nanoGPT's model and its generate, as its sample.py calls it."""
+    C, L, H, V = shape
+    spec = importlib.util.spec_from_file_location("nanogpt", Path(checkout) / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt"] = module
+    spec.loader.exec_module(module)
+    model = module.GPT(module.GPTConfig(512, V, L, H, C, 0.0, True)).eval()
+
+    def measure(tokens):
+        begin = time.perf_counter()
+        model.generate(torch.arange(8)[None], tokens, temperature=0.8)
+        return tokens / (time.perf_counter() - begin)
+
+    return measure
+
+
+def llama2c_side(shape, checkout, folder):
+    """llama2.c's run on random weights: width, layers, heads and number of weights are ours."""
+    C, L, H, V = shape
+    hidden = 8 * C // 3  # its MLP has three matrices
+    rng = np.random.default_rng(0)
+    weights = 4 * C * C * L + 3 * C * hidden * L + (2 * L + 1) * C + V * C + 512 * (C // H)
+    with open(folder / "model.bin", "wb") as file:
+        file.write(struct.pack("7i", C, hidden, L, H, H, V, 512))
+        file.write((rng.standard_normal(weights, np.float32) * 0.05).tobytes())
+    with open(folder / "tokenizer.bin", "wb") as file:
+        file.write(struct.pack("i", 5))
+        for i in range(V):
+            file.write(struct.pack("fi", 0.0, 5) + f"{i:05d}".encode())
+
+    def measure(tokens):
+        best = 0.0
+        for threads in (1, os.cpu_count()):
+            told, total = 0, 0.0
+            for seed in range(1, 50):  # a story of random weights may end early
+                program = Path(checkout).resolve() / "run"
+                done = subprocess.run(
+                    [program, "model.bin", "-z", "tokenizer.bin", "-t", "0.8", "-p", "1.0",
+                     "-n", str(tokens), "-s", str(seed)],
+                    cwd=folder, capture_output=True, check=True,
+                    env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                )  # fmt: skip
+                n = len(re.findall(rb"\d{5}", done.stdout))
+                if n < 20:
+                    continue
+                told, total = told + n, total + n / float(done.stderr.split()[-1])
+                if told >= tokens:
+                    break
+            best = max(best, told / total)
+        return best
+
+    return measure
+
+
+def sum_side(shape):
+    """What memory allows: a token's weights, read once."""
+    C, L, _, V = shape
+    weights = torch.ones(12 * C * C * L + V * C)
+
+    def measure(tokens):
+        begin = time.perf_counter()
+        for _ in range(10):
+            weights.sum()
+        return 10 / (time.perf_counter() - begin)
+
+    return measure
+
+
+def compare(settings, shape):
+    """One shape's figures."""
+    C, L, H, V = shape
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(V, 512, L, H, C)).eval().to(settings.device)
+    cuda = settings.device == "cuda"
+    decoders = {dtype: Decoder(model, dtype) for dtype in DTYPES[: 2 if cuda else 3]}
+    generator, count = np.random.default_rng(0), 1024 if cuda else 64
+    many = [generator.integers(V, size=4 + i % 13).tolist() for i in range(count)]
+    one = [list(range(8))]
+    sides = {
+        dtype: lambda n, decoder=decoder: tokens_a_second(decoder, one, n)
+        for dtype, decoder in decoders.items()
+    }
+    sides["transformers"] = transformers_side(shape, settings.device)
+    fastest = "bfloat16" if cuda else "float32"
+    sides[f"{count} at once"] = lambda n: tokens_a_second(decoders[fastest], many, n)
+    if not cuda:
+        sides["memory"] = sum_side(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        if settings.llama2c:
+            sides["llama2.c"] = llama2c_side(shape, settings.llama2c, Path(folder))
+        if settings.nanogpt and C <= 256 and V == 4096:  # else it takes minutes
+            nanogpt = nanogpt_side(shape, settings.nanogpt)
+            sides["nanoGPT"] = lambda n: nanogpt(400)
+            sides["400 tokens"] = lambda n: tokens_a_second(decoders["float32"], one, 400)
+        for measure in sides.values():
+            measure(20)  # what is done once
+        rounds = [
+            {name: measure(settings.tokens) for name, measure in sides.items()}
+            for _ in range(settings.rounds)
+        ]
+    pairs = [(dtype, "transformers") for dtype in DTYPES] + [("float32", "memory")]
+    pairs += [(f"{count} at once", fastest), ("float32", "llama2.c"), ("400 tokens", "nanoGPT")]
+    result = {"shape": f"{C}-{L}", "vocab_size": V, "tokens_a_second": {}, "ratio": {}}
+    for name in sides:
+        result["tokens_a_second"][name] = statistics.median(r[name] for r in rounds)
+    for ours, theirs in (pair for pair in pairs if pair[0] in sides and pair[1] in sides):
+        ratios = sorted(r[ours] / r[theirs] for r in rounds)
+        result["ratio"][f"{ours} / {theirs}"] = {
+            "median": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1],
+        }  # fmt: skip
+    return result
+
+
+@torch.no_grad()
+def loss_of(decoder, stories):
+    """Nats a token of lists of ids that begin with <|endoftext|>, which ends each as well."""
+    rows = BatchedKVCache(decoder, len(stories), max(map(len, stories)))
+    rows.admit([story[:1] for story in stories], seeds_of(0, len(stories)))
+    nats, count = 0.0, 0
+    for step in range(1, max(map(len, stories)) + 1):
+        over = [row for row, story in enumerate(stories) if len(story) < step]
+        if over:
+            stories = [stories[row] for row in rows.release(over)]
+        logits = rows.logits()
+        target = torch.tensor([(story + story[:1])[step] for story in stories])
+        nats += F.cross_entropy(logits, target, reduction="sum").item()
+        count += len(stories)
+        rows.last[: len(stories)] = target
+    return nats / count
+
+
+def losses(settings):
+    """The loss of a run's first 128 validation stories with weights of each dtype."""
+    found = checkpoint.load_model(settings.loss)
+    data = Dataset(checkpoint.read_config(settings.loss)["train"]["dataset"], "val")
+    stories = [data.story(i).tolist() for i in range(400)]
+    stories = [story for story in stories if len(story) < found.limit][:128]
+    result = {"parameters": found.model.num_params(), "checkpoint": found.identity(), "loss": {}}
+    for dtype in DTYPES:
+        result["loss"][dtype] = loss_of(Decoder(found.model, dtype), stories)
+        more = result["loss"][dtype] / result["loss"]["float32"] - 1
+        print(f"{dtype:<10} loss {result['loss'][dtype]:.4f} ({more:+.3%})", flush=True)
+    return result
+
+
+def keep(settings, results):
+    """Write what is there so far."""
+    if settings.out:
+        facts = {
+            "machine": environment(settings.device),
+            "cores": os.cpu_count(),
+            "results": results,
+        }
+        checkpoint.write_json(settings.out, facts)
+
+
+def main():
+    settings, _ = load(Settings)
+    torch.set_grad_enabled(False)
+    results = []
+    if settings.loss:
+        results.append(losses(settings))
+        keep(settings, results)
+    else:
+        for shape in SHAPES:
+            C, L, _, V = shape
+            if settings.only and f"{C}-{L}-{V}" not in settings.only.split(","):
+                continue
+            results.append(result := compare(settings, shape))
+            speeds = result["tokens_a_second"].items()
+            print(f"{C}-{L}, {V:,} tokens", *(f"{name} {speed:,.0f}" for name, speed in speeds),
+                  sep="; ")  # fmt: skip
+            for name, ratio in result["ratio"].items():
+                print(f"    {name}: {ratio['median']:.2f} "
+                      f"({ratio['lowest']:.2f} to {ratio['highest']:.2f})", flush=True)  # fmt: skip
+            keep(settings, results)
+
+
+if __name__ == "__main__":
+    run(main)

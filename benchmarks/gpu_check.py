@@ -1,0 +1,84 @@
+"""
+Everything that only a GPU can tell about the kernels, in one command of under nine minutes.
+
+    python -m benchmarks.gpu_check                # needs pytest beside torch and triton
+
+It runs the kernels' tests with the real compiler, then the benchmark, then the other block shapes,
+each in a process of its own and within its own time, so that what fails takes nothing else down.
+It leaves test.log, bench.json, bench.png, bench.log, tune.json and tune.log in --out, prints every
+bar that was met or missed, and exits with 1 if a test failed.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import kernels
+from configs import UserError, load, run
+
+TESTS = ("tests/kernels/test_attention.py", "tests/kernels/test_cross_entropy.py")
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: str = "out/gpu_check"  # folder for what it writes
+    device: str = "cuda"  # cuda; cpu tries the script itself out
+    tests: str = ""  # only the tests whose names have this, as pytest's -k takes it
+    only: str = ""  # only the benchmark's cases with this in their name
+    minutes: float = 8.5  # in all
+
+
+def parts(settings):
+    """[(name, seconds it may take, command)]."""
+    python, out = [sys.executable, "-m"], f"--out={settings.out}"
+    pytest = [*python, "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *TESTS]
+    if importlib.util.find_spec("xdist"):
+        pytest += ["-n", str(os.cpu_count())]  # most of a test is Triton compiling
+    if settings.tests:
+        pytest += ["-k", settings.tests]
+    where = [f"--device={settings.device}", out]
+    timed = [*python, "benchmarks.kernels", *where, f"--only={settings.only}"]
+    tuned = [*python, "benchmarks.kernel_tuning", *where]
+    if settings.device == "cpu":
+        timed += ["--tokens=64", "--rounds=1"]
+        tuned += ["--tokens=64", "--length=64", "--rounds=1"]
+    return [("test", 200, pytest), ("bench", 220, timed), ("tune", 600, tuned)]
+
+
+def main():
+    settings, _ = load(Settings)
+    kernels.check_device(settings.device)
+    if not importlib.util.find_spec("pytest"):
+        raise UserError("pytest is not installed: pip install -r requirements-test.txt")
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    began, codes = time.monotonic(), {}
+    for name, limit, command in parts(settings):
+        left = settings.minutes * 60 - (time.monotonic() - began)
+        print(f"--- {name}: {' '.join(command[1:])}", flush=True)
+        log = out / f"{name}.log"
+        with open(log, "w") as file:
+            try:
+                codes[name] = subprocess.run(
+                    command, stdout=file, stderr=subprocess.STDOUT, timeout=max(1, min(limit, left))
+                ).returncode
+            except subprocess.TimeoutExpired:
+                codes[name] = "out of time"
+        lines = log.read_text(errors="replace").splitlines()
+        print("\n".join(lines[-6:] if name == "test" else lines), flush=True)
+    kind = torch.cuda.get_device_name() if settings.device == "cuda" else "cpu"
+    verdicts = [x for x in (out / "bench.log").read_text().splitlines() if "the bar is" in x]
+    met = sum(line.endswith(": met") for line in verdicts)
+    print(f"--- on {kind}, {time.monotonic() - began:.0f} s: bars met {met} of {len(verdicts)}")
+    print("   ".join(f"{name}: {'ok' if code == 0 else code}" for name, code in codes.items()))
+    sys.exit(codes["test"] != 0)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,292 @@
+"""
+Training's speed: tokens a second, use of the machine and peak memory, beside nanoGPT's.
+
+    python bench.py                                        # the sizes that suit this machine
+    python bench.py --nanogpt=../nanoGPT                   # and the same models in a checkout of it
+    python bench.py --sizes=64-8,768-12 --vocabs=4096 --dtypes=bfloat16 --out=bench.json
+
+A size is n_embd-n_layer, with 16 heads and block_size 512. Each side trains in a process of its own
+as it would for its user: ours packs whole stories and counts their tokens, nanoGPT cuts blocks of
+512 from the stream and counts all of them; both get as many tokens a step, the same dtype and
+AdamW, and on a GPU torch.compile. They take turns in one run, so that a busy machine slows both;
+figures are medians over the rounds, ratios medians of the rounds' ratios. Stories are made-up ids
+in TinyStories' lengths.
+
+"of matmul" is the share of what the machine was seen to reach in large matrix products, counting 6
+floating-point operations for each weight and token, and attention's (GPT.flops_per_token).
+"""
+
+import contextlib
+import importlib.util
+import multiprocessing
+import resource
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import train
+from configs import UserError, load, run
+from model import GPT, GPTConfig
+from nanostories.dataset.packing import PackedDataLoader
+from nanostories.dataset.shards import InMemoryDataset
+from nanostories.training import checkpoint, optim
+from nanostories.training.device import autocast_for, environment, pick_device, pick_dtype
+
+BLOCK_SIZE, HEADS = 512, 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    sizes: str = ""  # n_embd-n_layer, comma-separated; default: five on a GPU, two on a CPU
+    vocabs: str = "4096,50257"  # vocabulary sizes, comma-separated
+    dtypes: str = ""  # float32, bfloat16, float16, comma-separated; default: the device's own
+    tokens: int = 0  # a step's tokens; default: 32,768 on a GPU, 8,192 on a CPU
+    nanogpt: str = ""  # a checkout of nanoGPT to measure against
+    steps: int = 0  # steps a turn; default: 20 on a GPU, 1 on a CPU
+    rounds: int = 5  # turns of each side
+    device: str = "auto"  # cpu or cuda; auto takes the best there is
+    out: str = ""  # a JSON file for the figures
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and how it is trained."""
+
+    n_embd: int
+    n_layer: int
+    vocab_size: int
+    dtype: str
+    tokens: int  # a step's
+    device: str
+
+
+def made_up(vocab_size, stories=20_000):
+    """Stories of random words, in TinyStories' lengths: about 190 tokens each."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(5.15, 0.45, stories).astype(int), 30, 1000)
+    starts = np.cumsum([0, *lengths])
+    ids = rng.integers(1, vocab_size, starts[-1]).astype(np.uint16)
+    ids[starts[:-1]] = 0  # <|endoftext|>
+    return InMemoryDataset(ids, starts)
+
+
+# ----------------------------------------------------------------------------------------------
+# the two sides: each returns a function that makes a step and returns the tokens it counted, and
+# the operations that a token takes
+
+
+def ours(case, _):
+    """train.py's step."""
+    data, device = made_up(case.vocab_size), torch.device(case.device)
+    row_tokens = 2 * BLOCK_SIZE
+    settings = train.Settings(
+        batch_size=case.tokens // row_tokens, n_embd=case.n_embd, dtype=case.dtype
+    )
+    shape = (BLOCK_SIZE, row_tokens, settings.batch_size, settings.seed)
+    model = GPT(GPTConfig(case.vocab_size, BLOCK_SIZE, case.n_layer, HEADS, case.n_embd)).to(device)
+    model.use_attention("auto", getattr(torch, case.dtype))
+    optimizers = optim.make_optimizer(model, settings)
+    compute = train.Step(
+        model, optimizers, PackedDataLoader(data, 0, *shape, device=device), settings
+    )
+    numbers = iter(range(10**9))
+    flops = model.flops_per_token(compute.batches.context)
+    return lambda: compute(next(numbers), 1e-4)[2], flops
+
+
+def nanogpt(case, path):
+    """nanoGPT's train.py: its model, its optimizer, its way of drawing a batch."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(path) / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    device = torch.device(case.device)
+    config = module.GPTConfig(
+        block_size=BLOCK_SIZE, vocab_size=-(-case.vocab_size // 64) * 64, n_layer=case.n_layer,
+        n_head=HEADS, n_embd=case.n_embd, dropout=0.0, bias=True,
+    )  # fmt: skip
+    model = module.GPT(config).to(device)
+    optimizer = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device.type)
+    cuda = device.type == "cuda"
+    forward = torch.compile(model) if cuda else model
+    dtype = getattr(torch, case.dtype)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    autocast = autocast_for(device, dtype)
+    data, rows = made_up(case.vocab_size).ids, case.tokens // BLOCK_SIZE
+    if cuda:
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+    def batch():
+        starts = torch.randint(len(data) - BLOCK_SIZE - 1, (rows,)).tolist()
+        blocks = np.stack([data[i : i + BLOCK_SIZE + 1] for i in starts]).astype(np.int64)
+        x, y = torch.from_numpy(blocks[:, :-1].copy()), torch.from_numpy(blocks[:, 1:].copy())
+        if cuda:
+            x, y = (t.pin_memory().to(device, non_blocking=True) for t in (x, y))
+        return x, y
+
+    upcoming = batch()
+
+    def step():
+        nonlocal upcoming
+        x, y = upcoming
+        with autocast():
+            _, loss = forward(x, y)
+        upcoming = batch()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return x.numel()
+
+    twin = GPT(GPTConfig(case.vocab_size, BLOCK_SIZE, case.n_layer, HEADS, case.n_embd))
+    return step, twin.flops_per_token(BLOCK_SIZE / 2)
+
+
+SIDES = {"nanoStories": ours, "nanoGPT": nanogpt}
+
+
+def worker(pipe, side, case, path, steps):
+    """A side's process: for each message a turn of `steps` steps; answers with what it measured."""
+    cuda = case.device == "cuda"
+    with contextlib.redirect_stdout(None):  # nanoGPT tells of its parameters
+        step, flops = SIDES[side](case, path)
+    for _ in range(3 if cuda else 1):
+        step()
+    while pipe.recv() == "go":
+        if cuda:
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        tokens = sum(step() for _ in range(steps))
+        if cuda:
+            torch.cuda.synchronize()
+        pace = tokens / (time.perf_counter() - begin)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = torch.cuda.max_memory_allocated() if cuda else peak
+        pipe.send({"tokens_per_second": pace, "flops_per_token": flops, "peak_bytes": peak})
+
+
+# ----------------------------------------------------------------------------------------------
+# turns and the table
+
+
+def matmul_rate(device, dtype):
+    """Floating-point operations a second in products of large square matrices."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for it
+        times.append(time.perf_counter() - begin)
+    return 2 * n**3 / statistics.median(times)
+
+
+def measure(case, settings):
+    """{side: its figures, medians over the rounds} for one case, and "ratio" if there are two."""
+    sides = ["nanoStories", *(["nanoGPT"] if settings.nanogpt else [])]
+    pipes, processes, turns = {}, [], {side: [] for side in sides}
+    spawn = multiprocessing.get_context("spawn")
+    for side in sides:
+        pipes[side], end = spawn.Pipe()
+        what = (end, side, case, settings.nanogpt, settings.steps)
+        processes.append(spawn.Process(target=worker, args=what, daemon=True))
+        processes[-1].start()
+        end.close()
+    try:
+        for _ in range(settings.rounds):
+            for side in sides:
+                pipes[side].send("go")
+                turns[side].append(pipes[side].recv())
+    except (EOFError, ConnectionError):
+        raise UserError(f"{side} failed at {case}: see above") from None
+    finally:
+        for process in processes:
+            process.kill()
+    result = {
+        side: {
+            name: statistics.median(turn[name] for turn in turns[side]) for name in turns[side][0]
+        }
+        for side in sides
+    }
+    if len(sides) == 2:
+        paces = ([turn["tokens_per_second"] for turn in turns[side]] for side in sides)
+        ratios = [a / b for a, b in zip(*paces, strict=True)]
+        result["ratio"] = {"median": statistics.median(ratios), "all": ratios}
+        peaks = [result[side]["peak_bytes"] for side in sides]
+        result["peak_ratio"] = peaks[0] / peaks[1]
+    return result
+
+
+def cases(settings, device):
+    """Every Case that the settings name, all numbers filled in; UserError if one cannot be."""
+    if settings.tokens % (2 * BLOCK_SIZE) or min(settings.tokens, settings.rounds) < 1:
+        raise UserError(f"tokens is a multiple of {2 * BLOCK_SIZE}, and rounds is at least 1")
+    for size in settings.sizes.split(","):
+        try:
+            n_embd, n_layer = map(int, size.split("-"))
+            vocabs = [int(vocab) for vocab in settings.vocabs.split(",")]
+        except ValueError:
+            raise UserError(
+                f"sizes are n_embd-n_layer and vocabs numbers, not '{size}', '{settings.vocabs}'"
+            ) from None
+        if n_embd % HEADS or not 1 < min(vocabs) <= max(vocabs) <= 1 << 16:
+            raise UserError(f"n_embd is a multiple of {HEADS}, a vocabulary 2 to 65,536 words")
+        for vocab in vocabs:
+            for dtype in settings.dtypes.split(","):
+                pick_dtype(dtype, device)
+                yield Case(n_embd, n_layer, vocab, dtype, settings.tokens, device.type)
+
+
+def main():
+    settings, _ = load(Settings)
+    device = pick_device(settings.device)
+    cuda = device.type == "cuda"
+    if settings.nanogpt and not (Path(settings.nanogpt) / "model.py").is_file():
+        raise UserError(f"no nanoGPT in '{settings.nanogpt}' (no model.py)")
+    own = str(pick_dtype("auto", device)).removeprefix("torch.")
+    settings = replace(
+        settings,
+        sizes=settings.sizes or ("64-8,256-8,512-8,768-4,768-12" if cuda else "64-8,256-8"),
+        dtypes=settings.dtypes or own,
+        tokens=settings.tokens or (32_768 if cuda else 8_192),
+        steps=settings.steps or (20 if cuda else 1),
+    )
+    todo = list(cases(settings, device))
+    rates = {
+        dtype: matmul_rate(device, getattr(torch, dtype)) for dtype in settings.dtypes.split(",")
+    }
+    title = "size    vocab  dtype     side           tok/s  of matmul  peak MiB   ratio  peak ratio"
+    print(title, flush=True)
+    rows = []
+    for case in todo:
+        result = measure(case, settings)
+        rows.append(asdict(case) | result)
+        for side in SIDES.keys() & result.keys():
+            figures = result[side]
+            figures["of_matmul"] = (
+                figures["tokens_per_second"] * figures["flops_per_token"] / rates[case.dtype]
+            )
+        for side in (side for side in SIDES if side in result):
+            figures, ratio = result[side], ""
+            if side == "nanoStories" and "ratio" in result:
+                ratio = f"{result['ratio']['median']:>8.2f}x{result['peak_ratio']:>10.2f}x"
+            print(
+                f"{f'{case.n_embd}-{case.n_layer}':<7} {case.vocab_size:>5}  {case.dtype:<9} "
+                f"{side:<12} {figures['tokens_per_second']:>7,.0f} {figures['of_matmul']:>9.1%} "
+                f"{figures['peak_bytes'] / 2**20:>9,.0f}{ratio}",
+                flush=True,
+            )
+        if settings.out:  # what is there so far
+            Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
+            said = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
+            facts = {"machine": environment(device), "settings": said, "matmul_flops": rates}
+            checkpoint.write_json(settings.out, facts | {"cases": rows})
+
+
+if __name__ == "__main__":
+    run(main)

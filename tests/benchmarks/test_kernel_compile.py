@@ -1,0 +1,97 @@
+"""
+Every kernel compiles for GPUs that are not here: no spills, tensor cores, nothing serialized.
+
+In processes of their own: TRITON_INTERPRET, which the other tests set, is read at import.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OLD_TRITON = ROOT / ".venv" / "triton-3.6"  # what torch 2.11 brings; `make test-slow` installs it
+
+# What `make test` compiles: (configuration, architecture). All of them: `make test-slow`.
+SOME = [
+    ("attention D=16 stories bfloat16", 90),
+    ("attention D=48 causal bfloat16", 90),
+    ("attention D=48 stories bfloat16", 90),
+    ("attention D=64 stories bfloat16", 80),
+    ("attention D=64 stories bfloat16", 90),
+    ("attention D=64 stories bfloat16", 100),
+    ("attention D=128 stories float16", 90),
+    ("attention D=64 stories float32", 90),
+    ("loss C=128 recompute bfloat16", 80),
+    ("loss C=128 recompute bfloat16", 90),
+    ("loss C=64 recompute bfloat16", 100),
+    ("loss C=768 chunks bfloat16", 90),
+]
+MANY = """
+import json, sys
+from concurrent.futures import ProcessPoolExecutor
+from kernels.offline import reports
+with ProcessPoolExecutor(2) as pool:
+    found = list(pool.map(reports, *zip(*json.load(sys.stdin))))
+print(json.dumps([[(r.name, r.problems()) for r in one] for one in found]))
+"""
+BAD = """
+from kernels import attention, offline
+attention.tiles = lambda *_: {"BLOCK": 64, "STEP": 64, "num_warps": 4, "num_stages": 4}
+for report in offline.reports("attention D=128 causal bfloat16", 80):
+    print(report.name, report.problems())
+"""
+
+
+def python(*args, stdin=None, path=None):
+    """Standard output of a Python process that compiles; fails if it does."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_DEFAULT_FP_FUSION"] = "1"
+    environment["PYTHONPATH"] = str(path or "")
+    done = subprocess.run(
+        [sys.executable, *args], cwd=ROOT, env=environment, input=stdin, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """{(configuration, architecture): [(kernel, problems)]} for all of SOME."""
+    found = json.loads(python("-c", MANY, stdin=json.dumps(SOME)).splitlines()[-1])
+    return dict(zip(SOME, found, strict=True))
+
+
+@pytest.mark.parametrize("name, arch", SOME)
+def test_it_compiles_cleanly(compiled, name, arch):
+    found = compiled[name, arch]
+    kernels = {"attention": ["forward", "delta", "backward"], "chunks": ["softmax_gradient"] * 2,
+               "recompute": ["sweep_words", "sweep_words", "sweep_tokens"]}  # fmt: skip
+    expected = next(names for word, names in kernels.items() if word in name)
+    assert [kernel.split(": ")[1] for kernel, _ in found] == expected
+    assert [problems for _, problems in found] == [[]] * len(expected)
+
+
+def test_what_is_wrong_is_seen():
+    """A shape too large for an A100 and its smaller sisters."""
+    output = python("-c", BAD)
+    assert "bytes of stack" in output and "bytes of shared memory" in output
+
+
+def test_a_configuration_that_is_not_there_is_one_line():
+    with pytest.raises(AssertionError, match="no configuration has all of: attention,D=130"):
+        python("-m", "benchmarks.kernel_compile", "--only=attention,D=130")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("triton", ["installed", "3.6"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_configuration_compiles_cleanly(dtype, triton):
+    path = OLD_TRITON if triton == "3.6" else None
+    version = python("-c", "import triton; print(triton.__version__)", path=path)
+    assert (version == "3.6.0\n") == (triton == "3.6")
+    print(version, python("-m", "benchmarks.kernel_compile", f"--only={dtype}", path=path))

@@ -1,0 +1,236 @@
+"""What of an instruction a story does: eval/compliance.py, with eval/bootstrap.py."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from eval.bootstrap import difference, ratio
+from eval.compliance import checks, complies, ends_badly, sounds_bad, stands_in, told
+from nanostories.dataset import storybook, storybook_parser
+from nanostories.dataset.instruct import Facts, ask, build, parse
+
+STORY = """Once upon a time, there was a big red bus. It was careful on the road.
+
+"Can I come with you?" asked the bus. The car said yes. They decorated the town."""
+
+
+def found(story=STORY, **fields):
+    return checks(ask(**fields), story)
+
+
+def test_words():
+    assert found(words="decorate, road, bus") == {"words": 1}
+    assert found(words="decorate, car, sad") == {"words": 2 / 3}
+    assert found("He was careful.", words="car") == {"words": 0}
+    assert not complies(found(words="road, sad")) and complies(found(words="road, come"))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "stands"),
+    [
+        ("The car said yes.", True),
+        ('"Can I come with you?" asked the bus.', True),
+        ("The car said yes", True),
+        ("the car said yes.", False),  # word for word
+        ("car said yes.", False),  # whole
+        ("The car said yes. They", False),
+        ("The car", False),
+        ("Can I come with you?", True),
+        ("The car said ye", False),
+        ("he car said yes.", False),
+        ("The car said no.", False),
+        ("It was careful on the road. Can", False),
+    ],
+)
+def test_sentence(sentence, stands):
+    assert stands_in(sentence, STORY) is stands
+    assert found(sentence=sentence) == {"sentence": float(stands)}
+
+
+def test_dialogue_and_ending():
+    assert found(features="Dialogue") == {"dialogue": 1}
+    assert found("He ran home.", features="Dialogue") == {"dialogue": 0}
+    assert found("He ran home.", features="Twist") == {}  # only a reader can tell
+    assert found("They lost. He was sad. He cried.", features="bad ending") == {"ending": 1}
+    assert found("He was sad. Then he smiled. All were happy.", features="BadEnding") == {
+        "ending": 0
+    }
+
+
+def test_rule_of_thumb_for_endings():
+    right = Counter(
+        (story.facts["ending"] == "bad") == sounds_bad(story.text)
+        for story in storybook.stories(1500, seed=9)
+    )
+    assert 0.94 <= right[True] / 1500 < 0.96
+    for story in storybook.stories(200):  # where it can be known, it is
+        assert ends_badly(story.text) == (story.facts["ending"] == "bad")
+
+
+def test_summary():
+    plot = "A bus asks a car to come along on the road."
+    assert told(plot, STORY) == 1 and told(plot, "A car and a bus.") == 2 / 5
+    assert told(plot, "Tom sat.") == 0
+    # Said word for word, it is not told.
+    assert told(plot, f"{plot} The end.") == 0
+    # Three of its four runs of five words stand there as they are.
+    assert told("The bus asks a car to come along.", "The bus asks a car to come home.") == 1 / 4
+    assert told("They ran.", "They ran.") == 0 and told("They ran.", "Tom ran home.") == 1
+    assert told("", "Tom ran.") == 0
+
+
+def test_repeated_fields_all_count():
+    record = parse("Summary: A bus.\nSummary: A cow.\nWords: bus\nWords: cow\nStory: ")
+    assert checks(record, "The bus went.") == {"words": 0.5, "summary": 0.5}
+
+
+# ----------------------------------------------------------------------------------------------
+# storybook, exactly
+
+
+def records(count=400):
+    return [
+        build(Facts(s.text, tuple(s.words), tuple(s.features), s.summary), 1)
+        for s in storybook.stories(count, seed=4)
+    ]
+
+
+def test_true_stories_comply():
+    asked = Counter()
+    for record in records():
+        result = checks(record, record.story)
+        assert complies(result), (record, result)
+        asked.update(result)
+        assert ("holds" in result) == record.has(["summary"])
+        assert ("features" in result) == record.has(["features"])
+    assert set(asked) == {
+        "words", "sentence", "dialogue", "ending", "summary", "features", "characters", "holds",
+    }  # fmt: skip
+    assert min(asked.values()) > 30
+
+
+def test_other_stories_do_not():
+    all_records = records()
+    shifted = [*all_records[7:], *all_records[:7]]
+    results = [checks(a, b.story) for a, b in zip(all_records, shifted, strict=True)]
+    assert sum(map(complies, results)) < 0.08 * len(results)
+
+
+def one(plot, ending, **fields):
+    """A story of a plot, and the checks of an instruction made of it for another text."""
+    story = next(
+        s for s in storybook.stories(3000) if (s.plot, s.facts["ending"]) == (plot, ending)
+    )
+    given = {"summary": story.summary, "features": ", ".join(story.features)}
+    text = ask(**{name: given[name] for name in fields if fields[name]}).prompt()
+    return story, lambda told: checks(parse(text + story.text), told)
+
+
+def test_who_has_what_and_who_is_who():
+    story, judged = one("lost", "good", summary=True)
+    assert judged(story.text) == {"summary": 1, "characters": 1, "holds": 1} | {
+        "summary": pytest.approx(0.87, abs=0.15)
+    }
+    x, y = (name for name in story.facts["characters"])
+    thing = story.facts["objects"][0]
+    renamed = story.text.replace(x, "Zelda")  # nobody of the grammar: the story cannot be read
+    assert judged(renamed)["characters"] == 0 and judged(renamed)["holds"] == 0
+    other = next(
+        s for s in storybook.stories(3000)
+        if s.plot == "lost" and s.facts["ending"] == "good" and x not in s.text
+    )  # fmt: skip
+    assert judged(other.text)["characters"] == 0 and judged(other.text)["holds"] == 0
+    # One of the two named children is not enough.
+    girls, boys = storybook.VALUES["X"][:18], storybook.VALUES["X"][18:]
+    other = next(name for name in (girls if y in girls else boys) if name not in story.text)
+    changed = story.text.replace(y, other)
+    assert storybook_parser.check(changed) and judged(changed)["characters"] == 0
+    # A toy of another colour is not the one that was asked for.
+    old, new = thing.split()[0], {"red": "blue"}.get(thing.split()[0], "red")
+    changed = re.sub(rf"an? {old}\b", f"a {new}", story.text).replace(old, new)
+    assert storybook_parser.check(changed) and x in changed and y in changed
+    assert judged(changed)["holds"] == 0 and judged(changed)["characters"] == 1
+
+
+def test_nobody_is_not_somebody():
+    """A toy that is never found, and the same toy in the same hands, are not the same end."""
+    story, judged = one("lost", "bad", summary=True)
+    (x, she), *_ = story.facts["characters"].items()
+    old = story.facts["holds"]["nobody"].split()  # as in "red kite"
+    good = next(
+        s for s in storybook.stories(3000)
+        if s.plot == "lost" and s.facts["ending"] == "good" and x not in s.text
+        and next(iter(s.facts["characters"].values())) == she
+    )  # fmt: skip
+    ((y, new),) = good.facts["holds"].items()
+    text = good.text.replace(y, x)
+    for word, other in zip(new.split(), old, strict=True):
+        article = "an" if other[0] in "aeiou" else "a"
+        text = re.sub(rf"\ban? {word}\b", f"{article} {other}", text).replace(word, other)
+    assert storybook_parser.check(text) and storybook_parser.recount(text).facts["holds"] == {
+        x: " ".join(old)
+    }
+    assert judged(story.text)["holds"] == 1 and judged(text)["holds"] == 0
+
+
+def test_what_is_not_mentioned_is_free():
+    story, judged = one("friend", "good", summary=True)
+    (animal,), (snack,) = story.facts["holds"], story.facts["holds"].values()
+    assert animal in story.summary and snack.split()[-1] not in story.summary
+    old = snack.split()[-1]
+    new = next(word for word in storybook.VALUES["SNACK"] if word != old and word not in story.text)
+    assert judged(story.text.replace(old, new))["holds"] == 1
+
+
+def test_features_and_endings_are_read_off_the_story():
+    story, judged = one("promise", "bad", features=True)
+    assert judged(story.text) == {"dialogue": 1, "ending": 1, "features": 1}
+    good = next(
+        s for s in storybook.stories(3000) if (s.plot, s.facts["ending"]) == ("promise", "good")
+    )
+    assert judged(good.text) == {"dialogue": 1, "ending": 0, "features": 0}
+    assert judged("It was sad. He cried.") == {"dialogue": 0, "ending": 1, "features": 0}
+
+
+# ----------------------------------------------------------------------------------------------
+# intervals
+
+
+def test_intervals_against_theory():
+    rng = np.random.default_rng(0)
+    hits = rng.random(400) < 0.3
+    got = ratio(hits, np.ones(400))
+    half = 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / 400)
+    assert got["mean"] == hits.mean() and got["n"] == 400
+    assert got["low"] == pytest.approx(hits.mean() - half, abs=0.006)
+    assert got["high"] == pytest.approx(hits.mean() + half, abs=0.006)
+    assert got == ratio(hits, np.ones(400)) != ratio(hits, np.ones(400), seed=1)
+
+
+def test_intervals_cover_the_truth():
+    """What depends on one prompt is drawn together: stories of a prompt that are all alike."""
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(200):
+        hits = 5 * (rng.random(100) < 0.4)  # five stories to each prompt, the same
+        got = ratio(hits, np.full(100, 5))
+        inside += got["low"] <= 0.4 <= got["high"]
+    assert 180 <= inside <= 200
+
+
+def test_intervals_of_nothing():
+    assert ratio(np.zeros(3), np.zeros(3)) is None
+    got = ratio(np.array([1, 0, 0]), np.array([1, 0, 0]))  # one prompt alone could have it
+    assert (got["mean"], got["n"]) == (1, 1)
+    assert difference((np.ones(3), np.ones(3)), (np.zeros(3), np.zeros(3))) is None
+
+
+def test_differences_are_paired():
+    rng = np.random.default_rng(2)
+    hard = rng.random(300) < 0.5  # both fail where it is hard
+    one, other = hard.astype(float), hard * (rng.random(300) < 0.9)
+    gap = difference((one, np.ones(300)), (other, np.ones(300)))
+    assert gap["mean"] == pytest.approx(one.mean() - other.mean()) and gap["low"] > 0
+    alone = ratio(one, np.ones(300))
+    assert gap["high"] - gap["low"] < (alone["high"] - alone["low"]) / 2

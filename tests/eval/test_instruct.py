@@ -1,0 +1,146 @@
+"""python -m eval.instruct: tables of compliance from runs, and what it refuses."""
+
+import json
+import sys
+
+import pytest
+import tiny
+from tiny import settings_for
+
+import eval.instruct as script
+import prepare
+from configs import UserError
+from nanostories.dataset import instruct, storybook
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs that have learnt next to nothing, of a control and of what is held out."""
+    top = tmp_path_factory.mktemp("instruct")
+    prepare.prepare(
+        prepare.Settings(
+            source="instruct:storybook", tokenizer="bpe", vocab_size=512, stories=300,
+            val_fraction=0.2, out=str(top / "data"), workers=1, hold_out="words+summary",
+        )
+    )  # fmt: skip
+    for name, data in (("control", "data"), ("ood", "data-without-words+summary")):
+        settings = settings_for(str(top / data), top / name, max_iters=3, block_size=400,
+                                row_tokens=800)  # fmt: skip
+        tiny.train(settings)
+    return top
+
+
+def main(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["eval.instruct", *map(str, arguments)])
+    script.main()
+    return capsys.readouterr().out
+
+
+def test_two_models_beside_each_other(runs, capsys, monkeypatch):
+    how = ("--prompts=20", "--max_new_tokens=30", "--num_samples=2", "--temperature=1")
+    text = main(capsys, monkeypatch, runs / "ood", f"--beside={runs / 'control'}", *how)
+    assert text.startswith(f"20 instructions of {runs}/data-without-words+summary, 2 story(s)")
+    beside = read(runs / "ood", "instruct-beside-control")
+    assert not (runs / "control" / "eval").exists()
+    # Each alone says the same, of the same instructions.
+    for name, found in (("ood", beside), ("control", beside["beside"])):
+        assert "less" not in main(capsys, monkeypatch, runs / name, *how)
+        alone = read(runs / name, "instruct")
+        assert alone["checks"] == found["checks"] and alone["checkpoint"] == found["checkpoint"]
+        lines = (runs / name / "eval" / "instruct.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in lines]
+        assert len(lines) == 40 and str(runs / name) in text
+        assert all(line["prompt"].endswith("Story: \n\n") for line in lines)
+        # Of the pair, both kinds are among the instructions, whatever the model was trained on.
+        both = [instruct.parse(line["prompt"]).has(["words", "summary"]) for line in lines]
+        checks = alone["checks"]
+        assert checks["joint, words+summary"]["model"]["n"] == sum(both) / 2 > 0
+        assert checks["joint, others"]["model"]["n"] == 20 - sum(both) / 2 > 0
+        asked = sum("words" in line["checks"] for line in lines) / 2
+        assert checks["words"]["model"]["n"] == asked
+        mean = sum(line["checks"].get("words", 0) for line in lines) / (2 * asked)
+        assert checks["words"]["model"]["mean"] == pytest.approx(mean)
+        assert checks["joint"]["true"] == {"mean": 1, "low": 1, "high": 1, "n": 20}
+        assert checks["joint"]["model"]["mean"] < 0.5 > checks["joint"]["shuffled"]["mean"]
+        assert checks["ended"]["model"]["n"] == 20 and alone["checkpoint"]["step"] == 3
+        assert alone["seed"] == 1337 and "val_000.bin" in alone["data"]
+    gaps = beside["beside"]["difference"]
+    assert set(gaps) == {"joint", "joint, words+summary", "joint, others"}
+    means = [beside["checks"]["joint"]["model"]["mean"]]
+    means.append(beside["beside"]["checks"]["joint"]["model"]["mean"])
+    assert gaps["joint"]["mean"] == pytest.approx(means[0] - means[1])
+    assert f"joint, others: {runs / 'ood'} less {runs / 'control'}" in text
+
+
+def read(run, name):
+    return json.loads((run / "eval" / f"{name}.json").read_text())
+
+
+def test_the_floor_is_of_other_instructions():
+    """The true stories do all that is asked, and dealt to other instructions next to nothing."""
+    facts = [instruct.Facts(s.text, tuple(s.words)) for s in storybook.stories(40, seed=5)]
+    records = [instruct.build(one, seed) for seed, one in enumerate(facts)]
+    records = [record for record in records if record and record.has(["words"])]
+    told = [[(record.story, True)] for record in records]
+    found = script.measure(records, told, script.Settings())["joint"]
+    assert sum(found["model"][0]) == sum(found["true"][0]) == len(records) > 15
+    assert sum(found["shuffled"][0]) < len(records) / 5
+
+
+def test_prompts_without_stories(runs, tmp_path, capsys, monkeypatch):
+    """Real prompts come without their story: then there is no ceiling."""
+    prompts = [
+        f"Words: dog, run\nFeatures: Dialogue\nSummary: Number {i}.\nStory: " for i in range(9)
+    ]
+    path = tmp_path / "instruct_prompts.json"
+    path.write_text(json.dumps(prompts))
+    text = main(capsys, monkeypatch, runs / "ood", f"--source={path}", "--max_new_tokens=5")
+    assert "9 instructions" in text and "true story" not in text and "other instruction" in text
+    assert set(read(runs / "ood", "instruct-instruct_prompts")["checks"]["joint"]) == {
+        "model", "shuffled",
+    }  # fmt: skip
+
+
+def test_a_summary_told_after_the_story_is_no_part_of_it(runs, monkeypatch):
+    class Found:
+        class tokenizer:
+            eot = 0
+
+            @staticmethod
+            def decode(ids):
+                return " He ran.\nSummary: He ran."
+
+        limit = 9
+
+        @staticmethod
+        def prompt(text):
+            return [0]
+
+    class Story:
+        ids, ended = (), False
+
+    monkeypatch.setattr(script, "generate", lambda *_, **__: [Story])
+    told = script.tell(Found, None, [instruct.ask(words="a")], script.Settings())
+    assert told == [[("He ran.", True)]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts=1"], "prompts must be at least 2"),
+        (["--weights=foo"], "weights must be auto, float32, bfloat16 or int8: 'foo'"),
+        (["--pair=words"], "pair takes two of words, sentence, features, summary"),
+        (["--temperature=nan"], "temperature must not be negative"),
+        (["--top_p=0"], "top_p must be above 0"),
+        (["--pair=words+plot"], "pair takes two of words, sentence, features, summary"),
+        (["--source=storybook"], "'storybook' has no Instruct record with an instruction"),
+        (["--dataset=data/nowhere"], "no data in 'data/nowhere'"),
+        (["--beside=out/nowhere"], "no run in 'out/nowhere'"),
+    ],
+)
+def test_errors(runs, capsys, monkeypatch, arguments, message):
+    before = sorted(runs.rglob("*"))
+    with pytest.raises(UserError) as error:
+        main(capsys, monkeypatch, runs / "ood", *arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert sorted(runs.rglob("*")) == before

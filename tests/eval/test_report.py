@@ -1,0 +1,370 @@
+"""The report: what is missing is marked, nothing is loaded, a hostile story stays a story."""
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from unittest.mock import MagicMock
+
+import pytest
+from planted_study import GRID, KINDS, interval, run, study
+
+from configs import UserError
+from eval import report
+from eval.memorization.copying import BINS
+from eval.plan import Size
+from eval.reporting import charts, model_sections
+from eval.reporting import results as gather
+from eval.reporting.claims import claims
+from eval.reporting.page import Cell, Section, cell, figure, stories, table, text
+from eval.study import digest
+
+CHART = charts.chart
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&amp; {{ 7 * 7 }} \ud800'
+
+
+def shares(size):
+    return {kind: 0.6 + 0.002 * size.width**0.5 * size.layers for kind in KINDS}
+
+
+class Reader(HTMLParser):
+    """The tags and texts of a page, and the attributes that load something."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.loads, self.open, self.texts = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            local = (value or "").startswith("#")
+            if name in ("src", "srcset", "action", "data") or (
+                name in ("href", "xlink:href") and not local
+            ):
+                self.loads.append((tag, name, value))
+            assert not name.startswith("on"), (tag, name)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def page_of(planted):
+    sections, _, _ = report.report(planted)
+    return report.render("The study", "facts", sections)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rounds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.reporting.scores.ROUNDS", 40)
+        patch.setattr("eval.reporting.claims.ROUNDS", 40)
+        patch.setattr("eval.reporting.scaling_law.ROUNDS", 4)
+        yield
+
+
+def on_nothing(*draws, **_):
+    """Stands in for charts.chart, which takes its time: all is drawn, but on nothing."""
+    for draw in draws:
+        draw(MagicMock())
+    return "<svg></svg>"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(charts, "chart", on_nothing)
+
+
+@pytest.fixture(scope="module")
+def page():
+    """Of a study with every kind of result in it, without figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "chart", on_nothing)
+        return page_of(full())
+
+
+def full():
+    """A planted study with every kind of result in it."""
+    planted = study(shares, lambda size: 5 - 0.2 * size.width**0.4)
+    planted.settings["judge"] = HOSTILE
+    for one in planted.runs:
+        one.found |= results(one)
+    planted.runs[0].env = {"torch": "9.9", "data": {}}
+    planted.runs[0].recipe = {"batch_size": 2, "learning_rate": HOSTILE}
+    planted.pieces.append({"name": HOSTILE, "command": ["train.py", HOSTILE], "status": "failed",
+                           "proof": "x", "run": ""})  # fmt: skip
+    size = Size(64, 2, 4)
+    for kind in ("instruct", "syn", "reward"):
+        more = run(size, 1, {}, kind=kind)
+        more.found = {"instruct": instruct(), "syn": vocabulary(), "reward": rewarded()}[kind]
+        more.steps = [{"step": n, "reward": 0.1 * n, "kl": n, "loss": n} for n in range(9)]
+        planted.runs.append(more)
+    rival = run(size, 1, shares(size), kind="rival")
+    rival.name, rival.size, rival.curve, rival.positions = "gpt2-xl", None, [], 0
+    rival.found |= results(rival)
+    planted.runs.append(rival)
+    return planted
+
+
+def results(one):
+    """What the evaluations of a plain run have found."""
+    rows = [{"kind": kind, "prompt": HOSTILE, "completion": HOSTILE, "margins": [1.0],
+             "verdict": "success"} for kind in ("context", "reasoning", "facts")]  # fmt: skip
+    scores = {kind: {"right": interval(0.5)} for kind in ("context", "reasoning", "facts")}
+    said = {grade: interval(6.0) for grade in ("creativity", "grammar", "consistency", "plot")}
+    neurons = {"mean": interval(0.5), "mean_of_random_weights": interval(0.3),
+               "readable": interval(0.9), "readable_of_random_weights": interval(0.8),
+               "coherence_again": [[0.1, 0.5], [0.2, 0.6]]}  # fmt: skip
+    shown = [{"layer": 0, "neuron": 3, "coherence_again": 0.9,
+              "examples": [{"tokens": ["a ", HOSTILE, " c"], "at": 1}]}]  # fmt: skip
+    texts = {
+        "s": interval(0.1),
+        "r": interval(0.1),
+        "h": interval(0.3),
+        "mtld": interval(50.0),
+        "h_of_unseen_as_long": interval(0.3),
+        "self_bleu": interval(0.3),
+        "levels": {"exact": 0},
+        "values": {"s": [0.1], "r": [0.2, None], "h": [0.3]},
+        "g": {k: {"never": interval(0.2), "histogram": [1] * (len(BINS) - 1)} for k in "1234"},
+    }
+    told = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE, "h": 0.2,
+            "closest": 3, "closest_text": f"They made a snowman. {HOSTILE}"}  # fmt: skip
+    return {
+        "side_by_side": {"stories": [told]},
+        "judge-prompts": {"models": [{"rows": rows, "scores": scores}]},
+        "judge-paper": {"judge": {"model": HOSTILE}, "grades": said, "ages": {"A": 1, "C": 3}},
+        "judge-report": {"grades": said},
+        "graded": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
+        "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
+                      "shown": shown},
+        "diversity": {"sets": {f"{one.out_dir} at 1": texts, "the originals": {
+            "r": interval(0.1), "mtld": interval(9.0), "self_bleu": interval(0.2),
+            "values": {"r": [0.2]}}}},
+    }  # fmt: skip
+
+
+def instruct():
+    joint = {side: interval(0.3) for side in ("model", "shuffled", "true")}
+    return {"instruct": {"checks": {"joint": joint}},
+            "judge-instruct": {"grades": {"consistency": interval(5.0)}}}  # fmt: skip
+
+
+def vocabulary():
+    keys = (
+        "mtld",
+        "synonym_entropy",
+        "rare",
+        "non_words",
+        "distinct_1",
+        "distinct_2",
+        "distinct_3",
+    )
+    row = dict.fromkeys(keys, interval(0.4)) | {"loss": {"data/x": interval(3.0)}, "judge": {}}
+    return {"vocabulary": {"models": {"a": row, "b": row}}}
+
+
+def rewarded():
+    keys = ("about", "mentions", "reward", "repetition", "perplexity", "words", "ended")
+    row = dict.fromkeys(keys, interval(0.4)) | {"verdicts": {"good": 1, "okay": 2, "bad": 3}}
+    return {"reward": {"word": HOSTILE, "models": {"reference": row, "reward": row}}}
+
+
+def test_a_hostile_story_is_shown_as_it_is(page):
+    """All of it is text; the only script is the page's, and nothing is loaded."""
+    reader = Reader(page)
+    assert reader.tags.count("script") == 1 and "img" not in reader.tags and not reader.loads
+    told = "".join(reader.texts)
+    assert "<script>alert(1)</script>" in told and "{{ 7 * 7 }}" in told and "49" not in HOSTILE
+    assert "default-src 'none'" in page and "http-equiv" in page
+
+
+def test_with_half_of_it_missing(page, quick):
+    """Every section is there, what no run has measured is marked, and nothing else is."""
+    planted = full()
+    for one in planted.runs[::2]:
+        one.found = {}
+    for one in planted.runs[::3]:
+        one.curve = one.train_curve = []
+    less = page_of(planted)
+    names = re.findall('<h2 id="(.*?)">', page)
+    assert re.findall('<h2 id="(.*?)">', less) == names == re.findall('href="#(.*?)">', less)
+    assert len(set(names)) == 17 and "not measured" in less
+    assert 0 < less.count("<h4>") < page.count("<h4>")
+
+
+@pytest.mark.parametrize("name", [
+    "skills", "side_by_side", "judge-prompts", "judge-paper", "graded", "interpret", "diversity",
+    "instruct", "vocabulary", "reward",
+])  # fmt: skip
+def test_with_one_of_them_missing(name, quick):
+    """Of all runs, or of the first seeds alone."""
+    for some in (slice(None), slice(0, None, 3)):
+        planted = full()
+        for one in planted.runs[some]:
+            one.found.pop(name, None)
+        assert "not measured" in page_of(planted)
+
+
+@pytest.mark.parametrize("kind", ["", "syn", "instruct", "reward", "rival"])
+def test_with_one_kind_of_run_missing(kind, quick):
+    planted = full()
+    planted.runs = [one for one in planted.runs if one.kind != kind]
+    page_of(planted)
+    planted = full()
+    planted.runs = [one for one in planted.runs if one.kind != kind or one.seed > 1]
+    page_of(planted)
+    for one in planted.runs:
+        one.curve = one.train_curve = one.steps = []
+    page_of(planted)
+
+
+def test_of_a_kind_no_question_could_be_made(quick):
+    """A corpus without any name: no consistency."""
+    planted = full()
+    for one in planted.runs:
+        for table_ in (one.found.get("skills") or {"told": {}, "skills": {}}).values():
+            if isinstance(table_, dict):
+                table_.pop("consistency", None)
+    page_of(planted)
+
+
+def test_with_nothing_at_all(quick):
+    page = page_of(study(shares, seeds=0))
+    assert page.count("not measured") > 26 and "cannot tell" in page  # all of the paper's table
+    assert "No model of the grid" in page
+
+
+def test_published_numbers_stand_beside_ours(page, quick):
+    for text_ in ("9.34 / 0.92", "5.93 / 6.10", "2.94 / 0.00", "a factor of 500", "70 words"):
+        assert text_ in page, text_
+    blocks = model_sections.grid(full()).blocks
+    tables = [block for block in blocks if block["kind"] == "table"]
+    [row] = [row for row in tables[1]["rows"] if row[0].text == "128-2"]
+    assert row[1].text == "1.920" and row[7].text.startswith("3.")  # the paper's loss, and ours
+    [row] = [row for row in tables[1]["rows"] if row[0].text == "1024-12"]
+    assert row[7].text == "not measured" == row[8].text
+
+
+def test_a_failed_piece_is_shown(page):
+    assert "failed: </script>" in "".join(Reader(page).texts)
+
+
+def test_with_figures():
+    """They take the page's colours, say what they show, and load nothing."""
+    page = page_of(full())
+    assert page.count("<svg") > 6 and "currentColor" in page and "var(--line)" in page
+    assert page.count('<svg role="img" aria-label="') == page.count("<svg")
+    assert "#123456" not in page and "<metadata" not in page and not Reader(page).loads
+    for found in re.findall(r"https?://[^\"' <]*", page):
+        assert found.startswith("http://www.w3.org/"), found  # names of SVG's vocabularies
+
+
+def test_the_same_study_makes_the_same_page(page, quick):
+    assert page_of(full()) == page
+    draw = charts.draw_lines({"a": [(1, 2), (3, 4)], "b": [(1, 3)]})
+    assert CHART(draw, xlabel="x") == CHART(draw, xlabel="x")
+
+
+def test_cells():
+    assert cell(None).text == "not measured" and cell(None).by is None
+    assert cell(interval(0.5)) == Cell("0.500", 0.5, below="0.490 to 0.510")
+    assert cell(1234).text == "1,234" and cell(0.5).text == "0.500" and cell("x").by == "x"
+
+
+def test_tables_can_be_sorted():
+    block = table("a", ["model", "loss"], [["x", 3.0], ["y", None]])
+    page = report.render("t", "f", [Section("s", "S", [block, text("words")])])
+    assert '<button type="button">loss</button>' in page
+    assert 'data-by="3.0"' in page and page.count("data-by=") == 3
+
+
+def test_stories_are_escaped_but_for_what_is_marked():
+    block = stories("t", "<b>", [("m", "<i>told</i>", "<u>")])
+    page = report.render("t", "f", [Section("s", "S", [block])])
+    assert "&lt;i&gt;told" in page and "<i>told" not in page and "&lt;u&gt;" in page
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """On a folder with a study in which nothing is done yet."""
+    settings = {"models": "64-2-4", "rivals": "", "dataset": "nowhere", "judge": "", "source": "x"}
+    (tmp_path / "study.json").write_text(json.dumps({"settings": settings, "pieces": []}))
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    report.main()
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert len(found["claims"]) == len(claims(study(shares, seeds=0))) and found["scaling"] is None
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert "cannot tell" in capsys.readouterr().out
+
+
+def test_no_study(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no study in"):
+        gather.read(tmp_path)
+    for text_, why in (("{", "damaged"), ("{}", "no study of this version")):
+        (tmp_path / "study.json").write_text(text_)
+        with pytest.raises(UserError, match=why):
+            gather.read(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report.py"])
+    with pytest.raises(UserError, match="usage"):
+        report.main()
+
+
+def test_only_what_is_done_is_read(tmp_path, monkeypatch):
+    """Neither what an older command has left nor what has been changed since is a result."""
+    proof = tmp_path / "64-2-4-s1" / "eval" / "skills.json"
+    proof.parent.mkdir(parents=True)
+    proof.write_text('{"told": {}}')
+
+    def found_in(folder):
+        one = run(GRID[2], 1, {})
+        one.out_dir = str(tmp_path / "64-2-4-s1")
+        return one
+
+    monkeypatch.setattr(gather, "run_in", found_in)
+    row = {"name": "train", "proof": "t", "run": "r", "status": "done", "command": [], "sha256": ""}
+    one = row | {"name": "skills", "proof": str(proof), "run": "", "sha256": digest(proof)}
+    settings = {"models": "64-2-4", "rivals": "", "dataset": "nowhere"}
+    for change, expected in (({}, {"told": {}}), ({"status": "failed"}, None),
+                             ({"sha256": "other"}, None)):  # fmt: skip
+        study_ = {"settings": settings, "pieces": [row, one | change]}
+        (tmp_path / "study.json").write_text(json.dumps(study_))
+        found = gather.read(tmp_path)
+        assert len(found.runs) == 1 and found.runs[0].found["skills"] == expected
+
+
+def test_a_run_that_is_gone_has_not_been_measured(tmp_path):
+    assert gather.run_in(str(tmp_path / "64-2-4-s1")) is None
+
+
+def test_in_a_browser(page, browser, tmp_path):
+    """Tables sort by what a cell is worth, what is unknown last; hostile stories do nothing."""
+    (tmp_path / "report.html").write_text(
+        page.encode("utf-8", "replace").decode(), encoding="utf-8"
+    )
+    browser.get(f"file://{tmp_path}/report.html")
+    tables = browser.find_elements("css selector", "table")
+    [grid] = [x for x in tables if "GPT-4's grades as" in x.get_attribute("aria-label")]
+
+    def column(i):
+        rows = grid.find_elements("css selector", "tbody tr")
+        return [row.find_elements("css selector", "th, td")[i].text for row in rows]
+
+    buttons = grid.find_elements("css selector", "thead button")
+    buttons[1].click()
+    losses = column(1)
+    assert losses[:2] == ["1.180", "1.180"] and losses[25:] == ["2.380"] + ["not printed"] * 5
+    buttons[1].click()
+    assert column(1)[0] == "2.380" and column(1)[-1] == "not printed"
+    buttons[0].click()
+    assert column(0)[:3] == ["64-2", "64-4", "64-8"]
+    assert browser.get_log("browser") == [] and browser.title == "The study"
+
+
+def test_the_closest_story_is_one_that_the_model_has_read(page):
+    """Not a rival's, which has read others."""
+    assert "closest training story to that of 256-2-4" in page and "that of gpt2-xl" not in page
+
+
+def test_what_a_figure_says_it_shows_is_escaped():
+    shown = figure("<svg></svg>", 'a "b"><script>')["svg"]
+    assert "<script>" not in shown and "&#34;b&#34;&gt;" in shown

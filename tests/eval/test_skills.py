@@ -1,0 +1,81 @@
+"""python -m eval.skills: what a model prefers, by hand, and the command on a tiny run."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+from tiny import settings_for
+
+from configs import UserError
+from eval import skills
+from eval.prompts.knowledge_prompts import Prompt
+from nanostories.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """A run that has learned a little, and one that has not."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, steps in (("some", 60), ("none", 1)):
+        settings = settings_for(data, folder / name, max_iters=steps, save_steps="log")
+        tiny.train(settings)
+    return folder
+
+
+def call(*words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["skills.py", "--device=cpu", *map(str, words)])
+        skills.main()
+
+
+def results(folder):
+    return json.loads((folder / "eval" / "skills.json").read_text())
+
+
+def test_the_command(runs, capsys):
+    for name in ("some", "none"):
+        call(runs / name, "--steps", "--questions=40")
+    some, none = (results(runs / name) for name in ("some", "none"))
+    assert some["questions_sha256"] == none["questions_sha256"]
+    assert set(some["told"]) <= set(skills.KINDS) and "grammar" in some["told"]
+    for kind, told in some["told"].items():
+        assert some["skills"][kind]["right"]["mean"] == pytest.approx(np.mean(told))
+    steps = [row["step"] for row in some["along"]]
+    assert steps == checkpoint.steps_of(runs / "some") and 32 in steps and steps[-1] == 60
+    assert some["along"][-1]["skills"] == some["skills"]
+    tokens = [row["tokens"] for row in some["along"]]
+    assert tokens == sorted(tokens)
+    assert some["told"] != none["told"] and "grammar" in capsys.readouterr().out
+
+
+def test_told_by_hand(monkeypatch):
+    """Of a prompt's pairs the share that is told; of a kind each prompt counts once."""
+    prompts = [("grammar", Prompt("grammar", "a", ((" b", " c"),) * 2)),
+               ("grammar", Prompt("grammar", "d", ((" b", " c"),)))]  # fmt: skip
+    monkeypatch.setattr(skills, "margins_of", lambda found, some: [[1.0, -3.0], [2.0]])
+    told = skills.told_by(None, prompts)
+    assert told["grammar"].tolist() == [[0.5, 1.0], [-1.0, 2.0]]
+    assert skills.summed(told, 0)["grammar"]["right"]["mean"] == 0.75
+
+
+def test_what_a_model_cannot_read_is_left_out():
+    encode = lambda text: list(range(len(text.split())))  # noqa: E731
+    found = SimpleNamespace(
+        tokenizer=SimpleNamespace(encode=encode), prompt=encode,
+        model=SimpleNamespace(config=SimpleNamespace(block_size=5)),
+    )  # fmt: skip
+    short = ("plot", Prompt("plot", "a b c", ((" d e", " e d"),)))
+    long = ("plot", Prompt("plot", "a b c", ((" d e", " e d f"),)))
+    assert skills.fitting([short, long], found) == [short]
+
+
+@pytest.mark.parametrize("words, why", [
+    (["--init_from=nowhere/none"], "nowhere"), (["{run}", "--questions=1"], "at least 2"),
+    (["{run}", "--dataset=nowhere"], "no data"),
+])  # fmt: skip
+def test_what_cannot_be_asked(words, why, runs):
+    with pytest.raises(UserError, match=why):
+        call(*(word.format(run=runs / "none") for word in words))

@@ -1,0 +1,396 @@
+"""python -m eval.study: its plan, what is done and left, failures, and a kill in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from configs import ROOT, UserError
+from eval import plan, study
+from eval.plan import Piece, Size, sizes
+from eval.study import DONE, FAILED, LEFT, Record, Runner, Settings, alone, key_of
+from nanostories.training import checkpoint
+
+TINY = """
+source = "storybook"
+tokenizer = "bpe"
+vocab_size = 400
+models = "16-1-2, 16-2-2"
+seeds = 1
+options = '''
+prepare.py: --stories=300 --workers=1
+eval.skills: --questions=20
+eval.side_by_side: --max_new_tokens=20
+eval.judge prompts: --max_new_tokens=10
+'''
+block_size = 128
+batch_size = 1
+row_tokens = 256
+max_iters = 40
+learning_rate = 1e-2
+warmup_iters = 5
+eval_interval = 10
+eval_stories = 8
+"""
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(
+        out_dir=str(tmp_path / "study"), dataset=str(tmp_path / "data"), source="mine.txt",
+        models="64-2-4, 128-2-4", heads="64-2-8", syn="64-2-4", instructed="128-2-4",
+        rewarded="128-2-4", diverse="64-2-4", inside="64-2-4", seeds=2,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def no_words(monkeypatch):
+    """WordNet, which is asked for where stories are to get synonyms, takes its time."""
+    monkeypatch.setattr("nanostories.text.wordnet.tags", lambda words: None)
+    monkeypatch.setattr("nanostories.text.wordnet.wordnet", lambda: None)
+
+
+# ----------------------------------------------------------------------------------------------
+# the plan
+
+
+def test_sizes():
+    assert sizes("64-2-4, 128-1-8 64-2-4", "models") == [Size(64, 2, 4), Size(128, 1, 8)]
+    assert str(Size(64, 2, 4)) == "64-2-4" and Size(64, 2, 4).parameters == 12 * 2 * 64**2
+    for text in ("64-2", "64-2-4-1", "a-2-4", "64-0-4", "64-2-3", "64--4"):
+        with pytest.raises(UserError, match=f"models: '{text}'"):
+            sizes(text, "models")
+
+
+def test_the_plan(settings):
+    pieces = plan.plan(settings, {"batch_size": 2, "source": "other", "seed": 9})
+    runs = sorted(Path(piece.run).name for piece in pieces.values() if piece.run)
+    assert runs == sorted([
+        "64-2-4-s1", "64-2-4-s2", "128-2-4-s1", "128-2-4-s2", "64-2-8-s1", "64-2-8-s2",
+        "syn-64-2-4-s1", "instruct-128-2-4-s1", "reward-128-2-4-s1"])  # fmt: skip
+    assert len({piece.proof for piece in pieces.values()}) == len(pieces)
+    seen = []
+    for name, piece in pieces.items():  # each after what it needs
+        assert set(piece.needs) <= set(seen), name
+        seen.append(name)
+    words = pieces["train 64-2-4-s2"].command
+    assert {"--batch_size=2", "--n_embd=64", "--n_layer=2", "--n_head=4", "--seed=2"} <= set(words)
+    assert not {"--source=other", "--seed=9", "--save_steps=log"} & set(words)
+    assert "--save_steps=log" in pieces["train 64-2-4-s1"].command
+    for name, piece in pieces.items():
+        if name.startswith("eval.skills"):
+            assert ("--steps" in piece.command) == name.endswith(("64-2-4-s1", "128-2-4-s1")), name
+    for script in ("vocabulary", "instruct", "diversity", "interpret", "reward", "side_by_side"):
+        assert any(name.startswith(f"eval.{script}") for name in pieces), script
+    assert not any("paper" in name for name in pieces)
+
+
+def test_a_judge_and_rivals(settings):
+    more = replace(settings, judge="a-teacher", rivals="gpt2, gpt2-xl")
+    pieces = plan.plan(more, {})
+    graded = [name for name in pieces if name.startswith("eval.judge paper")]
+    assert len(graded) == 4 and "--judge=a-teacher" in pieces[graded[0]].command
+    assert "eval.interpret gpt2" in pieces and "eval.interpret gpt2-xl" not in pieces
+    for script in ("judge report", "judge synonyms syn", "judge instruct"):
+        assert any(name.startswith(f"eval.{script}") for name in pieces), script
+    assert "--judge=a-teacher" in pieces["eval.reward reward-128-2-4-s1"].command
+    assert pieces["eval.skills gpt2-xl"].proof == "out/published/gpt2-xl/eval/skills.json"
+
+
+def test_options(settings):
+    settings = replace(
+        settings, options="eval.judge prompts: --beams=5\n\neval.skills: --seed=1 'a b'"
+    )
+    assert plan.options(settings, "eval.judge prompts") == ["--beams=5"]
+    assert plan.options(settings, "eval.skills") == ["--seed=1", "a b"]
+    assert plan.options(settings, "eval.judge") == []
+    for wrong in ("--beams=5", "eval.skill: --seed=1", "eval.skills: a\neval.skills: b"):
+        with pytest.raises(UserError, match="options are lines"):
+            plan.options(replace(settings, options=wrong), "eval.skills")
+    with pytest.raises(UserError, match="No closing quotation"):
+        plan.options(replace(settings, options="eval.skills: 'a"), "eval.skills")
+
+
+@pytest.mark.parametrize("name", ["study_small", "study_paper"])
+def test_the_configs(name, no_words):
+    settings, recipe = study.complete(Settings(), [f"configs/{name}.py"])
+    values = study.read_file(f"configs/{name}.py")
+    known = {field: values[field] for field in vars(settings) if field in values}
+    settings = replace(settings, **known)
+    study.check(settings)
+    assert settings.out_dir == f"out/{name}" and settings.dataset == f"data/{name}"
+    assert plan.plan(settings, recipe) and "learning_rate" in recipe
+
+
+@pytest.mark.parametrize("change, why", [
+    ({"models": ""}, "name the models"), ({"seeds": 0}, "seeds"), ({"jobs": -1}, "jobs"),
+    ({"syn": "32-1-2"}, "syn: 32-1-2 is none of the models"), ({"heads": "64-2"}, None),
+])  # fmt: skip
+def test_wrong_settings(change, why, settings, no_words):
+    settings = replace(settings, **change)
+    with pytest.raises(UserError, match=why or "heads: '64-2'"):
+        study.check(settings)
+        plan.plan(settings, {})
+
+
+def test_what_synonyms_need_is_asked_for_first(settings, monkeypatch):
+    def missing():
+        raise UserError("no WordNet")
+
+    monkeypatch.setattr("nanostories.text.wordnet.tags", lambda words: None)
+    monkeypatch.setattr("nanostories.text.wordnet.wordnet", missing)
+    with pytest.raises(UserError, match="no WordNet"):
+        study.check(settings)
+    study.check(replace(settings, syn=""))
+
+
+def test_a_judge_without_a_key(settings, monkeypatch):
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    settings = replace(settings, syn="", judge="a-teacher")
+    with pytest.raises(UserError, match="JUDGE_API_KEY"):
+        study.check(settings)
+    study.check(replace(settings, base_url="http://localhost:11434/v1"))
+
+
+# ----------------------------------------------------------------------------------------------
+# what is done
+
+
+def shell(name, code, proof, needs=(), weight=1.0):
+    return Piece(name, ("-c", code), str(proof), needs, weight)
+
+
+def made(path):
+    return f"open({str(path)!r}, 'a').write('made ')"
+
+
+def go(settings, pieces, jobs=2):
+    with alone(Path(settings.out_dir)) as lock:
+        record = Record(settings, pieces)
+        Runner(settings, record, jobs, lock).run()
+    return record
+
+
+def test_what_is_made_stays_and_what_fails_stops_nothing(settings, tmp_path, capsys):
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    pieces = {
+        "a": shell("a", made(a), a), "b": shell("b", made(b), b, ("a",)),
+        "bad": shell("bad", made(tmp_path / "half") + "; raise SystemExit(3)", tmp_path / "half",
+                     ("a",)),
+        "after": shell("after", made(d), d, ("bad",)),
+        "lies": shell("lies", "pass", tmp_path / "nothing"),
+    }  # fmt: skip
+    record = go(settings, pieces)
+    expected = {"a": DONE, "b": DONE, "bad": FAILED, "after": LEFT, "lies": FAILED}
+    assert record.status == expected
+    out = capsys.readouterr().out
+    assert "bad FAILED: see" in out and "logs/bad.log" in out
+    pieces["bad"] = shell("bad", made(c), c, ("a",))
+    record = go(settings, pieces)
+    assert record.status == expected | {"bad": DONE, "after": DONE}
+    assert a.read_text() == "made " == b.read_text()
+    b.unlink()  # a proof that is gone is made again, and nothing else
+    go(settings, pieces)
+    assert b.read_text() == "made " == a.read_text()
+
+
+def test_another_command_is_run_again_with_what_follows(settings, tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    pieces = {"a": shell("a", made(a), a), "b": shell("b", made(b), b, ("a",))}
+    go(settings, pieces)
+    before = key_of(pieces["b"], pieces)
+    pieces["a"] = shell("a", made(a) + "  # other", a)
+    assert key_of(pieces["b"], pieces) != before
+    go(settings, pieces)
+    assert a.read_text() == b.read_text() == "made made "
+
+
+def test_a_run_of_other_settings_is_not_gone_on_with(settings, monkeypatch):
+    piece = Piece("train x", ("train.py", "--seed=1"), "x/latest", run="x")
+    Path(settings.out_dir).mkdir()
+    Record(settings, {"train x": piece}).write()
+    monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [10])
+    Record(settings, {"train x": piece})
+    with pytest.raises(UserError, match="'x' was made with other settings"):
+        Record(settings, {"train x": replace(piece, command=("train.py", "--seed=2"))})
+
+
+def test_a_part_of_a_study_forgets_nothing_of_the_rest(settings, tmp_path, monkeypatch):
+    """Called for a part, then for all with another recipe: what the first call made is known."""
+    Path(settings.out_dir).mkdir()
+    one, two = (Piece(f"train {x}", ("train.py", "--lr=1"), f"{x}/latest", run=x) for x in "ab")
+    Record(settings, {"train a": one, "train b": two}).write()
+    Record(settings, {"train a": one}).write()
+    monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [10])
+    assert Record(settings, {"train a": one, "train b": two}).others == []
+    with pytest.raises(UserError, match="'b' was made with other settings"):
+        Record(settings, {"train b": replace(two, command=("train.py", "--lr=2"))})
+    with pytest.raises(UserError, match="'c' was made with other settings"):  # and by whom?
+        Record(settings, {"c": Piece("c", ("train.py",), "c/latest", run="c")})
+
+
+def test_a_result_that_was_changed_since_is_made_again(settings, tmp_path):
+    a = tmp_path / "a"
+    pieces = {"a": shell("a", made(a), a)}
+    go(settings, pieces)
+    a.write_text("of another study")
+    assert Record(settings, pieces).status == {"a": LEFT}
+
+
+def test_a_training_that_was_stopped_is_not_done(settings, tmp_path, monkeypatch):
+    """It has saved and ends well, but has not come to its end."""
+    monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [])
+    out = tmp_path / "run"
+    for said, expected in (("stopped after step 3", FAILED), ("done with step 9", DONE)):
+        code = f"print('\\n{said}; ...'); {made(out)}"
+        piece = Piece("train", ("-c", code), str(out), run=str(out))
+        assert go(settings, {"train": piece}).status == {"train": expected}
+
+
+def test_an_error_of_one_piece_is_its_own(settings, tmp_path, monkeypatch, capsys):
+    b = tmp_path / "b"
+    call = Runner.call
+    monkeypatch.setattr(
+        Runner,
+        "call",
+        lambda self, piece, slot: 1 / 0 if piece.name == "a" else call(self, piece, slot),
+    )
+    pieces = {"a": shell("a", "", tmp_path / "a"), "b": shell("b", made(b), b)}
+    assert go(settings, pieces, jobs=1).status == {"a": FAILED, "b": DONE}
+    assert "a: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_asked_to_stop(settings, tmp_path):
+    """What is under way gets the signal; what was done by then is noted, the rest is left."""
+    done, late = tmp_path / "done", tmp_path / "late"
+    wait = f"import os, time; os.kill({os.getpid()}, 15); time.sleep(60); {made(late)}"
+    pieces = {"done": shell("done", made(done), done, weight=9), "late": shell("late", wait, late)}
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="the same command goes on"):
+        go(settings, pieces, jobs=1)
+    assert time.monotonic() - begun < 30 and not late.exists()
+    assert Record(settings, pieces).status == {"done": DONE, "late": LEFT}
+
+
+def test_what_ends_well_while_stopping_is_noted(settings, tmp_path):
+    last = tmp_path / "last"
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN)"
+    code += f"; os.kill({os.getpid()}, 15); time.sleep(0.5); {made(last)}"
+    pieces = {"last": shell("last", code, last)}
+    with pytest.raises(UserError, match="the same command goes on"):
+        go(settings, pieces, jobs=1)
+    assert Record(settings, pieces).status == {"last": DONE}
+
+
+def test_what_most_depends_on_comes_first(settings, tmp_path):
+    Path(settings.out_dir).mkdir()
+    pieces = {"short": shell("short", "", "s", weight=1), "long": shell("long", "", "l", weight=5),
+              "base": shell("base", "", "b", weight=2),
+              "on base": shell("on base", "", "o", ("base",), weight=4)}  # fmt: skip
+    record = Record(settings, pieces)
+    assert record.ready(set()) == ["base", "long", "short"]
+    record.set("base", DONE)
+    assert record.ready({"long"}) == ["on base", "short"]
+
+
+def test_one_study_at_a_time(settings):
+    with (alone(Path(settings.out_dir)), pytest.raises(UserError, match="a study runs in"),
+          alone(Path(settings.out_dir))):  # fmt: skip
+        pass
+
+
+def test_a_damaged_record(settings):
+    Path(settings.out_dir).mkdir()
+    (Path(settings.out_dir) / "study.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Record(settings, {})
+
+
+def test_each_job_has_its_cores():
+    if not hasattr(os, "sched_getaffinity"):
+        assert study.slots(2) == [None, None]
+        return
+    cores = os.sched_getaffinity(0)
+    assert set.union(*study.slots(1)) == cores
+    both = study.slots(2) if len(cores) > 1 else [set(), set()]
+    assert not both[0] & both[1]
+    assert study.slots(len(cores) + 1) == [None] * (len(cores) + 1)
+
+
+# ----------------------------------------------------------------------------------------------
+# the command
+
+
+def command(tmp_path, name, *words):
+    config = tmp_path / "tiny.py"
+    config.write_text(TINY)
+    return [sys.executable, "-m", "eval.study", str(config), f"--out_dir={tmp_path / name}",
+            f"--dataset={tmp_path / (name + '-data')}", *words]  # fmt: skip
+
+
+def normal(folder):
+    """What a study has found, without the names of its folders."""
+    report = (folder / "report.html").read_text()
+    nonce = report.partition("'nonce-")[2].partition("'")[0]
+    return report.replace(nonce, "").replace(str(folder), "").replace(folder.name, "")
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_ends_with_the_same_report(tmp_path):
+    """Killed outright while it trains, and once more by a signal; then called again to its end."""
+    one, two = "left-alone", "cut-short"  # words that no report has
+    subprocess.run(command(tmp_path, one), cwd=ROOT, check=True, capture_output=True)
+    run = subprocess.Popen(command(tmp_path, two), cwd=ROOT, start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob(f"{two}/16-*/checkpoints/*")))
+    run.kill()
+    run.wait()
+    again = subprocess.run(command(tmp_path, two), cwd=ROOT, capture_output=True, text=True)
+    if again.returncode:  # what the killed one had started still held the lock
+        assert "has not ended yet" in again.stderr
+        wait_for(lambda: not locked(tmp_path / two / "lock"))
+        run = subprocess.Popen(command(tmp_path, two), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        time.sleep(8)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+        assert not run.returncode or "the same command goes on" in said
+        subprocess.run(command(tmp_path, two), cwd=ROOT, check=True, capture_output=True)
+    assert normal(tmp_path / one) == normal(tmp_path / two)
+    record = json.loads((tmp_path / two / "study.json").read_text())
+    assert {piece["status"] for piece in record["pieces"]} == {DONE}
+
+
+def locked(path):
+    import fcntl
+
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def wait_for(true, seconds=90):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_config_is_needed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["study.py", "--seeds=1"])
+    with pytest.raises(UserError, match="name a study"):
+        study.main()
+
+
+def test_dry_run_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", command(tmp_path, "none", "--dry_run")[2:])
+    study.main()
+    out = capsys.readouterr().out
+    assert "left     python train.py" in out and not (tmp_path / "none").exists()

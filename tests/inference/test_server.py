@@ -1,0 +1,444 @@
+"""The page: what it answers, whom it refuses, how visitors share the model, and the page itself."""
+
+import codecs
+import http.client
+import itertools
+import json
+import socket
+import struct
+import threading
+import time
+
+import pytest
+import torch
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from configs import UserError
+from model import GPT, GPTConfig
+from nanostories.dataset.tokenizer import build
+from nanostories.inference import server as serve
+from nanostories.inference.decoder import Decoder
+from nanostories.inference.generate import generate
+from nanostories.inference.kv_cache import BatchedKVCache
+from nanostories.training.huggingface import LoadedModel
+
+EOT = 256
+FOUND = LoadedModel(None, build("bytes"), limit=48, begin=[EOT], out_dir="", facts={}, weights=[])
+DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 500}
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+ASKED = {"prompt": "Once", "temperature": 1.5, "top_p": 0.95, "max_new_tokens": 40, "seed": 4}
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    """Random weights, sharp enough that its choices differ from step to step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them only wait for each other, in a model of this size
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(257, 48, 2, 2, 32)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    yield Decoder(model)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def server(decoder, capsys):
+    """A server in a thread that prints nothing, whatever its visitors do."""
+    with serve.make_server(decoder, FOUND, f"ts {HOSTILE}", DEFAULTS, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Steps that take 15 ms at least; a list of the rows that made each."""
+    step, made = BatchedKVCache.step, []
+
+    def slowly(rows, **how):
+        made.append(rows)
+        time.sleep(0.015)
+        return step(rows, **how)
+
+    monkeypatch.setattr(BatchedKVCache, "step", slowly)
+    return made
+
+
+def send(server, method="POST", path="/story", body=b"", headers=JSON):
+    """The open response to a request; reading it is up to the caller."""
+    connection = http.client.HTTPConnection(*server.server_address, timeout=20)
+    body = json.dumps(body).encode() if isinstance(body, dict) else body
+    connection.request(method, path, body, headers)
+    return connection.getresponse()
+
+
+def told(response):
+    assert response.status == 200
+    return [json.loads(line) for line in response]
+
+
+def expected(decoder, asked):
+    """(text, end) of a story told without the server."""
+    ids, how = [EOT, *asked["prompt"].encode()], {k: asked[k] for k in ("temperature", "top_p")}
+    steps = asked["max_new_tokens"]
+    [story] = generate(
+        decoder, [ids], EOT, [[asked["seed"], 0]], max_new_tokens=steps, limit=48, **how
+    )
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(story.ids))
+    return text, "finished" if story.ended else "limit"
+
+
+def text_and_end(lines):
+    return "".join(line["text"] for line in lines[1:-1]), lines[-1]["end"]
+
+
+@pytest.fixture(scope="module")
+def lasting(decoder):
+    """Requests for two stories that go on to their limit of 40 tokens, and what is told then."""
+    every = (ASKED | {"seed": seed} for seed in range(1000))
+    pairs = ((asked, expected(decoder, asked)) for asked in every)
+    return list(itertools.islice((pair for pair in pairs if pair[1][1] == "limit"), 2))
+
+
+def until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.01)
+    return value
+
+
+# ----------------------------------------------------------------------------------------------
+# stories
+
+
+def test_a_story(server, decoder):
+    ends = set()
+    for seed in range(4):
+        asked = ASKED | {"seed": seed}
+        response = send(server, body=asked)
+        assert response.headers["Content-Type"].startswith("application/x-ndjson")
+        assert response.headers["Connection"] == "close"
+        lines = told(response)
+        assert lines[0] == {"seed": seed, "prompt": "Once"}
+        assert text_and_end(lines) == expected(decoder, asked)
+        ends.add(lines[-1]["end"])
+    assert ends == {"finished", "limit"}
+
+
+def test_probabilities_are_the_models_own(server, decoder):
+    """Those of temperature 1 and top_p 1, whatever the story is told with."""
+    asked = ASKED | {"max_new_tokens": 1, "temperature": 0, "top_p": 0.1}
+    token = told(send(server, body=asked))[1]
+    rows = BatchedKVCache(decoder, 1, 48)
+    with torch.no_grad():
+        rows.admit([[EOT, *b"Once"]], [0])
+        p, best = rows.logits().softmax(-1)[0].topk(5)
+    assert [q for _, q in token["others"]] == pytest.approx(p.tolist())
+    decode = build("bytes").decode
+    assert [text for text, _ in token["others"]] == [decode([i]) for i in best.tolist()]
+    assert token["p"] == pytest.approx(p[0].item())
+
+
+def test_a_seed_is_drawn_and_reported(server, decoder):
+    asked = {name: value for name, value in ASKED.items() if name != "seed"}
+    lines, others = told(send(server, body=asked)), told(send(server, body=asked))
+    assert text_and_end(lines) == expected(decoder, asked | {"seed": lines[0]["seed"]})
+    assert lines[0]["seed"] != others[0]["seed"]
+
+
+@pytest.mark.parametrize("extreme", [
+    {"temperature": 0}, {"temperature": 1e-300}, {"temperature": 5}, {"top_p": 1e-6},
+    {"seed": 2**63 - 1}, {"prompt": ""}, {"prompt": "x" * 46}, {"prompt": HOSTILE},
+    {"prompt": "\x00é\U0001f600"}, {"max_new_tokens": 48},
+])  # fmt: skip
+def test_what_is_just_allowed(server, extreme):
+    lines = told(send(server, body=ASKED | extreme))
+    assert lines[0]["prompt"] == (ASKED | extreme)["prompt"] and "end" in lines[-1]
+
+
+# ----------------------------------------------------------------------------------------------
+# refusals
+
+
+@pytest.mark.parametrize(("body", "line"), [
+    (b"", "JSON object"), (b"{", "JSON object"), (b"[1]", "JSON object"), (b'"x"', "JSON object"),
+    (b"\xff\xfe\xfd", "JSON object"), (b"[" * 60_000, "JSON object"), ({}, "JSON object"),
+    (b'{"prompt": ' + b"9" * 5000 + b"}", "JSON object"),
+    ({"prompt": None}, "a prompt"), ({"prompt": 3}, "a prompt"), ({"prompt": ["x"]}, "a prompt"),
+    (ASKED | {"prompt": "\ud800"}, "valid text"), (ASKED | {"prompt": "x" * 47}, "has 48 tokens"),
+    (ASKED | {"temperature": -0.1}, "temperature must be a number from 0 to 5"),
+    *((ASKED | {"temperature": bad}, "temperature must be")
+      for bad in (5.1, float("nan"), float("inf"), True, None, "1", [1], 10**400)),
+    *((ASKED | {"top_p": bad}, "top_p must be") for bad in (0, 1.01, -1, True, float("nan"))),
+    *((ASKED | {"max_new_tokens": bad}, "max_new_tokens must be a whole number from 1 to 48")
+      for bad in (0, 49, 1.0, True, "9", float("nan"))),
+    *((ASKED | {"seed": bad}, "seed must be") for bad in (-1, 2**63, 1.5, False, None)),
+    ({"prompt": "x"}, "temperature must be"),
+])  # fmt: skip
+def test_a_bad_request_gets_one_clear_line(server, body, line):
+    response = send(server, body=body)
+    error = json.loads(response.read())["error"]
+    assert response.status == 400 and line in error and "\n" not in error
+
+
+@pytest.mark.parametrize(("status", "request_"), [
+    (403, {"headers": JSON | {"Host": "evil.example"}}),
+    (403, {"headers": JSON | {"Host": "localhost"}}),  # without the port
+    (403, {"headers": JSON | {"Host": "localhost:1"}}),
+    (403, {"method": "GET", "path": "/", "headers": {"Host": "evil.example"}}),
+    (403, {"headers": JSON | {"Origin": "http://evil.example"}}),
+    (403, {"headers": JSON | {"Origin": "null"}}),
+    (403, {"headers": JSON | {"Origin": "http://localhost"}}),
+    (403, {"headers": {}}),
+    (403, {"headers": {"Content-Type": "text/plain"}}),
+    (403, {"headers": {"Content-Type": "text/plain; application/json"}}),
+    (403, {"headers": {"Content-Type": "application/x-www-form-urlencoded"}}),
+    (413, {"body": b" " * (64 * 1024 + 1)}), (413, {"body": b" " * 900_000}),
+    (413, {"headers": JSON | {"Content-Length": "9" * 5000}}),
+    (411, {"headers": JSON | {"Content-Length": "-1"}}),
+    (411, {"headers": JSON | {"Content-Length": "1_0"}}),
+    (411, {"headers": JSON | {"Content-Length": "ten"}}),
+    (411, {"headers": JSON | {"Transfer-Encoding": "chunked"}, "body": iter([b"0\r\n"])}),
+    (404, {"path": "/else"}), (404, {"method": "GET", "path": "/serve.py"}),
+    (404, {"method": "GET", "path": "/../README.md"}), (404, {"method": "GET", "path": "/story"}),
+    (404, {"method": "OPTIONS"}),
+])  # fmt: skip
+def test_who_is_refused(server, status, request_):
+    response = send(server, **request_)
+    answer = response.read().decode()
+    assert response.status == status and answer.count("\n") == 1 and "Traceback" not in answer
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'none';")
+
+
+def test_who_is_not(server):
+    for name in ("localhost", "127.0.0.1", "[::1]", "LocalHost"):
+        host = f"{name}:{server.server_port}"
+        headers = {"Content-Type": "application/json; charset=utf-8", "Host": host}
+        told(send(server, body=ASKED, headers=headers | {"Origin": f"http://{host}"}))
+
+
+def test_a_body_that_ends_early(server):
+    with socket.create_connection(server.server_address, timeout=20) as visitor:
+        head = f"POST /story HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        visitor.sendall(head.encode() + b"{")
+        visitor.shutdown(socket.SHUT_WR)
+        assert b" 400 " in visitor.recv(100)
+
+
+def test_a_body_that_never_comes(server, monkeypatch):
+    monkeypatch.setattr(serve.Handler, "timeout", 0.2)
+    start = time.monotonic()
+    with pytest.raises(http.client.HTTPException):
+        send(server, headers=JSON | {"Content-Length": "9"})
+    assert time.monotonic() - start < 5
+
+
+def test_a_port_in_use(server, decoder):
+    with pytest.raises(UserError, match=r"port [0-9]+: .*in use; choose another"):
+        serve.make_server(decoder, FOUND, "", DEFAULTS, port=server.server_port)
+    with pytest.raises(UserError, match="port must be 0-65535"):
+        serve.make_server(decoder, FOUND, "", DEFAULTS, port=70_000)
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_serve_until_ctrl_c(decoder, monkeypatch, capsys, host, warned):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    opened = threading.Event()
+    monkeypatch.setattr(serve.webbrowser, "open", lambda address: opened.set())
+    monkeypatch.setattr(serve.Server, "serve_forever", interrupted)
+    serve.serve(decoder, FOUND, "ts", DEFAULTS, host=host, port=0)
+    printed = capsys.readouterr()
+    assert opened.wait(5) and f"http://{host}:" in printed.out and printed.out.count("\n") == 1
+    assert ("anybody on the network" in printed.err) == warned
+
+
+# ----------------------------------------------------------------------------------------------
+# several visitors
+
+
+def test_turns_come_in_the_order_of_asking():
+    turns, order = serve.Turns(), []
+
+    def visit(number):
+        with turns:
+            order.append(number)
+
+    visitors = [threading.Thread(target=visit, args=[number]) for number in range(20)]
+    with turns:
+        for number, visitor in enumerate(visitors):
+            visitor.start()
+            until(lambda number=number: turns.tickets == number + 2)
+        assert not order
+    for visitor in visitors:
+        visitor.join()
+    assert order == list(range(20))
+
+
+def test_two_visitors_take_turns(server, lasting, slow):
+    with server.turns:  # so that neither has a start
+        responses = [send(server, body=asked) for asked, _ in lasting]
+        until(lambda: server.turns.tickets == 3)
+    # What the first is told meanwhile waits in its socket.
+    stories = [told(response) for response in responses]
+    first = slow[0]
+    assert [rows is first for rows in slow].count(True) == 40 and len(slow) == 80
+    changes = sum(a is not b for a, b in itertools.pairwise(slow))
+    assert changes > 60  # of 79; told one after the other, 1
+    assert [text_and_end(story) for story in stories] == [told for _, told in lasting]
+
+
+def test_the_ninth_visitor_is_refused(server, decoder):
+    with server.turns:
+        responses = [send(server, body=ASKED) for _ in range(8)]
+        ninth = send(server, body=ASKED)
+        assert ninth.status == 503
+        assert "8 stories are being told already" in json.loads(ninth.read())["error"]
+    for response in responses:
+        assert text_and_end(told(response)) == expected(decoder, ASKED)
+    assert told(send(server, body=ASKED))
+
+
+def test_a_visitor_who_leaves_frees_the_place(server, lasting, slow, monkeypatch):
+    asked = lasting[0][0]
+    monkeypatch.setattr(server, "places", threading.Semaphore(1))
+    with socket.create_connection(server.server_address, timeout=20) as visitor:
+        body = json.dumps(asked)
+        head = f"POST /story HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        visitor.sendall((head + body).encode())
+        received = b""
+        while b'"text"' not in received:
+            received += visitor.recv(4096)
+        assert send(server, body=asked).status == 503
+        # Closed at once, as by a browser that is killed.
+        visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    first = slow[0]
+    until(lambda: server.places._value)
+    assert [rows is first for rows in slow].count(True) < 40
+    told(send(server, body=ASKED | {"max_new_tokens": 1}))
+
+
+# ----------------------------------------------------------------------------------------------
+# the page
+
+
+def test_the_page_is_sent_whole_and_locked(server):
+    response = send(server, "GET", "/", headers={})
+    page, policy = response.read().decode(), response.headers["Content-Security-Policy"]
+    nonce = policy.partition("script-src 'nonce-")[2].partition("'")[0]
+    assert page.count(f'nonce="{nonce}"') == page.count("<script") + page.count("<style") == 3
+    assert nonce not in send(server, "GET", "/", headers={}).read().decode()
+    for part in ("default-src 'none'", "connect-src 'self'", "base-uri 'none'",
+                 "form-action 'none'", "frame-ancestors 'none'"):  # fmt: skip
+        assert part in policy
+    assert "unsafe" not in policy and HOSTILE not in page
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_page_in_a_browser(server, lasting, slow, browser):
+    wait = WebDriverWait(browser, 10, 0.02)
+    (one, (text, _)), (two, _) = lasting
+
+    def find(css):
+        return browser.find_elements(By.CSS_SELECTOR, css)
+
+    def by_id(name):
+        return browser.find_element(By.ID, name)
+
+    def fill(name, value):
+        by_id(name).clear()
+        by_id(name).send_keys(value)
+
+    def slide(name, value):
+        browser.execute_script(
+            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))",
+            by_id(name), value,
+        )  # fmt: skip
+
+    browser.get(server.address)
+    assert browser.title == f"ts {HOSTILE} – nanoStories"
+    assert by_id("max_new_tokens").get_attribute("value") == "48"
+    assert by_id("temperature").get_attribute("value") == "0.8"
+
+    # A story grows, token by token.
+    slide("temperature", 1.5)
+    slide("top_p", 0.95)
+    fill("max_new_tokens", "40")
+    fill("prompt", one["prompt"])
+    fill("seed", str(one["seed"]))
+    by_id("tell").click()
+    few = wait.until(lambda _: len(find(".token")))
+    assert few < 40 and not by_id("tell").is_enabled() and by_id("stop").is_enabled()
+    wait.until(lambda _: by_id("tell").is_enabled())
+    tokens = find(".token")
+    assert len(tokens) == 40 and by_id("status").text == "at the limit"
+    assert (
+        browser.execute_script("return document.querySelector('.story').textContent")
+        == one["prompt"] + text
+    )
+
+    # Paler is surer.
+    shades = browser.execute_script(
+        "return [...document.querySelectorAll('.token')].map(t => [t.token.p, "
+        "+(getComputedStyle(t).backgroundColor.split(/[,/] /).pop().slice(0, -1))])"
+    )
+    for p, shade in shades:
+        assert shade == pytest.approx(0.55 * (1 - p), abs=0.004)
+    assert max(shade for _, shade in shades) - min(shade for _, shade in shades) > 0.05
+
+    # Pointing at a token shows what else there was; leaving it, nothing.
+    tip = by_id("tip")
+    assert not tip.is_displayed()
+    seen = next(token for token in tokens if token.text.strip())
+    ActionChains(browser).move_to_element(seen).perform()
+    wait.until(lambda _: tip.is_displayed())
+    assert len(tip.text.split("%")) == 7 and find("#tip .chosen")
+    ActionChains(browser).move_to_element(by_id("tell")).perform()
+    wait.until(lambda _: not tip.is_displayed())
+    # By keyboard: Tab enters the story, arrows walk.
+    browser.execute_script("document.querySelector('.token[tabindex=\"0\"]').focus()")
+    wait.until(lambda _: tip.is_displayed())
+    before = browser.switch_to.active_element
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    assert browser.switch_to.active_element != before and tip.is_displayed()
+
+    # A hostile prompt is text. Ctrl+Enter tells; Stop stops.
+    fill("prompt", HOSTILE[:8])
+    fill("seed", str(two["seed"]))
+    by_id("prompt").send_keys(Keys.CONTROL, Keys.ENTER)
+    wait.until(lambda _: len(find("li")) == 2 and find("li:first-child .token"))
+    by_id("stop").click()
+    wait.until(lambda _: by_id("tell").is_enabled())
+    assert len(find("li:first-child .token")) < 39
+    assert "· stopped" in find("li:first-child .facts")[0].text
+    assert f"seed {one['seed']} ·" in find("li:last-child .facts")[0].text
+    fill("prompt", HOSTILE)
+    by_id("tell").click()
+    wait.until(lambda _: len(find("li")) == 3 and by_id("tell").is_enabled())
+    assert [bold.text for bold in find("li b")] == [HOSTILE, HOSTILE[:8], "Once"]
+    assert not find("img") and len(find("script")) == 2
+    assert browser.get_log("browser") == []
+
+    # What the server refuses is said in words.
+    fill("prompt", "x" * 100)
+    by_id("tell").click()
+    wait.until(lambda _: by_id("error").text)
+    assert by_id("error").text == "the prompt has 101 tokens, but the model ends at 48"
+    assert len(find("li")) == 3 and by_id("tell").is_enabled()
+    [logged] = browser.get_log("browser")
+    assert "400 (Bad Request)" in logged["message"]
