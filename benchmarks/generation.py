@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import load, run
 from model import GPT, GPTConfig
+from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.inference.decoder import Decoder
 from nanostories.inference.generate import generate, seeds_of
@@ -245,7 +246,7 @@ def keep(settings, results):
             "cores": os.cpu_count(),
             "results": results,
         }
-        checkpoint.write_json(settings.out, facts)
+        storage.write_json(settings.out, facts)
 
 
 def main():

@@ -31,9 +31,10 @@ import torch
 import train
 from configs import UserError, load, run
 from model import GPT, GPTConfig
+from nanostories import storage
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import InMemoryDataset
-from nanostories.training import checkpoint, optim
+from nanostories.training import optim
 from nanostories.training.device import autocast_for, environment, pick_device, pick_dtype
 
 BLOCK_SIZE, HEADS = 512, 16
@@ -285,7 +286,7 @@ def main():
             Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
             said = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
             facts = {"machine": environment(device), "settings": said, "matmul_flops": rates}
-            checkpoint.write_json(settings.out, facts | {"cases": rows})
+            storage.write_json(settings.out, facts | {"cases": rows})
 
 
 if __name__ == "__main__":

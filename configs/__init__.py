@@ -17,6 +17,7 @@ import difflib
 import errno
 import functools
 import inspect
+import math
 import os
 import runpy
 import signal
@@ -60,28 +61,28 @@ def run(main):
 
 def declared(path):
     """
-    {field name: help text} of the `class Settings` in the Python file at `path`, {} without one.
+    {field name: help text} of the `Settings` classes in the Python file at `path`, {} without one.
 
-    Read from the source, so that one script knows the others' names without importing them.
+    Classes whose name ends in Settings count, so that several scripts can share some. Read from the
+    source, so that one script knows the others' names without importing them.
     """
-    source = Path(path).read_text(encoding="utf-8")
-    if "class Settings" not in source:  # most files: not worth parsing
-        return {}
+    source, found = Path(path).read_text(encoding="utf-8"), {}
+    if "Settings" not in source:  # most files: not worth parsing
+        return found
     lines = source.splitlines()
     for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef) and node.name == "Settings":
-            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-            return {
-                item.target.id: lines[item.end_lineno - 1][item.end_col_offset :].strip(" #")
-                for item in fields
-            }
-    return {}
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign):
+                    comment = lines[item.end_lineno - 1][item.end_col_offset :]
+                    found[item.target.id] = comment.strip(" #")
+    return found
 
 
 @functools.cache
 def known_names():
     """Every setting that some script of the project declares."""
-    scripts = [*ROOT.glob("*.py"), *ROOT.glob("eval/*.py")]
+    scripts = [*ROOT.glob("*.py"), *ROOT.glob("eval/**/*.py"), *ROOT.glob("nanostories/**/*.py")]
     return {name for script in scripts for name in declared(script)}
 
 
@@ -219,5 +220,36 @@ def show(settings, origin):
 def print_help(cls, defaults):
     """--help: the script's docstring, then each setting with its default and its comment."""
     print((inspect.getdoc(sys.modules[cls.__module__]) or "") + "\n\nsettings:")
-    for name, text in declared(inspect.getsourcefile(cls)).items():
-        print(f"  --{name}={defaults[name]!r}".ljust(40), text)
+    files = {inspect.getsourcefile(base) for base in cls.__mro__ if dataclasses.is_dataclass(base)}
+    help_text = {name: text for path in files for name, text in declared(path).items()}
+    for name, default in defaults.items():
+        print(f"  --{name}={default!r}".ljust(40), help_text[name])
+
+
+# ----------------------------------------------------------------------------------------------
+# ranges
+
+POSITIVE, NOT_NEGATIVE, FRACTION = "at least 1", "0 or more", "at least 0 and below 1"
+
+
+def check_ranges(settings, ranges=None, choices=None):
+    """
+    Raise UserError for the first setting that lies outside its range.
+
+    ranges: {POSITIVE, NOT_NEGATIVE or FRACTION: names of numeric settings}; nan and infinity lie in
+    none. choices: {name: the values it may take}.
+    """
+    inside = {
+        POSITIVE: lambda x: 1 <= x < math.inf,
+        NOT_NEGATIVE: lambda x: 0 <= x < math.inf,
+        FRACTION: lambda x: 0 <= x < 1,
+    }
+    for range_, names in (ranges or {}).items():
+        for name in names:
+            value = getattr(settings, name)
+            if not inside[range_](value):
+                raise UserError(f"{name} must be {range_}, not {value}")
+    for name, allowed in (choices or {}).items():
+        if (value := getattr(settings, name)) not in allowed:
+            *rest, last = [choice or "nothing" for choice in allowed]
+            raise UserError(f"{name} must be {', '.join(rest)} or {last}, not '{value}'")

@@ -47,6 +47,7 @@ from eval.memorization.copying import copies, summary
 from eval.memorization.inverted_index import text_of
 from eval.memorization.nearest_story import Index
 from eval.memorization.page import ORIGINALS, UNSEEN
+from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.inference.generate import check
 from nanostories.text import metrics
@@ -384,13 +385,13 @@ def write(index, models, found, told, copied, results):
     path = Path(models[0].out_dir) / "eval" / f"diversity{beside}"
     lines = list(lines_of(index, found, told, copied, results["sets"]))
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    checkpoint.replace_text(f"{path}.jsonl", text)
+    storage.write_text(f"{path}.jsonl", text)
     first = [line for line in lines if line["model"] == models[0].out_dir]
     first = [line for line in first if line["temperature"] == first[0]["temperature"]]
-    checkpoint.replace_text(f"{path}.html", page.page(first, results))
-    with checkpoint.replacing(f"{path}.png") as part:
+    storage.write_text(f"{path}.html", page.page(first, results))
+    with storage.atomic_file(f"{path}.png") as part:
         page.plot(results, part)
-    checkpoint.write_json(f"{path}.json", results)
+    storage.write_json(f"{path}.json", results)
     print(f"\n{path}.png shows it, {path}.html what was nearest to a training story")
 
 

@@ -16,12 +16,12 @@ import torch
 from configs import ROOT, UserError
 from eval import harness
 from kernels.cross_entropy import linear_cross_entropy
+from nanostories import storage
 from nanostories.dataset import hub, instruct, sources
 from nanostories.dataset.packing import pad_batch
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import Completion, beam_search, generate, seeds_of
 from nanostories.text import wordnet
-from nanostories.training import checkpoint
 
 MARKED = 0.3  # share of a story's content words that `marked` marks
 YAML = "Evaluation prompts.yaml"  # the authors' 44 beginnings, in the data set's repository
@@ -120,7 +120,7 @@ def completions(found, texts, settings, samples, folder):
     with contextlib.suppress(OSError, ValueError, KeyError):
         return json.loads(path.read_text(encoding="utf-8"))["stories"]
     stories = complete(found, texts, settings, samples)
-    checkpoint.write_json(path, {"asked": asked, "stories": stories})
+    storage.write_json(path, {"asked": asked, "stories": stories})
     return stories
 
 

@@ -24,6 +24,7 @@ from configs import UserError, load, run
 from eval import bootstrap, compliance
 from eval.harness import whole
 from eval.instructions import choose, read_records
+from nanostories import storage
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.shards import read_manifest
 from nanostories.inference.decoder import open_decoder
@@ -214,7 +215,7 @@ def write(found, records, told, results, settings):
         name += f"-beside-{Path(settings.beside).name}"
     folder = Path(found.out_dir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / f"{name}.json", results)
+    storage.write_json(folder / f"{name}.json", results)
     lines = [
         {"prompt": record.prompt(), "story": text, "ended": ended}
         | {"checks": compliance.checks(record, text)}
@@ -222,7 +223,7 @@ def write(found, records, told, results, settings):
         for text, ended in texts
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    checkpoint.replace_text(folder / f"{name}.jsonl", text)
+    storage.write_text(folder / f"{name}.jsonl", text)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from eval.interpretability.attention_heads import GUESSES, Story, classify
 from eval.interpretability.hooks import Unit, without
 from eval.interpretability.page import page
 from model import GPT
+from nanostories import storage
 from nanostories.dataset import sources
 from nanostories.dataset.shards import Dataset
 from nanostories.text import wordnet
@@ -348,8 +349,8 @@ def main():
     show(results)
     path = Path(found.out_dir) / "eval" / "interpret"
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(f"{path}.json", results)
-    checkpoint.replace_text(f"{path}.html", page(results, maps, found))
+    storage.write_json(f"{path}.json", results)
+    storage.write_text(f"{path}.html", page(results, maps, found))
     print(f"\n{path}.html shows all of it: heads, neurons, examples")
 
 

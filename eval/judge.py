@@ -38,6 +38,7 @@ from eval.harness import beginnings, completions, marked, names_of, requirements
 from eval.instructions import choose, read_records
 from eval.llm import endpoint, grading
 from eval.llm.rubrics import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, Exercise
+from nanostories import storage
 from nanostories.dataset.instruct import split_story
 from nanostories.inference.generate import check
 from nanostories.training import checkpoint
@@ -300,8 +301,8 @@ def evaluate(models, settings, folder):
         for one, (reply, verdict) in zip(asked, graded, strict=True)
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    checkpoint.replace_text(folder / f"judge-{mode}.jsonl", text)
-    checkpoint.write_json(folder / f"judge-{mode}.json", results)
+    storage.write_text(folder / f"judge-{mode}.jsonl", text)
+    storage.write_json(folder / f"judge-{mode}.json", results)
 
 
 def compared(models, asked, verdicts, prompts, settings):

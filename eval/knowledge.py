@@ -19,7 +19,7 @@ from eval.harness import completions, margins_of
 from eval.llm import grading
 from eval.llm.rubrics import KNOWLEDGE, Exercise
 from eval.prompts import knowledge_prompts as questions
-from nanostories.training import checkpoint
+from nanostories import storage
 
 
 def verdict_of(margins):
@@ -162,4 +162,4 @@ def evaluate(models, settings, folder, facts):
     results["difference"] = apart(tables, settings.seed)
     for name, gap in results["difference"].items():
         print(f"right pairs, {models[0].out_dir} less {name}: {bootstrap.described(gap['right'])}")
-    checkpoint.write_json(folder / "judge-prompts.json", results)
+    storage.write_json(folder / "judge-prompts.json", results)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import UserError, load, run
+from nanostories import storage
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import Dataset, InMemoryDataset
@@ -140,7 +141,7 @@ def main():
     }
     folder = Path(found.out_dir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / "loss.json", result)
+    storage.write_json(folder / "loss.json", result)
 
 
 if __name__ == "__main__":

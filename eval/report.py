@@ -20,7 +20,7 @@ from eval import bootstrap, published
 from eval.reporting import charts, model_sections, results, scaling_law, story_sections
 from eval.reporting.claims import FAILS, HOLDS, claims
 from eval.reporting.page import Section, figure, folded, listing, table, text
-from nanostories.training import checkpoint
+from nanostories import storage
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ def main():
     judge = study.settings["judge"] or "no judge"
     facts = f"{name}: {study.settings['source']}, {judge}"
     page = render("The TinyStories study, re-run", facts, sections)
-    checkpoint.replace_text(out / "report.html", page.encode("utf-8", "replace").decode())
+    storage.write_text(out / "report.html", page.encode("utf-8", "replace").decode())
     rows = [asdict(claim) | {"verdict": claim.verdict} for claim in found]
-    checkpoint.write_json(out / "report.json", {"claims": rows, "scaling": law})
+    storage.write_json(out / "report.json", {"claims": rows, "scaling": law})
     if shown := model_sections.headline(study):
         charts.picture(out / "headline.png", *shown[0], **shown[1])
     print(f"\n{'':58}{'verdict':14}value")

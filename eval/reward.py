@@ -44,6 +44,7 @@ from configs import UserError, load, run
 from eval import bootstrap, harness
 from eval.llm import endpoint, grading
 from eval.llm.rubrics import TOPIC, Exercise
+from nanostories import storage
 from nanostories.dataset import instruct
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import Completion, check, generate, prompts_of, seeds_of
@@ -307,8 +308,8 @@ def main():
         results["judge"] = {"model": settings.judge, "base_url": settings.base_url,
                             "version": TOPIC.version}  # fmt: skip
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in every)
-    checkpoint.replace_text(folder / "reward.jsonl", text)
-    checkpoint.write_json(folder / "reward.json", results)
+    storage.write_text(folder / "reward.jsonl", text)
+    storage.write_json(folder / "reward.json", results)
     show(results, every, settings.shown)
     print(f"\n{folder / 'reward.json'}")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanostories.training.checkpoint import replacing, write_json
+from nanostories.storage import atomic_file, write_json
 
 LAST = 20  # steps of a run whose mean is where it ended
 NS = (1, 2, 4, 8, 16, 32, 64)
@@ -115,5 +115,5 @@ def plot(found, paths, where):
              title=f"stories about {found['word']}: {found['method']}")  # fmt: skip
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    with replacing(where) as part:
+    with atomic_file(where) as part:
         figure.savefig(part, dpi=120, format="png")

@@ -18,6 +18,7 @@ from configs import ROOT, UserError, load, run
 from eval.harness import beginnings, completions
 from eval.instructions import ROOM
 from eval.memorization.nearest_story import Index
+from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.inference.generate import check
 from nanostories.text.words import words_and_marks
@@ -76,7 +77,7 @@ def main():
                "data": checkpoint.hashes(index.data.manifest), "stories": rows}  # fmt: skip
     names = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
     results |= {name: getattr(settings, name) for name in names}
-    checkpoint.write_json(folder / "side_by_side.json", results)
+    storage.write_json(folder / "side_by_side.json", results)
     print(f"\n{folder / 'side_by_side.json'}")
 
 

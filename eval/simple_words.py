@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs import UserError, load, run
+from nanostories import storage
 from nanostories.dataset import sources
 from nanostories.text import wordnet
 from nanostories.text.words import dictionary
-from nanostories.training import checkpoint
 
 KINDS = {"noun": ("n", "NOUN", 700), "verb": ("v", "VERB", 500), "adjective": ("a", "ADJ", 300)}
 PATH = Path(__file__).parent / "prompts" / "simple_words.txt"
@@ -79,7 +79,7 @@ def main():
     texts = sources.read(settings.source, split="train")
     kinds = choose(count(texts))
     lines = (f"{kind}: {word}\n" for kind, words in kinds.items() for word in words)
-    checkpoint.replace_text(settings.out, "".join(lines))
+    storage.write_text(settings.out, "".join(lines))
     sizes = ", ".join(f"{len(words)} {kind}s" for kind, words in kinds.items())
     print(f"{settings.out}: {sizes}")
 

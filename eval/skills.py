@@ -29,6 +29,7 @@ from eval import bootstrap
 from eval.harness import margins_of
 from eval.prompts import knowledge_prompts as questions
 from eval.prompts import minimal_pairs
+from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.training import checkpoint
@@ -140,7 +141,7 @@ def main():
             print(f"{row['step']:>8}" + "".join(f"{share:>13.3f}" for share in shares))
     path = Path(found.out_dir) / "eval" / "skills.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, results)
+    storage.write_json(path, results)
     print(f"\n{path}")
 
 

@@ -33,7 +33,8 @@ from urllib.parse import urlsplit
 from configs import ROOT, UserError, declared, load, read_file, run
 from eval.llm import endpoint
 from eval.plan import plan, sizes
-from nanostories.dataset.shards import sha256 as file_sha256
+from nanostories import storage
+from nanostories.storage import sha256 as file_sha256
 from nanostories.text import wordnet
 from nanostories.training import checkpoint
 
@@ -143,7 +144,7 @@ class Record:
             for name, piece in self.pieces.items()
         ]  # fmt: skip
         found = {"settings": self.facts, "pieces": rows, "others": self.others}
-        checkpoint.write_json(self.path, found)
+        storage.write_json(self.path, found)
 
     def ready(self, started):
         """Names of pieces that can start, those first on which the most depends."""

@@ -25,7 +25,7 @@ from configs import UserError, load, run
 from eval import simple_words
 from eval.llm import client, endpoint
 from nanostories.dataset.instruct import FEATURES
-from nanostories.training.checkpoint import replacing
+from nanostories.storage import atomic_file
 
 VERSION = "teacher-1"  # of the prompt
 
@@ -120,7 +120,7 @@ class Author:
         if not any(self.rows(service)):  # a file that was there is not emptied by a wrong key
             return 0, sum(1 for _ in self.rows(service))
         written = faulty = 0
-        with replacing(self.settings.out) as part, open(part, "w", encoding="utf-8") as file:
+        with atomic_file(self.settings.out) as part, open(part, "w", encoding="utf-8") as file:
             for row in self.rows(service):
                 if row:
                     file.write(json.dumps(row) + "\n")

@@ -29,6 +29,7 @@ import numpy as np
 from configs import UserError, load, run
 from eval import bootstrap, loss
 from eval.harness import beginnings, completions
+from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.inference.generate import check
 from nanostories.text import metrics, wordnet
@@ -243,7 +244,7 @@ def main():
     }
     show(results)
     path = Path(settings.syn_dir) / "eval" / "vocabulary.json"
-    checkpoint.write_json(path, results)
+    storage.write_json(path, results)
     print(f"\n{path}")
 
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prepare
 from configs import UserError
+from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.training import checkpoint, run_config
 from train import Settings, Trainer
@@ -272,23 +273,23 @@ def test_a_signal_cuts_an_evaluation_short(data, tmp_path):
 
 def train_on_a_slow_disk(settings):
     """So that most moments are moments of a save."""
-    flush = checkpoint.flush
+    flush = storage.fsync
 
     def slow_flush(path):
         time.sleep(0.01)
         flush(path)
 
-    checkpoint.flush = slow_flush
+    storage.fsync = checkpoint.fsync = slow_flush
     tiny.train(settings)
 
 
 def test_a_setting_younger_than_the_run_takes_its_default(tmp_path):
-    checkpoint.write_json(tmp_path / "config.json", {"train": {"seed": 7}})
+    storage.write_json(tmp_path / "config.json", {"train": {"seed": 7}})
     settings = replace(Settings(), resume=True, out_dir=str(tmp_path))
     origin = dict.fromkeys(asdict(settings), "default") | {"out_dir": "command line"}
     found = run_config.complete(settings, origin)
     assert found == replace(Settings(), seed=7, out_dir=str(tmp_path))
-    checkpoint.write_json(tmp_path / "config.json", {"train": {"sede": 7}})
+    storage.write_json(tmp_path / "config.json", {"train": {"sede": 7}})
     with pytest.raises(UserError, match=r"written by another version of train\.py: see sede"):
         run_config.complete(settings, origin)
 

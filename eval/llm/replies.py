@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from configs import UserError
-from nanostories.training.checkpoint import flush
+from nanostories.storage import fsync
 
 
 class Replies:
@@ -40,7 +40,7 @@ class Replies:
                     ) from None
                 self.places[key] = (self.size, len(line))
                 self.size += len(line)
-        flush(self.path.parent)
+        fsync(self.path.parent)
 
     def get(self, key):
         """The line of a key as a dict, or None."""

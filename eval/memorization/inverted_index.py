@@ -34,8 +34,9 @@ from tqdm import tqdm
 from configs import UserError
 from eval.memorization.ngram_counts import Table
 from nanostories.dataset.encode import cores, worker_pool
-from nanostories.dataset.shards import Dataset, flush
+from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.storage import fsync
 from nanostories.text.words import words_and_marks
 
 VERSION = 2  # of the files above and of what a word is
@@ -223,9 +224,9 @@ def build(data, tokenizer, first, last, folder):
         text = "".join(f"{word}\n" for word in vocabulary)
         (part / "words.txt").write_bytes(text.encode())
         for path in [*part.iterdir(), part]:
-            flush(path)
+            fsync(path)
         part.rename(folder)
-        flush(folder.parent)
+        fsync(folder.parent)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
         if not folder.is_dir():  # else a worker that outlived its killed command was quicker

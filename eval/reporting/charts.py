@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from nanostories.training.checkpoint import replacing
+from nanostories.storage import atomic_file
 
 INK, LINE = "#123456", "#654321"  # stand for what the page's style decides
 _RC = {
@@ -71,7 +71,7 @@ def chart(*draws, size=(7, 3.6), **labels):
 def picture(path, *draws, size=(7, 3.6), **labels):
     """The same as a PNG file, black on white."""
     style = {k: {INK: "black", LINE: "#cccccc", "none": "white"}.get(v, v) for k, v in _RC.items()}
-    with replacing(path) as part:
+    with atomic_file(path) as part:
         saved(part, draws, size, labels, style | {"svg.fonttype": "path"}, format="png", dpi=130)
 
 

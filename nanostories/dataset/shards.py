@@ -11,34 +11,18 @@ manifest.json, which counts everything and has the sha256 of every file. A story
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from configs import UserError
+from nanostories.storage import sha256
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
 CHUNK_STORIES, CHUNK_TOKENS = 1 << 16, 1 << 22  # what the writer's last pass holds at a time
 _STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash", "<u8", 2)])
-
-
-def sha256(path):
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(path):
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ which rises, but everything here. Each measure is compared with the reference's 
 import math
 from pathlib import Path
 
+from nanostories.storage import atomic_file
 from nanostories.text.metrics import distinct, repetition
 from nanostories.text.words import ngrams, sentences, tokens, used, words_and_marks
-from nanostories.training.checkpoint import replacing
 
 DISTINCT = 500  # distinct-2 is of so many words and marks at a time
 ABOUT = 2  # sentences with the word make a story one about it
@@ -135,5 +135,5 @@ class Monitor:
             axes.tick_params(labelsize=7)
             axes.grid(alpha=0.3)
             axes.margins(y=0.2)
-        with replacing(Path(asked.out_dir) / "watch.png") as part:
+        with atomic_file(Path(asked.out_dir) / "watch.png") as part:
             figure.savefig(part, dpi=110, format="png")

@@ -34,30 +34,10 @@ from safetensors.torch import load_file, save_file
 
 from configs import UserError
 from model import GPT, GPTConfig
-from nanostories.dataset.shards import flush, sha256
 from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.storage import atomic_file, fsync, sha256, write_json
 from nanostories.training import huggingface
 from nanostories.training.huggingface import LoadedModel
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Gives the path to write to; then `path` becomes that file, in one go. Never half of one."""
-    part = Path(f"{path}.part")
-    yield part
-    flush(part)
-    os.replace(part, path)
-
-
-def replace_text(path, text):
-    """Write a text file so that `path` holds the old text or the new."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def write_json(path, value):
-    """Write `value` as JSON so that `path` holds the old text or the new."""
-    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def hashes(data_manifest):
@@ -73,7 +53,7 @@ def start_run(out_dir, model_config, settings, tokenizer, environment):
     """Make the run folder and write what does not change during the run."""
     out = Path(out_dir)
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    with replacing(out / "tokenizer.json") as part:
+    with atomic_file(out / "tokenizer.json") as part:
         tokenizer.save(part)
     config = {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(settings)}
     write_json(out / "config.json", config)
@@ -163,12 +143,12 @@ def write(out_dir, weights, moments, state):
         sums = [f"{sha256(part / name)}  {name}\n" for name in FILES]
         (part / "SHA256SUMS").write_text("".join(sums))
         for path in [*part.iterdir(), part]:
-            flush(path)
+            fsync(path)
         part.rename(final)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    flush(folder)
+    fsync(folder)
     tidy(out_dir)
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from configs import ROOT, UserError, load, run
+from nanostories import storage
 from nanostories.dataset.tokenizer import BPE_PATTERN, EOT
 from nanostories.training import checkpoint, huggingface
 
@@ -59,16 +60,16 @@ def export(found, out):
         part.mkdir(parents=True)
         save_file(tensors, part / "model.safetensors", {"format": "pt"})
         tokenizer.save(part / "tokenizer.json")
-        checkpoint.write_json(part / "config.json", facts)
-        checkpoint.write_json(part / "generation_config.json", _generation(found))
-        checkpoint.write_json(part / "tokenizer_config.json", _tokenizer(config))
+        storage.write_json(part / "config.json", facts)
+        storage.write_json(part / "generation_config.json", _generation(found))
+        storage.write_json(part / "tokenizer_config.json", _tokenizer(config))
         if facts["model_type"] == "gpt2":
             text = (ROOT / "assets" / "to_gguf.py").read_text(encoding="utf-8")
             kind = "llama-bpe" if tokenizer.patterns == BPE_PATTERN else "gpt-2"
             (part / "to_gguf.py").write_text(text.replace("KIND", kind), encoding="utf-8")
-        checkpoint.replace_text(part / "README.md", card(found, out.name))
+        storage.write_text(part / "README.md", card(found, out.name))
         for path in [*part.iterdir(), part]:
-            checkpoint.flush(path)
+            storage.fsync(path)
         part.rename(out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"'{out}' cannot be written: {error}") from error

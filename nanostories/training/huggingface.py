@@ -33,8 +33,8 @@ from safetensors.torch import load_file
 
 from configs import UserError
 from model import GPT, GPTConfig
-from nanostories.dataset.shards import sha256
 from nanostories.dataset.tokenizer import Tokenizer, build
+from nanostories.storage import sha256
 from nanostories.training.distributed import rank
 
 GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")

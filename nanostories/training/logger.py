@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
-from nanostories.training.checkpoint import replace_text, replacing
+from nanostories.storage import atomic_file, write_text
 
 
 class RunLogger:
@@ -23,10 +23,10 @@ class RunLogger:
                 continue  # the last line of a run killed while it wrote it
             if line["step"] <= state["evaluated" if "val_loss" in line else "step"]:
                 self.lines.append(line)
-        replace_text(self.out / "metrics.jsonl", "".join(map(_line, self.lines)))
+        write_text(self.out / "metrics.jsonl", "".join(map(_line, self.lines)))
         samples = re.split(r"^(?=--- step \d+$)", self._read("samples.txt"), flags=re.MULTILINE)
         kept = [text for text in samples[1:] if int(text.split()[2]) <= state["evaluated"]]
-        replace_text(self.out / "samples.txt", "".join(kept))
+        write_text(self.out / "samples.txt", "".join(kept))
 
     def _read(self, name):
         path = self.out / name
@@ -80,7 +80,7 @@ class RunLogger:
         axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.out.name)
         axes.grid(alpha=0.3)
         axes.legend()
-        with replacing(self.out / "loss.png") as part:
+        with atomic_file(self.out / "loss.png") as part:
             figure.savefig(part, dpi=120, format="png")
 
 

@@ -24,6 +24,7 @@ import eval.loss
 import sample
 import train
 from configs import UserError, load
+from nanostories import storage
 from nanostories.dataset.tokenizer import Tokenizer, build
 from nanostories.inference.decoder import Decoder
 from nanostories.inference.generate import generate
@@ -336,7 +337,7 @@ def run_of(model, tokenizer, out):
     state = {"step": 1, "best_step": 1, "kept": [], "longest": 30, "model": asdict(model.config)}
     checkpoint.write(out, model.state_dict(), {}, state)
     (out / "eval").mkdir()
-    checkpoint.write_json(out / "eval" / "loss.json", {"bits_per_byte": 0.8625, "source": "a|b"})
+    storage.write_json(out / "eval" / "loss.json", {"bits_per_byte": 0.8625, "source": "a|b"})
 
 
 @pytest.mark.parametrize("name", SHAPES)
