@@ -14,7 +14,7 @@ from tiny import call_ranks, settings_for
 import reward
 from configs import UserError
 from nanostories.dataset import packing
-from nanostories.inference import decoder, sampling
+from nanostories.inference import sampling
 from nanostories.rl.reference import Reference
 from nanostories.training import checkpoint
 from reward import Run, Settings
@@ -102,7 +102,7 @@ def test_what_was_sampled_is_what_is_taught(base, tmp_path, monkeypatch, tempera
     settings = asked(base, tmp_path / "run", temperature=temperature, max_new_tokens=120, rows=60)
     reference = Reference(settings, torch.device("cpu"))
     run = Run(settings, reference)
-    monkeypatch.setattr(decoder, "choose", recorded)
+    monkeypatch.setattr(kv_cache, "sample_token", recorded)
     prompts = [reference.prompts[0]] * 60
     told = reference.tell(run.model, prompts, [[7, i] for i in range(60)])
     rows = packing.pad_batch(prompts, told, reference.found.tokenizer.eot, "cpu")

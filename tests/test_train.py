@@ -53,7 +53,7 @@ def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, 
     """The curve above came from torch's own attention and loss."""
     large = {"BLOCK": 256, "STEP": 256, "num_warps": 4, "num_stages": 2}
     monkeypatch.setattr(attention, "tiles", lambda *_: large)  # the interpreter is quicker with few
-    monkeypatch.setattr(cross_entropy, "choose", lambda *_: loss)
+    monkeypatch.setattr(cross_entropy, "choose_loss", lambda *_: loss)
     trainer = Trainer(settings_for(data, tmp_path / "run", attn=attn))
     curve = [trainer.step(trainer.schedule.learning_rate())[0].item() for _ in range(steps)]
     curve = curve[::5] + curve[29:]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from configs import run
+from model import GPT, GPTConfig
 from nanostories.training import distributed
 from train import Settings, Trainer
 
@@ -107,3 +108,20 @@ def contents(out):
     files = ("model.safetensors", "state.safetensors")
     samples = (Path(out) / "samples.txt").read_text()
     return [(latest / name).read_bytes() for name in files], losses(Path(out)), samples
+
+
+LAYOUTS = {
+    "gpt2": {},
+    "neo": {"n_layer": 3, "window": 9, "scale_attention": False, "qkv_bias": False},
+}
+
+
+def random_model(**changes):
+    """Random weights, sharp enough that its choices differ from step to step."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 257, "block_size": 48, "n_layer": 2, "n_head": 2, "n_embd": 32}
+    model = GPT(GPTConfig(**shape | changes)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    return model

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import LAYOUTS, random_model
 
 from configs import UserError
 from model import GPT, GPTConfig
@@ -17,21 +18,6 @@ from nanostories.inference.sampling import sample_token
 
 EOT = 256
 PROMPT = [EOT, 10, 20, 30]
-LAYOUTS = {
-    "gpt2": {},
-    "neo": {"n_layer": 3, "window": 9, "scale_attention": False, "qkv_bias": False},
-}
-
-
-def random_model(**changes):
-    """Random weights, sharp enough that its choices differ from step to step."""
-    torch.manual_seed(0)
-    shape = {"vocab_size": 257, "block_size": 48, "n_layer": 2, "n_head": 2, "n_embd": 32}
-    model = GPT(GPTConfig(**shape | changes)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.2)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_generation import LAYOUTS, random_model
+from tiny import LAYOUTS, random_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
