@@ -14,7 +14,7 @@ from tiny import call_ranks, settings_for
 import reward
 from configs import UserError
 from nanostories.dataset import packing
-from nanostories.inference import sampling
+from nanostories.inference import kv_cache, sampling
 from nanostories.rl.reference import Reference
 from nanostories.training import checkpoint
 from reward import Run, Settings
