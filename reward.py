@@ -263,13 +263,13 @@ class Run:
         )
         advantage = advantage[mine].to(self.device)
         losses = policy_gradient.loss(
-            settings.method, advantage, log_pi, kl, rows.told, settings.kl_factor
+            settings.method, advantage, log_pi, kl, rows.completion_mask, settings.kl_factor
         )
         (losses.sum() / n).backward()
         norm = self.update(lr)
         state["step"] += 1
         sums = {"kl": kl.sum(1), **policy_gradient.estimates(log_pi, log_ref), "loss": losses}
-        sums |= {"tokens": rows.told.sum(1), "log_ref": log_ref.sum(1)}
+        sums |= {"tokens": rows.completion_mask.sum(1), "log_ref": log_ref.sum(1)}
         found = {name: x.detach().tolist() for name, x in sums.items()} | {"reward": rewards}
         found |= {"text": self.texts, "ended": [story.ended for story in told]}
         return self.measured(found) | {"lr": lr, "grad_norm": norm}

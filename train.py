@@ -177,7 +177,7 @@ class Step:
         tensors, and the tokens of all ranks. phase(name): the context to time a part in.
         """
         rows = step * self.rows, (step + 1) * self.rows
-        count = self.batches.count(*rows)
+        count = self.batches.target_count(*rows)
         total = torch.zeros((), device=self.device)
         for first, last in self.share:
             with phase("batch"):
@@ -190,16 +190,16 @@ class Step:
             apart = world_size() > 1 and (first, last) != self.share[-1]  # gradients meet but once
             with self.shared.no_sync() if apart else contextlib.nullcontext():
                 with phase("forward"), self.autocast():
-                    where = {"positions": batch.positions, "start": batch.start}
+                    where = {"positions": batch.positions, "start": batch.doc_start}
                     loss = self.shared(batch.tokens, batch.targets, **where)
-                    loss = loss * (batch.count / count)
+                    loss = loss * (batch.target_count / count)
                 with phase("backward"):
                     # torch takes the ranks' mean, where the weights above ask for their sum.
                     self.scaler.scale(loss * world_size()).backward()
             total += loss.detach()
         with phase("update"):
             norm = self._update(step, lr, total)
-        return total, norm, self.batches.size(*rows)
+        return total, norm, self.batches.token_count(*rows)
 
     def _update(self, step, lr, loss):
         """Clip the gradient and let the optimizers step; returns the gradient's norm."""
@@ -273,11 +273,11 @@ class Trainer:
         if self.state["scaler"]:
             self.compute.scaler.load_state_dict(self.state["scaler"])
 
-        epoch = -(-len(batches.ends) // self.compute.rows)  # in steps
+        epoch = -(-batches.num_rows // self.compute.rows)  # in steps
         self.schedule = Schedule(settings, epoch, self.state)
         self.settings = self.schedule.settings
-        self.state["longest"] = max(self.state["longest"], int(batches.pieces[1].max()))
-        flops, peak = self.model.flops_per_token(batches.context), peak_flops(device)
+        self.state["longest"] = max(self.state["longest"], batches.longest_chunk)
+        flops, peak = self.model.flops_per_token(batches.mean_context), peak_flops(device)
         self.top_pace = peak * world_size() / flops if peak else None  # tokens a second
         self.describe(f"{self.model.attn} ({why})", epoch)
         self.open_folder()
@@ -370,11 +370,11 @@ class Trainer:
         """
         state, val = self.state, self.val
         state["skipped"] += self.compute.skipped()
-        ranges = (val.range(i) for i in range(rank(), len(val), world_size()))
+        ranges = (val.row_range(i) for i in range(rank(), len(val), world_size()))
         ranges = itertools.takewhile(lambda _: not self.interrupt.asked, ranges)
         mine = evaluate(self.model, val.stream(ranges), self.compute.autocast, self.compute.forward)
         nats, tokens = all_reduce_sum(*mine)
-        if whole := tokens == val.counts.sum():
+        if whole := tokens == val.row_targets.sum():
             self.note(nats / tokens, nats)
         self.save()
         self.schedule.start()

@@ -95,7 +95,7 @@ def ours(case, _):
         model, optimizers, PackedDataLoader(data, 0, *shape, device=device), settings
     )
     numbers = iter(range(10**9))
-    flops = model.flops_per_token(compute.batches.context)
+    flops = model.flops_per_token(compute.batches.mean_context)
     return lambda: compute(next(numbers), 1e-4)[2], flops
 
 

@@ -155,7 +155,8 @@ def surprise(model, prompts, stories, eot, size):
     for first in range(0, len(order), size):
         some = order[first : first + size]
         rows = pad_batch([prompts[i] for i in some], [stories[i] for i in some], eot, device)
-        told, losses = rows.told, torch.zeros(rows.targets.shape, device=device)  # (n, T)
+        told = rows.completion_mask  # (n, T)
+        losses = torch.zeros(rows.targets.shape, device=device)
         with torch.no_grad():
             hidden = model.hidden(rows.tokens)[told]  # the head is asked where one told alone
             head, words = model.wte.weight, model.config.vocab_size

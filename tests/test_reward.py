@@ -110,9 +110,10 @@ def test_what_was_sampled_is_what_is_taught(base, tmp_path, monkeypatch, tempera
     assert any(story.ended for story in told)
     for row, story in enumerate(told):
         ids = story.ids + [reference.found.tokenizer.eot] * story.ended
-        assert rows.targets[row][rows.told[row]].tolist() == ids
-    taught = zip(rows.targets[rows.told].tolist(), log_pi[rows.told].tolist(), strict=True)
-    for (token, log), (other, its) in zip(sorted(drawn), sorted(taught), strict=True):
+        assert rows.targets[row][rows.completion_mask[row]].tolist() == ids
+    mask = rows.completion_mask
+    scored = zip(rows.targets[mask].tolist(), log_pi[mask].tolist(), strict=True)
+    for (token, log), (other, its) in zip(sorted(drawn), sorted(scored), strict=True):
         assert token == other and log == pytest.approx(its, abs=1e-4)
 
 

@@ -388,10 +388,10 @@ def test_evaluations_on_some_of_the_stories(data, tmp_path):
     trainer = Trainer(settings_for(data, tmp_path / "run", eval_stories=5))
     val, decode = trainer.val_data, trainer.tokenizer.decode
     chosen = [val.story(i) for i in np.linspace(0, val.stories - 1, 5).astype(int)]
-    assert trainer.val.counts.sum() == sum(map(len, chosen))
+    assert trainer.val.row_targets.sum() == sum(map(len, chosen))
     assert trainer.val_bytes == sum(len(decode(ids[1:]).encode()) + 1 for ids in chosen)
     whole = Trainer(settings_for(data, tmp_path / "whole", eval_stories=10**6))
-    assert whole.val.counts.sum() == val.tokens and whole.val_bytes == val.bytes + val.stories
+    assert whole.val.row_targets.sum() == val.tokens and whole.val_bytes == val.bytes + val.stories
 
 
 def test_evaluations_on_some_of_the_records(data, tmp_path):
@@ -410,5 +410,5 @@ def test_evaluations_on_some_of_the_records(data, tmp_path):
     val, decode = trainer.val_data, trainer.tokenizer.decode
     places = np.linspace(0, val.stories - 1, 4).astype(int)
     told = [val.story(i)[val.answers[i] :] for i in places]
-    assert trainer.val.counts.sum() == sum(len(ids) + 1 for ids in told)
+    assert trainer.val.row_targets.sum() == sum(len(ids) + 1 for ids in told)
     assert trainer.val_bytes == sum(len(decode(ids).encode()) + 1 for ids in told)

@@ -29,36 +29,35 @@ from nanostories.dataset.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Batch:
-    """
-    Rows of whole stories, each (B, row_tokens); `targets` is IGNORE_INDEX where nothing counts.
-    """
+    """Rows of whole stories, four tensors of shape (B, row_tokens)."""
 
     tokens: torch.Tensor  # int64
-    targets: torch.Tensor  # int64
+    targets: torch.Tensor  # int64, the next token; IGNORE_INDEX where no loss is computed
     positions: torch.Tensor  # int64, from 0 in each story
-    start: torch.Tensor  # int32, the column of the token's story's first token
-    count: int  # targets that count
+    doc_start: torch.Tensor  # int32, the column where the token's story begins
+    target_count: int  # targets that are not IGNORE_INDEX
 
 
 class PackedDataLoader:
     """
-    The packed batches of a split: batch number i is a pure function of (seed, i).
+    The packed batches of a split. Batch number i is a pure function of (seed, i).
 
-    A story of n tokens, separator included, gives n inputs and n targets, the last <|endoftext|>.
-    One longer than block_size is cut into pieces that begin `stride` tokens apart; a piece counts
-    only the targets that no piece before it did, so every token counts once whatever the stride.
-    Training uses stride = block_size; evaluation half of it, for context. Positions begin at 0 in
-    every piece. With `answers`, int64 (stories,), only the targets from that token of each story on
-    count: of an Instruct record, those of its story.
+    A story of n tokens, <|endoftext|> in front included, gives n inputs and n targets; the last
+    target is <|endoftext|>. A story longer than block_size is cut into chunks that begin `stride`
+    tokens apart. A chunk computes loss only on targets that no earlier chunk had, so every token is
+    a target once, whatever the stride. Training uses stride = block_size; evaluation uses half of
+    it, for context. Positions begin at 0 in every chunk.
 
-    Pieces fill rows of row_tokens by best fit decreasing, among 1,024 pieces drawn together by the
-    seed; each epoch takes all rows in an order of its own, and the epochs make one endless stream
-    of rows. With shuffle=False the rows come once and in order. Batch i is rows i * batch_size on;
-    `stream` gives any ranges of rows.
+    Chunks fill rows of row_tokens by best fit decreasing, among 1,024 chunks drawn together by the
+    seed. Each epoch has its own order of the rows, and the epochs make one endless stream of rows.
+    Batch i is rows i * batch_size to (i + 1) * batch_size - 1 of it; `stream` gives any ranges of
+    rows. With shuffle=False the rows come once and in order.
 
-    device: where batches are made. On a GPU the corpus lies there too, as uint16, if it takes no
-    more than a tenth of the memory: then a batch is gathered there, and only each piece's place
-    and length travel.
+    data: a Dataset. eot: the id of <|endoftext|>. stride: 0 means block_size. answers: int64
+    (stories,); if given, only targets from that token of each story on count (the story of an
+    Instruct record). device: where batches are made. On a GPU the corpus is kept there too, as
+    uint16, if it takes at most a tenth of the memory; then only the place and length of each chunk
+    are copied. Raises UserError if row_tokens is less than block_size.
     """
 
     def __init__(
@@ -69,192 +68,186 @@ class PackedDataLoader:
             raise UserError(f"row_tokens {row_tokens} is less than block_size {block_size}")
         self.data, self.eot, self.row_tokens = data, eot, row_tokens
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        pieces = split_into_pieces(data.starts, block_size, stride or block_size, answers)
-        order = np.random.default_rng([seed, 0]).permutation(pieces.shape[1])
-        rows = pack(pieces[1], order if shuffle else np.sort(order), row_tokens)
-        self.pieces = pieces[:, np.concatenate(rows)]  # row after row
-        self.ends = np.cumsum([len(row) for row in rows])  # of each row among the pieces
-        counted = np.cumsum(self.pieces[1] - self.pieces[2])[self.ends - 1]
-        self.counts = np.diff(counted, prepend=0)  # targets of each row
-        self.sizes = np.diff(np.cumsum(self.pieces[1])[self.ends - 1], prepend=0)  # and tokens
+        chunks = split_into_chunks(data.starts, block_size, stride or block_size, answers)
+        order = np.random.default_rng([seed, 0]).permutation(chunks.shape[1])
+        rows = pack(chunks[1], order if shuffle else np.sort(order), row_tokens)
+        self.chunks = chunks[:, np.concatenate(rows)]  # (4, chunks), row after row
+        self.row_ends = np.cumsum([len(row) for row in rows])  # row i: chunks up to row_ends[i]
+        self.num_rows = len(rows)
+        _, length, skip, _ = self.chunks
+        self.row_lengths = np.diff(np.cumsum(length)[self.row_ends - 1], prepend=0)  # in tokens
+        self.row_targets = np.diff(np.cumsum(length - skip)[self.row_ends - 1], prepend=0)
+        self.longest_chunk = int(length.max())  # in tokens
+        self.padding = 1 - length.sum() / (self.num_rows * row_tokens)  # fraction of all positions
+        self.mean_context = float(length / length.sum() @ length) / 2  # tokens before a token
         self.device = torch.device(device)
-        self.corpus = None
+        self.device_tokens = None
         if self.device.type == "cuda":
             memory = torch.cuda.get_device_properties(self.device).total_memory
             if 2 * data.tokens < memory / 10:
-                self.corpus = self._resident()
-        self._order = functools.lru_cache(2)(self._order)
+                self.device_tokens = self._load_to_device()
+        self._epoch_order = functools.lru_cache(2)(self._epoch_order)
 
-    def _resident(self):
-        """All tokens on the device, as the int16 that torch can gather, and one more."""
+    def _load_to_device(self):
+        """All tokens on the device, as the int16 that torch can gather, and one zero behind."""
         shards = [torch.from_numpy(np.array(shard)).view(torch.int16) for shard in self.data.shards]
         return torch.cat([*shards, torch.zeros(1, dtype=torch.int16)]).to(self.device)
 
-    @property
-    def padding(self):
-        """The share of the rows' places that hold no token."""
-        return 1 - self.pieces[1].sum() / (len(self.ends) * self.row_tokens)
-
-    @property
-    def context(self):
-        """How many tokens before it a token sees, on average."""
-        length = self.pieces[1]
-        return float(length / length.sum() @ length) / 2
-
     def __len__(self):
-        """PackedDataLoader in one epoch; the last may be short, or run into the next epoch."""
-        return -(-len(self.ends) // self.batch_size)
+        """Batches in one epoch. The last may be short (unshuffled) or run into the next epoch."""
+        return -(-self.num_rows // self.batch_size)
 
-    def _order(self, epoch):
-        """The rows of an epoch, (rows,) int64, as it takes them."""
-        rows = len(self.ends)
+    def _epoch_order(self, epoch):
+        """The rows of an epoch in their order, int64 (num_rows,)."""
         if not self.shuffle:
-            return np.arange(rows)
-        return np.random.default_rng([self.seed, 1, epoch]).permutation(rows)
+            return np.arange(self.num_rows)
+        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.num_rows)
 
-    def rows(self, first, last):
-        """Numbers `first` to `last` - 1 of the stream, as the rows they are: (last - first,)."""
-        epoch, place = np.divmod(np.arange(first, last), len(self.ends))
-        return np.array([self._order(e)[i] for e, i in zip(epoch, place, strict=True)], np.int64)
+    def _rows(self, first, last):
+        """Which rows are numbers `first` to `last` - 1 of the stream, int64 (last - first,)."""
+        epochs, places = np.divmod(np.arange(first, last), self.num_rows)
+        pairs = zip(epochs, places, strict=True)
+        return np.array([self._epoch_order(epoch)[i] for epoch, i in pairs], np.int64)
 
-    def count(self, first, last):
-        """The targets that count in this range of the stream of rows."""
-        return int(self.counts[self.rows(first, last)].sum())
+    def target_count(self, first, last):
+        """The targets in this range of the stream of rows, those ignored left out."""
+        return int(self.row_targets[self._rows(first, last)].sum())
 
-    def size(self, first, last):
-        """The tokens in this range of the stream of rows, padding left aside."""
-        return int(self.sizes[self.rows(first, last)].sum())
+    def token_count(self, first, last):
+        """The tokens in this range of the stream of rows, padding left out."""
+        return int(self.row_lengths[self._rows(first, last)].sum())
 
-    def range(self, i):
+    def row_range(self, i):
         """(first, last) rows of batch number i."""
         last = (i + 1) * self.batch_size
-        return i * self.batch_size, last if self.shuffle else min(last, len(self.ends))
+        return i * self.batch_size, last if self.shuffle else min(last, self.num_rows)
 
     def __getitem__(self, i):
-        """Batch number i, i >= 0, past the first epoch too."""
+        """Batch number i >= 0; past the first epoch too, if shuffled."""
         if not self.shuffle and not 0 <= i < len(self):
             raise IndexError(i)
-        return self._gather(*self._plan(*self.range(i)))
+        return self._make_batch(*self._plan(*self.row_range(i)))
 
-    def stream(self, ranges, ahead=4):
-        """Yield the Batch of each (first, last); a thread prepares the next ones meanwhile."""
+    def stream(self, ranges, prefetch=4):
+        """Yield the Batch of each (first, last); a thread plans the next ones meanwhile."""
         with ThreadPoolExecutor(1) as worker:
             plans = collections.deque()
             for first, last in ranges:
                 plans.append(worker.submit(self._plan, first, last))
-                if len(plans) > ahead:
-                    yield self._gather(*plans.popleft().result())
+                if len(plans) > prefetch:
+                    yield self._make_batch(*plans.popleft().result())
             while plans:
-                yield self._gather(*plans.popleft().result())
+                yield self._make_batch(*plans.popleft().result())
 
     def _plan(self, first, last):
         """
-        What `_gather` makes a batch of: pieces that tile its rows, and tokens to gather them from.
+        What `_make_batch` needs for these rows: (chunks, tokens, number of rows, target count).
 
-        Returns pieces (4, P) int64, as `split_into_pieces` has them, tokens (int16 bits of uint16)
-        or None where the corpus is on the device, and how many rows and targets. Padding is a piece
-        that skips all of its targets.
+        chunks: int64 (4, n), as `split_into_chunks` returns them, which fill the rows; padding is a
+        chunk that skips all of its targets. tokens: int16 bits of uint16, where each chunk's offset
+        points into; None where the corpus is on the device.
         """
-        columns, rows = [], self.rows(first, last)
+        columns, rows = [], self._rows(first, last)
         for row in rows:
-            inside = self.pieces[:, self.ends[row - 1] if row else 0 : self.ends[row]]
-            room = self.row_tokens - inside[1].sum()
-            columns += [inside, np.array([[0], [room], [room], [0]])]
-        pieces = np.concatenate(columns, axis=1)
+            chunks = self.chunks[:, self.row_ends[row - 1] if row else 0 : self.row_ends[row]]
+            free = self.row_tokens - chunks[1].sum()
+            columns += [chunks, np.array([[0], [free], [free], [0]])]
+        chunks = np.concatenate(columns, axis=1)
         tokens = None
-        if self.corpus is None:
+        if self.device_tokens is None:
             # One token more than inputs, the last target; there is none after <|endoftext|>.
-            sizes = (pieces[1] + 1 - pieces[3]) * (pieces[1] > pieces[2])
-            texts = [self.data.read(at, n) for at, n in zip(pieces[0], sizes, strict=True) if n]
-            pieces[0] = (np.cumsum(sizes) - sizes) * (sizes > 0)
-            tokens = np.concatenate([*texts, np.zeros(1, np.uint16)]).view(np.int16)
-            tokens = self._pinned(torch.from_numpy(tokens))
-        return self._pinned(torch.from_numpy(pieces)), tokens, len(rows), self.counts[rows].sum()
+            sizes = (chunks[1] + 1 - chunks[3]) * (chunks[1] > chunks[2])
+            parts = [self.data.read(at, n) for at, n in zip(chunks[0], sizes, strict=True) if n]
+            chunks[0] = (np.cumsum(sizes) - sizes) * (sizes > 0)
+            tokens = np.concatenate([*parts, np.zeros(1, np.uint16)]).view(np.int16)
+            tokens = self._pin(torch.from_numpy(tokens))
+        return self._pin(torch.from_numpy(chunks)), tokens, len(rows), self.row_targets[rows].sum()
 
-    def _pinned(self, tensor):
-        """Where a GPU is fed, the same in memory that it copies from without anyone waiting."""
+    def _pin(self, tensor):
+        """For a GPU the tensor in pinned memory, which it copies from without blocking."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    def _gather(self, pieces, tokens, rows, count):
-        """The Batch of a plan, on the device."""
-        pieces = pieces.to(self.device, non_blocking=True)
-        tokens = self.corpus if tokens is None else tokens.to(self.device, non_blocking=True)
+    def _make_batch(self, chunks, tokens, rows, target_count):
+        """The Batch of a plan, gathered on the device."""
+        chunks = chunks.to(self.device, non_blocking=True)
+        tokens = self.device_tokens if tokens is None else tokens.to(self.device, non_blocking=True)
         size = rows * self.row_tokens
-        offset, length, skip, last = pieces  # each (P,)
-        at = length.cumsum(0) - length  # where each piece begins in the rows, laid end to end
-        piece = torch.repeat_interleave(length, output_size=size)  # (size,) of each token
-        place = torch.arange(size, device=self.device) - at[piece]
-        real = (skip < length)[piece]
-        place = place.where(real, 0)  # padding is <|endoftext|> at position 0, again and again
-        source = offset[piece] + place
+        offset, length, skip, last = chunks  # each (n,)
+        begin = length.cumsum(0) - length  # where each chunk begins in the rows, laid end to end
+        chunk = torch.repeat_interleave(length, output_size=size)  # (size,) the chunk of each token
+        position = torch.arange(size, device=self.device) - begin[chunk]
+        real = (skip < length)[chunk]
+        position = position.where(real, 0)  # padding is <|endoftext|> at position 0
+        source = offset[chunk] + position
         following = tokens[source + 1].long() & 0xFFFF
-        ends = last.bool()[piece] & (place == length[piece] - 1)
-        targets = following.where(~ends, self.eot).where(place >= skip[piece], IGNORE_INDEX)
-        shaped = (rows, self.row_tokens)
+        ends = last.bool()[chunk] & (position == length[chunk] - 1)
+        targets = following.where(~ends, self.eot).where(position >= skip[chunk], IGNORE_INDEX)
+        shape = (rows, self.row_tokens)
         return Batch(
-            tokens=(tokens[source].long() & 0xFFFF).where(real, self.eot).view(shaped),
-            targets=targets.view(shaped),
-            positions=place.view(shaped),
-            start=(at % self.row_tokens).int()[piece].view(shaped),
-            count=int(count),
+            tokens=(tokens[source].long() & 0xFFFF).where(real, self.eot).view(shape),
+            targets=targets.view(shape),
+            positions=position.view(shape),
+            doc_start=(begin % self.row_tokens).int()[chunk].view(shape),
+            target_count=int(target_count),
         )
 
 
-def split_into_pieces(starts, block_size, stride, answers=None):
+def split_into_chunks(starts, block_size, stride, answers=None):
     """
-    Pieces of at most block_size tokens that begin `stride` tokens apart in each story.
+    Chunks of at most block_size tokens that begin `stride` tokens apart in each story.
 
     starts: int64 (stories + 1,), the last the end of all. answers: int64 (stories,), the token of
-    each story that is the first target to count; None: all count. Returns (4, pieces) int64: the
-    offset of the piece's first token; its length; skip, the tokens whose target does not count, or
-    was counted by a piece before it; and 1 if its last target is the story's <|endoftext|>, else 0.
-    A piece without a target that counts is left out.
+    each story that is the first target to count; None: all count. Returns int64 (4, chunks):
+    offset, of the chunk's first token; length; skip, how many of its first targets are ignored
+    because an earlier chunk has them or `answers` excludes them; and last, 1 if its last target is
+    the story's <|endoftext|>, else 0. A chunk without a target that counts is left out.
     """
     length = np.diff(starts)
-    pieces = 1 + -(-np.maximum(length - block_size, 0) // stride)  # of each story
-    story = np.repeat(np.arange(len(length)), pieces)
-    number = np.arange(len(story)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    chunks = 1 + -(-np.maximum(length - block_size, 0) // stride)  # of each story
+    story = np.repeat(np.arange(len(length)), chunks)
+    number = np.arange(len(story)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
     begin = number * stride
     end = np.minimum(begin + block_size, length[story])
     skip = np.where(number > 0, block_size - stride, 0)
     if answers is not None:
-        skip = np.maximum(skip, answers[story] - 1 - begin)  # the token before it has it for target
-    found = np.stack([starts[story] + begin, end - begin, skip, end == length[story]])
-    return found[:, skip < end - begin]
+        # The answer's first token is the target of the token before it.
+        skip = np.maximum(skip, answers[story] - 1 - begin)
+    chunks = np.stack([starts[story] + begin, end - begin, skip, end == length[story]])
+    return chunks[:, skip < end - begin]
 
 
 def pack(length, order, row_tokens, window=1024):
     """
-    Rows of at most row_tokens tokens: best fit decreasing among `window` pieces at a time.
+    Rows of at most row_tokens tokens: best fit decreasing among `window` chunks at a time.
 
-    length: (pieces,) int. order: (pieces,) int, the pieces as drawn. Returns a list of rows, each
-    a list of piece numbers.
+    length: int (chunks,). order: int (chunks,), the chunks as drawn. Returns a list of rows, each a
+    list of chunk numbers.
     """
     rows = []
     for first in range(0, len(order), window):
         drawn = order[first : first + window]
-        free = []  # (tokens free, row number), sorted: the tightest fit is found by bisection
-        for piece in drawn[np.argsort(-length[drawn], kind="stable")].tolist():
-            n = int(length[piece])
+        free = []  # (free tokens, row number), sorted: bisection finds the tightest fit
+        for chunk in drawn[np.argsort(-length[drawn], kind="stable")].tolist():
+            n = int(length[chunk])
             at = bisect.bisect_left(free, (n, -1))
             if at == len(free):
                 space, row = row_tokens, len(rows)
                 rows.append([])
             else:
                 space, row = free.pop(at)
-            rows[row].append(piece)
+            rows[row].append(chunk)
             bisect.insort(free, (space - n, row))
     return rows
 
 
-def split_rows_across_ranks(rows, batch_size, rank, ranks):
+def split_rows_across_ranks(rows, batch_size, rank, world_size):
     """
-    The rows of a step that one rank computes, as (first, last) for each of its passes.
+    The rows of a step that one rank computes: a list of (first, last), one for each forward pass.
 
-    The ranks' shares differ by a row at most, and so do the passes of a rank, none of which is
-    larger than batch_size: whatever the number of ranks, together they compute the same rows.
+    All ranks get the same number of rows, or one more; so do the passes of a rank, none of which
+    has more than batch_size rows. Together the ranks compute the same rows, whatever world_size is.
     """
-    first, last = rows * rank // ranks, rows * (rank + 1) // ranks
+    first, last = rows * rank // world_size, rows * (rank + 1) // world_size
     passes = -(-(last - first) // batch_size)
     edges = [first + (last - first) * i // passes for i in range(passes + 1)]
     return list(itertools.pairwise(edges))
@@ -263,42 +256,46 @@ def split_rows_across_ranks(rows, batch_size, rank, ranks):
 @dataclass
 class PaddedBatch:
     """
-    Stories as rows, padded behind. tokens, targets: (N, T) int64, IGNORE_INDEX but where one told.
+    Prompts with their completions, a row each, padded behind. tokens, targets: int64 (N, T);
+    targets are IGNORE_INDEX outside the completion.
     """
 
     tokens: torch.Tensor
     targets: torch.Tensor
 
     @property
-    def told(self):
-        """(N, T) bool: where a token of a story, or its end, is the target."""
+    def completion_mask(self):
+        """bool (N, T): where the target is a token of the completion, or its <|endoftext|>."""
         return self.targets != IGNORE_INDEX
 
 
-def pad_batch(prompts, stories, eot, device):
-    """Rows of the prompts, lists of ids, and the generation.Story told to each."""
-    lines = []
-    for prompt, story in zip(prompts, stories, strict=True):
-        told = story.ids + [eot] * story.ended
-        whole = [*prompt, *told]
-        lines.append((whole[:-1], [IGNORE_INDEX] * (len(prompt) - 1) + told))
-    width = max(len(tokens) for tokens, _ in lines)
-    padded = [
-        (tokens + [eot] * (width - len(tokens)), targets + [IGNORE_INDEX] * (width - len(targets)))
-        for tokens, targets in lines
-    ]
-    tokens, targets = zip(*padded, strict=True)
+def pad_batch(prompts, completions, eot, device):
+    """The PaddedBatch of prompts, lists of ids, and one generate.Completion of each."""
+    rows = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ids = completion.ids + [eot] * completion.ended
+        targets = [IGNORE_INDEX] * (len(prompt) - 1) + ids
+        rows.append(([*prompt, *ids][:-1], targets))
+    width = max(len(tokens) for tokens, _ in rows)
+    tokens = [tokens + [eot] * (width - len(tokens)) for tokens, _ in rows]
+    targets = [targets + [IGNORE_INDEX] * (width - len(targets)) for _, targets in rows]
     return PaddedBatch(torch.tensor(tokens, device=device), torch.tensor(targets, device=device))
 
 
 def open_data(settings):
-    """(train Dataset, val Dataset, Tokenizer) of the token folder, or the command that makes it."""
+    """
+    (train Dataset, val Dataset, Tokenizer) of the folder settings.dataset, hashes verified.
+
+    Raises UserError with the command that makes the folder where there is none.
+    """
     if not (Path(settings.dataset) / "manifest.json").exists():
-        how = f"--source={settings.source} --tokenizer={settings.tokenizer}"
-        how = next((word for word in sys.argv[1:] if word.endswith(".py")), how)
+        options = f"--source={settings.source} --tokenizer={settings.tokenizer}"
+        options = next((word for word in sys.argv[1:] if word.endswith(".py")), options)
         if "-without-" in settings.dataset:
-            how += f" --hold_out={settings.dataset.rpartition('-without-')[2]}"
-        raise UserError(f"no data in '{settings.dataset}'; make it with: python prepare.py {how}")
+            options += f" --hold_out={settings.dataset.rpartition('-without-')[2]}"
+        raise UserError(
+            f"no data in '{settings.dataset}'; make it with: python prepare.py {options}"
+        )
     train, val = (Dataset(settings.dataset, split) for split in ("train", "val"))
     for data in (train, val):
         data.verify()  # a second for a gigabyte, against days of training on damaged tokens
@@ -307,28 +304,31 @@ def open_data(settings):
 
 def make_loaders(settings, train, val, tokenizer, device):
     """
-    (PackedDataLoader to train on, PackedDataLoader of val to evaluate on, the bytes of these that
-    count) from the two Datasets, on the device. A separator counts as one byte.
+    (PackedDataLoader of train, PackedDataLoader of val, bytes of the val text that counts).
 
-    Raises UserError where only the stories of Instruct's records are to count, and there are none.
+    train, val: Datasets. The bytes are the denominator of bits per byte: a story's UTF-8 bytes and
+    one for its separator. Raises UserError for loss_on=story where there are no Instruct records.
     """
-    if settings.loss_on == "story" and train.answers is None:
-        raise UserError(
-            f"loss_on=story needs Instruct's records, which '{settings.dataset}' has none of; "
-            "prepare.py --source=instruct:... makes some"
-        )
-    shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
-    half, size, answers = max(1, settings.block_size // 2), val.bytes + val.stories, [None, None]
+    train_answers = val_answers = None
+    val_bytes = val.bytes + val.stories
     if 0 < settings.eval_stories < val.stories:
-        val = val.some(settings.eval_stories)
-        size = int(tokenizer.sizes[val.ids].sum())
+        val = val.subset(settings.eval_stories)
+        val_bytes = int(tokenizer.sizes[val.ids].sum())
     if settings.loss_on == "story":
-        answers = [train.answers, val.answers]
-        size = val.answer_bytes(tokenizer.sizes) + val.stories
+        train_answers, val_answers = train.answers, val.answers
+        if train_answers is None:
+            raise UserError(
+                f"loss_on=story needs Instruct's records, and '{settings.dataset}' has none; "
+                "prepare.py --source=instruct:... makes some"
+            )
+        val_bytes = val.answer_bytes(tokenizer.sizes) + val.stories
+    shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
+    half = max(1, settings.block_size // 2)
     return (
-        PackedDataLoader(train, tokenizer.eot, *shape, device=device, answers=answers[0]),
+        PackedDataLoader(train, tokenizer.eot, *shape, device=device, answers=train_answers),
         PackedDataLoader(
-            val, tokenizer.eot, *shape, half, False, device=device, answers=answers[1]
+            val, tokenizer.eot, *shape, stride=half, shuffle=False, device=device,
+            answers=val_answers,
         ),
-        size,
-    )
+        val_bytes,
+    )  # fmt: skip

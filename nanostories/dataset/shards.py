@@ -214,7 +214,7 @@ class Dataset(InMemoryDataset):
         first = offset - (self.shard_ends[shard - 1] if shard else 0)
         return self.shards[shard][first : first + length]
 
-    def some(self, count):
+    def subset(self, count):
         """`count` of its stories, evenly spread over all, as Stories."""
         chosen = np.linspace(0, self.stories - 1, count).astype(np.int64)
         stories = [self.story(i) for i in chosen]

@@ -89,7 +89,7 @@ class Reference:
             with torch.no_grad():
                 logs = policy_gradient.log_probs(self.model, some[0], self.settings.temperature)
             log_ref += policy_gradient.of_told(logs, some[1]).sum(1).tolist()
-        ends, counts = [story.ended for story in told], rows.told.sum(1).tolist()
+        ends, counts = [story.ended for story in told], rows.completion_mask.sum(1).tolist()
         found = story_metrics(self.texts, ends, counts, log_ref, self.settings.word)
         mean = sum(self.rewards) / len(self.rewards)
         spread = sum((reward - mean) ** 2 for reward in self.rewards) / (len(self.rewards) - 1)

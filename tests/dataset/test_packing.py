@@ -9,7 +9,7 @@ import torch
 
 from configs import ROOT, UserError
 from kernels.cross_entropy import IGNORE_INDEX
-from nanostories.dataset.packing import PackedDataLoader, pack, split_into_pieces
+from nanostories.dataset.packing import PackedDataLoader, pack, split_into_chunks
 from nanostories.dataset.shards import Dataset
 
 EOT = 60_000
@@ -75,13 +75,13 @@ def test_only_answers_count(stride):
         for i in range(start + answer - 1, end)
     ]
     assert sorted(zip(tokens.tolist(), targets.tolist(), strict=True)) == expected
-    assert batches.counts.sum() == len(expected)
-    assert sum(batches[i].count for i in range(len(batches))) == len(expected)
+    assert batches.row_targets.sum() == len(expected)
+    assert sum(batches[i].target_count for i in range(len(batches))) == len(expected)
 
 
 def test_pieces_without_an_answer_are_left_out():
     starts, answers = np.array([0, 200]), np.array([150])
-    assert split_into_pieces(starts, 64, 64, answers).tolist() == [
+    assert split_into_chunks(starts, 64, 64, answers).tolist() == [
         [128, 192],
         [64, 8],
         [21, 0],
@@ -95,7 +95,7 @@ def test_stories_do_not_mix_and_padding_is_apart():
     story_of = np.repeat(np.arange(200), data.lengths)
     for i in range(len(batches)):
         b = batches[i]
-        start, column = b.start.long(), torch.arange(256)
+        start, column = b.doc_start.long(), torch.arange(256)
         assert ((start >= 0) & (start <= column)).all() and (start.diff(dim=1) >= 0).all()
         assert torch.equal(
             b.positions[b.targets != IGNORE_INDEX], (column - start)[b.targets != IGNORE_INDEX]
@@ -171,7 +171,7 @@ def test_pack_fits_and_keeps_every_piece():
 
 
 def test_cut_example():
-    offset, length, skip, last = split_into_pieces(np.array([0, 10, 14]), 4, 2)
+    offset, length, skip, last = split_into_chunks(np.array([0, 10, 14]), 4, 2)
     assert offset.tolist() == [0, 2, 4, 6, 10]
     assert length.tolist() == [4, 4, 4, 4, 4]
     assert skip.tolist() == [0, 2, 2, 2, 0]
@@ -194,7 +194,9 @@ def test_a_stream_gives_the_rows_asked_for_in_order():
         assert torch.equal(batch.tokens, torch.cat([row.tokens for row in rows]))
         assert torch.equal(batch.targets, torch.cat([row.targets for row in rows]))
         assert (
-            batch.count == int((batch.targets != IGNORE_INDEX).sum()) == batches.count(first, last)
+            batch.target_count
+            == int((batch.targets != IGNORE_INDEX).sum())
+            == batches.target_count(first, last)
         )
 
 
@@ -210,9 +212,9 @@ def test_a_corpus_on_the_device_gives_the_same_batches(data):
     """What a GPU does, here on the CPU: gather from all tokens, not from those a batch needs."""
     tokens = Dataset(data, "train")
     there, here = (PackedDataLoader(tokens, 511, 64, 128, 3, seed=5) for _ in range(2))
-    there.corpus = there._resident()
-    assert there.corpus.dtype == torch.int16
+    there.device_tokens = there._load_to_device()
+    assert there.device_tokens.dtype == torch.int16
     last = len(there) - 1  # among them the row with the last story of all
     for i in (0, 1, last, last + 1):
-        for name in ("tokens", "targets", "positions", "start"):
+        for name in ("tokens", "targets", "positions", "doc_start"):
             assert torch.equal(getattr(there[i], name), getattr(here[i], name)), name

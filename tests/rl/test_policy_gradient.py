@@ -71,7 +71,7 @@ def test_all_stories_are_there(nets):
     """Their probabilities add up to one; EOT is a token, and nothing after it counts."""
     log_pi, *_ = compare(*nets)
     assert log_pi.sum(1).exp().sum().item() == pytest.approx(1)
-    assert ROWS.told.sum(1).tolist() == [len(s.ids) + s.ended for s in STORIES]
+    assert ROWS.completion_mask.sum(1).tolist() == [len(s.ids) + s.ended for s in STORIES]
     assert (ROWS.targets[:, 0] == IGNORE_INDEX).all()  # the prompt's
 
 
@@ -104,7 +104,7 @@ def mean_loss(method, found, size):
     groups = torch.tensor(list(itertools.product(range(len(STORIES)), repeat=size)))
     i = groups.flatten()
     a = policy_gradient.advantages(method, REWARDS[i], nats[i], BETA, size)
-    losses = policy_gradient.loss(method, a, log_pi[i], kl[i], ROWS.told[i], BETA)
+    losses = policy_gradient.loss(method, a, log_pi[i], kl[i], ROWS.completion_mask[i], BETA)
     return (p[groups].prod(1) * losses.view(-1, size).mean(1)).sum()
 
 
@@ -143,7 +143,7 @@ def test_what_grpo_follows(nets):
     """Of two stories the better one has the advantage 1, the other -1, whatever lies between."""
     net, reference = nets
     log_pi, _, kl = compare(net, reference, kl_in_loss=True)
-    p, length = log_pi.sum(1).exp().detach(), ROWS.told.sum(1)
+    p, length = log_pi.sum(1).exp().detach(), ROWS.completion_mask.sum(1)
     better = torch.sign(REWARDS[:, None] - REWARDS[None]) @ p  # how much oftener i wins than loses
     value = (p * (better * log_pi.sum(1) - BETA * kl.sum(1)) / length).sum()
     torch.testing.assert_close(expected("grpo", nets, 2), gradient(value, net), rtol=1e-2,
@@ -190,5 +190,7 @@ def test_temperature(nets):
     for net, found in zip(nets, (log_pi, log_ref), strict=True):
         logits = net(ROWS.tokens) / 0.5
         logs = logits.log_softmax(-1).gather(2, ROWS.targets.clamp(min=0)[..., None])[..., 0]
-        torch.testing.assert_close(found, torch.where(ROWS.told, logs, 0.0), rtol=1e-9, atol=1e-9)
-    assert (kl >= 0).all() and (kl[~ROWS.told] == 0).all()
+        torch.testing.assert_close(
+            found, torch.where(ROWS.completion_mask, logs, 0.0), rtol=1e-9, atol=1e-9
+        )
+    assert (kl >= 0).all() and (kl[~ROWS.completion_mask] == 0).all()

@@ -61,9 +61,9 @@ def test_the_corpus_lies_on_the_gpu(data):
     there, here = (
         PackedDataLoader(tokens, 511, 64, 128, 3, 5, device=name) for name in ("cuda", "cpu")
     )
-    assert there.corpus.is_cuda and here.corpus is None
+    assert there.device_tokens.is_cuda and here.device_tokens is None
     away = PackedDataLoader(tokens, 511, 64, 128, 3, 5, device="cuda")
-    away.corpus = None  # as where it does not fit
+    away.device_tokens = None  # as where it does not fit
     for i in (0, len(there) - 1):
         for name in ("tokens", "targets", "positions", "start"):
             expected = getattr(here[i], name)
