@@ -33,7 +33,7 @@ from nanostories.dataset import packing
 from nanostories.rl import policy_gradient
 from nanostories.rl.monitor import Monitor, story_metrics
 from nanostories.rl.reference import Reference
-from nanostories.text.words import tokens
+from nanostories.text.words import split_words
 from nanostories.training import checkpoint
 from nanostories.training.device import environment, pick_device, select_attention
 from nanostories.training.distributed import (
@@ -141,7 +141,7 @@ def check(settings):
             raise UserError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}: '{wrong}'")
     if not LEAST_CHANCE <= settings.temperature < math.inf:
         raise UserError("temperature must be above 0: a model without chance cannot be taught")
-    if not tokens(settings.word):
+    if not split_words(settings.word):
         raise UserError("name the word that the stories are to be about: --word=cat")
     if not settings.embedder:
         raise UserError("embedder is model, or a model of sentence-transformers")

@@ -71,7 +71,7 @@ def asked(settings):
     if not any(value.strip() for value in fields.values()):
         return ""
     try:
-        return instruct.ask(**fields).prompt()
+        return instruct.make_instruction(**fields).prompt()
     except ValueError as error:
         raise UserError(str(error)) from None
 

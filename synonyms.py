@@ -245,7 +245,7 @@ def check(settings, out):
         tokenizers.build(settings.tokenizer)
     elif not 256 < settings.vocab_size <= tokenizers.MAX_VOCAB:
         raise UserError(f"vocab_size must be above 256 and at most {tokenizers.MAX_VOCAB:,}")
-    wordnet.tags(["dog"]), wordnet.wordnet()
+    wordnet.pos_tags(["dog"]), wordnet.reader()
 
 
 def asked_of(settings, sources):

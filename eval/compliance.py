@@ -20,8 +20,8 @@ import re
 from functools import cache
 
 from nanostories.dataset import instruct, storybook_parser
-from nanostories.dataset.storybook import VALUES, split
-from nanostories.text.words import content, lemmas, ngrams, tokens, used
+from nanostories.dataset.storybook import VALUES, split_sentences
+from nanostories.text.words import contains_word, lemmas, ngrams, split_words, unique_content_words
 
 NAMES = (
     "words", "sentence", "dialogue", "ending", "summary", "features", "characters", "holds",
@@ -47,11 +47,11 @@ def checks(record, story):
     record: an instruct.Record; its own story, where it has one, tells whether storybook's exact
     checks apply. story: the text to judge, a str.
     """
-    asked = record.listed("features")
-    said = tokens(story)
+    asked = record.entries("features")
+    said = split_words(story)
     found = {}
-    if words := [word for word in record.listed("words") if tokens(word)]:
-        found["words"] = sum(used(word, said) for word in words) / len(words)
+    if words := [word for word in record.entries("words") if split_words(word)]:
+        found["words"] = sum(contains_word(word, said) for word in words) / len(words)
     if sentences := record.values("sentence"):
         found["sentence"] = sum(stands_in(one, story) for one in sentences) / len(sentences)
     if "Dialogue" in asked:
@@ -90,10 +90,10 @@ def told(summary, story, n=5):
     How much of a summary the story tells, 0 to 1: the recall of its content words, times the share
     of its n-grams of words (of a shorter summary, of it all) that do not stand in the story so.
     """
-    words, said = content(summary), tokens(story)
-    recall = sum(used(word, said) for word in words) / max(1, len(words))
-    n = min(n, len(tokens(summary)))
-    grams, theirs = ngrams(tokens(summary), n), set(ngrams(said, n))
+    words, said = unique_content_words(summary), split_words(story)
+    recall = sum(contains_word(word, said) for word in words) / max(1, len(words))
+    n = min(n, len(split_words(summary)))
+    grams, theirs = ngrams(split_words(summary), n), set(ngrams(said, n))
     copied = sum(gram in theirs for gram in grams) / max(1, len(grams))
     return recall * (1 - copied)
 
@@ -109,7 +109,7 @@ def ends_badly(story):
 
 def sounds_bad(story):
     """The rule of thumb; right of 95 in 100 of storybook's stories (see its test)."""
-    last = [lemmas(word) for word in tokens(" ".join(split(story)[-2:]))]
+    last = [lemmas(word) for word in split_words(" ".join(split_sentences(story)[-2:]))]
     good, bad = (sum(bool(forms & kind) for forms in last) for kind in (GOOD, BAD))
     return bad > good
 
@@ -118,12 +118,12 @@ def sounds_bad(story):
 # storybook's stories, exactly
 
 
-_recount = cache(storybook_parser.recount)
+_recount = cache(storybook_parser.parse_story)
 
 
 def _exact(record, true, story):
     """The exact checks: of `story` against `true`, both storybook.Story, `story` perhaps None."""
-    asked, mentioned = record.listed("features"), set(tokens(record.prompt()))
+    asked, mentioned = record.entries("features"), set(split_words(record.prompt()))
     names = {name for name in true.facts["characters"] if name.istitle()}
     names = {name for name in names if name.lower() in mentioned}
     found = {}
@@ -131,7 +131,7 @@ def _exact(record, true, story):
         found["features"] = float(bool(story) and set(asked) <= set(story.features))
     if names:
         found["characters"] = float(bool(story) and names <= set(story.facts["characters"]))
-    if record.has(["summary"]):
+    if record.has_fields(["summary"]):
         found["holds"] = float(bool(story) and _same_hands(true, story, mentioned))
     return found
 

@@ -154,14 +154,14 @@ def richness(words, settings):
     (what a set of texts, lists of words, holds of different things, its nearest pairs): r, MTLD and
     self-BLEU, intervals; distinct-1 to -4.
     """
-    near, seed = metrics.nearest(words), settings.seed
-    distinct = {n: metrics.distinct(words, n, settings.distinct_words) for n in (1, 2, 3, 4)}
-    lengths = [len(metrics.words_of(text)) for text in words]
+    near, seed = metrics.nearest_texts(words), settings.seed
+    distinct = {n: metrics.distinct_n(words, n, settings.distinct_words) for n in (1, 2, 3, 4)}
+    lengths = [len(metrics.drop_marks(text)) for text in words]
     return {
         "words": sum(map(len, words)) / max(1, len(words)),
         "r": bootstrap.mean([score for score, _ in near], seed),
         "distinct": {str(n): None if x != x else x for n, x in distinct.items()},
-        "mtld": bootstrap.ratio(lengths, [metrics.factors(text) for text in words], seed),
+        "mtld": bootstrap.ratio(lengths, [metrics.mtld_factors(text) for text in words], seed),
         "self_bleu": bootstrap.mean(metrics.self_bleu(words), seed),
     }, near
 
@@ -221,7 +221,7 @@ def measure(index, found, told, others, settings):
             values |= {"run_tokens": [copy.tokens[0] for copy in rows]}
         if name in models:
             pairs = zip(texts, words[ORIGINALS], strict=True)
-            values["s"] = [metrics.precision(*pair) for pair in pairs]
+            values["s"] = [metrics.ngram_precision(*pair) for pair in pairs]
             own = sum(a.closest.story == b.story for a, b in zip(rows, found, strict=True))
             result |= {"s": bootstrap.mean(values["s"], seed), "closest_is_the_original": own}
             result["h_of_unseen_as_long"] = as_long(index, texts, words.get(UNSEEN), seed)

@@ -92,7 +92,7 @@ def unasked(records, stories):
         ("dialogue", "Dialogue", instruct.has_dialogue),
         ("ending", "BadEnding", compliance.ends_badly),
     ):
-        free = np.array([feature not in record.listed("features") for record in records])
+        free = np.array([feature not in record.entries("features") for record in records])
         tops = [sum(map(holds, texts)) for texts in stories]
         found[f"{name} unasked"] = (tops * free, np.array([len(one) for one in stories]) * free)
     return found
@@ -119,7 +119,7 @@ def measure(records, told, settings):
 
 def kinds(records, settings):
     """{name: bool (prompts,)}: the records that ask for the pair together, and the others."""
-    both = np.array([record.has(settings.pair.split("+")) for record in records])
+    both = np.array([record.has_fields(settings.pair.split("+")) for record in records])
     return {f"joint, {settings.pair}": both, "joint, others": ~both}
 
 

@@ -28,7 +28,9 @@ def read_records(settings, found):
         where = where or checkpoint.read_config(found.out_dir)["train"]["dataset"]
         data, decode = Dataset(where, "val"), Tokenizer.load(where).decode
         texts = (decode(data.story(i)[1:]) for i in range(data.stories))
-    records = [record for text in texts if (record := instruct.parse(text)) and record.fields]
+    records = [
+        record for text in texts if (record := instruct.parse_record(text)) and record.fields
+    ]
     if not records:
         raise UserError(f"'{where}' has no Instruct record with an instruction")
     return records, where

@@ -40,7 +40,7 @@ from nanostories import storage
 from nanostories.dataset import sources
 from nanostories.dataset.shards import Dataset
 from nanostories.text import wordnet
-from nanostories.text.pos_tags import PARTS, parts_of
+from nanostories.text.pos_tags import POS, tag_tokens
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
 
@@ -104,7 +104,7 @@ def stories_of(found, texts, tagged):
     for text in tqdm(texts, "stories", disable=None):
         ids = [*found.begin, *tokenizer.encode(text), tokenizer.eot]
         ids = ids[: found.limit + 1]  # the last is read as a target only
-        parts = parts_of(ids, tokenizer) if tagged else None
+        parts = tag_tokens(ids, tokenizer) if tagged else None
         if len(ids) > 3:
             ends = parts and parts[:-1], ids[-1], parts[-1] if parts else "end"
             stories.append(Story(ids[:-1], *ends))
@@ -114,7 +114,7 @@ def stories_of(found, texts, tagged):
 def can_tag():
     """Whether NLTK's tagger is there; a line says so where not."""
     try:
-        wordnet.tags(["a"])
+        wordnet.pos_tags(["a"])
     except UserError as error:
         print(f"parts of speech are left out: {error}")
         return False
@@ -195,9 +195,9 @@ def kinds_of_targets(stories):
         rows = [np.ones(len(one.ids), bool)]
         if one.parts:
             named = np.array([*one.parts[1:], one.last_part])
-            rows += [named == part for part in PARTS]
+            rows += [named == part for part in POS]
         found.append(np.stack(rows))
-    return ["all", *(PARTS if stories[0].parts else [])], found
+    return ["all", *(POS if stories[0].parts else [])], found
 
 
 def losses_without(model, units, stories, seed):

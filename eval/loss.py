@@ -53,7 +53,7 @@ def groups_of_text(texts, tokenizer, size=32, records=False):
         answers = None
         if records:
             found = [record_of(text) for text in texts_now]
-            prompts = [tokenizer.encode_beginning(record.prompt()) for record in found]
+            prompts = [tokenizer.encode_prompt(record.prompt()) for record in found]
             answers = np.array([1 + len(ids) for ids in prompts])
             texts_now = [record.text() for record in found]
         stories = [[tokenizer.eot, *tokenizer.encode(text)] for text in texts_now]
@@ -66,7 +66,7 @@ def groups_of_text(texts, tokenizer, size=32, records=False):
 
 def record_of(text):
     """The instruct.Record of a text; raises UserError where it is none."""
-    record = instruct.parse(text)
+    record = instruct.parse_record(text)
     if record is None:
         raise UserError(f"loss_on=story takes Instruct records, and this is none: {text!r:.60}")
     return record

@@ -50,8 +50,8 @@ from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import Completion, check, generate, prompts_of, seeds_of
 from nanostories.rl.monitor import DISTINCT, is_about, mentions
 from nanostories.rl.reference import Reference
-from nanostories.text.metrics import distinct, repetition
-from nanostories.text.words import tokens, words_and_marks
+from nanostories.text.metrics import distinct_n, repeated_ngrams
+from nanostories.text.words import split_words, words_and_marks
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
 
@@ -129,12 +129,12 @@ def lines_of(name, starts, told, word, topic, reference, asked):
     for start, (text, ended), reward, (sum_, count) in zip(
         starts, told, rewards, nats, strict=True
     ):
-        again, grams = repetition(text)
+        again, grams = repeated_ngrams(text)
         found.append(
             {"model": name, "start": start, "text": text, "ended": ended,
              "about": is_about(word, text), "mentions": mentions(word, text), "reward": reward,
              "repeated": again, "grams": grams, "nats": sum_, "tokens": count,
-             "words": len(tokens(text))}
+             "words": len(split_words(text))}
         )  # fmt: skip
     return found
 
@@ -178,7 +178,7 @@ def summary(lines, seed):
     found["repetition"] = bootstrap.ratio(column["repeated"], column["grams"], seed)
     found["perplexity"] = exponent(bootstrap.ratio(column["nats"], column["tokens"], seed))
     marked = [words_and_marks(text) for text in column["text"]]
-    value = distinct(marked, 2, DISTINCT)
+    value = distinct_n(marked, 2, DISTINCT)
     found["distinct_2"] = None if math.isnan(value) else value
     counts = Counter(column["verdict"])
     return found | {"verdicts": {name: counts[name] for name in VERDICTS}}
@@ -274,7 +274,7 @@ def main():
         models["instruct"] = load_(settings.instruct, settings.checkpoint, asked.device)
     beginnings = prompts_of(asked.start)
     starts = [beginnings[i % len(beginnings)] for i in range(settings.stories)]
-    order = instruct.ask(words=asked.word).prompt()
+    order = instruct.make_instruction(words=asked.word).prompt()
     told = {name: tell(found, [order + s for s in starts] if name == "instruct" else starts, asked)
             for name, found in models.items()}  # fmt: skip
     lines = {name: lines_of(name, starts, some, asked.word, own.topic, reference, asked)

@@ -17,7 +17,7 @@ from configs import UserError, load, run
 from nanostories import storage
 from nanostories.dataset import sources
 from nanostories.text import wordnet
-from nanostories.text.words import dictionary
+from nanostories.text.words import dictionary_lemmas
 
 KINDS = {"noun": ("n", "NOUN", 700), "verb": ("v", "VERB", 500), "adjective": ("a", "ADJ", 300)}
 PATH = Path(__file__).parent / "prompts" / "simple_words.txt"
@@ -40,7 +40,7 @@ def count(texts):
     found = Counter()
     for (word, pos), times in raw.items():
         kind, tag = names.get(pos, ("", ""))
-        if bases := dictionary(word).get(tag):
+        if bases := dictionary_lemmas(word).get(tag):
             found[bases[0], kind] += times
     return found
 

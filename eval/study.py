@@ -323,7 +323,7 @@ def check(settings):
             if size not in grid:
                 raise UserError(f"{what}: {size} is none of the models")
     if settings.syn:  # an hour later is no time to say that there are no synonyms
-        wordnet.tags(["dog"]), wordnet.wordnet()
+        wordnet.pos_tags(["dog"]), wordnet.reader()
     if settings.judge:
         endpoint.check_url(settings.base_url)
         if not endpoint.key_of_environment() and not is_local(settings.base_url):

@@ -33,7 +33,7 @@ from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.inference.generate import check
 from nanostories.text import metrics, wordnet
-from nanostories.text.words import dictionary, tokens, words_and_marks
+from nanostories.text.words import dictionary_lemmas, split_words, words_and_marks
 from nanostories.training import checkpoint
 from nanostories.training.device import autocast_for, pick_device, pick_dtype
 
@@ -72,7 +72,7 @@ def meaning(word, pos):
     if not wordnet.synonyms(word, pos):
         return None
     base = wordnet.base_form(word, pos)
-    return wordnet.wordnet().synsets(base, pos)[0].name(), base
+    return wordnet.reader().synsets(base, pos)[0].name(), base
 
 
 def meanings(text):
@@ -133,7 +133,7 @@ def richness(told, counts, settings):
     {word: how often} in plain stories.
     """
     usual, seed = usual_of(counts), settings.seed
-    spoken = [[tokens(text) for text in texts] for texts in told]
+    spoken = [[split_words(text) for text in texts] for texts in told]
     marked = [[words_and_marks(text) for text in texts] for texts in told]
 
     def share(holds):
@@ -141,13 +141,13 @@ def richness(told, counts, settings):
         return bootstrap.ratio(tops, [sum(map(len, texts)) for texts in spoken], seed)
 
     def known(word):
-        return word in counts or bool(dictionary(word))
+        return word in counts or bool(dictionary_lemmas(word))
 
-    lengths = [sum(len(metrics.words_of(text)) for text in texts) for texts in marked]
-    factors = [sum(metrics.factors(text) for text in texts) for texts in marked]
+    lengths = [sum(len(metrics.drop_marks(text)) for text in texts) for texts in marked]
+    factors = [sum(metrics.mtld_factors(text) for text in texts) for texts in marked]
     distinct = {
         f"distinct_{n}": bootstrap.mean(
-            [metrics.distinct(texts, n, settings.distinct_words) for texts in marked], seed)
+            [metrics.distinct_n(texts, n, settings.distinct_words) for texts in marked], seed)
         for n in (1, 2, 3)
     }  # fmt: skip
     return {
@@ -226,7 +226,7 @@ def main():
     syn, syn_data = stories_of(models[1])
     counts = Counter()
     for text in plain:
-        counts.update(tokens(text))
+        counts.update(split_words(text))
     prompts = beginnings(settings.prompts)
     meaning("dog", "n")  # says what is missing before anything is told
     of_bytes, results = not models[0].tokenizer.same_as(models[1].tokenizer), {}

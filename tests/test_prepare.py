@@ -187,11 +187,11 @@ def test_what_is_asked_has_the_tokens_it_was_trained_on(tmp_path, tokenizer):
     for i in range(data.stories):
         prompt = tokenizer.decode(data.prompt(i)[1:])
         assert prompt.endswith("Story: \n\n")
-        assert tokenizer.encode_beginning(prompt) == data.prompt(i)[1:].tolist()
-        record = instruct.parse(tokenizer.decode(data.story(i)[1:]))
+        assert tokenizer.encode_prompt(prompt) == data.prompt(i)[1:].tolist()
+        record = instruct.parse_record(tokenizer.decode(data.story(i)[1:]))
         assert record.prompt() == prompt and record.story
-    records = [instruct.parse(text) for text in stories_of(out, "train")]
-    assert data.answer_bytes(tokenizer.sizes) == sum(
+    records = [instruct.parse_record(text) for text in stories_of(out, "train")]
+    assert data.answer_bytes(tokenizer.token_bytes) == sum(
         len(record.story.encode()) for record in records
     )
 
@@ -203,7 +203,7 @@ def test_made_records_are_mended_first(tmp_path):
     val = write(tmp_path / "val.txt", ["The cat sat. It was red."])
     out = made(tmp_path, f"instruct:{path}", val_source=f"instruct:{val}")
     [text] = stories_of(out, "train")
-    assert instruct.parse(text).story == "Tom’s dog ran. It ran home."
+    assert instruct.parse_record(text).story == "Tom’s dog ran. It ran home."
     facts = json.loads((out / "manifest.json").read_text())["splits"]["train"]["cleaning"]
     rules = dict(read=3, repaired=1, empty=1, truncated=1, duplicate=0, in_val=0)
     assert facts == rules | {"unreadable": 0, "trailing": 0}
@@ -230,18 +230,18 @@ def test_hold_out(tmp_path, given):
     held = tmp_path / "out-without-words+summary"
 
     def records(folder, split):
-        return [instruct.parse(text) for text in stories_of(folder, split)]
+        return [instruct.parse_record(text) for text in stories_of(folder, split)]
 
     for split in ("train", "val"):
         pairs = list(zip(records(control, split), records(held, split), strict=True))
         assert len(pairs) > 30 and all(one.story == other.story for one, other in pairs)
-        met = [one.has(["words", "summary"]) for one, _ in pairs]
+        met = [one.has_fields(["words", "summary"]) for one, _ in pairs]
         assert 0.3 < sum(met) / len(met) < 0.6
         assert all(one == other for both, (one, other) in zip(met, pairs, strict=True) if not both)
         if split == "val":
             assert all(one == other for one, other in pairs)
         else:
-            assert not any(other.has(["words", "summary"]) for _, other in pairs)
+            assert not any(other.has_fields(["words", "summary"]) for _, other in pairs)
             gone = [set(one.fields) - set(other.fields) for one, other in pairs]
             assert [len(fields) for fields in gone] == met
             assert {name for fields in gone for name, _ in fields} == {"words", "summary"}

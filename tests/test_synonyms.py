@@ -18,7 +18,7 @@ from nanostories.dataset import storybook
 from nanostories.dataset.shards import Dataset
 from nanostories.text import wordnet
 from nanostories.text.lexical_substitution import reword
-from nanostories.text.words import tokens
+from nanostories.text.words import split_words
 from synonyms import SEPARATOR
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
@@ -108,7 +108,7 @@ def test_context(stories, tmp_path, monkeypatch):
     assert 0.005 < got["word_fraction"] < 0.3
     lines = [line for line in lines_of(tmp_path / "syn") if line["split"] == "train"]
     swaps = [swap for line in lines for swap in line["swaps"]]
-    known = {word for text in stories[:60] for word in tokens(text)}
+    known = {word for text in stories[:60] for word in split_words(text)}
     made = sum(bool(pos) for *_, pos in swaps)  # articles are not counted
     assert 10 < made == round(got["word_fraction"] * got["content_words"])
     assert {new for _, _, new, pos in swaps if pos} <= known
@@ -263,10 +263,10 @@ def test_wrong_settings(words, why, stories, tmp_path, monkeypatch):
 def test_without_wordnet(stories, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nltk.data, "path", [])
-    for cached in (wordnet._tagger, wordnet.wordnet, wordnet.synonyms):
+    for cached in (wordnet._tagger, wordnet.reader, wordnet.synonyms):
         cached.cache_clear()
     with pytest.raises(UserError, match=r"python -m nltk\.downloader wordnet"):
         call(*written(tmp_path, stories[:4], stories[4:6]), "--out=syn")
-    for cached in (wordnet._tagger, wordnet.wordnet):
+    for cached in (wordnet._tagger, wordnet.reader):
         cached.cache_clear()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.txt", "val.txt"]

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from eval import bootstrap
-from nanostories.text.pos_tags import PARTS
+from nanostories.text.pos_tags import POS
 
 GUESSES = ("distance", "repetition", "words")
 REPEATS = ("duplicate", "induction")
@@ -58,7 +58,7 @@ class Story:
     """
 
     ids: list
-    parts: list | None = None  # of speech.PARTS; None without a tagger
+    parts: list | None = None  # of speech.POS; None without a tagger
     last: int = 0  # <|endoftext|> or, where the story was cut, the next token
     last_part: str = "end"
 
@@ -88,7 +88,7 @@ class Pairs:
         self.repetition = self.same.long() + 2 * self.follows.long()  # 0 to 3
         self.ids, self.parts, self.scores = ids, None, scores
         if story.parts is not None:
-            self.parts = torch.tensor([PARTS.index(x) for x in story.parts[1:]], device=device)
+            self.parts = torch.tensor([POS.index(x) for x in story.parts[1:]], device=device)
 
     def thinned(self):
         """The same for one query in EVERY, for Guess.fit alone."""
@@ -303,14 +303,14 @@ def favourites(guess, text, pairs, most=8):
         row["links"] = [(int(queries[i]), int(keys[i]), *figures) for i, *figures in top]
         if by_part:
             top = _above(by_part[0][h].flatten(), by_part[1][h].flatten(), most)
-            row["parts"] = [(PARTS[i // len(PARTS)], PARTS[i % len(PARTS)], *x) for i, *x in top]
+            row["parts"] = [(POS[i // len(POS)], POS[i % len(POS)], *x) for i, *x in top]
         rows.append(row)
     return rows
 
 
 def _by_part(attention, pairs):
     """(H, parts, parts): the attention from queries of each part of speech to keys of each."""
-    which = torch.nn.functional.one_hot(pairs.parts, len(PARTS)).float()  # (n, parts)
+    which = torch.nn.functional.one_hot(pairs.parts, len(POS)).float()  # (n, parts)
     return which.T @ attention @ which
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from eval.interpretability import hooks
 from kernels.cross_entropy import IGNORE_INDEX
-from nanostories.text.pos_tags import PARTS
+from nanostories.text.pos_tags import POS
 
 TOP = 20  # examples of a neuron in each half of the stories
 DRAWS = 1000  # random sets of as many tokens
@@ -101,7 +101,7 @@ def kinds_of(stories):
     """
     [(tokens, parts)] of each heads.Story as int arrays; parts None where they are not known.
     """
-    number = {part: i for i, part in enumerate(PARTS)}
+    number = {part: i for i, part in enumerate(POS)}
     return [
         (np.array(one.ids), None if one.parts is None else np.array([number[x] for x in one.parts]))
         for one in stories

@@ -12,13 +12,13 @@ and a few adverbs that WordNet knows as nouns only are neither.
 import numpy as np
 
 from nanostories.text import wordnet
-from nanostories.text.words import STOP, dictionary
+from nanostories.text.words import STOP_WORDS, dictionary_lemmas
 
 _OTHERS = """
     something anything nothing everything someone anyone everyone somebody anybody everybody nobody
     inside outside home today tomorrow yesterday right hello hi goodbye bye wow
 """
-_NEITHER = STOP | frozenset(_OTHERS.split())
+_NEITHER = STOP_WORDS | frozenset(_OTHERS.split())
 MASK = "<noun>"  # no word: words_and_marks would cut it up
 
 
@@ -31,10 +31,10 @@ def is_noun(word, tally=None):
     base = word.removesuffix("'s")
     if base in _NEITHER or not base[:1].isalpha():
         return False
-    if tally is None and not dictionary(base):
+    if tally is None and not dictionary_lemmas(base):
         return True
     inside, capital = tally or (0, 0)
-    return 2 * capital > inside or wordnet.commonest(base) == "n"
+    return 2 * capital > inside or wordnet.most_frequent_pos(base) == "n"
 
 
 def nouns(index):

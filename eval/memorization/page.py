@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 
 from eval.memorization.copying import BINS, SHORT
-from nanostories.text.words import ngrams, spans, words_and_marks
+from nanostories.text.words import ngrams, word_spans, words_and_marks
 
 SHOWN = 12  # completions on the page
 ORIGINALS, UNSEEN = "the originals", "unseen stories"
@@ -88,7 +88,7 @@ def marked(text, bigrams, run=(0, 0)):
     """
     A text as HTML, the words of these bigrams in <mark>, and its words run[0] to run[1] in <u>.
     """
-    words, places = words_and_marks(text), spans(text)
+    words, places = words_and_marks(text), word_spans(text)
     pairs = [pair in bigrams for pair in ngrams(words, 2)]
     hot = [a or b for a, b in zip([False, *pairs], [*pairs, False], strict=True)] if words else []
     # How each character is shown; a blank between two words that are shown alike goes with them.

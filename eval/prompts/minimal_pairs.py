@@ -23,7 +23,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from eval.prompts.knowledge_prompts import Prompt
-from nanostories.text.words import STOP, dictionary, sentences
+from nanostories.text.words import STOP_WORDS, dictionary_lemmas, sentences
 
 KINDS = ("grammar", "consistency", "plot")
 LONGEST = 1400  # characters of a story that is asked about: with words for tokens, below 512
@@ -83,7 +83,7 @@ def broken(rule, word):
         return _FORMS[word]
     from lemminflect import getInflection
 
-    bases = dictionary(word).get("VERB", ())
+    bases = dictionary_lemmas(word).get("VERB", ())
     if len(bases) != 1 or word in _FORMS:
         return None
     past = getInflection(bases[0], "VBD")
@@ -117,7 +117,7 @@ def names_in(texts):
     plain = Counter(word for text in texts for word in re.findall(r"\b[a-z]+\b", text))
     return {
         name: n for name, n in capital.items()
-        if n > 2 and plain[name.lower()] < n / 20 and name.lower() not in STOP
+        if n > 2 and plain[name.lower()] < n / 20 and name.lower() not in STOP_WORDS
     }  # fmt: skip
 
 

@@ -87,10 +87,10 @@ class Encoder:
             if apart:
                 train = hashes[:, 0] >= val_limit
                 kept = [
-                    instruct.apart(record, apart, self.seed) if trained else record
+                    instruct.drop_one_field(record, apart, self.seed) if trained else record
                     for record, trained in zip(kept, train, strict=True)
                 ]
-            prompts = [self.tokenizer.encode_beginning(one.prompt()) for one in kept]
+            prompts = [self.tokenizer.encode_prompt(one.prompt()) for one in kept]
             answers += np.array([len(ids) for ids in prompts], np.int64)
             kept = [record.text() for record in kept]
         tokens, lengths = self.tokenizer.encode_stories(kept)

@@ -11,7 +11,7 @@ The record of TinyStories-Instruct: an instruction, and the story told to it.
 
 The instruction is any subset of the four fields in any order: `words` that the story must use in
 some form, a `sentence` that must stand in it (never its first), `features` of it, and a `summary`
-of one or two lines. `parse` reads a record, `build` makes one from a story and what is known of it.
+of one or two lines. `parse_record` reads a record, `make_record` makes one from StoryFacts.
 
 What the real file does, and how it is read: a value may have several lines, a field may come twice,
 and where the instruction has no Summary the record has it after the story. That one is no part of
@@ -37,7 +37,7 @@ LABELS = {
 # How often a field stands in the real file's instructions: words and sentence as counted in its
 # validation part, features from Dialogue's share there (35 %) and among 50 real prompts (27 of the
 # 38 with features), summaries in those 50 (37; the other 13 have it after the story).
-SHARES = {"words": 0.61, "sentence": 0.30, "features": 0.49, "summary": 0.74}
+FIELD_PROBABILITIES = {"words": 0.61, "sentence": 0.30, "features": 0.49, "summary": 0.74}
 FEATURES = ("Dialogue", "BadEnding", "MoralValue", "Twist", "Foreshadowing", "Conflict")
 
 _NAMES = {label: name for name, label in LABELS.items()} | {"Sentence": "sentence"}
@@ -72,16 +72,16 @@ class Record:
         """What the fields of this name say, a list of str: none, one, or several."""
         return [value for field, value in self.fields if field == name]
 
-    def listed(self, name):
+    def entries(self, name):
         """The entries of the fields of this name, which are lists with commas: a list of str."""
         entries = (entry.strip() for value in self.values(name) for entry in value.split(","))
         return [entry for entry in entries if entry]
 
-    def has(self, names):
+    def has_fields(self, names):
         """Whether it has a field of each of the `names`."""
         return set(names) <= {name for name, _ in self.fields}
 
-    def without(self, name):
+    def drop_fields(self, name):
         """The same without its fields of this name."""
         fields = tuple(field for field in self.fields if field[0] != name)
         return Record(fields, self.story, self.trailing)
@@ -110,7 +110,7 @@ def _lines(fields):
 # reading
 
 
-def parse(text):
+def parse_record(text):
     """
     The Record of a text, or None where it is none: without "Story:", with something before its
     first field, or two records in one.
@@ -157,7 +157,7 @@ def _spelt(features):
 # asking
 
 
-def ask(words="", sentence="", features="", summary=""):
+def make_instruction(words="", sentence="", features="", summary=""):
     """
     The Record of an instruction, its fields in this order. words, features: lists with commas, the
     features in any spelling. Raises ValueError for a feature that is none, or a value that is more
@@ -165,8 +165,8 @@ def ask(words="", sentence="", features="", summary=""):
     """
     given = {"words": words, "sentence": sentence, "features": features, "summary": summary}
     fields = [(name, value) for name, value in given.items() if value.strip()]
-    record = parse(_lines(fields) + "Story:")
-    for name in record.listed("features") if record else ():
+    record = parse_record(_lines(fields) + "Story:")
+    for name in record.entries("features") if record else ():
         if name not in FEATURES:
             near = difflib.get_close_matches(name, FEATURES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FEATURES)}"
@@ -181,8 +181,8 @@ def ask(words="", sentence="", features="", summary=""):
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A story and what is known of it; what is not can be made up from it (`build`)."""
+class StoryFacts:
+    """A story and what is known of it; what is not can be made up from it (`make_record`)."""
 
     story: str
     words: tuple = ()
@@ -190,9 +190,9 @@ class Facts:
     summary: str = ""
 
 
-def facts_of(story, given):
+def facts_from_json(story, given):
     """
-    The Facts of a story that came in a JSON object: TinyStories_all_data's has `summary`, and
+    The StoryFacts of a story that came in a JSON object: TinyStories_all_data's has `summary`, and
     `words` and `features` in `instruction`; both may also stand beside the story. Raises TypeError
     where they are not lists of texts, or the summary is no text.
     """
@@ -202,55 +202,55 @@ def facts_of(story, given):
     texts = [summary, *(entry for entries in lists for entry in entries)]
     if not all(isinstance(one, list) for one in lists) or any(type(x) is not str for x in texts):
         raise TypeError("words and features are lists of texts, a summary is a text")
-    return Facts(story, *(tuple(filter(str.strip, one)) for one in lists), summary.strip())
+    return StoryFacts(story, *(tuple(filter(str.strip, one)) for one in lists), summary.strip())
 
 
-def build(facts, seed):
+def make_record(facts, seed):
     """
     A Record of the story, a pure function of the seed and the story: a random subset of the fields
-    that it has, at least one, in random order, each as often as in the real file (SHARES).
+    that it has, at least one, in random order, each by FIELD_PROBABILITIES.
 
     Where the words or the features are not known, three words are drawn from the story (a verb, a
     noun and an adjective, in their base forms), and Dialogue is a feature if there is any.
     Returns None for a story that cannot stand in a record, or of which nothing can be asked.
     """
     story = facts.story.strip()
-    rng = rng_of(story, seed)
-    sentences = storybook.split(story)
+    rng = story_rng(story, seed)
+    sentences = storybook.split_sentences(story)
     # It must stand in the story as it is: not where the line was broken inside it.
     later = [one for one in sentences[1:] if one != sentences[0] and one in story]
     known = {
-        "words": ", ".join(facts.words or draw_words(story, rng)),
+        "words": ", ".join(facts.words or sample_words(story, rng)),
         "sentence": rng.choice(later) if later else "",
         "features": ", ".join(facts.features or ["Dialogue"] * has_dialogue(story)),
         "summary": facts.summary,
     }
     known = [(name, value) for name, value in known.items() if value]
-    chosen = [(name, value) for name, value in known if rng.random() < SHARES[name]]
+    chosen = [(name, value) for name, value in known if rng.random() < FIELD_PROBABILITIES[name]]
     if known and not chosen:
         chosen = [rng.choice(known)]
     rng.shuffle(chosen)
-    record = parse(_lines(chosen) + f"Story: \n\n{story}")
+    record = parse_record(_lines(chosen) + f"Story: \n\n{story}")
     whole = record and record.story == story and len(record.fields) == len(chosen)
     return record if whole and chosen else None
 
 
-def rng_of(story, seed, purpose=b"build"):
+def story_rng(story, seed, purpose=b"build"):
     """A random.Random that depends on the seed, the story and what it is for."""
     salt = seed.to_bytes(8, "little", signed=True)
     return random.Random(blake2b(story.encode(), salt=salt, person=purpose).digest())
 
 
-def draw_words(story, rng):
+def sample_words(story, rng):
     """A verb, a noun and an adjective of the story in their base forms, as many as it has."""
     bases = {"VERB": set(), "NOUN": set(), "ADJ": set()}
     plain = re.findall(r"(?<![-'’\w])[a-z]{3,}(?![-'’\w])", story)  # no names, no parts of words
-    for word in set(plain) - english.STOP:
-        for upos, forms in english.dictionary(word).items():
+    for word in set(plain) - english.STOP_WORDS:
+        for upos, forms in english.dictionary_lemmas(word).items():
             bases.get(upos, set()).update(forms)
     drawn = []
     for found in bases.values():
-        if left := sorted(found - english.STOP - set(drawn)):
+        if left := sorted(found - english.STOP_WORDS - set(drawn)):
             drawn.append(rng.choice(left))
     return drawn
 
@@ -260,11 +260,11 @@ def has_dialogue(story):
     return bool(_SPEECH.search(story))
 
 
-def apart(record, names, seed):
+def drop_one_field(record, names, seed):
     """
     The record, but without one of the fields `names` (at random) where it has all of them: so they
     never stand together, whichever the record.
     """
-    if not record.has(names):
+    if not record.has_fields(names):
         return record
-    return record.without(rng_of(record.story, seed, b"apart").choice(names))
+    return record.drop_fields(story_rng(record.story, seed, b"apart").choice(names))

@@ -313,7 +313,7 @@ def make_loaders(settings, train, val, tokenizer, device):
     val_bytes = val.bytes + val.stories
     if 0 < settings.eval_stories < val.stories:
         val = val.subset(settings.eval_stories)
-        val_bytes = int(tokenizer.sizes[val.ids].sum())
+        val_bytes = int(tokenizer.token_bytes[val.ids].sum())
     if settings.loss_on == "story":
         train_answers, val_answers = train.answers, val.answers
         if train_answers is None:
@@ -321,7 +321,7 @@ def make_loaders(settings, train, val, tokenizer, device):
                 f"loss_on=story needs Instruct's records, and '{settings.dataset}' has none; "
                 "prepare.py --source=instruct:... makes some"
             )
-        val_bytes = val.answer_bytes(tokenizer.sizes) + val.stories
+        val_bytes = val.answer_bytes(tokenizer.token_bytes) + val.stories
     shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
     half = max(1, settings.block_size // 2)
     return (

@@ -29,10 +29,10 @@ def text_of(record, path):
 
 
 def facts_of(record, path):
-    """The instruct.Facts of one record: of an object, with what it says of its story."""
+    """The instruct.StoryFacts of one record: of an object, with what it says of its story."""
     story = text_of(record, path)
     try:
-        return instruct.facts_of(story, record if isinstance(record, dict) else {})
+        return instruct.facts_from_json(story, record if isinstance(record, dict) else {})
     except (AttributeError, TypeError):
         raise UserError(
             f"'{path}': the words, features or summary of a story are not as in "

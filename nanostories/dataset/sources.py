@@ -215,8 +215,8 @@ def _find(file, separator, start, size):
 
 def texts(block, strict=False):
     """
-    The stories of a block, a list of str, uncleaned; or of instruct.Facts, where Instruct records
-    are to be made of them (`record_of`).
+    The stories of a block, a list of str, uncleaned; or of StoryFacts, where Instruct records are
+    to be made of them (`record_of`).
 
     A byte that is no UTF-8 becomes a lone surrogate, which `clean` repairs; strict: it is an
     error. Raises UserError for a file that is no text at all.
@@ -224,7 +224,7 @@ def texts(block, strict=False):
     found = _stories(block, strict) if block.path else list(block.stories)
     if block.seed is None:
         return found
-    return [instruct.Facts(one) if isinstance(one, str) else one for one in found]
+    return [instruct.StoryFacts(one) if isinstance(one, str) else one for one in found]
 
 
 def record_of(text, seed, counts):
@@ -232,12 +232,12 @@ def record_of(text, seed, counts):
     The instruct.Record that a text is, or that is made of Facts; None where it is to be dropped.
     counts: as of `clean`, with "unreadable" and "trailing" (a field after the story).
     """
-    made = isinstance(text, instruct.Facts)
+    made = isinstance(text, instruct.StoryFacts)
     if made:
         facts = _mended(text, counts)
-        story, record = facts.story, instruct.build(facts, seed)
+        story, record = facts.story, instruct.make_record(facts, seed)
     else:
-        record = instruct.parse(mend(text, counts))
+        record = instruct.parse_record(mend(text, counts))
         story = record.story if record else ""
     if (made or record) and (why := unfit(story)):
         counts[why] += 1
@@ -250,12 +250,12 @@ def record_of(text, seed, counts):
 
 
 def _mended(facts, counts):
-    """instruct.Facts with all of its texts mended; counts: a Counter, of the story alone."""
+    """instruct.StoryFacts with all of its texts mended; counts: a Counter, of the story alone."""
     words, features = (
         tuple(mend(text, Counter()) for text in texts) for texts in (facts.words, facts.features)
     )
     summary = mend(facts.summary, Counter())
-    return instruct.Facts(mend(facts.story, counts), words, features, summary)
+    return instruct.StoryFacts(mend(facts.story, counts), words, features, summary)
 
 
 def _stories(block, strict):
@@ -334,7 +334,7 @@ def read(source, **settings):
     for block in Source(source, **{"split": "val"} | settings).blocks():
         for story in texts(block, strict=True):
             if block.seed is not None:
-                record = instruct.build(_mended(story, Counter()), block.seed)
+                record = instruct.make_record(_mended(story, Counter()), block.seed)
                 story = record.text() if record else story.story
             yield story if story.isascii() else _without_surrogates(story)
 

@@ -167,7 +167,7 @@ and [smiled|laughed]. "It is so good! Thank you, X!" @friends
 
 
 @dataclass(frozen=True)
-class Story:
+class GeneratedStory:
     """One story, the fields of a TinyStories-Instruct record for it, and its facts."""
 
     text: str  # paragraphs separated by a blank line
@@ -195,7 +195,7 @@ class Node:
 BREAK = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]["”]))\s+(?=["“A-Z{])(?!\{M?HE)')
 
 
-def split(text):
+def split_sentences(text):
     """The sentences of a text. A full stop inside a quote ends one only where the quote closes
     and a capital follows; a line end always does."""
     sentences = []
@@ -215,7 +215,7 @@ def _grow(title, body, start, end):
         if mark != "/":  # a new step follows every way to tell the step before
             before, ends, opens = ends, ends * (mark == "?"), mark == "¶"
         last, tags = before, re.findall(r"#(\w+)", told)
-        for number, sentence in enumerate(split(re.sub(r"\s*#\w+", "", told))):
+        for number, sentence in enumerate(split_sentences(re.sub(r"\s*#\w+", "", told))):
             slots = re.findall("{(.*?)}", sentence)
             plot.append(Node(sentence, slots, tags, opens and not number, title, plot))
             for node in last:
@@ -261,7 +261,7 @@ for _name, _value in ((name, value) for name in FORMS for value in FORMS[name]):
         MEANS.setdefault(_slot, {}).setdefault(_said, set()).add(_value)
 
 
-def tell(seed):
+def generate_story(seed):
     """The Story of a seed (int >= 0): a pure function of it, the same on every machine."""
     if seed < 0:
         raise ValueError(f"a seed is 0 or more, not {seed}")
@@ -286,10 +286,10 @@ def tell(seed):
     told = [line[0].upper() + line[1:] for line in (fill(node.sentence) for node in nodes)]
     gaps = ["\n\n" if node.paragraph else " " for node in nodes]
     text = "".join(map(str.__add__, gaps, told))[1:]
-    return told_of(text, nodes, value, pick(told[1:]))
+    return describe_story(text, nodes, value, pick(told[1:]))
 
 
-def told_of(text, nodes, value, sentence=""):
+def describe_story(text, nodes, value, sentence=""):
     """
     The Story of a text, from the nodes it walked through and what it says, {variable: value}.
 
@@ -311,12 +311,12 @@ def told_of(text, nodes, value, sentence=""):
     tags |= {"Dialogue" if '"' in text else "Holds", "BadEnding" if ending == "bad" else "Holds"}
     words = [value[name] for name in CONTENT.split() if name in used][:3]
     features = sorted(tags - {"Holds"})
-    return Story(text, plot, facts, words, features, summary.format_map(said), sentence)
+    return GeneratedStory(text, plot, facts, words, features, summary.format_map(said), sentence)
 
 
 def stories(count, seed=0):
     """`count` stories, one after the other; no two seeds (0 to 2**32 - 1) share a story seed."""
-    return (tell((seed << 32) + number) for number in range(count))
+    return (generate_story((seed << 32) + number) for number in range(count))
 
 
 def main():

@@ -11,7 +11,14 @@ English from outside the grammar is a fault; taste, and where paragraphs break, 
 import re
 from functools import cache
 
-from nanostories.dataset.storybook import END, MEANS, START, VARIABLE, split, told_of
+from nanostories.dataset.storybook import (
+    END,
+    MEANS,
+    START,
+    VARIABLE,
+    describe_story,
+    split_sentences,
+)
 
 
 @cache
@@ -73,7 +80,7 @@ def _follow(sentence, readings):
     return {node: reading for node, reading in found.items() if reading[0] < least + 2}
 
 
-def faults(text):
+def find_errors(text):
     """What contradicts the facts that a text itself states, in plain English; [] if nothing.
 
     Every sentence must be one of STORIES, in an order that a plot allows, and names, pronouns,
@@ -81,15 +88,15 @@ def faults(text):
     return _read(text)[0]
 
 
-def check(text):
+def is_consistent(text):
     """True if a text is a whole story of this grammar whose facts hold all through it."""
-    return not faults(text)
+    return not find_errors(text)
 
 
-def recount(text):
-    """The Story of a text without faults, as `tell` told it but for its `sentence`; or None."""
+def parse_story(text):
+    """The GeneratedStory of a text, without its `sentence`; None where the text has errors."""
     wrong, facts, nodes = _read(text)
-    return None if wrong else told_of(text, nodes, facts)
+    return None if wrong else describe_story(text, nodes, facts)
 
 
 def _read(text):
@@ -99,7 +106,7 @@ def _read(text):
         wrong.append("a quote is left open")
     if not re.search(r'[.!?]"?\s*$', text):
         wrong.append("cut off in mid-sentence" if text.strip() else "no text")
-    for sentence in split(text):
+    for sentence in split_sentences(text):
         readings = _follow(sentence, readings)
     for node, (_, _, notes, _) in readings.items():
         if END not in node.after:

@@ -79,7 +79,7 @@ class Tokenizer:
         """The ids of `text`, a list of int; never <|endoftext|>, even where the text spells it."""
         return [i for part in _parts(text) for i in self.encoding.encode_ordinary(part)]
 
-    def encode_beginning(self, text):
+    def encode_prompt(self, text):
         """
         The ids of a text that a story is to go on from, as they begin that whole story's.
 
@@ -116,7 +116,7 @@ class Tokenizer:
         return self.encoding.decode_bytes([int(i) for i in ids])
 
     @functools.cached_property
-    def sizes(self):
+    def token_bytes(self):
         """The bytes of each token, int64 (vocab_size,); <|endoftext|> counts as one."""
         sizes = np.ones(self.vocab_size, np.int64)
         for token, i in self.ranks.items():

@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 
 from nanostories.storage import atomic_file
-from nanostories.text.metrics import distinct, repetition
-from nanostories.text.words import ngrams, sentences, tokens, used, words_and_marks
+from nanostories.text.metrics import distinct_n, repeated_ngrams
+from nanostories.text.words import contains_word, ngrams, sentences, split_words, words_and_marks
 
 DISTINCT = 500  # distinct-2 is of so many words and marks at a time
 ABOUT = 2  # sentences with the word make a story one about it
@@ -33,12 +33,14 @@ PANELS = {
 
 def mentions(word, text):
     """How often a word, in any inflection, or several in a row stand in a text."""
-    return sum(used(word, part) for part in ngrams(tokens(text), len(tokens(word))))
+    return sum(
+        contains_word(word, part) for part in ngrams(split_words(text), len(split_words(word)))
+    )
 
 
 def is_about(word, text):
     """Whether ABOUT sentences of a text have the word in any inflection."""
-    return sum(used(word, tokens(sentence)) for sentence in sentences(text)) >= ABOUT
+    return sum(contains_word(word, split_words(sentence)) for sentence in sentences(text)) >= ABOUT
 
 
 def story_metrics(texts, ends, counts, log_ref, word):
@@ -49,14 +51,14 @@ def story_metrics(texts, ends, counts, log_ref, word):
     of each. log_ref: each one's log-probability under the reference, at the temperature they were
     told at; perplexity is theirs. word: what they should be about.
     """
-    words = [tokens(text) for text in texts]
-    repeated = [repetition(text) for text in texts]
+    words = [split_words(text) for text in texts]
+    repeated = [repeated_ngrams(text) for text in texts]
     n = len(texts)
     return {
         "about": sum(is_about(word, text) for text in texts) / n,
         "mentions": sum(mentions(word, text) for text in texts) / n,
         "repetition": sum(a for a, _ in repeated) / max(1, sum(b for _, b in repeated)),
-        "distinct_2": distinct([words_and_marks(text) for text in texts], 2, DISTINCT),
+        "distinct_2": distinct_n([words_and_marks(text) for text in texts], 2, DISTINCT),
         "perplexity": math.exp(min(50.0, -sum(log_ref) / sum(counts))),
         "words": sum(map(len, words)) / n,
         "ended": sum(ends) / n,

@@ -20,7 +20,7 @@ from nanostories.inference.generate import generate, prompts_of
 from nanostories.rl import policy_gradient
 from nanostories.rl.monitor import story_metrics
 from nanostories.rl.reward_function import RewardFunction, SentenceEmbedder, TokenEmbedder
-from nanostories.text.metrics import repetition
+from nanostories.text.metrics import repeated_ngrams
 from nanostories.training import checkpoint
 from nanostories.training.device import select_attention
 
@@ -37,7 +37,7 @@ def embedder_of(settings, found, stories, device):
 def topic_of(settings, embed, stories):
     """The reward that the settings describe, with what `embedder_of` made; both of stories."""
     shape = {"best": settings.best, "enough": settings.enough, "least": settings.least_words}
-    tops, bottoms = zip(*map(repetition, stories), strict=True)
+    tops, bottoms = zip(*map(repeated_ngrams, stories), strict=True)
     shape |= {"cost": settings.repeat_cost, "usual": sum(tops) / max(1, sum(bottoms))}
     return RewardFunction(settings.word, embed, **shape)
 

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 
 from configs import UserError
-from nanostories.text.metrics import repetition
-from nanostories.text.words import sentences, tokens
+from nanostories.text.metrics import repeated_ngrams
+from nanostories.text.words import sentences, split_words
 
 SHRINK = 0.1  # of the mean variance, added to that of each direction
 
@@ -113,8 +113,8 @@ class RewardFunction:
             # Of a story with fewer sentences the others count as 0.
             count = self.best or max(1, len(mine))
             reward = sum(mine[:count]) / count
-            lack = max(0.0, 1 - len(tokens(text)) / self.least) if self.least else 0.0
-            again, grams = repetition(text)
+            lack = max(0.0, 1 - len(split_words(text)) / self.least) if self.least else 0.0
+            again, grams = repeated_ngrams(text)
             excess = max(0.0, again / max(1, grams) - self.usual)
             found.append(reward - lack - self.cost * excess)
         return found

@@ -26,7 +26,13 @@ from functools import cache, lru_cache
 from itertools import pairwise
 
 from nanostories.text import wordnet
-from nanostories.text.words import STOP, dictionary, lemmas, tokens, words_and_marks
+from nanostories.text.words import (
+    STOP_WORDS,
+    dictionary_lemmas,
+    lemmas,
+    split_words,
+    words_and_marks,
+)
 
 PARTS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # WordNet's, and lemminflect's
 NEAR = 12  # words on either side that say which sense a word has
@@ -142,8 +148,10 @@ class Context:
         if not sum(counts):
             return None
         before = text[max(0, word.start - AROUND) : word.start]
-        near = tokens(before)[-NEAR:] + tokens(text[word.stop : word.stop + AROUND])[:NEAR]
-        near = {name: lemmas(name) for name in near if name not in STOP}
+        near = (
+            split_words(before)[-NEAR:] + split_words(text[word.stop : word.stop + AROUND])[:NEAR]
+        )
+        near = {name: lemmas(name) for name in near if name not in STOP_WORDS}
         weights = [
             (count + 1) * math.prod(
                 math.sqrt(self.total / (self.counts[name] + 1))
@@ -240,7 +248,7 @@ def bases_of(counts):
     """{(base form, n v a r): how often} of {word: how often}: a word counts for all it may be."""
     found = {}
     for word, count in counts.items():
-        forms = dictionary(word)
+        forms = dictionary_lemmas(word)
         for pos, part in PARTS.items():
             for base in forms.get(part, ()):
                 found[base, pos] = found.get((base, pos), 0) + count
@@ -251,7 +259,7 @@ def bases_of(counts):
 def senses_of(word, pos):
     """A lower-case word's senses, most usual first, and how often WordNet's texts have each."""
     base = wordnet.base_form(word, pos)
-    senses = wordnet.wordnet().synsets(base, pos)
+    senses = wordnet.reader().synsets(base, pos)
     named = [[x for x in sense.lemmas() if x.name().lower() == base] for sense in senses]
     return senses, [sum(lemma.count() for lemma in mine) for mine in named]
 
@@ -260,14 +268,14 @@ def senses_of(word, pos):
 def described(sense):
     """The base forms of the words that say what a sense is: its names, gloss and examples."""
     texts = [sense.definition(), *sense.examples(), *sense.lemma_names()]
-    found = (tokens(text.replace("_", " ")) for text in texts)
-    return frozenset().union(*(lemmas(x) for words in found for x in words if x not in STOP))
+    found = (split_words(text.replace("_", " ")) for text in texts)
+    return frozenset().union(*(lemmas(x) for words in found for x in words if x not in STOP_WORDS))
 
 
 @cache
 def usual(sense, pos):
     """The single words of which a sense is one of the USUAL first: base forms, a tuple of str."""
-    reader = wordnet.wordnet()
+    reader = wordnet.reader()
     names = dict.fromkeys(name.lower() for name in sense.lemma_names() if name.isalpha())
     return tuple(name for name in names if sense in reader.synsets(name, pos)[:USUAL])
 
@@ -284,7 +292,7 @@ def inflected(base, tag):
 @lru_cache(1 << 18)
 def _is_unit(words):
     """Whether WordNet knows the words, joined, as one thing: "ice cream", "wake up"."""
-    return bool(wordnet.wordnet().synsets("_".join(words)))
+    return bool(wordnet.reader().synsets("_".join(words)))
 
 
 def in_a_unit(text, word):

@@ -19,19 +19,19 @@ from collections import Counter
 from nanostories.text.words import ngrams, words_and_marks
 
 
-def precision(one, other, k=2):
+def ngram_precision(one, other, k=2):
     """R_k,p of two texts, 0 to 1; nan where the first has no k-gram."""
     grams, theirs = ngrams(one, k), set(ngrams(other, k))
     return sum(gram in theirs for gram in grams) / len(grams) if grams else math.nan
 
 
-def f1(one, other, k=2):
+def ngram_f1(one, other, k=2):
     """R_k of two texts, 0 to 1; nan where one has no k-gram."""
-    p, q = precision(one, other, k), precision(other, one, k)
+    p, q = ngram_precision(one, other, k), ngram_precision(other, one, k)
     return 2 * p * q / (p + q) if p + q else p + q
 
 
-def nearest(texts, k=2):
+def nearest_texts(texts, k=2):
     """
     For each text its largest R_k with another of them, and which: [(R, j)]; (nan, -1) where it has
     no k-gram or there is no other that has.
@@ -50,7 +50,7 @@ def nearest(texts, k=2):
     return found
 
 
-def distinct(texts, k, words):
+def distinct_n(texts, k, words):
     """
     The share of different k-grams among those of `words` words of some texts, 0 to 1; nan where
     these have less.
@@ -70,7 +70,7 @@ def distinct(texts, k, words):
     return sum(shares) / len(shares) if shares else math.nan
 
 
-def factors(text, least=0.72):
+def mtld_factors(text, least=0.72):
     """
     In how many pieces of MTLD a text falls, a float, the mean of reading it forwards and backwards.
     A piece ends where the share of different words in it falls to `least`; what is left at the end
@@ -78,11 +78,11 @@ def factors(text, least=0.72):
     mean of its words / factors both ways; of many short ones, of which some have no factor, we take
     all words / all factors.
     """
-    words = words_of(text)
+    words = drop_marks(text)
     return (_factors(words, least) + _factors(words[::-1], least)) / 2
 
 
-def words_of(text):
+def drop_marks(text):
     """The words of a text, without its marks."""
     return [word for word in text if any(c.isalnum() for c in word)]
 
@@ -137,7 +137,7 @@ def self_bleu(texts, most=4):
 REPEATED = 3  # words and marks in a row that count as repeated
 
 
-def repetition(text):
+def repeated_ngrams(text):
     """
     (tops, bottoms): k-grams of a text that stood in it before, and all its k-grams, of REPEATED
     words and marks (seq-rep-n of Welleck et al. 2020).

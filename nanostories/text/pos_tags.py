@@ -12,10 +12,12 @@ lower case, for the tagger takes "Do" or "Lily" at the beginning of one for near
 import numpy as np
 
 from nanostories.text import wordnet
-from nanostories.text.words import STOP, spans
+from nanostories.text.words import STOP_WORDS, word_spans
 
-PARTS = ("name", "noun", "verb", "adjective", "adverb", "pronoun", "article", "determiner",
-         "preposition", "conjunction", "number", "mark", "other", "blank", "end")  # fmt: skip
+POS = (
+    "name", "noun", "verb", "adjective", "adverb", "pronoun", "article", "determiner",
+    "preposition", "conjunction", "number", "mark", "other", "blank", "end",
+)  # fmt: skip
 
 # Where Penn Treebank tags (Marcus et al. 1993, table 2) begin so, they are these.
 _PENN = {
@@ -54,29 +56,29 @@ def _tagged(text, places):
     cut = [_halves(word) for word in words]
     names = {
         stem for (stem, *_), begin in zip(cut, begins, strict=True)
-        if stem[0].isupper() and not begin and stem.lower() not in STOP
+        if stem[0].isupper() and not begin and stem.lower() not in STOP_WORDS
     }  # fmt: skip
     pieces, first = [], []  # what the tagger reads, and where in it each word begins
     for stem, *rest in cut:
         first.append(len(pieces))
         pieces += [stem if stem in names or stem == "I" else stem.lower(), *rest]
-    tags = wordnet.tags(pieces)
+    tags = wordnet.pos_tags(pieces)
     return [
         "name" if stem in names else _part(word, tags[i])
         for word, (stem, *_), i in zip(words, cut, first, strict=True)
     ]
 
 
-def parts_of(ids, tokenizer):
+def tag_tokens(ids, tokenizer):
     """
-    The part of speech of each of a story's tokens, a list of str, all of PARTS.
+    The part of speech of each of a story's tokens, a list of str, all of POS.
 
     ids: as stored, <|endoftext|> first or none. Raises UserError where NLTK's data is missing.
     """
     pieces = [b"" if i == tokenizer.eot else tokenizer.decode_bytes([i]) for i in ids]
     raw = b"".join(pieces)
     text = raw.decode("utf-8", errors="surrogateescape")  # damaged bytes keep their places
-    places = spans(text)
+    places = word_spans(text)
     tagged = _tagged(text, places)
     # Which word each byte belongs to, -1 for blanks.
     width = [len(char.encode("utf-8", "surrogateescape")) for char in text]

@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 
 from configs import UserError
-from nanostories.text.words import STOP, dictionary
+from nanostories.text.words import STOP_WORDS, dictionary_lemmas
 
 # A run of letters, digits, accents that combine, and stray bytes is one token, so that no part of
 # "dog2" or "donâ€™t" is taken for a word.
@@ -77,7 +77,7 @@ def _tagger():
 
 
 @cache
-def wordnet():
+def reader():
     """NLTK's reader of WordNet; UserError where its data is not there."""
     from nltk.corpus import wordnet
 
@@ -85,7 +85,7 @@ def wordnet():
     return wordnet
 
 
-def tags(words):
+def pos_tags(words):
     """The Penn Treebank tag of each of the words and marks of a text, a list of str."""
     return [tag for _, tag in _tagger().tag(words)]
 
@@ -98,9 +98,9 @@ def content_words(text):
     found = list(_TOKEN.finditer(text))
     return [
         Word(match.start(), match.end(), match[0], _POS[tag[0]], tag)
-        for match, tag in zip(found, tags([match[0] for match in found]), strict=True)
+        for match, tag in zip(found, pos_tags([match[0] for match in found]), strict=True)
         if tag[0] in _POS and match[0][0].islower() and _WORD.fullmatch(match[0])
-        and match[0].replace("’", "'") not in STOP
+        and match[0].replace("’", "'") not in STOP_WORDS
     ]  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def base_form(word, pos):
     The base form of a word of a part of speech, as WordNet has it; else the word, lower case. Of
     several the one that its texts have most: "saw" is of "see" rather than what a carpenter does.
     """
-    found, counts = wordnet()._morphy(word.lower(), pos), _counts()
+    found, counts = reader()._morphy(word.lower(), pos), _counts()
     return max(found, key=lambda base: counts[base, pos], default=word.lower())
 
 
@@ -121,7 +121,7 @@ def synonyms(word, pos):
     a list of base forms in lower case, without the word's own.
     """
     base = base_form(word, pos)
-    found = (lemma.name() for sense in wordnet().synsets(base, pos) for lemma in sense.lemmas())
+    found = (lemma.name() for sense in reader().synsets(base, pos) for lemma in sense.lemmas())
     names = dict.fromkeys(name.lower() for name in found if name.isalpha())
     return [name for name in names if name not in (base, word.lower())]
 
@@ -148,12 +148,12 @@ def _counts():
 
 
 @cache
-def commonest(word):
+def most_frequent_pos(word):
     """
     The part of speech (n v a r) that a lower-case word is most often, by WordNet's counts; among
     equals the first of these; "" where it is in none.
     """
-    counts, bases = _counts(), dictionary(word)
+    counts, bases = _counts(), dictionary_lemmas(word)
     parts = {"NOUN": "n", "VERB": "v", "ADJ": "a", "ADV": "r"}
     found = {
         pos: max(counts[base, pos] for base in bases[part])

@@ -30,10 +30,10 @@ _FUNCTION_WORDS = """
     can't couldn't didn't doesn't don't hadn't hasn't haven't isn't i'm i'll i've shouldn't they're
     wasn't we're weren't won't wouldn't you're yes oh
 """
-STOP = frozenset(_FUNCTION_WORDS.split())
+STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
-def tokens(text):
+def split_words(text):
     """
     The words of a text in order, a list of str: lower case, with straight apostrophes, and without
     a possessive 's.
@@ -55,7 +55,7 @@ def words_and_marks(text):
     return [word for chunk in text.split() for word in of_chunk(chunk)]
 
 
-def spans(text):
+def word_spans(text):
     """
     Where each of the words and marks of a text stands in it: [(start, stop)]. Where lower case has
     more characters than upper (as of "İ"), all between two blanks counts as each one's place.
@@ -77,7 +77,7 @@ def ngrams(words, n):
 
 
 @cache
-def dictionary(word):
+def dictionary_lemmas(word):
     """{"NOUN", "VERB", "ADJ", ...: base forms} of a lower-case word, {} where it is in no
     dictionary."""
     import lemminflect  # 0.3 s, which only who looks at words should pay
@@ -88,7 +88,7 @@ def dictionary(word):
 @cache
 def _bases(word):
     """The base forms that a word may have: one in no dictionary, as a noun and as a verb."""
-    found = dictionary(word)
+    found = dictionary_lemmas(word)
     if not found:
         from lemminflect import getAllLemmasOOV as guess
 
@@ -108,24 +108,23 @@ def _base_forms(asked):
     return frozenset([asked]) if asked in _bases(asked) else lemmas(asked)
 
 
-def used(asked, told):
+def contains_word(asked, told):
     """
     Whether a word stands among the tokens `told`, in any of its inflections.
 
     asked: a word, or several that must stand together ("ice cream"). A base form counts for its
     inflections ("decorate": "decorated"), an inflected one for those of the same base form.
     """
-    wanted = [_base_forms(word) for word in tokens(asked)]
-    spans = zip(*(told[i:] for i in range(len(wanted))), strict=False)
+    wanted = [_base_forms(word) for word in split_words(asked)]
+    runs = zip(*(told[i:] for i in range(len(wanted))), strict=False)
     return bool(wanted) and any(
-        all(bases & lemmas(word) for bases, word in zip(wanted, span, strict=True))
-        for span in spans
+        all(bases & lemmas(word) for bases, word in zip(wanted, run, strict=True)) for run in runs
     )
 
 
-def content(text):
+def unique_content_words(text):
     """The content words of a text, each once, in order: a list of str, lower case."""
-    return list(dict.fromkeys(word for word in tokens(text) if word not in STOP))
+    return list(dict.fromkeys(word for word in split_words(text) if word not in STOP_WORDS))
 
 
 # A sentence ends with a mark, perhaps in a quote that is not spoken on about: '"No!" said the cat.'

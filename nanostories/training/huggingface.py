@@ -65,7 +65,7 @@ class LoadedModel:
 
     def prompt(self, text):
         """The token ids of a prompt; an empty one has to begin with something: <|endoftext|>."""
-        ids = self.begin + self.tokenizer.encode_beginning(text)
+        ids = self.begin + self.tokenizer.encode_prompt(text)
         return ids or [self.tokenizer.eot]
 
 

@@ -18,17 +18,17 @@ from configs import ROOT, UserError
 from nanostories.dataset import instruct, sources, storybook
 from nanostories.dataset.instruct import (
     FEATURES,
+    FIELD_PROBABILITIES,
     LABELS,
-    SHARES,
-    Facts,
     Record,
-    apart,
-    ask,
-    build,
-    facts_of,
-    parse,
+    StoryFacts,
+    drop_one_field,
+    facts_from_json,
+    make_instruction,
+    make_record,
+    parse_record,
 )  # fmt: skip
-from nanostories.text.words import tokens, used
+from nanostories.text.words import contains_word, split_words
 
 REAL = ROOT.parent / "shared" / "data"
 TEXT = """
@@ -51,7 +51,7 @@ Story: so it was.
 
 
 def test_parse():
-    record = parse(TEXT)
+    record = parse_record(TEXT)
     assert record.fields == (
         ("sentence", "The bus felt sad."),
         ("features", "Dialogue, BadEnding"),
@@ -60,15 +60,17 @@ def test_parse():
         ("summary", "They become friends."),
     )
     assert record.story.startswith("Once upon") and record.story.endswith("Story: so it was.")
-    assert record.listed("words") == ["come", "road", "sad"]
+    assert record.entries("words") == ["come", "road", "sad"]
     assert len(record.values("summary")) == 2 and record.trailing == ()
-    assert record.has(["words", "summary"]) and not record.without("words").has(["words"])
+    assert record.has_fields(["words", "summary"]) and not record.drop_fields("words").has_fields(
+        ["words"]
+    )
     assert record.prompt().endswith("They become friends.\nStory: \n\n")
 
 
 @pytest.mark.parametrize("label", ["Sentence", "Random sentence"])
 def test_both_names_of_the_sentence(label):
-    record = parse(f"{label}: He ran.\nStory: He sat. He ran.")
+    record = parse_record(f"{label}: He ran.\nStory: He sat. He ran.")
     assert record.fields == (("sentence", "He ran."),)
     assert record.prompt() == "Random sentence: He ran.\nStory: \n\n"
 
@@ -85,13 +87,15 @@ def test_both_names_of_the_sentence(label):
     ],
 )
 def test_features_are_spelt_one_way(written, read):
-    assert parse(f"Features: {written}\nStory: He ran.").values("features") == [read]
+    assert parse_record(f"Features: {written}\nStory: He ran.").values("features") == [read]
 
 
 def test_a_summary_after_the_story_is_no_part_of_it():
-    record = parse("Words: a, b\nStory: \n\nOne.\n\nTwo.\nSummary: Both\nof them.\n")
+    record = parse_record("Words: a, b\nStory: \n\nOne.\n\nTwo.\nSummary: Both\nof them.\n")
     assert record.story == "One.\n\nTwo."
-    assert record.trailing == (("summary", "Both\nof them."),) and not record.has(["summary"])
+    assert record.trailing == (("summary", "Both\nof them."),) and not record.has_fields(
+        ["summary"]
+    )
     assert record.text() == "Words: a, b\nStory: \n\nOne.\n\nTwo."
     assert instruct.split_story("One.\nSummary: Two.") == ("One.", "Summary: Two.")
     assert instruct.split_story("One. Summary: no line begins so.")[1] == ""
@@ -109,7 +113,7 @@ def test_a_summary_after_the_story_is_no_part_of_it():
     ],
 )
 def test_what_is_no_record(text):
-    assert parse(text) is None
+    assert parse_record(text) is None
 
 
 def test_fifty_real_prompts_lose_nothing():
@@ -120,9 +124,9 @@ def test_fifty_real_prompts_lose_nothing():
     assert len(prompts) == 50
     seen = Counter()
     for prompt in prompts:
-        record = parse(prompt)
+        record = parse_record(prompt)
         assert record.prompt() == prompt + "\n\n" and not record.story
-        assert {name for name in record.listed("features")} <= set(FEATURES)
+        assert {name for name in record.entries("features")} <= set(FEATURES)
         assert len(record.fields) == prompt.count("\n")
         seen.update(name for name, _ in record.fields)
         seen["twice"] += len(record.values("summary")) > 1
@@ -143,9 +147,9 @@ def test_round_trip(fields, story, after):
         record = Record(tuple(fields), story, trailing)
     except ValueError:
         assume(False)
-    assert parse(record.text()) == replace(record, trailing=())
+    assert parse_record(record.text()) == replace(record, trailing=())
     end = "".join(f"\n{LABELS[name]}: {value}" for name, value in trailing)
-    assert parse(record.text() + end) == record
+    assert parse_record(record.text() + end) == record
 
 
 LINES = st.sampled_from(
@@ -157,8 +161,8 @@ LINES = st.sampled_from(
 @given(st.lists(LINES | VALUES, max_size=12).map("\n".join))
 def test_what_is_read_can_be_written(text):
     """Whatever the text: it is no record, or one that reads the same when it is written."""
-    record = parse(text)
-    assert record is None or parse(record.text()) == replace(record, trailing=())
+    record = parse_record(text)
+    assert record is None or parse_record(record.text()) == replace(record, trailing=())
 
 
 # ----------------------------------------------------------------------------------------------
@@ -166,20 +170,25 @@ def test_what_is_read_can_be_written(text):
 
 
 def test_ask():
-    record = ask(words="come,road", sentence="He ran.", features="bad ending", summary=" A bus. ")
+    record = make_instruction(
+        words="come,road", sentence="He ran.", features="bad ending", summary=" A bus. "
+    )
     assert record.prompt() == (
         "Words: come,road\nRandom sentence: He ran.\nFeatures: BadEnding\nSummary: A bus.\n"
         "Story: \n\n"
     )
-    assert ask(features="Dialogue,plot twist").listed("features") == ["Dialogue", "Twist"]
+    assert make_instruction(features="Dialogue,plot twist").entries("features") == [
+        "Dialogue",
+        "Twist",
+    ]
     with pytest.raises(ValueError, match="no feature 'dialog'; did you mean Dialogue"):
-        ask(features="dialog")
+        make_instruction(features="dialog")
     with pytest.raises(ValueError, match="no feature 'zzz'; there are Dialogue, BadEnding"):
-        ask(features="zzz")
-    assert ask(summary="Story: the end").values("summary") == ["Story: the end"]
+        make_instruction(features="zzz")
+    assert make_instruction(summary="Story: the end").values("summary") == ["Story: the end"]
     for value in ("a\nWords: b", "a\nStory: b"):
         with pytest.raises(ValueError, match="begins like another field"):
-            ask(summary=value)
+            make_instruction(summary=value)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -189,7 +198,7 @@ def test_ask():
 def made(count=600, seed=0):
     stories = storybook.stories(count)
     return [
-        (s, build(Facts(s.text, tuple(s.words), tuple(s.features), s.summary), seed))
+        (s, make_record(StoryFacts(s.text, tuple(s.words), tuple(s.features), s.summary), seed))
         for s in stories
     ]
 
@@ -197,38 +206,44 @@ def made(count=600, seed=0):
 def test_made_of_known_facts():
     for story, record in made():
         assert record.story == story.text and record.fields
-        assert parse(record.text()) == record
-        assert record.listed("words") in ([], story.words)
-        assert record.listed("features") in ([], story.features)
+        assert parse_record(record.text()) == record
+        assert record.entries("words") in ([], story.words)
+        assert record.entries("features") in ([], story.features)
         assert record.values("summary") in ([], [story.summary])
 
 
 def test_the_sentence_is_never_the_first():
     places = Counter()
     for story, record in made():
-        sentences = storybook.split(story.text)
+        sentences = storybook.split_sentences(story.text)
         for sentence in record.values("sentence"):
             assert sentence in story.text and sentence != sentences[0]
             places[round(10 * sentences.index(sentence) / (len(sentences) - 1))] += 1
     assert sorted(places) == list(range(1, 11))  # all over, from the second to the last
     for story in ("The dog ran.", "The dog ran. The dog ran."):  # there is none to ask for
-        assert not any(build(Facts(story), seed).has(["sentence"]) for seed in range(20))
+        assert not any(
+            make_record(StoryFacts(story), seed).has_fields(["sentence"]) for seed in range(20)
+        )
 
 
 def test_fields_come_as_often_as_in_the_real_file():
     """Words and sentence as counted in its validation part; a summary in front as in 50 prompts."""
-    assert (SHARES["words"], SHARES["sentence"]) == (0.61, 0.30)
+    assert (FIELD_PROBABILITIES["words"], FIELD_PROBABILITIES["sentence"]) == (0.61, 0.30)
     # Dialogue is asked for in 35 % there, and in 27 of the 38 of these prompts with features.
-    assert SHARES["features"] == round(0.35 * 38 / 27, 2)
-    assert SHARES["summary"] == 37 / 50
+    assert FIELD_PROBABILITIES["features"] == round(0.35 * 38 / 27, 2)
+    assert FIELD_PROBABILITIES["summary"] == 37 / 50
 
 
 def test_any_subset_in_any_order():
     records = [record for _, record in made(2000)]
     share = Counter(name for record in records for name, _ in record.fields)
-    none = np.prod([1 - share for share in SHARES.values()])  # then it is one of the four
+    none = np.prod(
+        [1 - share for share in FIELD_PROBABILITIES.values()]
+    )  # then it is one of the four
     for name in LABELS:
-        assert share[name] / len(records) == pytest.approx(SHARES[name] + none / 4, abs=0.04)
+        assert share[name] / len(records) == pytest.approx(
+            FIELD_PROBABILITIES[name] + none / 4, abs=0.04
+        )
     orders = Counter(tuple(name for name, _ in record.fields) for record in records)
     assert len({frozenset(order) for order in orders}) == 15  # every subset but that of nothing
     twos = [order for order in orders if set(order) == {"words", "summary"}]
@@ -243,7 +258,7 @@ def test_a_function_of_seed_and_story_alone():
     assert first == [record for _, record in made(200)]
     assert first != [record for _, record in made(200, seed=1)]
     story = next(storybook.stories(1)).text
-    assert build(Facts(story), 5) == build(Facts(f"\n{story}  "), 5)
+    assert make_record(StoryFacts(story), 5) == make_record(StoryFacts(f"\n{story}  "), 5)
 
 
 STORY = """Once upon a time, Tom wanted a kite. He ran to his mum's shop.
@@ -254,18 +269,18 @@ STORY = """Once upon a time, Tom wanted a kite. He ran to his mum's shop.
 def test_made_of_a_story_alone():
     drawn, named = Counter(), Counter()
     for seed in range(300):
-        record = build(Facts(STORY), seed)
-        drawn.update(record.listed("words"))
+        record = make_record(StoryFacts(STORY), seed)
+        drawn.update(record.entries("words"))
         named.update(name for name, _ in record.fields)
-        assert record.listed("features") in ([], ["Dialogue"]) and not record.values("summary")
+        assert record.entries("features") in ([], ["Dialogue"]) and not record.values("summary")
         for words in record.values("words"):
             assert len(words.split(", ")) == 3
     assert set(named) == {"words", "sentence", "features"}
     assert {"want", "run", "ask", "give", "smile"} <= set(drawn)  # verbs, in their base forms
     assert {"kite", "time", "shop"} <= set(drawn) and "red" in drawn
     assert not {"tom", "mum", "the", "once", "s"} & set(drawn)  # no names, no function words
-    assert all(used(word, tokens(STORY)) for word in drawn)
-    assert build(Facts("Tom sat. Tom ate."), 0).listed("features") == []
+    assert all(contains_word(word, split_words(STORY)) for word in drawn)
+    assert make_record(StoryFacts("Tom sat. Tom ate."), 0).entries("features") == []
 
 
 def test_speech():
@@ -277,11 +292,11 @@ def test_speech():
 
 def test_what_cannot_stand_in_a_record_is_not_made_into_one():
     for story in ("", "   ", "He ran.\nSummary: He sat."):
-        assert build(Facts(story), 0) is None
+        assert make_record(StoryFacts(story), 0) is None
     # A field's value that would be read as another one.
     for seed in range(20):
-        record = build(Facts(STORY, summary="He ran.\nWords: a, b"), seed)
-        assert record is None or not record.has(["summary"])
+        record = make_record(StoryFacts(STORY, summary="He ran.\nWords: a, b"), seed)
+        assert record is None or not record.has_fields(["summary"])
 
 
 def test_facts_in_either_place():
@@ -289,24 +304,24 @@ def test_facts_in_either_place():
         "summary": " A. ",
         "instruction": {"prompt:": "", "words": ["a", "b"], "features": []},
     }
-    assert facts_of("S.", theirs) == Facts("S.", ("a", "b"), (), "A.")
+    assert facts_from_json("S.", theirs) == StoryFacts("S.", ("a", "b"), (), "A.")
     for wrong in ({"words": "a, b"}, {"words": ["a", None]}, {"features": 7}, {"summary": [1]}):
         with pytest.raises(TypeError):
-            facts_of("S.", wrong)
-    assert facts_of("S.", {"words": ["a", " "]}).words == ("a",)
+            facts_from_json("S.", wrong)
+    assert facts_from_json("S.", {"words": ["a", " "]}).words == ("a",)
     ours = {"words": ["a"], "features": ["Twist"], "text": "S."}
-    assert facts_of("S.", ours) == Facts("S.", ("a",), ("Twist",), "")
-    assert facts_of("S.", {}) == Facts("S.")
+    assert facts_from_json("S.", ours) == StoryFacts("S.", ("a",), ("Twist",), "")
+    assert facts_from_json("S.", {}) == StoryFacts("S.")
 
 
 def test_apart():
     names = ("words", "summary")
     kept = Counter()
     for _, record in made():
-        other = apart(record, names, 7)
-        assert not other.has(names) and other.story == record.story
-        assert other == apart(record, names, 7)
-        if record.has(names):
+        other = drop_one_field(record, names, 7)
+        assert not other.has_fields(names) and other.story == record.story
+        assert other == drop_one_field(record, names, 7)
+        if record.has_fields(names):
             gone = set(record.fields) - set(other.fields)
             kept[next(iter(gone))[0]] += 1
             assert [field for field in record.fields if field not in gone] == list(other.fields)
@@ -325,8 +340,8 @@ def test_sources_of_made_records(tmp_path):
     assert sources.slug("instruct:tinystories") != sources.slug("tinystories-instruct")
     texts = list(sources.read(name, stories=30, split="train"))
     stories = list(sources.read("storybook", stories=30, split="train"))
-    assert [parse(text).story for text in texts] == stories
-    assert any(parse(text).has(["summary"]) for text in texts)  # its facts came along
+    assert [parse_record(text).story for text in texts] == stories
+    assert any(parse_record(text).has_fields(["summary"]) for text in texts)  # its facts came along
 
     record = {"story": STORY, "summary": "Tom gets a kite.", "source": "GPT-4"}
     record["instruction"] = {"prompt:": "Write.", "words": ["kite", "shop"], "features": ["Twist"]}
@@ -338,16 +353,16 @@ def test_sources_of_made_records(tmp_path):
         archive.add(tmp_path / "a.json", "data00.json")
     for kind in ("jsonl", "json", "txt", "parquet", "tar.gz"):
         source = f"instruct:{tmp_path}/a.{kind}"
-        records = [parse(*sources.read(source, seed=seed)) for seed in range(40)]
+        records = [parse_record(*sources.read(source, seed=seed)) for seed in range(40)]
         assert all(one.story == STORY for one in records)
-        words = {tuple(one.listed("words")) for one in records}
+        words = {tuple(one.entries("words")) for one in records}
         assert (words == {(), ("kite", "shop")}) == (kind != "txt")
-        assert any(one.has(["summary"]) for one in records) == (kind != "txt")
+        assert any(one.has_fields(["summary"]) for one in records) == (kind != "txt")
     lone = record | {"story": "Tom \ud83d ran. He \ud83d sat."}
     lone["instruction"] = {"words": ["\ud83d"], "features": []}
     (tmp_path / "lone.json").write_text(json.dumps([lone]))
     [text] = sources.read(f"instruct:{tmp_path}/lone.json")
-    assert parse(text).story == "Tom � ran. He � sat."
+    assert parse_record(text).story == "Tom � ran. He � sat."
     record["instruction"]["words"] = 7
     (tmp_path / "b.json").write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"b\.json': the words, features or summary"):
@@ -359,10 +374,10 @@ def test_real_stories(tmp_path):
     if not Path(path).exists():
         pytest.skip("needs a network, or real stories beside the project")
     stories = list(sources.read(str(path)))[:1000]
-    records = [build(Facts(story), 0) for story in stories]
+    records = [make_record(StoryFacts(story), 0) for story in stories]
     assert sum(record is None for record in records) <= 1
     for record in filter(None, records):
-        said = tokens(record.story)
-        assert all(used(word, said) for word in record.listed("words")), record
+        said = split_words(record.story)
+        assert all(contains_word(word, said) for word in record.entries("words")), record
         assert all(one in record.story for one in record.values("sentence"))
-        assert parse(record.text()) == record
+        assert parse_record(record.text()) == record

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from nanostories.dataset import storybook
-from nanostories.dataset.storybook import VALUES, split, stories, tell
-from nanostories.dataset.storybook_parser import check, faults, recount
+from nanostories.dataset.storybook import VALUES, generate_story, split_sentences, stories
+from nanostories.dataset.storybook_parser import find_errors, is_consistent, parse_story
 
 ROOT = Path(storybook.__file__).parents[2]
 GIRLS, BOYS = VALUES["X"][:18], VALUES["X"][18:]
@@ -41,12 +41,12 @@ def words(text):
 
 
 def test_every_story_passes_its_own_check():
-    assert [(s.plot, faults(s.text)) for s in told() if not check(s.text)] == []
+    assert [(s.plot, find_errors(s.text)) for s in told() if not is_consistent(s.text)] == []
 
 
 def test_same_seed_same_story_in_any_order_and_process():
-    forward = [tell(seed) for seed in range(20)]
-    assert [tell(seed) for seed in reversed(range(20))] == forward[::-1]
+    forward = [generate_story(seed) for seed in range(20)]
+    assert [generate_story(seed) for seed in reversed(range(20))] == forward[::-1]
     assert list(stories(20)) == forward
     program = (
         "from nanostories.dataset import storybook; print([s.text for s in storybook.stories(20)])"
@@ -67,14 +67,16 @@ def test_seeds_share_no_stories():
     texts = {story.text for story in stories(200, seed=0)}
     assert not texts & {story.text for story in stories(200, seed=1)}
     with pytest.raises(ValueError, match="-1"):
-        tell(-1)
+        generate_story(-1)
 
 
 def test_distinct_and_varied():
     assert len({story.text for story in told()[:1000]}) >= 990
     assert len({story.plot for story in told()}) >= 8
     assert {story.facts["ending"] for story in told()} == {"good", "bad"}
-    openings = Counter(split(story.text)[0].replace(words(story.text)[0], "") for story in told())
+    openings = Counter(
+        split_sentences(story.text)[0].replace(words(story.text)[0], "") for story in told()
+    )
     assert max(openings.values()) < 100
 
 
@@ -104,7 +106,7 @@ def test_the_english_is_well_formed():
         text = story.text + " " + story.summary
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
         assert not re.search(r"[{}\[\]|#@/]|[A-Z]{2}|\bnobody\b", text), text
-        for sentence in split(story.text):
+        for sentence in split_sentences(story.text):
             assert re.match(r'"?[A-Z]', sentence) and re.search(r'[.!?]"?$', sentence), sentence
             assert sentence.count('"') % 2 == 0, sentence
 
@@ -142,14 +144,14 @@ def test_instruct_fields():
 
 def test_recount_is_what_was_told():
     for story in told():
-        assert replace(recount(story.text), sentence=story.sentence) == story
-        assert recount(story.text.rsplit(" ", 1)[0]) is None
-    assert recount("Tom sat.") is None and recount("") is None
+        assert replace(parse_story(story.text), sentence=story.sentence) == story
+        assert parse_story(story.text.rsplit(" ", 1)[0]) is None
+    assert parse_story("Tom sat.") is None and parse_story("") is None
 
 
 def test_split_by_either_quotes():
     for text in ('Tom ran. "Hi. I am Tom." He sat.', "Tom ran. “Hi. I am Tom.” He sat."):
-        assert split(text) == ["Tom ran.", text[9:-8], "He sat."]
+        assert split_sentences(text) == ["Tom ran.", text[9:-8], "He sat."]
 
 
 # ---- what check() sees --------------------------------------------------------------------------
@@ -157,7 +159,7 @@ def test_split_by_either_quotes():
 
 def planted(kind, story, rng):
     """The story with one contradiction of a kind in it, or None where it has no room for it."""
-    text, facts, sentences = story.text, story.facts, split(story.text)
+    text, facts, sentences = story.text, story.facts, split_sentences(story.text)
     children = [name for name in facts["characters"] if name.istitle()]
     looks = [thing.split() for thing in facts["objects"]]
     if kind == "a name not introduced":
@@ -222,7 +224,7 @@ def planted(kind, story, rng):
     if kind == "told twice":
         return text.replace(sentences[3], f"{sentences[3]} {sentences[3]}")
     if kind == "a sentence of another story":
-        other = split(tell(10**6 + rng.randrange(1000)).text)
+        other = split_sentences(generate_story(10**6 + rng.randrange(1000)).text)
         return " ".join([*sentences[:5], rng.choice(other[2:]), *sentences[5:]])
     if kind == "an open quote":
         return text[: text.rindex('"')] + text[text.rindex('"') + 1 :]
@@ -271,7 +273,7 @@ def test_a_planted_contradiction_is_seen(kind):
         if len(texts) == 50:
             break
     assert len(texts) >= 30, "the test must plant something"
-    found = [faults(text) for text in texts]
+    found = [find_errors(text) for text in texts]
     missed = [text for text, reasons in zip(texts, found, strict=True) if not reasons]
     assert len(missed) <= 0.01 * len(texts), missed[0]
     unsaid = [reasons for reasons in found if KINDS[kind] not in " ".join(reasons)]
@@ -283,12 +285,12 @@ def test_a_planted_contradiction_is_seen(kind):
     ["", " \n ", "Hello.", "the the the", '"', "Once upon a time.\n" * 20, "🙂 ünïcode", "{X}"],
 )
 def test_gibberish_is_no_story(text):
-    assert faults(text) and not check(text)
+    assert find_errors(text) and not is_consistent(text)
 
 
 def test_real_english_outside_the_grammar_is_no_story():
     text = "Once upon a time, there was a little girl named Lily. Lily had a cat. It was happy."
-    assert not check(text)
+    assert not is_consistent(text)
 
 
 def test_facts_never_told_together_are_accepted():
@@ -306,8 +308,10 @@ def test_facts_never_told_together_are_accepted():
             rename[child] = rng.choice([n for n in same if n not in used | set(rename.values())])
         text = re.sub(r"\w+", lambda m, new=rename: new.get(m[0], m[0]), story.text)
         seen += text != story.text
-        assert check(text), (faults(text), text)
-        assert check(text.replace("\n\n", "\n")) and check(f"  {' '.join(text.split())}\n")
+        assert is_consistent(text), (find_errors(text), text)
+        assert is_consistent(text.replace("\n\n", "\n")) and is_consistent(
+            f"  {' '.join(text.split())}\n"
+        )
     assert seen == 150
 
 
@@ -341,7 +345,7 @@ Mia thanked Sam and held the kite tight. From that day on, Mia and Sam were good
 )
 def test_faults_say_what_is_wrong(old, new, reason):
     text = "\n\n".join(part.replace("\n", " ") for part in LOST.split("\n\n"))
-    found = faults(text.replace(old, new, 1))
+    found = find_errors(text.replace(old, new, 1))
     assert any(one.startswith(reason) for one in found) if reason else found == [], found
 
 

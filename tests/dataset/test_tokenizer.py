@@ -217,7 +217,7 @@ def test_a_beginning_has_the_tokens_of_the_whole(name):
     ):
         for rest in ("Once upon", '"Hi," he said.', "“Hi”", "3 bears", "é", "'t"):
             ids = made.encode(beginning + rest)
-            begun = made.encode_beginning(beginning)
+            begun = made.encode_prompt(beginning)
             if beginning.endswith("\n"):
                 assert ids[: len(begun)] == begun, (beginning, rest)
             assert made.decode(begun) == beginning

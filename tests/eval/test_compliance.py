@@ -9,7 +9,7 @@ import pytest
 from eval.bootstrap import difference, ratio
 from eval.compliance import checks, complies, ends_badly, sounds_bad, stands_in, told
 from nanostories.dataset import storybook, storybook_parser
-from nanostories.dataset.instruct import Facts, ask, build, parse
+from nanostories.dataset.instruct import StoryFacts, make_instruction, make_record, parse_record
 
 STORY = """Once upon a time, there was a big red bus. It was careful on the road.
 
@@ -17,7 +17,7 @@ STORY = """Once upon a time, there was a big red bus. It was careful on the road
 
 
 def found(story=STORY, **fields):
-    return checks(ask(**fields), story)
+    return checks(make_instruction(**fields), story)
 
 
 def test_words():
@@ -82,7 +82,7 @@ def test_summary():
 
 
 def test_repeated_fields_all_count():
-    record = parse("Summary: A bus.\nSummary: A cow.\nWords: bus\nWords: cow\nStory: ")
+    record = parse_record("Summary: A bus.\nSummary: A cow.\nWords: bus\nWords: cow\nStory: ")
     assert checks(record, "The bus went.") == {"words": 0.5, "summary": 0.5}
 
 
@@ -92,7 +92,7 @@ def test_repeated_fields_all_count():
 
 def records(count=400):
     return [
-        build(Facts(s.text, tuple(s.words), tuple(s.features), s.summary), 1)
+        make_record(StoryFacts(s.text, tuple(s.words), tuple(s.features), s.summary), 1)
         for s in storybook.stories(count, seed=4)
     ]
 
@@ -103,8 +103,8 @@ def test_true_stories_comply():
         result = checks(record, record.story)
         assert complies(result), (record, result)
         asked.update(result)
-        assert ("holds" in result) == record.has(["summary"])
-        assert ("features" in result) == record.has(["features"])
+        assert ("holds" in result) == record.has_fields(["summary"])
+        assert ("features" in result) == record.has_fields(["features"])
     assert set(asked) == {
         "words", "sentence", "dialogue", "ending", "summary", "features", "characters", "holds",
     }  # fmt: skip
@@ -124,8 +124,8 @@ def one(plot, ending, **fields):
         s for s in storybook.stories(3000) if (s.plot, s.facts["ending"]) == (plot, ending)
     )
     given = {"summary": story.summary, "features": ", ".join(story.features)}
-    text = ask(**{name: given[name] for name in fields if fields[name]}).prompt()
-    return story, lambda told: checks(parse(text + story.text), told)
+    text = make_instruction(**{name: given[name] for name in fields if fields[name]}).prompt()
+    return story, lambda told: checks(parse_record(text + story.text), told)
 
 
 def test_who_has_what_and_who_is_who():
@@ -146,11 +146,11 @@ def test_who_has_what_and_who_is_who():
     girls, boys = storybook.VALUES["X"][:18], storybook.VALUES["X"][18:]
     other = next(name for name in (girls if y in girls else boys) if name not in story.text)
     changed = story.text.replace(y, other)
-    assert storybook_parser.check(changed) and judged(changed)["characters"] == 0
+    assert storybook_parser.is_consistent(changed) and judged(changed)["characters"] == 0
     # A toy of another colour is not the one that was asked for.
     old, new = thing.split()[0], {"red": "blue"}.get(thing.split()[0], "red")
     changed = re.sub(rf"an? {old}\b", f"a {new}", story.text).replace(old, new)
-    assert storybook_parser.check(changed) and x in changed and y in changed
+    assert storybook_parser.is_consistent(changed) and x in changed and y in changed
     assert judged(changed)["holds"] == 0 and judged(changed)["characters"] == 1
 
 
@@ -169,9 +169,9 @@ def test_nobody_is_not_somebody():
     for word, other in zip(new.split(), old, strict=True):
         article = "an" if other[0] in "aeiou" else "a"
         text = re.sub(rf"\ban? {word}\b", f"{article} {other}", text).replace(word, other)
-    assert storybook_parser.check(text) and storybook_parser.recount(text).facts["holds"] == {
-        x: " ".join(old)
-    }
+    assert storybook_parser.is_consistent(text) and storybook_parser.parse_story(text).facts[
+        "holds"
+    ] == {x: " ".join(old)}
     assert judged(story.text)["holds"] == 1 and judged(text)["holds"] == 0
 
 

@@ -52,7 +52,9 @@ def test_two_models_beside_each_other(runs, capsys, monkeypatch):
         assert len(lines) == 40 and str(runs / name) in text
         assert all(line["prompt"].endswith("Story: \n\n") for line in lines)
         # Of the pair, both kinds are among the instructions, whatever the model was trained on.
-        both = [instruct.parse(line["prompt"]).has(["words", "summary"]) for line in lines]
+        both = [
+            instruct.parse_record(line["prompt"]).has_fields(["words", "summary"]) for line in lines
+        ]
         checks = alone["checks"]
         assert checks["joint, words+summary"]["model"]["n"] == sum(both) / 2 > 0
         assert checks["joint, others"]["model"]["n"] == 20 - sum(both) / 2 > 0
@@ -78,9 +80,9 @@ def read(run, name):
 
 def test_the_floor_is_of_other_instructions():
     """The true stories do all that is asked, and dealt to other instructions next to nothing."""
-    facts = [instruct.Facts(s.text, tuple(s.words)) for s in storybook.stories(40, seed=5)]
-    records = [instruct.build(one, seed) for seed, one in enumerate(facts)]
-    records = [record for record in records if record and record.has(["words"])]
+    facts = [instruct.StoryFacts(s.text, tuple(s.words)) for s in storybook.stories(40, seed=5)]
+    records = [instruct.make_record(one, seed) for seed, one in enumerate(facts)]
+    records = [record for record in records if record and record.has_fields(["words"])]
     told = [[(record.story, True)] for record in records]
     found = script.measure(records, told, script.Settings())["joint"]
     assert sum(found["model"][0]) == sum(found["true"][0]) == len(records) > 15
@@ -120,7 +122,7 @@ def test_a_summary_told_after_the_story_is_no_part_of_it(runs, monkeypatch):
         ids, ended = (), False
 
     monkeypatch.setattr(script, "generate", lambda *_, **__: [Story])
-    told = script.tell(Found, None, [instruct.ask(words="a")], script.Settings())
+    told = script.tell(Found, None, [instruct.make_instruction(words="a")], script.Settings())
     assert told == [[("He ran.", True)]]
 
 

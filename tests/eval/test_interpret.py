@@ -25,7 +25,7 @@ from eval.interpretability import hooks, page
 from eval.interpretability.attention_heads import Story
 from eval.interpretability.hooks import Unit
 from nanostories.text import wordnet
-from nanostories.text.pos_tags import PARTS
+from nanostories.text.pos_tags import POS
 from nanostories.training import checkpoint, export
 
 HOSTILE = 'Tom saw </script><img src=x onerror="document.title=1"> & a "cat". Tom saw &lt;b&gt; it.'
@@ -59,7 +59,7 @@ def test_what_it_writes(run):
     assert "".join(results["text"]["tokens"][1:]) == HOSTILE and results["stories"] == 24
     assert results["checkpoint"]["step"] == 30 and len(results["stories_sha256"]) == 64
     for row in [*heads, *shown]:
-        assert row["loss"].keys() <= {"all", *PARTS} and row["loss"]["all"]["n"] == 8
+        assert row["loss"].keys() <= {"all", *POS} and row["loss"]["all"]["n"] == 8
         assert {"noun", "verb", "mark"} <= row["loss"].keys()
     places = {(row["layer"], row["neuron"]): row["why"] for row in shown}
     assert places[1, 77] == "asked for"

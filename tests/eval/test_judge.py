@@ -162,7 +162,7 @@ def test_instruct(runs, capfd, monkeypatch):
     assert found["grades"]["instruct"]["mean"] == 5 and found["num_prompts"] == 6
     for line in lines:
         assert line["beginning"].startswith("Write a short story. The ")
-    record = instruct.parse(
+    record = instruct.parse_record(
         "Words: perform, cold\nRandom sentence: It was cold.\nFeatures: Dialogue\nSummary: A cat "
         "sings.\nStory: Then."
     )

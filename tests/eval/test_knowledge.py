@@ -43,7 +43,7 @@ def test_a_continuation_has_the_tokens_it_would_have_in_the_text(name):
     assert isinstance(tokenizer, Tokenizer)
     for prompt in [*knowledge_prompts.paper(), *knowledge_prompts.made(20, 0)]:
         for text in (text for pair in prompt.pairs for text in pair):
-            apart = tokenizer.encode_beginning(prompt.text) + tokenizer.encode(text)
+            apart = tokenizer.encode_prompt(prompt.text) + tokenizer.encode(text)
             assert apart == tokenizer.encode(prompt.text + text)
 
 

@@ -52,8 +52,8 @@ def settings(tmp_path):
 @pytest.fixture
 def no_words(monkeypatch):
     """WordNet, which is asked for where stories are to get synonyms, takes its time."""
-    monkeypatch.setattr("nanostories.text.wordnet.tags", lambda words: None)
-    monkeypatch.setattr("nanostories.text.wordnet.wordnet", lambda: None)
+    monkeypatch.setattr("nanostories.text.wordnet.pos_tags", lambda words: None)
+    monkeypatch.setattr("nanostories.text.wordnet.reader", lambda: None)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ def test_what_synonyms_need_is_asked_for_first(settings, monkeypatch):
     def missing():
         raise UserError("no WordNet")
 
-    monkeypatch.setattr("nanostories.text.wordnet.tags", lambda words: None)
-    monkeypatch.setattr("nanostories.text.wordnet.wordnet", missing)
+    monkeypatch.setattr("nanostories.text.wordnet.pos_tags", lambda words: None)
+    monkeypatch.setattr("nanostories.text.wordnet.reader", missing)
     with pytest.raises(UserError, match="no WordNet"):
         study.check(settings)
     study.check(replace(settings, syn=""))

@@ -96,9 +96,9 @@ def test_stories_for_plain_and_instruct_training(tmp_path, monkeypatch, capsys):
         assert made["prompt:"] == script.prompt_of(words, features)
         assert row["story"] == STORY.format(*words)
     assert [row["story"] for row in rows(path)] == list(sources.read(str(path)))
-    told = [instruct.parse(text) for text in sources.read(f"instruct:{path}")]
-    assert any(record.has(["words", "features"]) for record in told)
-    assert all(set(record.listed("words")) <= set(row["instruction"]["words"])
+    told = [instruct.parse_record(text) for text in sources.read(f"instruct:{path}")]
+    assert any(record.has_fields(["words", "features"]) for record in told)
+    assert all(set(record.entries("words")) <= set(row["instruction"]["words"])
                for record, row in zip(told, rows(path), strict=True))  # fmt: skip
     for source in (str(path), f"instruct:{path}"):
         prepare.prepare(

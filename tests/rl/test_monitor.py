@@ -11,7 +11,7 @@ import pytest
 from eval import reward_frontier
 from nanostories.dataset import storybook
 from nanostories.rl.monitor import PANELS, Monitor, alarms, is_about, mentions, story_metrics
-from nanostories.text.metrics import repetition
+from nanostories.text.metrics import repeated_ngrams
 
 GOOD = [story.text for story in storybook.stories(32, seed=1)]
 
@@ -40,7 +40,7 @@ def test_mentions():
 
 def test_repetition_by_hand():
     """Of a b c a b c a the 3-grams are abc bca cab abc bca: two of five again."""
-    assert repetition("a b c a b c a") == (2, 5) and repetition("a b") == (0, 0)
+    assert repeated_ngrams("a b c a b c a") == (2, 5) and repeated_ngrams("a b") == (0, 0)
 
 
 def test_measures_by_hand():

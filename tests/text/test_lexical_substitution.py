@@ -31,7 +31,7 @@ from nanostories.text.lexical_substitution import (
     usual,
 )
 from nanostories.text.wordnet import content_words
-from nanostories.text.words import tokens
+from nanostories.text.words import split_words
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
 
@@ -124,7 +124,7 @@ def test_words_without_synonyms_do_not_count_against_the_share():
 
 def test_wordnet_takes_any_synonym_as_it_stands():
     found = {becomes("They saw a big dog.", Wordnet(), 1, seed)[0] for seed in range(60)}
-    said = {word for text in found for word in tokens(text)}
+    said = {word for text in found for word in split_words(text)}
     assert {"hound", "frump"} <= said and {"watch", "attend"} & said  # not "watched"
 
 
@@ -265,7 +265,7 @@ def test_the_sense_that_is_meant():
 
 def test_usual_senses():
     """Of a sense those words that usually mean it: a "dog" is seldom a cad."""
-    senses = wordnet.wordnet().synsets
+    senses = wordnet.reader().synsets
     assert "large" in usual(senses("big", "a")[0], "a")
     assert "begin" in usual(senses("start", "v")[0], "v")
     assert "frump" in usual(senses("frump", "n")[0], "n")

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from nanostories.text.metrics import distinct, f1, factors, nearest, precision, self_bleu
+from nanostories.text.metrics import (
+    distinct_n,
+    mtld_factors,
+    nearest_texts,
+    ngram_f1,
+    ngram_precision,
+    self_bleu,
+)
 
 texts = st.lists(st.text("abcd", max_size=9).map(list), min_size=2, max_size=5)
 
@@ -20,17 +27,21 @@ def test_precision_counts_membership():
     occur, 6 of 6. Its trigrams aba bab aba bab: none of 4. The other way round ab is 1 of 1.
     """
     one, other = list("ababab"), list("ab")
-    assert precision(one, other) == 3 / 5
-    assert precision(one, other, 1) == 1 and precision(one, other, 3) == 0
-    assert precision(other, one) == 1
-    assert math.isnan(precision(["a"], one)) and precision(one, []) == 0
+    assert ngram_precision(one, other) == 3 / 5
+    assert ngram_precision(one, other, 1) == 1 and ngram_precision(one, other, 3) == 0
+    assert ngram_precision(other, one) == 1
+    assert math.isnan(ngram_precision(["a"], one)) and ngram_precision(one, []) == 0
 
 
 def test_f1():
     """P = 3/5, Q = 1: 2 * 3/5 / (8/5) = 3/4. Nothing in common is 0, not a division by it."""
     one, other = list("ababab"), list("ab")
-    assert f1(one, other) == f1(other, one) == pytest.approx(3 / 4)
-    assert f1(one, list("xyz")) == 0 and f1(one, one) == 1 and math.isnan(f1(one, []))
+    assert ngram_f1(one, other) == ngram_f1(other, one) == pytest.approx(3 / 4)
+    assert (
+        ngram_f1(one, list("xyz")) == 0
+        and ngram_f1(one, one) == 1
+        and math.isnan(ngram_f1(one, []))
+    )
 
 
 class Letters:
@@ -44,7 +55,7 @@ def test_rouge_clips_what_membership_does_not(found):
     one, other = found[:2]
     scorer = RougeScorer(["rouge2"], tokenizer=Letters())
     clipped = scorer.score(" ".join(other), " ".join(one))["rouge2"]
-    mine = precision(one, other)
+    mine = ngram_precision(one, other)
     if len(one) < 2:
         assert math.isnan(mine)
         return
@@ -56,23 +67,23 @@ def test_rouge_clips_what_membership_does_not(found):
 
 def test_nearest():
     """Two are the same, R = 1; the third shares bc with both, of ab bc | bc cd: P = Q = 1/2."""
-    assert nearest(["abc", "bcd", "abc", "x"]) == [
+    assert nearest_texts(["abc", "bcd", "abc", "x"]) == [
         (1.0, 2), (0.5, 0), (1.0, 0), (pytest.approx(math.nan, nan_ok=True), -1),
     ]  # fmt: skip
-    assert [j for _, j in nearest(["abc"] * 3)] == [1, 0, 0]  # never oneself
-    assert nearest(["abc"])[0][1] == -1
+    assert [j for _, j in nearest_texts(["abc"] * 3)] == [1, 0, 0]  # never oneself
+    assert nearest_texts(["abc"])[0][1] == -1
 
 
 @given(texts)
 def test_nearest_is_the_largest_f1(found):
-    for i, (score, j) in enumerate(nearest(found)):
-        every = [(f1(found[i], one), k) for k, one in enumerate(found) if k != i]
+    for i, (score, j) in enumerate(nearest_texts(found)):
+        every = [(ngram_f1(found[i], one), k) for k, one in enumerate(found) if k != i]
         every = [(value, k) for value, k in every if not math.isnan(value)]
         if not every:
             assert math.isnan(score) and j == -1
         else:
             assert score == pytest.approx(max(value for value, _ in every))
-            assert f1(found[i], found[j]) == pytest.approx(score)
+            assert ngram_f1(found[i], found[j]) == pytest.approx(score)
 
 
 def test_distinct():
@@ -81,10 +92,10 @@ def test_distinct():
     portions of 3: aba and b | ba, bigrams ab ba and ba, all of them different; words 2/3 and 2/3.
     Of 4: abab, ab ba ab, 2 of 3; ba is left over.
     """
-    assert distinct(["abab", "ba"], 1, 6) == 2 / 6 and distinct(["abab", "ba"], 2, 6) == 2 / 4
-    assert distinct(["abab", "ba"], 2, 3) == 1 and distinct(["abab", "ba"], 1, 3) == 2 / 3
-    assert distinct(["abab", "ba"], 2, 4) == 2 / 3
-    assert math.isnan(distinct(["abab", "ba"], 2, 7)) and math.isnan(distinct([], 1, 1))
+    assert distinct_n(["abab", "ba"], 1, 6) == 2 / 6 and distinct_n(["abab", "ba"], 2, 6) == 2 / 4
+    assert distinct_n(["abab", "ba"], 2, 3) == 1 and distinct_n(["abab", "ba"], 1, 3) == 2 / 3
+    assert distinct_n(["abab", "ba"], 2, 4) == 2 / 3
+    assert math.isnan(distinct_n(["abab", "ba"], 2, 7)) and math.isnan(distinct_n([], 1, 1))
 
 
 def test_factors():
@@ -93,12 +104,12 @@ def test_factors():
     factor forwards. Backwards, b a c b a, too. "a b c a" ends at 3/4, on its way from 1 to 0.72:
     0.25 / 0.28 of a factor, both ways. With marks or without is the same.
     """
-    assert factors(list("abcab")) == 1
-    assert factors(list("abca")) == pytest.approx(0.25 / 0.28)
-    assert factors(list("a,b.c!a")) == pytest.approx(0.25 / 0.28)
-    assert factors([]) == 0 and factors(["a", "b"]) == 0
+    assert mtld_factors(list("abcab")) == 1
+    assert mtld_factors(list("abca")) == pytest.approx(0.25 / 0.28)
+    assert mtld_factors(list("a,b.c!a")) == pytest.approx(0.25 / 0.28)
+    assert mtld_factors([]) == 0 and mtld_factors(["a", "b"]) == 0
     # Forwards a a | b c is 1 + 0; backwards c b a a ends at 3/4.
-    assert factors(list("aabc")) == pytest.approx((1 + 0.25 / 0.28) / 2)
+    assert mtld_factors(list("aabc")) == pytest.approx((1 + 0.25 / 0.28) / 2)
 
 
 @given(texts)

@@ -51,7 +51,7 @@ def test_the_tagger_is_nltks():
     texts = [story.text for story in storybook.stories(30, seed=4)]
     odd = ["", "x-ray", "1999", "37", "İ", "’", "-", "e\u0301", "日本", "!" * 50]
     for words in [text.split() for text in texts] + [odd, odd[::-1], []]:
-        assert wordnet.tags(words) == [tag for _, tag in own.tag(words)]
+        assert wordnet.pos_tags(words) == [tag for _, tag in own.tag(words)]
 
 
 def test_synonyms():
@@ -107,7 +107,7 @@ def test_the_mode(tmp_path, monkeypatch):
 def test_without_the_data_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [])
     wordnet._tagger.cache_clear()
-    wordnet.wordnet.cache_clear()
+    wordnet.reader.cache_clear()
     for name in [name for name in sys.modules if name.startswith("nltk.corpus")]:
         monkeypatch.delitem(sys.modules, name)
     for ask in (lambda: content_words("a dog"), lambda: synonyms("weasel", "n")):
@@ -115,4 +115,4 @@ def test_without_the_data_one_line_says_how_to_get_it(monkeypatch):
             ask()
         assert "\n" not in str(error.value)
     wordnet._tagger.cache_clear()
-    wordnet.wordnet.cache_clear()
+    wordnet.reader.cache_clear()

@@ -7,7 +7,7 @@ import torch
 from eval.interpretability import attention_heads, hooks
 from eval.interpretability.attention_heads import Guess, Pairs, Story, bucket, classify
 from model import GPT, GPTConfig
-from nanostories.text.pos_tags import PARTS
+from nanostories.text.pos_tags import POS
 
 VOCAB = 30
 NAMES = (3, 4)  # tokens that a semantic head looks at
@@ -17,7 +17,7 @@ LENGTH, STORIES = 40, 24
 def story(rng):
     """Tokens at random, with the parts of speech that they always have here."""
     ids = [0, *rng.integers(1, VOCAB, LENGTH).tolist()]
-    return Story(ids, ["end", *(PARTS[i % 7] for i in ids[1:])])
+    return Story(ids, ["end", *(POS[i % 7] for i in ids[1:])])
 
 
 def planted(scores, one, rng):

@@ -9,13 +9,13 @@ from eval.interpretability import hooks, neurons
 from eval.interpretability.attention_heads import Story
 from eval.interpretability.neurons import Tops, coherence, entropies, examples, ranked, search
 from nanostories.dataset.tokenizer import build
-from nanostories.text.pos_tags import PARTS, parts_of
+from nanostories.text.pos_tags import POS, tag_tokens
 
 
 def stories_of(count, rng, length=planted.LENGTH):
     ids = rng.integers(1, planted.VOCAB, (count, length))
     ids[:, 0] = planted.EOT
-    return [Story(one, ["end", *(PARTS[i % 5] for i in one[1:])]) for one in ids.tolist()]
+    return [Story(one, ["end", *(POS[i % 5] for i in one[1:])]) for one in ids.tolist()]
 
 
 def values_of(model, story):
@@ -141,7 +141,7 @@ def test_random_neurons_are_rarely_readable():
 
 def parts(text, tokenizer):
     ids = [tokenizer.eot, *tokenizer.encode(text)]
-    return list(zip((tokenizer.decode([i]) for i in ids), parts_of(ids, tokenizer), strict=True))
+    return list(zip((tokenizer.decode([i]) for i in ids), tag_tokens(ids, tokenizer), strict=True))
 
 
 def test_parts_of_speech(nltk_data):
@@ -171,5 +171,7 @@ def test_parts_of_pieces_of_characters(nltk_data):
     assert found[3] == "blank" and found[-5:-3] == ["blank"] * 2 and found[-3:] == ["mark"] * 3
     assert len(set(found[4:10])) == 1
     broken = [tokenizer.eot, 0xC3, 0x20, 0x41, 0xFF]
-    assert len(parts_of(broken, tokenizer)) == 5 and set(parts_of(broken, tokenizer)) <= set(PARTS)
-    assert parts_of([], tokenizer) == []
+    assert len(tag_tokens(broken, tokenizer)) == 5 and set(tag_tokens(broken, tokenizer)) <= set(
+        POS
+    )
+    assert tag_tokens([], tokenizer) == []

@@ -17,8 +17,8 @@ from eval.memorization import inverted_index, nearest_story
 from eval.memorization.nearest_story import Closest, Index
 from nanostories.dataset import storybook, tokenizer
 from nanostories.dataset.shards import Dataset
-from nanostories.text.metrics import precision
-from nanostories.text.words import ngrams, spans, words_and_marks
+from nanostories.text.metrics import ngram_precision
+from nanostories.text.words import ngrams, word_spans, words_and_marks
 
 ODD = "aA bB.İß’'\"-é漢字😀\u0301\u200d_9,\n\t\x1c\u2028<|>"
 texts = st.one_of(
@@ -56,16 +56,16 @@ def test_words_and_marks():
         "lily's", '"', "tea-time", '"', "isn't", "at", "5", ":", "30", ".", ".", ".",
         "i", "̇", "stanbul", "!",
     ]  # fmt: skip
-    assert [text[i:j] for i, j in spans(text)][:12] == [
+    assert [text[i:j] for i, j in word_spans(text)][:12] == [
         "Lily's", '"', "tea-time", '"', "isn’t", "at", "5", ":", "30", ".", ".", "."
     ]  # fmt: skip
-    assert len(spans(text)) == len(words) and words_and_marks(" \n\t\u2028") == []
+    assert len(word_spans(text)) == len(words) and words_and_marks(" \n\t\u2028") == []
 
 
 @given(st.text(ODD, max_size=30))
 def test_words_hold_all_but_blanks(text):
     assert "".join(words_and_marks(text)) == "".join(text.split()).lower().replace("’", "'")
-    assert len(spans(text)) == len(words_and_marks(text))
+    assert len(word_spans(text)) == len(words_and_marks(text))
 
 
 SOME = [
@@ -128,7 +128,7 @@ def test_many_stories(quick, tmp_path, monkeypatch):
         assert [index.closest(words) for words in asked] == expected
     for words, near in zip(asked, expected, strict=True):
         story = words_and_marks(stories[near.story])
-        assert near.share == pytest.approx(precision(words, story))
+        assert near.share == pytest.approx(ngram_precision(words, story))
 
 
 def test_the_first_of_equals(quick, tmp_path):
