@@ -18,8 +18,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from configs import load
 from model import GPT, GPTConfig
 from nanostories.training import checkpoint

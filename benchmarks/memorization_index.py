@@ -28,7 +28,6 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 from eval.diversity import cut_at  # noqa: E402
 from eval.memorization import nearest_story  # noqa: E402

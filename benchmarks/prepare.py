@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from nanostories.dataset import sources
+from nanostories.dataset.tokenizer import Tokenizer
 
-from nanostories.dataset import sources  # noqa: E402
-from nanostories.dataset.tokenizer import Tokenizer  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_text(source, path, size):
