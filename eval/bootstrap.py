@@ -1,76 +1,205 @@
-"""Means with their bootstrap confidence intervals (Efron 1979), resampling whole prompts."""
+"""
+Confidence intervals: the bootstrap (Efron 1979) over prompts and seeds, and the delta method.
+
+    ratio(correct, questions)           # each prompt's points and how many it could have
+    {"mean": 0.867, "low": 0.827, "high": 0.903, "n": 200}
+
+An interval is a dict like this one: the estimate, the ends of its 95 % interval, and the number of
+samples behind it. What depends on one prompt is resampled together.
+"""
 
 import numpy as np
 
 ROUNDS = 2000  # resamples: the ends of a 95 % interval then scatter by a sixtieth of its width
 
 
-def resampled(tops, bottoms, seed=0):
+def interval(draws, n):
     """
-    sum(tops) / sum(bottoms) of ROUNDS resamples, float64 (ROUNDS,).
+    The percentile interval of draws, float64 (1 + ROUNDS,): the estimate, then its resamples.
 
-    tops, bottoms: (prompts,) float, each prompt's points and how many it could have; what depends
-    on one prompt is drawn together. Resamples that could have no points are nan.
+    None where there is no finite estimate.
     """
-    tops, bottoms = (np.asarray(x, np.float64) for x in (tops, bottoms))
-    n = len(tops)
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), ROUNDS)  # (ROUNDS, n)
-    tops, bottoms = times @ tops, times @ bottoms
-    return np.divide(tops, bottoms, where=bottoms > 0, out=np.full(ROUNDS, np.nan))
-
-
-def ratio(tops, bottoms, seed=0):
-    """
-    {"mean", "low", "high", "n"} of sum(tops) / sum(bottoms) with its 95 % percentile interval, n
-    the prompts that count in it; or None where none does. See `resampled`.
-    """
-    counted = int(np.count_nonzero(bottoms))
-    if not counted:
+    if draws is None or not np.isfinite(draws[0]):
         return None
-    low, high = np.nanpercentile(resampled(tops, bottoms, seed), (2.5, 97.5))
-    mean = float(np.sum(tops) / np.sum(bottoms))
-    return {"mean": mean, "low": float(low), "high": float(high), "n": counted}
+    low, high = np.nanpercentile(draws[1:], (2.5, 97.5))
+    return {"mean": float(draws[0]), "low": float(low), "high": float(high), "n": int(n)}
 
 
-def mean(values, seed=0):
-    """The same of a mean, of those values that are not nan."""
-    values = np.asarray(values, np.float64)
-    counts = ~np.isnan(values)
-    return ratio(np.where(counts, values, 0), counts, seed)
-
-
-def difference(one, other, seed=0):
-    """
-    The same of one ratio less another: two pairs (tops, bottoms) over the same prompts, which are
-    resampled together.
-    """
-    pair = [ratio(*side, seed) for side in (one, other)]
-    if None in pair:
-        return None
-    spread = resampled(*one, seed) - resampled(*other, seed)
-    low, high = np.nanpercentile(spread, (2.5, 97.5))
-    mean = pair[0]["mean"] - pair[1]["mean"]
-    return {"mean": mean, "low": float(low), "high": float(high), "n": pair[0]["n"]}
-
-
-def quotient(one, other, seed=0, of=np.asarray):
-    """
-    The same of one ratio over another: two pairs (tops, bottoms) of different prompts, which are
-    resampled apart. of: makes what is compared of both ratios, as np.exp perplexities of nats.
-    """
-    pair = [ratio(*side, seed) for side in (one, other)]
-    if None in pair or not of(pair[1]["mean"]):
-        return None
-    top, bottom = (of(resampled(*side, seed + i)) for i, side in enumerate((one, other)))
-    spread = np.divide(top, bottom, where=bottom > 0, out=np.full(ROUNDS, np.nan))
-    low, high = np.nanpercentile(spread, (2.5, 97.5))
-    mean = float(of(pair[0]["mean"]) / of(pair[1]["mean"]))
-    return {"mean": mean, "low": float(low), "high": float(high), "n": pair[0]["n"]}
-
-
-def described(interval, digits=3):
-    """An interval in a few characters: "0.867 (0.827 to 0.903)", and "-" for None."""
+def format_interval(interval, digits=3):
+    """An interval as text: "0.867 (0.827 to 0.903)", and "-" for None."""
     if interval is None:
         return "-"
     mean, low, high = (f"{interval[name]:.{digits}f}" for name in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
+
+
+# ----------------------------------------------------------------------------------------------
+# over prompts
+
+
+def resample_counts(n, rng):
+    """How often each of n prompts is drawn in each resample, int64 (ROUNDS, n)."""
+    return rng.multinomial(n, np.full(n, 1 / n), ROUNDS)
+
+
+def resample_ratio(numerators, denominators, seed=0):
+    """
+    sum(numerators) / sum(denominators) and its resamples, float64 (1 + ROUNDS,).
+
+    numerators, denominators: (prompts,), each prompt's points and how many it could have. It is nan
+    where the denominators sum to 0.
+    """
+    pair = np.array([numerators, denominators], np.float64)
+    if not pair.size:
+        return np.full(1 + ROUNDS, np.nan)
+    counts = resample_counts(pair.shape[1], np.random.default_rng(seed))
+    # Two products of a matrix and a vector: one of two matrices would round otherwise.
+    sums = [np.r_[np.sum(values), counts @ values] for values in pair]
+    return _divide(*sums)
+
+
+def _divide(numerators, denominators):
+    """Their quotient, nan where a denominator is not above 0."""
+    nans = np.full(np.shape(numerators), np.nan)
+    return np.divide(numerators, denominators, where=denominators > 0, out=nans)
+
+
+def ratio(numerators, denominators, seed=0):
+    """
+    The interval of sum(numerators) / sum(denominators); None where the denominators sum to 0.
+
+    n is the number of prompts whose denominator is not 0. See `resample_ratio`.
+    """
+    draws = resample_ratio(numerators, denominators, seed)
+    return interval(draws, np.count_nonzero(denominators))
+
+
+def mean(values, seed=0):
+    """The interval of a mean over the values that are not nan."""
+    values = np.asarray(values, np.float64)
+    present = ~np.isnan(values)
+    return ratio(np.where(present, values, 0), present, seed)
+
+
+def difference(one, other, seed=0):
+    """
+    The interval of one ratio less another: two pairs (numerators, denominators) over the same
+    prompts, which are resampled together.
+    """
+    draws = resample_ratio(*one, seed) - resample_ratio(*other, seed)
+    return interval(draws, np.count_nonzero(one[1]))
+
+
+def quotient(one, other, seed=0, transform=np.asarray):
+    """
+    The interval of one ratio over another: two pairs (numerators, denominators) of different
+    prompts, which are resampled independently.
+
+    transform: applied to both ratios first; np.exp makes perplexities of mean losses.
+    """
+    draws = [transform(resample_ratio(*pair, seed + i)) for i, pair in enumerate((one, other))]
+    return interval(_divide(*draws), np.count_nonzero(one[1]))
+
+
+def basic_interval(draws, n):
+    """
+    The basic bootstrap interval of draws, (1 + ROUNDS,) as in `interval`, mean and ends.
+
+    It takes off the bias of an estimate such as an entropy, which is too low in a sample and lower
+    still in a resample, by about as much (Davison & Hinkley 1997, section 5.2).
+    """
+    low, high = np.nanpercentile(draws[1:], (2.5, 97.5))
+    high, middle, low = 2 * draws[0] - np.array([low, np.nanmean(draws[1:]), high])
+    return {"mean": float(middle), "low": float(low), "high": float(high), "n": int(n)}
+
+
+# ----------------------------------------------------------------------------------------------
+# over models and seeds
+
+
+def resample_models(answers, rng):
+    """
+    The mean score of each model and its resamples, float64 (models, 1 + ROUNDS).
+
+    answers: float64 (seeds, questions) for each model, nan where there is no answer. All models
+    share the resampled questions; `resample_seeds` adds what other seeds would change.
+    """
+    counts = resample_counts(answers[0].shape[1], rng).T  # (questions, ROUNDS)
+    errors = resample_seeds([np.nanmean(one, axis=1) for one in answers], rng)
+    rows = []
+    for i, one in enumerate(answers):
+        present = ~np.isnan(one)
+        sums, totals = np.where(present, one, 0) @ counts, present @ counts  # (seeds, ROUNDS)
+        means = sums.sum(0) / np.maximum(1, totals.sum(0))
+        if errors:
+            means = means + errors[i][1:] - errors[i][0]
+        rows.append(np.concatenate([[np.nanmean(one)], means]))
+    return np.array(rows)
+
+
+def resample_seeds(groups, rng):
+    """
+    The mean of each group of values, one for each seed, and ROUNDS draws of its true value.
+
+    The draws, [(1 + ROUNDS,)], add t-distributed errors whose standard deviation is pooled over all
+    groups. None where no group has two values.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    if not freedom:
+        return None
+    deviation = np.sqrt(sum(np.var(group) * len(group) for group in groups) / freedom)
+    return [
+        np.mean(group) + np.r_[0, deviation / np.sqrt(len(group)) * rng.standard_t(freedom, ROUNDS)]
+        for group in groups
+    ]
+
+
+def resample_mean(rows, rng):
+    """
+    The mean of one resample of rows, (seeds, n) -> (n,).
+
+    Resampled means of few rows vary too little, by (seeds - 1) / seeds in variance: this takes
+    them as much further from the mean.
+    """
+    n, mean = len(rows), rows.mean(0)
+    return mean + (rows[rng.integers(n, size=n)].mean(0) - mean) * np.sqrt(n / max(1, n - 1))
+
+
+# ----------------------------------------------------------------------------------------------
+# of normal errors
+
+
+def standard_error(interval):
+    """The standard error that a 95 % interval stands for."""
+    return (interval["high"] - interval["low"]) / (2 * 1.96)
+
+
+def normal_interval(mean, error, n):
+    """The 95 % interval of a normally distributed estimate with this standard error."""
+    return {"mean": float(mean), "low": float(mean - 1.96 * error),
+            "high": float(mean + 1.96 * error), "n": n}  # fmt: skip
+
+
+def independent_difference(one, other):
+    """The interval of one interval's mean less another's, of independent samples."""
+    error = np.hypot(standard_error(one), standard_error(other))
+    return normal_interval(one["mean"] - other["mean"], error, one["n"])
+
+
+def normal_draws(intervals, rng):
+    """The means of intervals and ROUNDS normally distributed draws of each, (n, 1 + ROUNDS)."""
+    noise = np.hstack([np.zeros((len(intervals), 1)), rng.normal(size=(len(intervals), ROUNDS))])
+    errors = np.array([[standard_error(row)] for row in intervals])
+    return np.array([[row["mean"]] for row in intervals]) + noise * errors
+
+
+def delta_ratio(numerators, denominators):
+    """
+    sum(numerators) / sum(denominators) over groups, and the half-width of its 95 % interval by the
+    delta method, None where there is only one group.
+    """
+    mean, n = float(numerators.sum() / denominators.sum()), len(numerators)
+    if n == 1:
+        return mean, None
+    variation = ((numerators - mean * denominators) ** 2).sum()
+    return mean, float(1.96 * np.sqrt(variation * n / (n - 1)) / denominators.sum())

@@ -299,11 +299,13 @@ def show(results):
           f"{'4-grams never seen':>24}{'run: median, max':>18}{'exact':>7}{'template':>9}"
           f"{'short':>7}")  # fmt: skip
     for name, row in results.items():
-        cells = [bootstrap.described(row.get(x)) for x in ("s", "r", "h", "h_of_unseen_as_long")]
+        cells = [
+            bootstrap.format_interval(row.get(x)) for x in ("s", "r", "h", "h_of_unseen_as_long")
+        ]
         line = name.ljust(wide) + "".join(cell.rjust(24) for cell in cells)
         if "g" in row:
             run, levels = row["run"]["words"], row["levels"]
-            line += bootstrap.described(row["g"]["4"]["never"]).rjust(24)
+            line += bootstrap.format_interval(row["g"]["4"]["never"]).rjust(24)
             line += (f"{run['median']:g}, {run['max']}" if run else "-").rjust(18)
             line += f"{levels['exact']:>7}"
             line += f"{levels['template'] if row['run']['words_masked'] else '-':>9}"
@@ -314,8 +316,8 @@ def show(results):
     for name, row in results.items():
         shares = ("-" if x is None else f"{x:.3f}" for x in row["distinct"].values())
         line = f"{name:{wide}}{row['words']:>8.1f}" + "".join(f"{x:>12}" for x in shares)
-        line += bootstrap.described(row["mtld"], 1).rjust(24)
-        print(line + bootstrap.described(row["self_bleu"]).rjust(24))
+        line += bootstrap.format_interval(row["mtld"], 1).rjust(24)
+        print(line + bootstrap.format_interval(row["self_bleu"]).rjust(24))
 
 
 def lines_of(index, found, told, copied, results):
@@ -369,7 +371,7 @@ def main():
     gaps = differences(results, told, settings.seed)
     for name, gap in gaps.items():
         print(f"{models[0].out_dir} less {name}: " + ", ".join(
-            f"{kind} {bootstrap.described(value)}" for kind, value in gap.items()))  # fmt: skip
+            f"{kind} {bootstrap.format_interval(x)}" for kind, x in gap.items()))  # fmt: skip
     names_ = ("cut", "temperatures", "top_p", "max_new_tokens", "weights", "seed", "distinct_words")
     facts = {"dataset": where, "data": checkpoint.hashes(index.data.manifest)}
     facts |= {"models": {model.out_dir: model.identity() for model in models}}

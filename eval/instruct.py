@@ -147,7 +147,9 @@ def show(name, checks):
     print("".join(["check".ljust(24), "asked".rjust(6), *(titles[s].rjust(26) for s in sides)]))
     for check_, row in checks.items():
         n = row["model"]["n"] if row["model"] else 0
-        cells = (bootstrap.described(row[side]).rjust(26) if side in row else "" for side in sides)
+        cells = (
+            bootstrap.format_interval(row[side]).rjust(26) if side in row else "" for side in sides
+        )
         print("".join([check_.ljust(24), f"{n:>6}", *cells]))
 
 
@@ -180,9 +182,8 @@ def main():
         results["beside"]["difference"] = differences(*found, records, settings)
         print()
         for name, gap in results["beside"]["difference"].items():
-            print(
-                f"{name}: {models[0].out_dir} less {models[1].out_dir}: {bootstrap.described(gap)}"
-            )
+            sides = f"{models[0].out_dir} less {models[1].out_dir}"
+            print(f"{name}: {sides}: {bootstrap.format_interval(gap)}")
     write(models[0], records, told[0], results, settings)
 
 

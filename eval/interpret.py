@@ -288,11 +288,11 @@ def show(results):
     print(f"\n{'head':>8} {'kind':<15}{'distance':>24}{'median':>7}{'repetition':>26}{'words':>26}"
           f"{'first':>7}{'loss without':>26}  looks at")  # fmt: skip
     for row in results["heads"]:
-        cells = [bootstrap.described(row[x]) for x in GUESSES]
+        cells = [bootstrap.format_interval(row[x]) for x in GUESSES]
         words = " ".join(token.strip() for token, *_ in row["keys"][:4])
         print(f"{row['layer']:>5}.{row['head']:<2} {row['kind']:<15}{cells[0]:>24}"
               f"{row['median']:>7}{cells[1]:>26}{cells[2]:>26}{row['first']['mean']:>7.2f}"
-              f"{bootstrap.described(row['loss']['all']):>26}  {words}")  # fmt: skip
+              f"{bootstrap.format_interval(row['loss']['all']):>26}  {words}")  # fmt: skip
     print(f"\n{results['summary']}")
     facts = results["neurons"]
     print(f"\n{'neuron':>8} {'shown as':<14}{'rank':>7}{'coherence':>11}{'again':>8}"
@@ -302,12 +302,12 @@ def show(results):
         words = " ".join(dict.fromkeys(tokens))
         print(f"{row['layer']:>3}.{row['neuron']:<5}{row['why']:<14}{row['rank']:>7}"
               f"{row['coherence']:>11.3f}{row['coherence_again']:>8.3f}"
-              f"{bootstrap.described(row['loss']['all'], 4):>29}  {words[:60]}")  # fmt: skip
-    print("\ncoherence of all neurons: " + bootstrap.described(facts["mean"])
+              f"{bootstrap.format_interval(row['loss']['all'], 4):>29}  {words[:60]}")  # fmt: skip
+    print("\ncoherence of all neurons: " + bootstrap.format_interval(facts["mean"])
           + "; readable, above 99 of 100 sets of random tokens: "
-          + bootstrap.described(facts["readable"]) + "; of random weights: "
-          + bootstrap.described(facts["mean_of_random_weights"]) + ", "
-          + bootstrap.described(facts["readable_of_random_weights"]))  # fmt: skip
+          + bootstrap.format_interval(facts["readable"]) + "; of random weights: "
+          + bootstrap.format_interval(facts["mean_of_random_weights"]) + ", "
+          + bootstrap.format_interval(facts["readable_of_random_weights"]))  # fmt: skip
 
 
 def summary(heads):

@@ -180,7 +180,7 @@ def show_grades(grades, ages):
         if row and "relative" in row:
             need = "-" if row["stories"] is None else row["stories"]
             cells = f"{row['relative']:>10.2f}   {need} (a step is {published.step(name):.2f})"
-        print(f"{name:14}{bootstrap.described(row, 2):>22}{cells}")
+        print(f"{name:14}{bootstrap.format_interval(row, 2):>22}{cells}")
     if total := sum(ages.values()):
         shares = (f"{AGES[age]}: {ages[age] / total:.0%}" for age in AGES)
         print("age group     " + ", ".join(shares))
@@ -323,7 +323,7 @@ def compared(models, asked, verdicts, prompts, settings):
     rate_ = bootstrap.ratio(tops, bottoms, settings.seed)
     print(f"{models[0].out_dir} against {models[1].out_dir}: " + ", ".join(
         f"{name} {count}" for name, count in counts.items()))  # fmt: skip
-    print(f"win rate, a tie half a win: {bootstrap.described(rate_)}")
+    print(f"win rate, a tie half a win: {bootstrap.format_interval(rate_)}")
     return {"beside": {"run": models[1].out_dir, "checkpoint": models[1].identity()},
             "win_rate": rate_, "counts": counts}  # fmt: skip
 

@@ -121,9 +121,9 @@ def show_known(tables, settings):
     for kind in [*dict.fromkeys(row["kind"] for row in rows), None]:
         for name, table in zip(names, tables, strict=True):
             found = known(table["rows"], settings.seed, kind)
-            cells = [bootstrap.described(found["right"]).rjust(24)]
-            cells.append(bootstrap.described(found["margin"], 2).rjust(26))
-            cells += [bootstrap.described(found[x]).rjust(24) for x in found if x == "rating"]
+            cells = [bootstrap.format_interval(found["right"]).rjust(24)]
+            cells.append(bootstrap.format_interval(found["margin"], 2).rjust(26))
+            cells += [bootstrap.format_interval(found[x]).rjust(24) for x in found if x == "rating"]
             print(f"{kind or 'all':10}{name:22.22}{''.join(cells)}")
 
 
@@ -161,5 +161,6 @@ def evaluate(models, settings, folder, facts):
         }
     results["difference"] = apart(tables, settings.seed)
     for name, gap in results["difference"].items():
-        print(f"right pairs, {models[0].out_dir} less {name}: {bootstrap.described(gap['right'])}")
+        right = bootstrap.format_interval(gap["right"])
+        print(f"right pairs, {models[0].out_dir} less {name}: {right}")
     storage.write_json(folder / "judge-prompts.json", results)

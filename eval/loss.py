@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import UserError, load, run
+from eval.bootstrap import delta_ratio
 from nanostories import storage
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.packing import PackedDataLoader
@@ -85,18 +86,6 @@ def score(model, groups, eot, batch_size, autocast):
     return np.array(totals, dtype=np.float64).reshape(-1, 3)
 
 
-def ratio(top, bottom):
-    """
-    sum(top) / sum(bottom), and the half-width of its 95 % confidence interval (delta method over
-    the groups), None where there is but one group.
-    """
-    mean, n = float(top.sum() / bottom.sum()), len(top)
-    if n == 1:
-        return mean, None
-    spread = ((top - mean * bottom) ** 2).sum()
-    return mean, 1.96 * math.sqrt(spread * n / (n - 1)) / float(bottom.sum())
-
-
 def main():
     settings, origin = load(Settings, positional="out_dir")
     device = pick_device(settings.device)
@@ -120,8 +109,8 @@ def main():
     if not len(totals):
         raise UserError(f"no text in '{source}'")
     nats, tokens, size = totals.T
-    loss, loss_half = ratio(nats, tokens)
-    bits, bits_half = ratio(nats / math.log(2), size)
+    loss, loss_half = delta_ratio(nats, tokens)
+    bits, bits_half = delta_ratio(nats / math.log(2), size)
     what = " of stories, not of their instructions" if loss_on == "story" else ""
     print(f"{source}: {int(tokens.sum()):,} tokens, {int(size.sum()):,} bytes{what}")
     print(f"loss per token {loss:.4f}" + (f" +- {loss_half:.4f}" if loss_half else ""))

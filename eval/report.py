@@ -122,7 +122,7 @@ def main():
         charts.picture(out / "headline.png", *shown[0], **shown[1])
     print(f"\n{'':58}{'verdict':14}value")
     for claim in found:
-        print(f"{claim.text:58}{claim.verdict:14}{bootstrap.described(claim.value)}")
+        print(f"{claim.text:58}{claim.verdict:14}{bootstrap.format_interval(claim.value)}")
     print(f"\n{out / 'report.html'}")
 
 

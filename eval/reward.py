@@ -198,12 +198,12 @@ def against(lines, base, seed):
 def show(results, lines, shown):
     """Print the table, a model a column, and some stories of each."""
     models = results["models"]
-    rows = [(name, [bootstrap.described(x[name], digits) for x in models.values()])
+    rows = [(name, [bootstrap.format_interval(x[name], digits) for x in models.values()])
             for name, digits in (("about", 3), ("mentions", 2), ("reward", 3), ("repetition", 4),
                                  ("perplexity", 2), ("words", 0), ("ended", 3))]  # fmt: skip
     for name in ("repetition", "perplexity"):
-        rows.append((f"{name}, x reference", [
-            bootstrap.described(x["against"].get(name), 2) for x in models.values()]))  # fmt: skip
+        ratios = (x["against"].get(name) for x in models.values())
+        rows.append((f"{name}, x reference", [bootstrap.format_interval(x, 2) for x in ratios]))
     rows.append(("distinct-2", ["-" if x["distinct_2"] is None else f"{x['distinct_2']:.3f}"
                                 for x in models.values()]))  # fmt: skip
     for key, label in (("verdicts", "good, okay, bad"), ("judged", "the judge")):

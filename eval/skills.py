@@ -131,7 +131,7 @@ def main():
     }
     print(f"{'':14}{'questions':>10}{'told':>24}{'margin, nats':>26}")
     for kind, row in results["skills"].items():
-        cells = bootstrap.described(row["right"]), bootstrap.described(row["margin"], 2)
+        cells = bootstrap.format_interval(row["right"]), bootstrap.format_interval(row["margin"], 2)
         print(f"{kind:14}{row['right']['n']:>10}{cells[0]:>24}{cells[1]:>26}")
     if settings.steps:
         results["along"] = along(found, prompts, settings)

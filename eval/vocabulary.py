@@ -178,7 +178,11 @@ def loss_on(found, texts, settings, of_bytes):
     autocast = autocast_for(device, pick_dtype(settings.dtype, device))
     groups = loss.groups_of_text(iter(texts), found.tokenizer, min(GROUP, 1 + len(texts) // 8))
     nats, count, size = loss.score(found.model, groups, found.tokenizer.eot, 8, autocast).T
-    mean, half = loss.ratio(nats / np.log(2), size) if of_bytes else loss.ratio(nats, count)
+    mean, half = (
+        bootstrap.delta_ratio(nats / np.log(2), size)
+        if of_bytes
+        else bootstrap.delta_ratio(nats, count)
+    )
     half = half or 0.0
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(nats)}
 
@@ -199,13 +203,13 @@ def show(results):
     names = {"mtld": ("MTLD", 1), "synonym_entropy": ("synonym entropy, bits", 3),
              "rare": ("rare words", 4), "non_words": ("non-words", 4)}  # fmt: skip
     names |= {f"distinct_{n}": (f"distinct-{n}", 3) for n in (1, 2, 3)}
-    rows = [(label, [bootstrap.described(x[key], digits) for x in both])
+    rows = [(label, [bootstrap.format_interval(x[key], digits) for x in both])
             for key, (label, digits) in names.items()]  # fmt: skip
     unit = "bits per byte" if results["loss_of_bytes"] else "loss"
-    rows += [(f"{unit} on {where}", [bootstrap.described(x["loss"][where], 4) for x in both])
+    rows += [(f"{unit} on {where}", [bootstrap.format_interval(x["loss"][where], 4) for x in both])
              for where in both[0]["loss"]]  # fmt: skip
     for grade in dict.fromkeys([*both[0]["judge"], *both[1]["judge"]]):
-        rows.append((grade, [bootstrap.described(x["judge"].get(grade), 2) for x in both]))
+        rows.append((grade, [bootstrap.format_interval(x["judge"].get(grade), 2) for x in both]))
     wide = max(len(label) for label, _ in rows)
     print(f"\n{'':{wide}}  {'plain':<28}{'with synonyms'}")
     for label, cells in rows:

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.reporting.scores import (
-    CHANCE,
-    FEW,
-    ROUNDS,
-    answers,
-    apart,
+from eval.bootstrap import (
+    independent_difference,
     interval,
-    of_grid,
-    pooled,
-    resampled,
-    spread_of,
+    normal_draws,
+    normal_interval,
+    resample_models,
+    resample_seeds,
+    standard_error,
 )
+from eval.reporting.scores import CHANCE, FEW, answers, of_grid
 
 HOLDS, FAILS, OPEN = "holds", "does not", "cannot tell"
 MEASURED = "the models that it compares have not all been measured"
@@ -99,7 +97,7 @@ def before(study):
             gaps.append(second - first)
     value, note = None, ""
     if len(gaps) >= FEW:
-        value = interval(pooled([np.array(gaps)], np.random.default_rng(0))[0], len(gaps))
+        value = interval(resample_seeds([np.array(gaps)], np.random.default_rng(0))[0], len(gaps))
         note = f"{late} of {len(gaps)} runs ended before one of the two: counted as then" * (
             late > 0
         )
@@ -198,15 +196,14 @@ def two_layers(study):
         row = obeyed(run)
         if row.get("shuffled") and run.size.layers in (1, 2):
             gain = row["model"]["mean"] - row["shuffled"]["mean"]
-            error = np.hypot(spread_of(row["model"]), spread_of(row["shuffled"]))
+            error = np.hypot(standard_error(row["model"]), standard_error(row["shuffled"]))
             gains.setdefault(run.size.width, {})[run.size.layers] = gain, error
     pairs = [(both[2], both[1]) for both in gains.values() if len(both) == 2]
     value, note = None, "" if runs else "no model was trained on instructions"
     if pairs:
         middle = float(np.mean([two - one for (two, _), (one, _) in pairs]))
         errors = np.sqrt(sum(a**2 + b**2 for (_, a), (_, b) in pairs)) / len(pairs)
-        value = {"mean": middle, "low": float(middle - 1.96 * errors),
-                 "high": float(middle + 1.96 * errors), "n": len(pairs)}  # fmt: skip
+        value = normal_interval(middle, errors, len(pairs))
         note = ONE_SEED
     return Claim("Instructions need two layers", "paper, section 4.1",
                  "instructions followed whole, above what a model that reads none would get: two "
@@ -220,10 +217,7 @@ def follow(study):
     value, note = None, f"it takes {FEW} models of instructions that differ in both"
     if len(runs) >= FEW and np.linalg.matrix_rank(shapes) == 3:
         rows = [obeyed(run)["model"] for run in runs]
-        noise = np.random.default_rng(0).normal(size=(len(runs), ROUNDS))
-        noise = np.hstack([np.zeros((len(runs), 1)), noise])
-        drawn = np.array([[row["mean"]] for row in rows])
-        drawn = drawn + noise * np.array([[spread_of(row)] for row in rows])
+        drawn = normal_draws(rows, np.random.default_rng(0))
         _, width, layers = np.linalg.lstsq(shapes, drawn, rcond=None)[0]
         value, note = interval(layers - width, len(runs)), ONE_SEED
     return Claim("Instructions follow depth", "paper, section 4.1",
@@ -252,7 +246,7 @@ def rivals(study):
     for run in them:
         kinds = [kind for kind in ("grammar", "consistency", "plot") if kind in answers(us)]
         sides = [answers(us)[kind] - answers(run)[kind] for kind in kinds]
-        rows = [resampled([side[None]], np.random.default_rng(0))[0] for side in sides]
+        rows = [resample_models([side[None]], np.random.default_rng(0))[0] for side in sides]
         gaps.append(np.mean(rows, axis=0))
     value = interval(min(gaps, key=lambda gap: gap[0]), len(them))
     return Claim(text, source, measure, value, ONE_SEED)
@@ -274,7 +268,7 @@ def flattens(study):
         first = np.interp(epoch / 100, *np.array(run.train_curve).T)
         middle, last = np.interp([epoch / 2, epoch], *np.array(run.curve).T)
         shares.append(0.1 - (middle - last) / max(first - last, 1e-9))
-    drawn = pooled([np.array(shares)], np.random.default_rng(0))
+    drawn = resample_seeds([np.array(shares)], np.random.default_rng(0))
     note = "a learning rate that falls to its end makes the end steeper"
     return Claim(text, source, measure, drawn and interval(drawn[0], len(runs)), note)
 
@@ -287,7 +281,7 @@ def heads(study):
             losses.setdefault(run.size[:2], {}).setdefault(run.size.heads, []).append(run.loss)
     groups = [np.array(by_heads[n]) for by_heads in losses.values() if len(by_heads) > 1
               for n in (min(by_heads), max(by_heads))]  # fmt: skip
-    drawn = pooled(groups, np.random.default_rng(0))
+    drawn = resample_seeds(groups, np.random.default_rng(0))
     value, note = None, "" if groups else "no two models differ in their heads alone"
     if drawn:
         gaps = [few - many for few, many in zip(drawn[::2], drawn[1::2], strict=True)]
@@ -306,10 +300,14 @@ def readable(study):
               if "gpt2" in run.name and run.found.get("interpret")]  # fmt: skip
     source, measure = "paper, section 5.2", "how alike the tokens are that a neuron fires at"
     facts = [run.found["interpret"]["neurons"] for run in (*ours[:1], *theirs[:1])]
-    value = apart(facts[0]["mean"], facts[0]["mean_of_random_weights"]) if ours else None
+    value = (
+        independent_difference(facts[0]["mean"], facts[0]["mean_of_random_weights"])
+        if ours
+        else None
+    )
     yield Claim("Neurons of TinyStories models are readable", source,
                 f"{measure} (coherence), less with random weights", value,
                 ONE_SEED if ours else "no model was looked into")  # fmt: skip
-    value = apart(facts[0]["mean"], facts[1]["mean"]) if ours and theirs else None
+    value = independent_difference(facts[0]["mean"], facts[1]["mean"]) if ours and theirs else None
     yield Claim("Neurons of GPT-2 are less so", source, f"{measure}, ours less GPT-2's", value,
                 "each by its own tokens" if value else "no GPT-2 was looked into")  # fmt: skip

@@ -5,11 +5,12 @@ from collections import Counter
 import numpy as np
 
 from eval import published
+from eval.bootstrap import interval, resample_models
 from eval.llm.rubrics import AGES
 from eval.reporting import charts
 from eval.reporting.claims import FAILS, HOLDS
 from eval.reporting.page import Cell, Section, cell, figure, missing, table, text
-from eval.reporting.scores import interval, of_grid, resampled
+from eval.reporting.scores import of_grid
 
 GRADES = ("creativity", "grammar", "consistency", "plot")
 # Of a run's settings those that make its recipe.
@@ -43,7 +44,7 @@ def skill(runs, kind):
     told = [run.found["skills"]["told"].get(kind) for run in runs if run.found.get("skills")]
     if not told or None in told or len(set(map(len, told))) > 1:
         return None
-    rows = resampled([np.array(told)], np.random.default_rng(0))
+    rows = resample_models([np.array(told)], np.random.default_rng(0))
     return interval(rows[0], len(told[0]))
 
 

@@ -53,7 +53,7 @@ def cell(value, digits=3):
     if isinstance(value, Cell):
         return value
     if isinstance(value, dict):
-        mean, _, rest = bootstrap.described(value, digits).partition(" ")
+        mean, _, rest = bootstrap.format_interval(value, digits).partition(" ")
         return Cell(mean, value["mean"], below=rest.strip("()"))
     if isinstance(value, int):
         return Cell(f"{value:,}", value)

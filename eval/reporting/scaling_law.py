@@ -17,6 +17,8 @@ bootstrap intervals over the seeds.
 
 import numpy as np
 
+from eval.bootstrap import resample_mean
+
 ROUNDS, BUDGETS = 500, 32
 
 
@@ -89,10 +91,8 @@ def law(curves, seed=0):
     lowest, best = envelope(means)
     point, rng, drawn = fitted(means, weights, budgets), np.random.default_rng(seed), []
     for _ in range(ROUNDS if any(len(table) > 1 for table in tables) else 0):
-        chosen = [table[rng.integers(len(table), size=len(table))].mean(0) for table in tables]
-        # A mean of n draws of n values spreads too little by this.
-        wide = [[np.sqrt(len(t) / max(1, len(t) - 1))] for t in tables]
-        drawn.append(fitted(means + (np.array(chosen) - means) * wide, weights, budgets))
+        resampled = np.array([resample_mean(table, rng) for table in tables])
+        drawn.append(fitted(resampled, weights, budgets))
     found = {"log_b": float(point["log_b"]), "n": sum(map(len, flops))}
     for key in ("alpha", "a"):
         low = high = None

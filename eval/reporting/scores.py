@@ -16,22 +16,11 @@ relative as the paper's (published.py: 0 its 64-2, 1 GPT-4), and creativity has 
 import numpy as np
 
 from eval import published
+from eval.bootstrap import resample_models
 
-ROUNDS = 2000
 FEW = 4  # sizes below which no slope is fitted
 CHANCE = 0.5
 GRADES = ("grammar", "consistency", "plot", "creativity")  # what a judge says of a story
-
-
-def interval(drawn, n):
-    """
-    {"mean", "low", "high", "n"} of an array whose first is the estimate, the others resamples; None
-    where there is no estimate.
-    """
-    if drawn is None or not np.isfinite(drawn[0]):
-        return None
-    low, high = np.nanpercentile(drawn[1:], (2.5, 97.5))
-    return {"mean": float(drawn[0]), "low": float(low), "high": float(high), "n": int(n)}
 
 
 class Scores:
@@ -61,7 +50,7 @@ class Scores:
             ]  # fmt: skip
             lengths = {len(one) for some in columns for one in some}
             if len(lengths) == 1 and all(columns):
-                self.kinds[kind] = resampled([np.array(some) for some in columns], rng)
+                self.kinds[kind] = resample_models([np.array(some) for some in columns], rng)
                 self.counts[kind] = lengths.pop()
 
     def of(self, kind):
@@ -119,50 +108,3 @@ def grades(run):
                 said[line["number"][0]].append((line["verdict"][grade] - worst) / (best - worst))
         found[grade] = np.array([np.mean(some) if some else np.nan for some in said.values()])
     return found
-
-
-def resampled(columns, rng):
-    """
-    The mean of each column and ROUNDS resamples of it, (columns, 1 + ROUNDS): of the questions, the
-    same ones for all columns, and with `pooled` errors for the seeds.
-
-    columns: float64 (seeds, questions) each, nan where there is no answer.
-    """
-    n = columns[0].shape[1]
-    times = rng.multinomial(n, np.full(n, 1 / n), ROUNDS).T  # (questions, ROUNDS)
-    errors = pooled([np.nanmean(column, axis=1) for column in columns], rng)
-    rows = []
-    for i, column in enumerate(columns):
-        there = ~np.isnan(column)
-        tops, bottoms = np.where(there, column, 0) @ times, there @ times  # (seeds, ROUNDS)
-        means = tops.sum(0) / np.maximum(1, bottoms.sum(0))
-        if errors:
-            means = means + errors[i][1:] - errors[i][0]
-        rows.append(np.concatenate([[np.nanmean(column)], means]))
-    return np.array(rows)
-
-
-def pooled(groups, rng):
-    """
-    The mean of each group of values, and ROUNDS draws of what it might be: [(1 + ROUNDS,)], with
-    t-distributed errors of a spread that is the same in all groups. None where no group has two.
-    """
-    freedom = sum(len(group) - 1 for group in groups)
-    if not freedom:
-        return None
-    spread = np.sqrt(sum(np.var(group) * len(group) for group in groups) / freedom)
-    return [
-        np.mean(group) + np.r_[0, spread / np.sqrt(len(group)) * rng.standard_t(freedom, ROUNDS)]
-        for group in groups
-    ]
-
-
-def spread_of(row):
-    """The standard error that a 95 % interval stands for."""
-    return (row["high"] - row["low"]) / (2 * 1.96)
-
-
-def apart(one, other):
-    """The interval of one interval's mean less another's, where nothing is common to both."""
-    middle, half = one["mean"] - other["mean"], 1.96 * np.hypot(spread_of(one), spread_of(other))
-    return {"mean": middle, "low": middle - half, "high": middle + half, "n": one["n"]}

@@ -57,8 +57,7 @@ def page_of(planted):
 @pytest.fixture(scope="module", autouse=True)
 def few_rounds():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.reporting.scores.ROUNDS", 40)
-        patch.setattr("eval.reporting.claims.ROUNDS", 40)
+        patch.setattr("eval.bootstrap.ROUNDS", 40)
         patch.setattr("eval.reporting.scaling_law.ROUNDS", 4)
         yield
 

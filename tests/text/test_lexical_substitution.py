@@ -383,8 +383,8 @@ def test_context_is_wrong_at_most_half_as_often(name, real):
     """Of what each mode may put there, on average."""
     ours, theirs = (shares_wrong(in_context(way), name) for way in (real, Wordnet()))
     rates = [bootstrap.mean(shares) for shares in (ours, theirs)]
-    print(f"{name}: context {bootstrap.described(rates[0])} of {len(ours)} contexts, wordnet "
-          f"{bootstrap.described(rates[1])} of {len(theirs)}")  # fmt: skip
+    print(f"{name}: context {bootstrap.format_interval(rates[0])} of {len(ours)} contexts, wordnet "
+          f"{bootstrap.format_interval(rates[1])} of {len(theirs)}")  # fmt: skip
     assert rates[0]["mean"] <= rates[1]["mean"] / 2 and len(ours) > 9
 
 
@@ -418,6 +418,7 @@ def test_of_the_words_that_real_stories_have(real, files):
             bottoms.append(bottom)
             reached.append(count / max(1, len(words)))
         rates.append(bootstrap.ratio(tops, bottoms))
-        print(f"{type(way).__name__}: {bootstrap.described(rates[-1])} wrong of the pairs marked; "
+        wrong = bootstrap.format_interval(rates[-1])
+        print(f"{type(way).__name__}: {wrong} wrong of the pairs marked; "
               f"{sum(reached) / len(reached):.3f} of the content words have a synonym")  # fmt: skip
     assert rates[0]["mean"] <= rates[1]["mean"] / 2

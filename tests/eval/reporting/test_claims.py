@@ -13,8 +13,7 @@ from eval.reporting.scores import Scores
 def fewer_rounds():
     """Enough for verdicts that are planted well apart."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("eval.scores.ROUNDS", "eval.claims.ROUNDS"):
-            patch.setattr(name, 300)
+        patch.setattr("eval.bootstrap.ROUNDS", 300)
         yield
 
 
