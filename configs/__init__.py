@@ -220,7 +220,8 @@ def show(settings, origin):
 def print_help(cls, defaults):
     """--help: the script's docstring, then each setting with its default and its comment."""
     print((inspect.getdoc(sys.modules[cls.__module__]) or "") + "\n\nsettings:")
-    files = {inspect.getsourcefile(base) for base in cls.__mro__ if dataclasses.is_dataclass(base)}
+    bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+    files = dict.fromkeys(inspect.getsourcefile(base) for base in bases)  # the script's own last
     help_text = {name: text for path in files for name, text in declared(path).items()}
     for name, default in defaults.items():
         print(f"  --{name}={default!r}".ljust(40), help_text[name])

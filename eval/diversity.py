@@ -40,8 +40,7 @@ import numpy as np
 
 from configs import UserError, load, run
 from eval import bootstrap
-from eval.harness import completions, names_of
-from eval.instructions import ROOM
+from eval.harness import beside_names, completions, fits
 from eval.memorization import page
 from eval.memorization.copying import copies, summary
 from eval.memorization.inverted_index import text_of
@@ -70,7 +69,7 @@ class Settings:
     top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
     max_new_tokens: int = 500  # tokens of a completion at the most
     seed: int = 1337  # of the choice of stories, the completions and the intervals
-    rows: int = 64  # stories told at a time
+    batch_size: int = 64  # stories generated at a time
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
     distinct_words: int = 2000  # distinct-n is of so many words at a time
@@ -108,7 +107,7 @@ def beginnings(index, models, settings):
         prompt = text
         if data.answers is not None:
             prompt = index.tokenizer.decode(data.prompt(i)[1:]) + text
-        if text and all(len(model.prompt(prompt)) + ROOM <= model.limit for model in models):
+        if text and fits(models, prompt):
             found.append(Beginning(i, prompt, text, rest))
         if len(found) == settings.prompts:
             return found
@@ -351,7 +350,7 @@ def main():
     device = pick_device(settings.device)
     models = [checkpoint.open_model(settings, origin, device)]
     models += [
-        checkpoint.load_any(name, settings.checkpoint, device) for name in names_of(settings)
+        checkpoint.load_any(name, settings.checkpoint, device) for name in beside_names(settings)
     ]
     where = settings.dataset
     if not where and not models[0].is_run():

@@ -1,45 +1,131 @@
 """
-What a judge is given: beginnings with a model's completions of them, or stories to instructions.
+What all evaluations share: the models and data that a command names, completions of prompts,
+log-likelihoods, and the result file.
 
-    texts = beginnings("ours")                       # our 50 in beginnings.txt, cut in mid-sentence
-    told = completions(found, texts, settings, samples=10, folder="out/ts_cpu/eval")
+    models = open_models(settings, origin)        # a run or a published model, then `beside`
+    texts = beginnings("ours")                    # 50 beginnings, cut in mid-sentence
+    stories = completions(models[0], texts, settings, 10, folder)    # 10 of each
+    margins = log_likelihood_margins(models[0], prompts)   # log p(right) - log p(wrong)
+    write_result(models[0].out_dir, "skills", results)     # out/ts_cpu/eval/skills.json
 """
 
 import contextlib
+import itertools
 import json
-import random
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from configs import ROOT, UserError
-from eval import harness
 from kernels.cross_entropy import linear_cross_entropy
 from nanostories import storage
 from nanostories.dataset import hub, instruct, sources
 from nanostories.dataset.packing import pad_batch
+from nanostories.dataset.shards import Dataset
+from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import Completion, beam_search, generate, seeds_of
-from nanostories.text import wordnet
+from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
-MARKED = 0.3  # share of a story's content words that `marked` marks
-YAML = "Evaluation prompts.yaml"  # the authors' 44 beginnings, in the data set's repository
+AUTHORS_BEGINNINGS = "Evaluation prompts.yaml"  # 44 of them, in the data set's repository
+MIN_STORY_TOKENS = 32  # that a prompt must leave for the story
+LIKELIHOOD_BATCH = 32  # continuations scored in one forward pass
+
+# ----------------------------------------------------------------------------------------------
+# settings
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model that a command evaluates."""
+
+    out_dir: str = ""  # run folder; default: the newest in out/
+    checkpoint: str = "latest"  # latest or best
+    init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
+    revision: str = ""  # commit, tag or branch of a model of the hub
+    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
+
+
+@dataclass(frozen=True)
+class SamplingSettings(ModelSettings):
+    """The model that a command evaluates, and how it generates completions."""
+
+    temperature: float = 1.0  # 0: always the likeliest token
+    top_p: float = 1.0  # sample from the likeliest tokens that together have this probability
+    beams: int = 0  # width of a beam search in place of sampling; 0: sample
+    max_new_tokens: int = 300  # most tokens of a completion
+    seed: int = 1337  # of the sampling, the choice of prompts and the confidence intervals
+    batch_size: int = 64  # completions generated at a time
+    weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
+
+
+# ----------------------------------------------------------------------------------------------
+# models and data
+
+
+def open_models(settings, origin):
+    """
+    The LoadedModels that a command names: first the one of ModelSettings, then those of `beside`.
+
+    settings, origin: from `configs.load`; `beside`, where there is one, holds runs or published
+    models, with commas between. Raises UserError for a model that cannot be loaded.
+    """
+    device = pick_device(settings.device)
+    names = beside_names(settings) if hasattr(settings, "beside") else []
+    return [
+        checkpoint.open_model(settings, origin, device),
+        *(checkpoint.load_any(name, settings.checkpoint, device) for name in names),
+    ]
+
+
+def beside_names(settings):
+    """The names of the models in the setting `beside`, a list."""
+    return [name.strip() for name in settings.beside.split(",") if name.strip()]
+
+
+def data_folder(loaded, dataset="", setting="dataset"):
+    """
+    The token folder `dataset`, by default the one that a LoadedModel was trained on.
+
+    Raises UserError for a published model without one; `setting` is what the user can name it with.
+    """
+    if dataset:
+        return dataset
+    if not loaded.is_run():
+        raise UserError(
+            f"'{loaded.facts['model']}' is no run, so it has no data of its own; name some with "
+            f"--{setting}"
+        )
+    return checkpoint.read_config(loaded.out_dir)["train"]["dataset"]
+
+
+def val_texts(folder):
+    """The held-out stories of a token folder, an iterator of str."""
+    data, tokenizer = Dataset(folder, "val"), Tokenizer.load(folder)
+    return (tokenizer.decode(data.story(i)[1:]) for i in range(data.stories))
+
+
+# ----------------------------------------------------------------------------------------------
+# prompts
 
 
 def beginnings(name):
     """
-    The beginnings that a name stands for, a list of str: "ours" or "" (beginnings.txt here),
+    The beginnings that a name stands for, a list of str: "ours" or "" (prompts/beginnings.txt),
     "paper" (the authors' 44, from the hub), or a file: .yaml with a list, or any of prepare.py's.
     """
     if name == "paper":
         try:
-            name = hub.download_file("tinystories", YAML)
+            name = hub.download_file("tinystories", AUTHORS_BEGINNINGS)
         except UserError as error:
-            why = str(error).partition("(")[2].rpartition(")")[0]
+            reason = str(error).partition("(")[2].rpartition(")")[0]
             raise UserError(
-                f"the authors' beginnings cannot be had from the hub ({why}); use --prompts=ours, "
-                f"or a copy of '{YAML}'"
+                f"the authors' beginnings cannot be downloaded ({reason}); use --prompts=ours, or "
+                f"a copy of '{AUTHORS_BEGINNINGS}'"
             ) from None
     if str(name).endswith((".yaml", ".yml")):
         import yaml
@@ -49,7 +135,7 @@ def beginnings(name):
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"'{name}' cannot be read: {error}".replace("\n", " ")) from None
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"'{name}' is no list of beginnings")
+            raise UserError(f"'{name}' is not a list of beginnings")
     else:
         path = ROOT / "eval" / "prompts" / "beginnings.txt" if name in ("", "ours") else name
         texts = list(sources.read(str(path)))
@@ -59,139 +145,167 @@ def beginnings(name):
     return texts
 
 
-def names_of(settings):
-    """The models that the setting `beside` names, a list."""
-    return [name.strip() for name in settings.beside.split(",") if name.strip()]
-
-
-def requirements(record):
-    """An instruction in the paper's words: "Write a short story. The story should contain ..." """
-    said = {
-        "words": "The story should contain the words: {}.",
-        "sentence": 'The story should contain the following sentence: "{}"',
-        "features": "The story should have the following features: {}.",
-        "summary": "The general plot of the story should be: {} (feel free to expand beyond this "
-        "general plot).",
-    }
-    parts = (said[name].format(value) for name, value in record.fields)
-    return " ".join(["Write a short story.", *parts])
-
-
-def complete(found, texts, settings, samples):
+def read_records(settings, loaded):
     """
-    `samples` completions of each of the texts, a list of lists of str, as they follow the text.
+    ([instruct.Record], the name of their source) for an evaluation of instruction following.
 
-    settings: temperature, top_p, beams (if not 0, of a beam search instead), max_new_tokens, seed,
-    rows, weights.
+    settings: `source`, else `dataset`, else the val split of the run's own data; `seed`, for
+    records that are made. Raises UserError where no record has an instruction.
     """
-    decoder = open_decoder(found.model, settings.weights, found.model.wte.weight.device)
-    ids = [found.prompt(text) for text in texts for _ in range(samples)]
-    eot = found.tokenizer.eot
-    how = {"max_new_tokens": settings.max_new_tokens, "limit": found.limit}
-    if settings.beams:
-        stories = [beam_search(decoder, prompt, eot, settings.beams, **how) for prompt in ids]
+    if source := settings.source:
+        texts = sources.read(source, seed=settings.seed)
     else:
-        how |= {name: getattr(settings, name) for name in ("temperature", "top_p", "rows")}
-        stories = generate(decoder, ids, eot, seeds_of(settings.seed, len(ids)), **how)
-    told = [found.tokenizer.decode(story.ids) for story in stories]
-    return [told[i : i + samples] for i in range(0, len(told), samples)]
+        source = data_folder(loaded, settings.dataset, "source")
+        texts = val_texts(source)
+    records = [
+        record for text in texts if (record := instruct.parse_record(text)) and record.fields
+    ]
+    if not records:
+        raise UserError(f"'{source}' has no Instruct record with an instruction")
+    return records, source
 
 
-def whole(found, story):
+def choose_records(records, models, count, seed):
+    """`count` of the records, drawn by the seed, whose prompts fit every model."""
+    order = np.random.default_rng(seed).permutation(len(records))
+    fitting = (records[i] for i in order if fits(models, records[i].prompt()))
+    chosen = list(itertools.islice(fitting, count))
+    if len(chosen) < min(2, count):
+        raise UserError("fewer than two of the instructions leave room for a story")
+    return chosen
+
+
+def fits(models, prompt):
+    """Whether a prompt leaves every model at least MIN_STORY_TOKENS for a story."""
+    return all(len(model.prompt(prompt)) + MIN_STORY_TOKENS <= model.limit for model in models)
+
+
+# ----------------------------------------------------------------------------------------------
+# completions
+
+
+def generate_completions(loaded, texts, settings, num_samples):
     """
-    (the text of a generation.Story, whether it came to its end). A model of the raw Instruct file
-    goes on with a Summary: there its story has ended.
+    `num_samples` completions of each text: a list of lists of Completion.
+
+    settings: SamplingSettings, or an object with the same sampling fields.
     """
-    text, rest = instruct.split_story(found.tokenizer.decode(story.ids))
-    return text, story.ended or bool(rest)
+    decoder = open_decoder(loaded.model, settings.weights, loaded.model.wte.weight.device)
+    ids = [loaded.prompt(text) for text in texts for _ in range(num_samples)]
+    eot, lengths = loaded.tokenizer.eot, {"max_new_tokens": settings.max_new_tokens}
+    lengths["limit"] = loaded.limit
+    if settings.beams:
+        flat = [beam_search(decoder, prompt, eot, settings.beams, **lengths) for prompt in ids]
+    else:
+        flat = generate(
+            decoder, ids, eot, seeds_of(settings.seed, len(ids)), **lengths,
+            temperature=settings.temperature, top_p=settings.top_p, rows=settings.batch_size,
+        )  # fmt: skip
+    return [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]
 
 
-def completions(found, texts, settings, samples, folder):
+def completions(loaded, texts, settings, num_samples, folder):
     """
-    `complete`, kept in a file of `folder`: a command that was killed goes on with the very same
-    stories, also where another number of threads would round otherwise.
+    The texts of `generate_completions`, a list of lists of str, cached in a file of `folder`.
+
+    A command that was killed goes on with the very same completions, even where another number of
+    threads would round differently, so no reply of a judge is paid for twice.
     """
     names = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
-    asked = {"checkpoint": found.identity(), "prompts": texts, "samples": samples}
-    asked |= {name: getattr(settings, name) for name in names}
-    # Every way to ask has a file of its own: none overwrites what another has paid for.
-    key = blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=6).hexdigest()
+    request = {"checkpoint": loaded.identity(), "prompts": texts, "num_samples": num_samples}
+    request |= {name: getattr(settings, name) for name in names}
+    # Each request has a file of its own, so none overwrites what was graded for another.
+    key = blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=6).hexdigest()
     path = Path(folder) / f"completions-{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads(path.read_text(encoding="utf-8"))["stories"]
-    stories = complete(found, texts, settings, samples)
-    storage.write_json(path, {"asked": asked, "stories": stories})
-    return stories
+        return json.loads(path.read_text(encoding="utf-8"))["completions"]
+    samples = generate_completions(loaded, texts, settings, num_samples)
+    decode = loaded.tokenizer.decode
+    decoded = [[decode(completion.ids) for completion in some] for some in samples]
+    storage.write_json(path, {"request": request, "completions": decoded})
+    return decoded
 
 
-def marked(text, seed, most=8):
+def story_of(loaded, completion):
     """
-    (the text with MARKED of its content words, of those that have synonyms, in < and >; the lines
-    "word: synonyms", at most `most` each). The text's own < and > become parentheses: they mark
-    nothing.
+    (text, whether the story ended) of a Completion of an instruction. A model of the raw Instruct
+    file writes a Summary after the story: there its story has ended.
     """
-    text = text.replace("<", "(").replace(">", ")")
-    words = wordnet.content_words(text)
-    known = [word for word in words if wordnet.synonyms(word.text, word.pos)]
-    count = min(len(known), max(1, round(MARKED * len(words))))
-    chosen = sorted(random.Random(f"{seed} {text}").sample(known, count), key=lambda w: w.start)
-    pieces, last = [], 0
-    for word in chosen:
-        pieces += [text[last : word.start], f"<{word.text}>"]
-        last = word.stop
-    lines = dict.fromkeys(
-        f"{word.text}: {', '.join(wordnet.synonyms(word.text, word.pos)[:most])}" for word in chosen
-    )
-    return "".join([*pieces, text[last:]]), "\n".join(lines) or "(none)"
+    text, rest = instruct.split_story(loaded.tokenizer.decode(completion.ids))
+    return text, completion.ended or bool(rest)
 
 
-def surprise(model, prompts, stories, eot, size):
+# ----------------------------------------------------------------------------------------------
+# log-likelihoods
+
+
+def completion_nlls(model, prompts, completions, eot, batch_size):
     """
-    [(nats, tokens)] of each generation.Story given its prompt, a list of ids, at temperature 1: its
-    end counts, where it has one. In passes of at most `size` rows of about the same length.
+    [(negative log-likelihood in nats, tokens)] of each Completion given its prompt, a list of ids,
+    at temperature 1. The <|endoftext|> counts where the completion ended.
     """
-    found, device = [None] * len(prompts), model.wte.weight.device
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(stories[i].ids))
-    for first in range(0, len(order), size):
-        some = order[first : first + size]
-        rows = pad_batch([prompts[i] for i in some], [stories[i] for i in some], eot, device)
-        told = rows.completion_mask  # (n, T)
-        losses = torch.zeros(rows.targets.shape, device=device)
+    results, device = [None] * len(prompts), model.wte.weight.device
+    # Sorted by length, a batch has little padding.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i].ids))
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        padded = pad_batch(
+            [prompts[i] for i in batch], [completions[i] for i in batch], eot, device
+        )
+        mask = padded.completion_mask
+        nll = torch.zeros(padded.targets.shape, device=device)  # (B, T)
         with torch.no_grad():
-            hidden = model.hidden(rows.tokens)[told]  # the head is asked where one told alone
-            head, words = model.wte.weight, model.config.vocab_size
-            losses[told] = linear_cross_entropy(hidden, head, rows.targets[told], words, mean=False)
-        sums = zip(losses.double().sum(1).tolist(), told.sum(1).tolist(), strict=True)
-        for i, pair in zip(some, sums, strict=True):
-            found[i] = pair
-    return found
+            hidden = model.hidden(padded.tokens)[mask]  # logits of the completions alone
+            head, vocab_size = model.wte.weight, model.config.vocab_size
+            targets = padded.targets[mask]
+            nll[mask] = linear_cross_entropy(hidden, head, targets, vocab_size, mean=False)
+        sums, counts = nll.double().sum(1).tolist(), mask.sum(1).tolist()
+        for i, *pair in zip(batch, sums, counts, strict=True):
+            results[i] = tuple(pair)
+    return results
 
 
-ROWS = 32  # continuations that are read in one pass
-
-
-def log_probabilities(found, asked):
+def log_likelihoods(loaded, pairs):
     """
-    log p(continuation | prompt) in nats of a pretrained.Trained, a list of float.
+    log p(continuation | prompt) in nats of a LoadedModel, a list of float.
 
-    asked: (ids of a prompt, ids of its continuation) each. Raises UserError where both together are
-    longer than the model can read.
+    pairs: (prompt ids, continuation ids). Raises UserError where both together exceed block_size.
     """
-    limit = found.model.config.block_size
-    longest = max(len(prompt) + len(rest) for prompt, rest in asked)
-    if longest > limit:
-        raise UserError(f"a prompt has {longest} tokens, but the model ends at {limit}")
-    prompts, rests = zip(*asked, strict=True)
-    stories = [Completion(rest, ended=False) for rest in rests]
-    told = harness.surprise(found.model, prompts, stories, found.tokenizer.eot, ROWS)
-    return [-nats for nats, _ in told]
+    block_size = loaded.model.config.block_size
+    longest = max(len(prompt) + len(continuation) for prompt, continuation in pairs)
+    if longest > block_size:
+        raise UserError(f"a prompt has {longest} tokens, but the model ends at {block_size}")
+    prompts, continuations = zip(*pairs, strict=True)
+    ended = [Completion(ids, ended=False) for ids in continuations]
+    nlls = completion_nlls(loaded.model, prompts, ended, loaded.tokenizer.eot, LIKELIHOOD_BATCH)
+    return [-nll for nll, _ in nlls]
 
 
-def margins_of(found, prompts):
-    """[margin] of each pair, in nats, for each of some Prompts: a list of lists of float."""
-    encode = found.tokenizer.encode
-    nats = iter(log_probabilities(found, [
-        (found.prompt(prompt.text), encode(text))
-        for prompt in prompts for pair in prompt.pairs for text in pair
+def log_likelihood_margins(loaded, prompts):
+    """
+    log p(right | prompt) - log p(wrong | prompt) in nats, of each pair of continuations of each
+    knowledge_prompts.Prompt: a list of lists of float.
+    """
+    encode = loaded.tokenizer.encode
+    values = iter(log_likelihoods(loaded, [
+        (loaded.prompt(prompt.text), encode(continuation))
+        for prompt in prompts for pair in prompt.pairs for continuation in pair
     ]))  # fmt: skip
-    return [[next(nats) - next(nats) for _ in prompt.pairs] for prompt in prompts]
+    return [[next(values) - next(values) for _ in prompt.pairs] for prompt in prompts]
+
+
+# ----------------------------------------------------------------------------------------------
+# results
+
+
+def write_result(out_dir, name, results, lines=None):
+    """
+    Write out_dir/eval/<name>.json, and with `lines`, dicts, <name>.jsonl beside it; print the path.
+    """
+    path = Path(out_dir) / "eval" / f"{name}.json"
+    if lines is not None:
+        # ASCII: a judge's reply may hold half a surrogate pair, which UTF-8 cannot encode.
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        storage.write_text(path.with_suffix(".jsonl"), text)
+    storage.write_json(path, results)
+    print(f"\n{path}")

@@ -22,8 +22,7 @@ import numpy as np
 
 from configs import UserError, load, run
 from eval import bootstrap, compliance
-from eval.harness import whole
-from eval.instructions import choose, read_records
+from eval.harness import choose_records, read_records, story_of
 from nanostories import storage
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.shards import read_manifest
@@ -49,7 +48,7 @@ class Settings:
     top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
     max_new_tokens: int = 500  # tokens of a story at the most
     seed: int = 1337  # of the choice of instructions, the stories and the intervals
-    rows: int = 64  # stories told at a time
+    batch_size: int = 64  # stories generated at a time
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
 
@@ -62,10 +61,11 @@ def tell(found, decoder, records, settings):
     """num_samples stories to each record: a list of lists of (text, whether it came to an end)."""
     asked = [record for record in records for _ in range(settings.num_samples)]
     ids = [found.prompt(record.prompt()) for record in asked]
-    names = ("temperature", "top_p", "max_new_tokens", "rows")
+    names = ("temperature", "top_p", "max_new_tokens")
     how = {name: getattr(settings, name) for name in names} | {"limit": found.limit}
+    how["rows"] = settings.batch_size
     stories = generate(decoder, ids, found.tokenizer.eot, seeds_of(settings.seed, len(ids)), **how)
-    told = [whole(found, story) for story in stories]
+    told = [story_of(found, story) for story in stories]
     return [told[i : i + settings.num_samples] for i in range(0, len(told), settings.num_samples)]
 
 
@@ -166,7 +166,7 @@ def main():
     if settings.beside:
         models.append(checkpoint.load_model(settings.beside, settings.checkpoint, device))
     records, where = read_records(settings, models[0])
-    records = choose(records, models, settings.prompts, settings.seed)
+    records = choose_records(records, models, settings.prompts, settings.seed)
     print(f"{len(records)} instructions of {where}, {settings.num_samples} story(s) to each")
     found, told = [], []
     for model in models:

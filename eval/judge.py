@@ -26,6 +26,7 @@ reply is kept in eval/judge_replies.jsonl, and asked and paid for once.
 """
 
 import json
+import random
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,52 +35,33 @@ import numpy as np
 
 from configs import UserError, load, run
 from eval import bootstrap, knowledge, published
-from eval.harness import beginnings, completions, marked, names_of, requirements
-from eval.instructions import choose, read_records
+from eval.harness import (
+    SamplingSettings,
+    beginnings,
+    beside_names,
+    choose_records,
+    completions,
+    open_models,
+    read_records,
+)
 from eval.llm import endpoint, grading
+from eval.llm.client import JudgeSettings
 from eval.llm.rubrics import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, Exercise
 from nanostories import storage
 from nanostories.dataset.instruct import split_story
 from nanostories.inference.generate import check
-from nanostories.training import checkpoint
-from nanostories.training.device import pick_device
+from nanostories.text import wordnet
 
 
 @dataclass(frozen=True)
-class Settings:
-    out_dir: str = ""  # run folder; default: the newest in out/
-    checkpoint: str = "latest"  # latest or best
-    init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
-    revision: str = ""  # which commit, tag or branch of a model of the hub
+class Settings(JudgeSettings, SamplingSettings):
     beside: str = ""  # other runs or models, with commas: for pairs (one) and prompts
     mode: str = "paper"  # paper, report, instruct, synonyms, prompts or pairs
     prompts: str = ""  # beginnings: ours, paper (from the hub) or a file; of prompts: storybook too
-    num_prompts: int = 0  # how many of them; 0: what the mode says
-    num_samples: int = 0  # completions of each; 0: what the mode says
+    num_prompts: int = 0  # how many of them; 0: the mode's own number
+    num_samples: int = 0  # completions of each; 0: the mode's own number
     dataset: str = ""  # for instruct: a data folder with instructions in val; default: the run's
     source: str = ""  # for instruct: instead, any source of Instruct records
-    temperature: float = 1.0  # of the stories
-    top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
-    beams: int = 0  # for prompts: beam search of this width, the paper's 5; 0: greedily
-    max_new_tokens: int = 300  # tokens of a completion at the most
-    seed: int = 1337  # of the stories, the choice of prompts and the intervals
-    rows: int = 64  # stories told at a time
-    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
-    weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
-    judge: str = ""  # the model that grades, as its server calls it
-    base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY
-    allow_http: bool = False  # plain http to another machine too: others can read and change it
-    judge_temperature: float = 0.0  # of the judge
-    max_tokens: int = 500  # of one of its replies
-    extra: str = ""  # more of the request, as JSON: '{"reasoning_effort": "low"}'; null: leave out
-    concurrency: int = 4  # calls at a time
-    tries: int = 6  # of a call that fails for the moment
-    timeout: float = 120.0  # seconds for a reply
-    max_calls: int = 0  # new calls of this command at the most; 0: any number
-    max_cost: float = 0.0  # what this command may spend; 0: anything
-    price_in: float = 0.0  # of a million tokens read by the judge
-    price_out: float = 0.0  # of a million tokens written by it
-    dry_run: bool = False  # print one full prompt, the calls, tokens and cost; call nothing
 
 
 @dataclass(frozen=True)
@@ -91,6 +73,7 @@ class Mode:
     samples: int
 
 
+MARKED = 0.3  # share of a story's content words that `marked` marks
 MODES = {
     "paper": Mode(PAPER, 0, 10),
     "report": Mode(REPORT, 15, 1),
@@ -112,7 +95,7 @@ def exercises(models, settings, folder):
     """
     mode, samples, count = settings.mode, settings.num_samples, settings.num_prompts
     if mode == "instruct":
-        records = choose(read_records(settings, models[0])[0], models, count, settings.seed)
+        records = choose_records(read_records(settings, models[0])[0], models, count, settings.seed)
         texts, shown = [r.prompt() for r in records], [requirements(r) for r in records]
     else:
         texts = shown = beginnings(settings.prompts)[: count or None]
@@ -132,6 +115,44 @@ def exercises(models, settings, folder):
             else:
                 found.append(Exercise(work, beginning, "", (i, j)))
     return found, len(texts)
+
+
+# ----------------------------------------------------------------------------------------------
+# what the judge is shown
+
+
+def requirements(record):
+    """An instruction in the paper's words: "Write a short story. The story should contain ..." """
+    said = {
+        "words": "The story should contain the words: {}.",
+        "sentence": 'The story should contain the following sentence: "{}"',
+        "features": "The story should have the following features: {}.",
+        "summary": "The general plot of the story should be: {} (feel free to expand beyond this "
+        "general plot).",
+    }
+    parts = (said[name].format(value) for name, value in record.fields)
+    return " ".join(["Write a short story.", *parts])
+
+
+def marked(text, seed, most=8):
+    """
+    (the text with MARKED of its content words, of those that have synonyms, in < and >; the lines
+    "word: synonyms", at most `most` each). The text's own < and > become parentheses: they mark
+    nothing.
+    """
+    text = text.replace("<", "(").replace(">", ")")
+    words = wordnet.content_words(text)
+    known = [word for word in words if wordnet.synonyms(word.text, word.pos)]
+    count = min(len(known), max(1, round(MARKED * len(words))))
+    chosen = sorted(random.Random(f"{seed} {text}").sample(known, count), key=lambda w: w.start)
+    pieces, last = [], 0
+    for word in chosen:
+        pieces += [text[last : word.start], f"<{word.text}>"]
+        last = word.stop
+    lines = dict.fromkeys(
+        f"{word.text}: {', '.join(wordnet.synonyms(word.text, word.pos)[:most])}" for word in chosen
+    )
+    return "".join([*pieces, text[last:]]), "\n".join(lines) or "(none)"
 
 
 # ----------------------------------------------------------------------------------------------
@@ -222,7 +243,7 @@ def resolved(settings):
     check(settings)
     if settings.num_prompts < 0:
         raise UserError("num_prompts must not be negative")
-    others = names_of(settings)
+    others = beside_names(settings)
     if settings.mode == "pairs" and len(others) != 1:
         raise UserError("mode pairs compares two models: name the other with --beside")
     if others and settings.mode not in ("pairs", "prompts"):
@@ -237,11 +258,7 @@ def resolved(settings):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     settings = resolved(settings)
-    device = pick_device(settings.device)
-    models = [checkpoint.open_model(settings, origin, device)]
-    models += [
-        checkpoint.load_any(name, settings.checkpoint, device) for name in names_of(settings)
-    ]
+    models = open_models(settings, origin)
     folder = Path(models[0].out_dir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     if settings.mode == "prompts":

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import UserError
 from eval import bootstrap
-from eval.harness import completions, margins_of
+from eval.harness import completions, log_likelihood_margins
 from eval.llm import grading
 from eval.llm.rubrics import KNOWLEDGE, Exercise
 from eval.prompts import knowledge_prompts as questions
@@ -57,7 +57,7 @@ def know(models, settings, folder):
             {"kind": prompt.kind, "prompt": prompt.text, "completion": first_sentence(one)}
             | {"margins": margins, "verdict": verdict_of(margins)}
             for prompt, (one,), margins in zip(
-                prompts, told, margins_of(model, prompts), strict=True
+                prompts, told, log_likelihood_margins(model, prompts), strict=True
             )
         ]
         found.append({"model": model.out_dir, "checkpoint": model.identity(), "rows": rows})

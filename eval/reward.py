@@ -70,7 +70,7 @@ class Settings:
     temperature: float = 0.0  # of the stories; 0: the run's
     max_new_tokens: int = 0  # tokens of a story at the most; 0: the run's
     seed: int = 4242  # of the stories, another than the run's, and of the intervals
-    rows: int = 64  # stories told at a time
+    batch_size: int = 64  # stories generated at a time
     shown: int = 2  # stories of each model that are printed
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "float32"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
@@ -97,7 +97,7 @@ class Settings:
 def tell(found, prompts, asked):
     """[(text, whether it ended)] told by a Trained to the prompts, a list of str."""
     decoder = open_decoder(found.model, asked.weights, asked.device)
-    how = {"max_new_tokens": asked.max_new_tokens, "limit": found.limit, "rows": asked.rows}
+    how = {"max_new_tokens": asked.max_new_tokens, "limit": found.limit, "rows": asked.batch_size}
     ids = [found.prompt(text) for text in prompts]
     seeds, eot = seeds_of(asked.seed, len(ids)), found.tokenizer.eot
     stories = generate(decoder, ids, eot, seeds, temperature=asked.temperature, **how)
@@ -118,7 +118,7 @@ def surprise(reference, starts, told, asked):
         room = reference.model.config.block_size - len(prompt)
         stories.append(Completion(reference.tokenizer.encode(text)[:room], ended))
     eot = reference.tokenizer.eot
-    return harness.surprise(reference.model, prompts, stories, eot, asked.rows)
+    return harness.completion_nlls(reference.model, prompts, stories, eot, asked.batch_size)
 
 
 def lines_of(name, starts, told, word, topic, reference, asked):
@@ -250,7 +250,7 @@ def asked_of(settings):
         raise UserError(f"'{settings.out_dir}' is no run of reward.py")
     if settings.stories < 2 or settings.shown < 0:
         raise UserError("stories must be at least 2, shown at least 0")
-    asked = {name: getattr(settings, name) for name in ("seed", "rows", "weights")}
+    asked = {name: getattr(settings, name) for name in ("seed", "batch_size", "weights")}
     for name in ("word", "start", "temperature"):
         asked[name] = getattr(settings, name) or run_[name]
     asked["max_new_tokens"] = settings.max_new_tokens or run_["max_new_tokens"]

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs import ROOT, UserError, load, run
-from eval.harness import beginnings, completions
-from eval.instructions import ROOM
+from eval.harness import beginnings, completions, fits
 from eval.memorization.nearest_story import Index
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
@@ -40,7 +39,7 @@ class Settings:
     beams: int = 0  # 0: by chance; else beam search of this width
     max_new_tokens: int = 300  # tokens of a completion at the most
     seed: int = 1337  # of the completions
-    rows: int = 64  # stories told at a time
+    batch_size: int = 64  # stories generated at a time
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
 
@@ -59,7 +58,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     stories = [
         (name, text) for name, text in zip(NAMES, texts, strict=True)
-        if len(found.prompt(text)) + ROOM <= found.limit
+        if fits([found], text)
     ]  # fmt: skip
     rows, texts = [], [text for _, text in stories]
     told = completions(found, texts, settings, 1, folder) if texts else []

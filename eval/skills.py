@@ -26,7 +26,7 @@ import numpy as np
 
 from configs import UserError, load, run
 from eval import bootstrap
-from eval.harness import margins_of
+from eval.harness import log_likelihood_margins
 from eval.prompts import knowledge_prompts as questions
 from eval.prompts import minimal_pairs
 from nanostories import storage
@@ -80,7 +80,7 @@ def fitting(prompts, found):
 
 def told_by(found, prompts):
     """Of each kind (share of pairs told, mean margin), float64 (2, questions), of a Trained."""
-    margins = margins_of(found, [prompt for _, prompt in prompts])
+    margins = log_likelihood_margins(found, [prompt for _, prompt in prompts])
     columns = {kind: [] for kind in KINDS}
     for (kind, _), some in zip(prompts, margins, strict=True):
         columns[kind].append((np.mean(np.array(some) > 0), np.mean(some)))

@@ -52,7 +52,7 @@ class Settings:
     top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
     max_new_tokens: int = 300  # tokens of a completion at the most
     seed: int = 1337  # of the completions and the intervals
-    rows: int = 64  # stories told at a time
+    batch_size: int = 64  # stories generated at a time
     beams: int = 0  # 0: by chance; else beam search of this width
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA

@@ -22,6 +22,7 @@ import re
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from hashlib import blake2b
 from urllib.parse import urlsplit
 
@@ -41,6 +42,27 @@ from eval.llm.endpoint import (
     tokens_of,
 )
 from eval.llm.replies import Replies
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """The model that grades or writes, its server, and what a command may spend on it."""
+
+    judge: str = ""  # the model, by the name its server gives it
+    base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY
+    allow_http: bool = False  # plain http to another machine too: others can read and change it
+    judge_temperature: float = 0.0  # of the model
+    max_tokens: int = 500  # most tokens of a reply
+    extra: str = ""  # more of the request, as JSON: '{"reasoning_effort": "low"}'; null: leave out
+    concurrency: int = 4  # calls at a time
+    tries: int = 6  # of a call that fails for a passing reason
+    timeout: float = 120.0  # seconds for a reply
+    max_calls: int = 0  # most new calls of this command; 0: any number
+    max_cost: float = 0.0  # most that this command may spend; 0: any amount
+    price_in: float = 0.0  # of a million tokens read by the model
+    price_out: float = 0.0  # of a million tokens written by it
+    dry_run: bool = False  # print one full prompt, the calls, tokens and cost; call nothing
+
 
 FIRST_WAIT = 1.0  # seconds before the second try
 LONGEST_REPLY = 1 << 22  # bytes

@@ -23,7 +23,7 @@ from nanostories.inference.kv_cache import BatchedKVCache
 
 def check(settings):
     """Refuse a script's settings of telling, those that it has, that mean nothing: UserError."""
-    for name in ("num_samples", "max_new_tokens", "rows"):
+    for name in ("num_samples", "max_new_tokens", "rows", "batch_size"):
         if getattr(settings, name, 1) < 1:
             raise UserError(f"{name} must be at least 1")
     for name in ("temperature", "top_k", "beams", "seed"):

@@ -189,7 +189,7 @@ def test_models_beside_and_instructions(runs, capsys, monkeypatch):
     stories = [json.loads(line)["beginning"] for line in lines]
     assert not any("Story:" in text or "Words:" in text for text in stories)
     asked = [json.loads(path.read_text()) for path in folder.glob("completions-*.json")]
-    assert all("Story:" in text for text in asked[0]["asked"]["prompts"])
+    assert all("Story:" in text for text in asked[0]["request"]["prompts"])
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from eval import harness, published
 from eval.llm import client, grading
 from eval.llm.rubrics import PAPER, Exercise
 from nanostories.dataset import instruct
+from nanostories.training import checkpoint
 
 FENCE = re.compile(r"\n\[([0-9a-f]{16})\]\n(.*)\n\[\1\]\n", re.DOTALL)
 
@@ -166,7 +167,7 @@ def test_instruct(runs, capfd, monkeypatch):
         "Words: perform, cold\nRandom sentence: It was cold.\nFeatures: Dialogue\nSummary: A cat "
         "sings.\nStory: Then."
     )
-    assert harness.requirements(record) == (
+    assert script.requirements(record) == (
         "Write a short story. The story should contain the words: perform, cold. The story should "
         'contain the following sentence: "It was cold." The story should have the following '
         "features: Dialogue. The general plot of the story should be: A cat sings. (feel free to "
@@ -378,11 +379,11 @@ def test_dry_run_asks_nothing_and_counts_what_is_kept(runs, tmp_path, capfd, mon
 
 def test_stories_are_kept_too(runs, tmp_path, monkeypatch):
     """Told again otherwise (other threads, another machine) they would be asked about again."""
-    found = script.checkpoint.load_model(str(runs / "plain"))
+    found = checkpoint.load_model(str(runs / "plain"))
     settings = script.Settings(max_new_tokens=4, device="cpu")
     how = (found, ["One day", "A cat"], settings, 2, tmp_path)
     first = harness.completions(*how)
-    monkeypatch.setattr(harness, "complete", lambda *_: pytest.fail("told again"))
+    monkeypatch.setattr(harness, "generate_completions", lambda *_: pytest.fail("told again"))
     assert harness.completions(*how) == first and len(first) == 2 and len(first[0]) == 2
     changed = script.Settings(max_new_tokens=5, device="cpu")
     with pytest.raises(pytest.fail.Exception):  # asked otherwise, which leaves the others alone

@@ -64,7 +64,7 @@ def test_margins_are_differences_of_log_probabilities(found):
         return total
 
     by_hand = [log_p(right) - log_p(wrong) for right, wrong in prompt.pairs]
-    [margins] = harness.margins_of(found, [prompt])
+    [margins] = harness.log_likelihood_margins(found, [prompt])
     assert margins == pytest.approx(by_hand, abs=1e-4)
 
 

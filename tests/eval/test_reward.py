@@ -135,8 +135,8 @@ def test_the_command(runs, capsys):
 def test_what_was_told_goes_on_from_the_beginning(runs):
     """With its blank: the tokens measured are, but for how a word may be cut, those sampled."""
     found = checkpoint.load_any(str(runs / "base"))
-    asked = SimpleNamespace(max_new_tokens=30, rows=8, seed=1, temperature=0.8, weights="float32",
-                            device=torch.device("cpu"))  # fmt: skip
+    asked = SimpleNamespace(max_new_tokens=30, batch_size=8, seed=1, temperature=0.8,
+                            weights="float32", device=torch.device("cpu"))  # fmt: skip
     told = reward.tell(found, ["One day"] * 8, asked)
     assert sum(text.startswith((" ", ",")) for text, _ in told) >= 6
     assert all(text for text, _ in told)
@@ -201,7 +201,7 @@ def test_a_summary_ends_a_story(said, text, ended, data, monkeypatch):
     monkeypatch.setattr(reward, "open_decoder", lambda *_: None)
     story = Completion(found.tokenizer.encode(said), ended=False)
     monkeypatch.setattr(reward, "generate", lambda *_, **__: [story])
-    asked = SimpleNamespace(weights="float32", device="cpu", max_new_tokens=9, rows=1, seed=0,
+    asked = SimpleNamespace(weights="float32", device="cpu", max_new_tokens=9, batch_size=1, seed=0,
                             temperature=1.0)  # fmt: skip
     assert reward.tell(found, ["One day"], asked) == [(text, ended)]
 
@@ -220,6 +220,6 @@ def test_only_an_instruct_model_is_told_what_to_do(runs, monkeypatch):
 
 def test_of_a_story_longer_than_the_reference_reads_the_rest_is_left_out(runs):
     found = checkpoint.load_any(str(runs / "base"))
-    asked = SimpleNamespace(rows=1, device="cpu")
+    asked = SimpleNamespace(batch_size=1, device="cpu")
     [(nats, count)] = reward.surprise(found, ["One day"], [(" The dog ran." * 99, True)], asked)
     assert count == found.limit - len(found.prompt("One day")) + 1 and nats > 0

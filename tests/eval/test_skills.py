@@ -55,7 +55,7 @@ def test_told_by_hand(monkeypatch):
     """Of a prompt's pairs the share that is told; of a kind each prompt counts once."""
     prompts = [("grammar", Prompt("grammar", "a", ((" b", " c"),) * 2)),
                ("grammar", Prompt("grammar", "d", ((" b", " c"),)))]  # fmt: skip
-    monkeypatch.setattr(skills, "margins_of", lambda found, some: [[1.0, -3.0], [2.0]])
+    monkeypatch.setattr(skills, "log_likelihood_margins", lambda found, some: [[1.0, -3.0], [2.0]])
     told = skills.told_by(None, prompts)
     assert told["grammar"].tolist() == [[0.5, 1.0], [-1.0, 2.0]]
     assert skills.summed(told, 0)["grammar"]["right"]["mean"] == 0.75

@@ -9,7 +9,7 @@ from chat_server import ChatServer
 from nltk.tag import PerceptronTagger
 
 from configs import UserError
-from eval import harness, judge
+from eval import judge
 from nanostories.dataset import storybook
 from nanostories.text import wordnet
 from nanostories.text.wordnet import base_form, content_words, synonyms
@@ -63,18 +63,18 @@ def test_synonyms():
 
 def test_a_share_of_the_words_is_marked():
     """Of 8 content words 30 % are 2; without the marks the text is what it was."""
-    text, lists = harness.marked(TEXT, 0)
+    text, lists = judge.marked(TEXT, 0)
     chosen = re.findall(r"<(\w+)>", text)
     assert len(chosen) == 2 and text.replace("<", "").replace(">", "") == TEXT
     assert [line.split(": ")[0] for line in lists.splitlines()] == chosen
     for line in lists.splitlines():
         word, words = line.split(": ")
         assert 1 <= len(words.split(", ")) <= 8 and word not in words.split(", ")
-    assert harness.marked(TEXT, 0) == (text, lists)
-    assert {harness.marked(TEXT, seed)[0] for seed in range(20)} != {text}
-    assert harness.marked("Oh!", 0) == ("Oh!", "(none)")
+    assert judge.marked(TEXT, 0) == (text, lists)
+    assert {judge.marked(TEXT, seed)[0] for seed in range(20)} != {text}
+    assert judge.marked("Oh!", 0) == ("Oh!", "(none)")
     # What a story wraps itself is no mark.
-    text, _ = harness.marked("She was <felicitous> and <jubilant>.", 0)
+    text, _ = judge.marked("She was <felicitous> and <jubilant>.", 0)
     assert text.count("<") == text.count(">") == 1 and "(" in text
 
 
