@@ -115,8 +115,8 @@ def complete(settings, origin):
     if not settings.init_from:
         raise UserError("name the model to begin with: --init_from=out/<run>")
     dataset = settings.dataset
-    if not dataset and checkpoint.is_run(settings.init_from):
-        dataset = checkpoint.read_config(settings.init_from)["train"]["dataset"]
+    if not dataset and checkpoint.is_run_folder(settings.init_from):
+        dataset = checkpoint.data_folder(settings.init_from)
     return replace(settings, dataset=dataset, group=settings.group or settings.stories)
 
 
@@ -180,20 +180,20 @@ class Run:
         found = reference.found
         self.state, moments = self.read(settings)
         base = settings.out_dir if settings.resume else settings.init_from
-        self.model = checkpoint.load_any(base, "latest", self.device, settings.revision).model
+        self.model = checkpoint.load_model(base, "latest", self.device, settings.revision).model
         select_attention(self.model, settings.attn, torch.float32)
         self.optimizers = make_optimizer(self.model, settings)
-        checkpoint.restore_optimizers(self.model, self.optimizers, moments)
+        checkpoint.load_optimizer_state(self.model, self.optimizers, moments)
         self.schedule = Schedule(settings, settings.max_iters, self.state)
         self.settings = settings = self.schedule.settings
-        self.state |= {"model": asdict(self.model.config), "longest": found.limit}
+        self.state |= {"model": asdict(self.model.config), "longest": found.max_length}
         facts = environment(self.device) | {"reference": found.identity()}
         if rank() == 0:
-            checkpoint.start_run(
+            checkpoint.create_run_folder(
                 settings.out_dir, self.model.config, settings, found.tokenizer, facts
             )
             self.log = RunLogger(settings.out_dir, self.state)
-            self.saver = checkpoint.Saver(settings.out_dir)
+            self.saver = checkpoint.CheckpointSaver(settings.out_dir)
             self.watch = Monitor(settings, reference.base, self.log.lines)
 
     def read(self, settings):

@@ -28,9 +28,9 @@ from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import (
     Completion,
     beam_search,
-    check,
-    prompts_of,
-    seeds_of,
+    check_sampling_settings,
+    read_prompts,
+    request_seeds,
     stream,
 )
 from nanostories.training import checkpoint
@@ -56,7 +56,7 @@ class Settings:
     top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
     beams: int = 0  # beam search of this width, without chance; the paper's prompt tables used 5
     seed: int = 1337  # decides every choice
-    rows: int = 64  # stories told at a time
+    batch_size: int = 64  # stories generated at a time
     json: bool = False  # one JSON line for each story instead of text
     serve: bool = False  # open a page to try it instead
     host: str = "127.0.0.1"  # for serve: 0.0.0.0 lets the whole network in
@@ -82,20 +82,20 @@ def tell(decoder, found, prompts, settings):
 
     The ids are those that came since the last time; with the last of them comes the whole Story.
     """
-    ids, eot = [found.prompt(prompt) for prompt in prompts], found.tokenizer.eot
-    shared = {"max_new_tokens": settings.max_new_tokens, "limit": found.limit}
+    ids, eot = [found.encode_prompt(prompt) for prompt in prompts], found.tokenizer.eot
+    shared = {"max_new_tokens": settings.max_new_tokens, "max_length": found.max_length}
     if settings.beams:
         for i, prompt in enumerate(ids):
             story = beam_search(decoder, prompt, eot, settings.beams, **shared)
             yield i, story.ids, story
         return
     shared |= {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
-    shared |= {"rows": settings.rows}
+    shared |= {"batch_size": settings.batch_size}
     stories, told = [Completion([]) for _ in ids], [False] * len(ids)
     now, shown = 0, 0  # the story that is being shown, and how many of its tokens
-    for step in stream(decoder, ids, eot, seeds_of(settings.seed, len(ids)), **shared):
+    for step in stream(decoder, ids, eot, request_seeds(settings.seed, len(ids)), **shared):
         for i, token, last in step:
-            stories[i].add(token)
+            stories[i].append(token)
             told[i] = last
         while now < len(ids):
             story, fresh = stories[now], stories[now].ids[shown:]
@@ -121,21 +121,21 @@ def show(decoder, found, prompts, settings):
         text = characters.decode(tokenizer.decode_bytes(ids), final=story is not None)
         print(text, end="", flush=True)
         if story and not story.ended and _full(found, prompts[i], story):
-            note = f"[stopped at {found.limit} tokens, the longest story in training]"
+            note = f"[stopped at {found.max_length} tokens, the longest story in training]"
             print(f"\n{note}", end="", file=sys.stderr, flush=True)
     print()
 
 
 def _full(found, prompt, story):
     """Whether a story ended because it was as long as any may be."""
-    return len(found.prompt(prompt)) + len(story.ids) >= found.limit
+    return len(found.encode_prompt(prompt)) + len(story.ids) >= found.max_length
 
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check(settings)
+    check_sampling_settings(settings)
     instruction = asked(settings)
-    prompts = [instruction + start for start in prompts_of(settings.start)]
+    prompts = [instruction + start for start in read_prompts(settings.start)]
     if settings.dry_run:
         print(*prompts, sep=_RULE)
         return
@@ -143,7 +143,7 @@ def main():
         raise UserError("serve takes no instruction: write it on the page, as --dry_run prints it")
     device = pick_device(settings.device)
     prompts = [prompt for prompt in prompts for _ in range(settings.num_samples)]
-    found = checkpoint.open_model(settings, origin, device)
+    found = checkpoint.load_from_settings(settings, origin, device)
     if instruction and found.is_run():
         data = checkpoint.read_state(found.out_dir, settings.checkpoint)["data"]
         if "train_answer.npy" not in data:

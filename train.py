@@ -268,7 +268,7 @@ class Trainer:
         self.model = build(start, self.tokenizer, device)
         why = select_attention(self.model, settings.attn, pick_dtype(settings.dtype, device))
         self.optimizers = make_optimizer(self.model, settings)
-        checkpoint.restore_optimizers(self.model, self.optimizers, moments)
+        checkpoint.load_optimizer_state(self.model, self.optimizers, moments)
         self.compute = Step(self.model, self.optimizers, batches, settings, self.state["step"])
         if self.state["scaler"]:
             self.compute.scaler.load_state_dict(self.state["scaler"])
@@ -306,13 +306,13 @@ class Trainer:
     def open_folder(self):
         """The run folder's fixed files, its log, and the thread that saves: rank 0's alone."""
         settings, config = self.settings, self.model.config
-        data = checkpoint.hashes(self.train_data.manifest)
+        data = checkpoint.data_hashes(self.train_data.manifest)
         facts = environment(self.device) | {"data": data}
         self.state |= {"model": asdict(config), "data": data}
         if rank() == 0 and not settings.profile:
-            checkpoint.start_run(settings.out_dir, config, settings, self.tokenizer, facts)
+            checkpoint.create_run_folder(settings.out_dir, config, settings, self.tokenizer, facts)
             self.log = RunLogger(settings.out_dir, self.state)
-            self.saver = checkpoint.Saver(settings.out_dir)
+            self.saver = checkpoint.CheckpointSaver(settings.out_dir)
 
     def run(self):
         """Train to the end of the schedule, or until asked to stop; returns the state."""
@@ -395,7 +395,7 @@ class Trainer:
 
     def story(self):
         """A story that the model tells now, by the same random numbers each time."""
-        eot, how = self.tokenizer.eot, {"limit": self.state["longest"], "temperature": 0.8}
+        eot, how = self.tokenizer.eot, {"max_length": self.state["longest"], "temperature": 0.8}
         asked = [eot] if self.val_data.answers is None else self.val_data.prompt(0).tolist()
         asked = asked[: self.state["longest"] - 1]  # an instruction of Instruct's, cut to fit
         [story] = generate(Decoder(self.model), [asked], eot, [[self.settings.seed, 0]], **how)

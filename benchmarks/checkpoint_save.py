@@ -70,7 +70,7 @@ def large(out):
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    saver = checkpoint.Saver(out)
+    saver = checkpoint.CheckpointSaver(out)
     state = {"best_step": 1, "kept": []}
     for step in (1, 2, 3):  # the first one asks for the memory
         wait = timed(lambda step=step: saver.save(model, [optimizer], state | {"step": step}))

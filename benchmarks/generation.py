@@ -38,7 +38,7 @@ from model import GPT, GPTConfig
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.inference.decoder import Decoder
-from nanostories.inference.generate import generate, seeds_of
+from nanostories.inference.generate import generate, request_seeds
 from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.training import checkpoint
 from nanostories.training.device import environment
@@ -64,9 +64,11 @@ NEVER = -1  # the id that ends a story: none, so that all are of one length
 
 
 def tokens_a_second(decoder, prompts, tokens):
-    seeds, rows = seeds_of(0, len(prompts)), len(prompts)
+    seeds, rows = request_seeds(0, len(prompts)), len(prompts)
     begin = time.perf_counter()
-    generate(decoder, prompts, NEVER, seeds, max_new_tokens=tokens, rows=rows, temperature=0.8)
+    generate(
+        decoder, prompts, NEVER, seeds, max_new_tokens=tokens, batch_size=rows, temperature=0.8
+    )
     return tokens * len(prompts) / (time.perf_counter() - begin)
 
 
@@ -207,27 +209,27 @@ def compare(settings, shape):
 @torch.no_grad()
 def loss_of(decoder, stories):
     """Nats a token of lists of ids that begin with <|endoftext|>, which ends each as well."""
-    rows = BatchedKVCache(decoder, len(stories), max(map(len, stories)))
-    rows.admit([story[:1] for story in stories], seeds_of(0, len(stories)))
+    cache = BatchedKVCache(decoder, len(stories), max(map(len, stories)))
+    cache.add_requests([story[:1] for story in stories], request_seeds(0, len(stories)))
     nats, count = 0.0, 0
     for step in range(1, max(map(len, stories)) + 1):
         over = [row for row, story in enumerate(stories) if len(story) < step]
         if over:
-            stories = [stories[row] for row in rows.release(over)]
-        logits = rows.logits()
+            stories = [stories[row] for row in cache.free_slots(over)]
+        logits = cache.logits()
         target = torch.tensor([(story + story[:1])[step] for story in stories])
         nats += F.cross_entropy(logits, target, reduction="sum").item()
         count += len(stories)
-        rows.last[: len(stories)] = target
+        cache.last_tokens[: len(stories)] = target
     return nats / count
 
 
 def losses(settings):
     """The loss of a run's first 128 validation stories with weights of each dtype."""
-    found = checkpoint.load_model(settings.loss)
-    data = Dataset(checkpoint.read_config(settings.loss)["train"]["dataset"], "val")
+    found = checkpoint.load_run(settings.loss)
+    data = Dataset(checkpoint.data_folder(settings.loss), "val")
     stories = [data.story(i).tolist() for i in range(400)]
-    stories = [story for story in stories if len(story) < found.limit][:128]
+    stories = [story for story in stories if len(story) < found.max_length][:128]
     result = {"parameters": found.model.num_params(), "checkpoint": found.identity(), "loss": {}}
     for dtype in DTYPES:
         result["loss"][dtype] = loss_of(Decoder(found.model, dtype), stories)

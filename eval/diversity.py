@@ -48,7 +48,7 @@ from eval.memorization.nearest_story import Index
 from eval.memorization.page import ORIGINALS, UNSEEN
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
-from nanostories.inference.generate import check
+from nanostories.inference.generate import check_sampling_settings
 from nanostories.text import metrics
 from nanostories.text.words import words_and_marks
 from nanostories.training import checkpoint
@@ -288,7 +288,9 @@ def trained_on(model, data):
     if not model.is_run():
         return None
     known = checkpoint.read_state(model.out_dir)["data"]
-    return all(known.get(name) == sha for name, sha in checkpoint.hashes(data.manifest).items())
+    return all(
+        known.get(name) == sha for name, sha in checkpoint.data_hashes(data.manifest).items()
+    )
 
 
 def show(results):
@@ -340,7 +342,7 @@ def main():
     settings, origin = load(Settings, positional="out_dir")
     heats = temperatures_of(settings)
     for heat in heats:
-        check(how(settings, heat))
+        check_sampling_settings(how(settings, heat))
     if settings.prompts < 2:
         raise UserError("prompts must be at least 2")
     if settings.distinct_words < 1 or settings.workers < 0:
@@ -348,9 +350,9 @@ def main():
     if not 0 < settings.cut < 1:
         raise UserError("cut must be between 0 and 1")
     device = pick_device(settings.device)
-    models = [checkpoint.open_model(settings, origin, device)]
+    models = [checkpoint.load_from_settings(settings, origin, device)]
     models += [
-        checkpoint.load_any(name, settings.checkpoint, device) for name in beside_names(settings)
+        checkpoint.load_model(name, settings.checkpoint, device) for name in beside_names(settings)
     ]
     where = settings.dataset
     if not where and not models[0].is_run():
@@ -372,7 +374,7 @@ def main():
         print(f"{models[0].out_dir} less {name}: " + ", ".join(
             f"{kind} {bootstrap.format_interval(x)}" for kind, x in gap.items()))  # fmt: skip
     names_ = ("cut", "temperatures", "top_p", "max_new_tokens", "weights", "seed", "distinct_words")
-    facts = {"dataset": where, "data": checkpoint.hashes(index.data.manifest)}
+    facts = {"dataset": where, "data": checkpoint.data_hashes(index.data.manifest)}
     facts |= {"models": {model.out_dir: model.identity() for model in models}}
     facts |= {"trained_on_it": known}
     facts |= {"prompts": len(found)} | {name: getattr(settings, name) for name in names_}

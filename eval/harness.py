@@ -27,7 +27,7 @@ from nanostories.dataset.packing import pad_batch
 from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.inference.decoder import open_decoder
-from nanostories.inference.generate import Completion, beam_search, generate, seeds_of
+from nanostories.inference.generate import Completion, beam_search, generate, request_seeds
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
 
@@ -77,8 +77,8 @@ def open_models(settings, origin):
     device = pick_device(settings.device)
     names = beside_names(settings) if hasattr(settings, "beside") else []
     return [
-        checkpoint.open_model(settings, origin, device),
-        *(checkpoint.load_any(name, settings.checkpoint, device) for name in names),
+        checkpoint.load_from_settings(settings, origin, device),
+        *(checkpoint.load_model(name, settings.checkpoint, device) for name in names),
     ]
 
 
@@ -93,14 +93,7 @@ def data_folder(loaded, dataset="", setting="dataset"):
 
     Raises UserError for a published model without one; `setting` is what the user can name it with.
     """
-    if dataset:
-        return dataset
-    if not loaded.is_run():
-        raise UserError(
-            f"'{loaded.facts['model']}' is no run, so it has no data of its own; name some with "
-            f"--{setting}"
-        )
-    return checkpoint.read_config(loaded.out_dir)["train"]["dataset"]
+    return dataset or checkpoint.data_folder(loaded, setting)
 
 
 def val_texts(folder):
@@ -177,7 +170,9 @@ def choose_records(records, models, count, seed):
 
 def fits(models, prompt):
     """Whether a prompt leaves every model at least MIN_STORY_TOKENS for a story."""
-    return all(len(model.prompt(prompt)) + MIN_STORY_TOKENS <= model.limit for model in models)
+    return all(
+        len(model.encode_prompt(prompt)) + MIN_STORY_TOKENS <= model.max_length for model in models
+    )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -191,15 +186,15 @@ def generate_completions(loaded, texts, settings, num_samples):
     settings: SamplingSettings, or an object with the same sampling fields.
     """
     decoder = open_decoder(loaded.model, settings.weights, loaded.model.wte.weight.device)
-    ids = [loaded.prompt(text) for text in texts for _ in range(num_samples)]
+    ids = [loaded.encode_prompt(text) for text in texts for _ in range(num_samples)]
     eot, lengths = loaded.tokenizer.eot, {"max_new_tokens": settings.max_new_tokens}
-    lengths["limit"] = loaded.limit
+    lengths["max_length"] = loaded.max_length
     if settings.beams:
         flat = [beam_search(decoder, prompt, eot, settings.beams, **lengths) for prompt in ids]
     else:
         flat = generate(
-            decoder, ids, eot, seeds_of(settings.seed, len(ids)), **lengths,
-            temperature=settings.temperature, top_p=settings.top_p, rows=settings.batch_size,
+            decoder, ids, eot, request_seeds(settings.seed, len(ids)), **lengths,
+            temperature=settings.temperature, top_p=settings.top_p, batch_size=settings.batch_size,
         )  # fmt: skip
     return [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]
 
@@ -288,7 +283,7 @@ def log_likelihood_margins(loaded, prompts):
     """
     encode = loaded.tokenizer.encode
     values = iter(log_likelihoods(loaded, [
-        (loaded.prompt(prompt.text), encode(continuation))
+        (loaded.encode_prompt(prompt.text), encode(continuation))
         for prompt in prompts for pair in prompt.pairs for continuation in pair
     ]))  # fmt: skip
     return [[next(values) - next(values) for _ in prompt.pairs] for prompt in prompts]

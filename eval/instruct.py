@@ -27,7 +27,7 @@ from nanostories import storage
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.shards import read_manifest
 from nanostories.inference.decoder import open_decoder
-from nanostories.inference.generate import check, generate, seeds_of
+from nanostories.inference.generate import check_sampling_settings, generate, request_seeds
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
 
@@ -60,11 +60,13 @@ class Settings:
 def tell(found, decoder, records, settings):
     """num_samples stories to each record: a list of lists of (text, whether it came to an end)."""
     asked = [record for record in records for _ in range(settings.num_samples)]
-    ids = [found.prompt(record.prompt()) for record in asked]
+    ids = [found.encode_prompt(record.prompt()) for record in asked]
     names = ("temperature", "top_p", "max_new_tokens")
-    how = {name: getattr(settings, name) for name in names} | {"limit": found.limit}
+    how = {name: getattr(settings, name) for name in names} | {"max_length": found.max_length}
     how["rows"] = settings.batch_size
-    stories = generate(decoder, ids, found.tokenizer.eot, seeds_of(settings.seed, len(ids)), **how)
+    stories = generate(
+        decoder, ids, found.tokenizer.eot, request_seeds(settings.seed, len(ids)), **how
+    )
     told = [story_of(found, story) for story in stories]
     return [told[i : i + settings.num_samples] for i in range(0, len(told), settings.num_samples)]
 
@@ -155,14 +157,14 @@ def show(name, checks):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check(settings)
+    check_sampling_settings(settings)
     if settings.prompts < 2:
         raise UserError("prompts must be at least 2")
     pair = settings.pair.split("+")
     if len(pair) < 2 or not set(pair) <= set(instruct.LABELS):
         raise UserError(f"pair takes two of {', '.join(instruct.LABELS)}, as in words+summary")
     device = pick_device(settings.device)
-    models = [checkpoint.open_model(settings, origin, device)]
+    models = [checkpoint.load_from_settings(settings, origin, device)]
     if settings.beside:
         models.append(checkpoint.load_model(settings.beside, settings.checkpoint, device))
     records, where = read_records(settings, models[0])
@@ -203,7 +205,7 @@ def facts_of(records, where, settings):
     )  # fmt: skip
     facts = {"source": where, "instructions": len(records)}
     if (Path(where) / "manifest.json").is_file():
-        facts["data"] = checkpoint.hashes(read_manifest(where))
+        facts["data"] = checkpoint.data_hashes(read_manifest(where))
     return facts | {name: getattr(settings, name) for name in names}
 
 

@@ -84,10 +84,8 @@ def texts_of(found, settings):
     if settings.source:
         name = settings.source
         texts = list(itertools.islice(sources.read(name), settings.stories or None))
-    elif not found.is_run():
-        raise UserError(f"'{settings.init_from}' has no data of its own: name some with --source")
     else:
-        name = checkpoint.read_config(found.out_dir)["train"]["dataset"]
+        name = checkpoint.data_folder(found, "source")
         data = Dataset(name, "val")
         order = np.random.default_rng(settings.seed).permutation(data.stories)
         chosen = order[: settings.stories or None].tolist()
@@ -102,8 +100,8 @@ def stories_of(found, texts, tagged):
     """
     stories, tokenizer = [], found.tokenizer
     for text in tqdm(texts, "stories", disable=None):
-        ids = [*found.begin, *tokenizer.encode(text), tokenizer.eot]
-        ids = ids[: found.limit + 1]  # the last is read as a target only
+        ids = [*found.bos_ids, *tokenizer.encode(text), tokenizer.eot]
+        ids = ids[: found.max_length + 1]  # the last is read as a target only
         parts = tag_tokens(ids, tokenizer) if tagged else None
         if len(ids) > 3:
             ends = parts and parts[:-1], ids[-1], parts[-1] if parts else "end"
@@ -139,8 +137,8 @@ def fitting(found, story, text):
     config = found.model.config
     most = int((2 * SHOWN / (config.n_layer * config.n_head)) ** 0.5)
     n = min(len(story.ids), most)
-    if n < len(found.begin) + len(found.tokenizer.encode(text)):
-        print(f"of the text its first {n - len(found.begin)} tokens are shown")
+    if n < len(found.bos_ids) + len(found.tokenizer.encode(text)):
+        print(f"of the text its first {n - len(found.bos_ids)} tokens are shown")
     return Story(story.ids[:n], story.parts and story.parts[:n])
 
 
@@ -328,7 +326,7 @@ def main():
         raise UserError("stories must not be negative, head_stories at least 4")
     if settings.best < 0 or settings.random < 0:
         raise UserError("best and random must not be negative")
-    found = checkpoint.open_model(settings, origin, pick_device(settings.device))
+    found = checkpoint.load_from_settings(settings, origin, pick_device(settings.device))
     asked = asked_for(settings, found.model.config)
     tagged = can_tag()
     texts, source = texts_of(found, settings)

@@ -49,7 +49,7 @@ from eval.llm.client import JudgeSettings
 from eval.llm.rubrics import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, Exercise
 from nanostories import storage
 from nanostories.dataset.instruct import split_story
-from nanostories.inference.generate import check
+from nanostories.inference.generate import check_sampling_settings
 from nanostories.text import wordnet
 
 
@@ -240,7 +240,7 @@ def resolved(settings):
     if settings.mode == "prompts":  # decoded without chance, and a sentence is enough
         most = min(60, settings.max_new_tokens)
         settings = replace(settings, temperature=0.0, max_new_tokens=most)
-    check(settings)
+    check_sampling_settings(settings)
     if settings.num_prompts < 0:
         raise UserError("num_prompts must not be negative")
     others = beside_names(settings)

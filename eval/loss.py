@@ -90,7 +90,7 @@ def main():
     settings, origin = load(Settings, positional="out_dir")
     device = pick_device(settings.device)
     autocast = autocast_for(device, pick_dtype(settings.dtype, device))
-    found = checkpoint.open_model(settings, origin, device)
+    found = checkpoint.load_from_settings(settings, origin, device)
     model, tokenizer, source = found.model, found.tokenizer, settings.source
     trained = checkpoint.read_config(found.out_dir)["train"] if found.is_run() else {}
     loss_on = settings.loss_on or (not source and trained.get("loss_on")) or "all"
@@ -98,10 +98,8 @@ def main():
         raise UserError(f"loss_on must be all or story, not '{loss_on}'")
     if source:
         texts = sources.read(source)
-    elif not found.is_run():
-        raise UserError(f"'{settings.init_from}' has no data of its own: name some with --source")
     else:
-        source = trained["dataset"]
+        source = checkpoint.data_folder(found, "source")
         data = Dataset(source, "val")
         texts = (tokenizer.decode(data.story(i)[1:]) for i in range(data.stories))
     groups = groups_of_text(texts, tokenizer, records=loss_on == "story")

@@ -201,7 +201,7 @@ class Plan:
     def of_rival(self, name, inside):
         """A published model, asked the same; inside: looked into, too."""
         settings, (data, path) = self.settings, self.prepare()
-        out, model = huggingface.folder_of(name), f"--init_from={name}"
+        out, model = huggingface.results_folder(name), f"--init_from={name}"
         rated = self.judge() if settings.judge else []
         words = [model, f"--dataset={path}"]
         self.evaluate("eval.skills", out, [data], words, name, 2)

@@ -47,7 +47,13 @@ from eval.llm.rubrics import TOPIC, Exercise
 from nanostories import storage
 from nanostories.dataset import instruct
 from nanostories.inference.decoder import open_decoder
-from nanostories.inference.generate import Completion, check, generate, prompts_of, seeds_of
+from nanostories.inference.generate import (
+    Completion,
+    check_sampling_settings,
+    generate,
+    read_prompts,
+    request_seeds,
+)
 from nanostories.rl.monitor import DISTINCT, is_about, mentions
 from nanostories.rl.reference import Reference
 from nanostories.text.metrics import distinct_n, repeated_ngrams
@@ -97,9 +103,13 @@ class Settings:
 def tell(found, prompts, asked):
     """[(text, whether it ended)] told by a Trained to the prompts, a list of str."""
     decoder = open_decoder(found.model, asked.weights, asked.device)
-    how = {"max_new_tokens": asked.max_new_tokens, "limit": found.limit, "rows": asked.batch_size}
-    ids = [found.prompt(text) for text in prompts]
-    seeds, eot = seeds_of(asked.seed, len(ids)), found.tokenizer.eot
+    how = {
+        "max_new_tokens": asked.max_new_tokens,
+        "max_length": found.max_length,
+        "batch_size": asked.batch_size,
+    }
+    ids = [found.encode_prompt(text) for text in prompts]
+    seeds, eot = request_seeds(asked.seed, len(ids)), found.tokenizer.eot
     stories = generate(decoder, ids, eot, seeds, temperature=asked.temperature, **how)
     told = []
     for story in stories:
@@ -112,7 +122,7 @@ def tell(found, prompts, asked):
 
 def surprise(reference, starts, told, asked):
     """[(nats, tokens)] of each story under the reference, given its beginning, the end included."""
-    prompts = [reference.prompt(start) for start in starts]
+    prompts = [reference.encode_prompt(start) for start in starts]
     stories = []
     for prompt, (text, ended) in zip(prompts, told, strict=True):
         room = reference.model.config.block_size - len(prompt)
@@ -254,7 +264,7 @@ def asked_of(settings):
     for name in ("word", "start", "temperature"):
         asked[name] = getattr(settings, name) or run_[name]
     asked["max_new_tokens"] = settings.max_new_tokens or run_["max_new_tokens"]
-    check(SimpleNamespace(**asked, top_p=1.0))
+    check_sampling_settings(SimpleNamespace(**asked, top_p=1.0))
     asked["device"] = pick_device(settings.device)
     return SimpleNamespace(**run_), SimpleNamespace(**asked)
 
@@ -267,12 +277,12 @@ def main():
     own = Reference(SimpleNamespace(**vars(ran) | {"word": asked.word}), asked.device)
     own.check_same(settings.out_dir)
     reference = own.found
-    load_ = checkpoint.load_any
+    load_ = checkpoint.load_model
     models = {"reference": reference,
               "reward": load_(settings.out_dir, settings.checkpoint, asked.device)}  # fmt: skip
     if settings.instruct:
         models["instruct"] = load_(settings.instruct, settings.checkpoint, asked.device)
-    beginnings = prompts_of(asked.start)
+    beginnings = read_prompts(asked.start)
     starts = [beginnings[i % len(beginnings)] for i in range(settings.stories)]
     order = instruct.make_instruction(words=asked.word).prompt()
     told = {name: tell(found, [order + s for s in starts] if name == "instruct" else starts, asked)

@@ -19,7 +19,7 @@ from eval.harness import beginnings, completions, fits
 from eval.memorization.nearest_story import Index
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
-from nanostories.inference.generate import check
+from nanostories.inference.generate import check_sampling_settings
 from nanostories.text.words import words_and_marks
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
@@ -46,8 +46,8 @@ class Settings:
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check(settings)
-    found = checkpoint.open_model(settings, origin, pick_device(settings.device))
+    check_sampling_settings(settings)
+    found = checkpoint.load_from_settings(settings, origin, pick_device(settings.device))
     where = settings.dataset
     if not where and not found.is_run():
         raise UserError(f"'{settings.init_from}' has no data of its own: name it with --dataset")
@@ -73,7 +73,7 @@ def main():
         if share is not None:
             print(f"(closest training story: number {closest.story}, h {share:.2f})")
     results = {"checkpoint": found.identity(), "dataset": where,
-               "data": checkpoint.hashes(index.data.manifest), "stories": rows}  # fmt: skip
+               "data": checkpoint.data_hashes(index.data.manifest), "stories": rows}  # fmt: skip
     names = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
     results |= {name: getattr(settings, name) for name in names}
     storage.write_json(folder / "side_by_side.json", results)

@@ -53,10 +53,7 @@ class Settings:
 
 def texts_of(found, settings):
     """(the held-out stories, a list of str, what they were read from)."""
-    where = settings.dataset
-    if not where and not found.is_run():
-        raise UserError(f"'{settings.init_from}' has no stories of its own: name some --dataset")
-    where = where or checkpoint.read_config(found.out_dir)["train"]["dataset"]
+    where = settings.dataset or checkpoint.data_folder(found)
     data, decode = Dataset(where, "val"), Tokenizer.load(where).decode
     return [decode(data.story(i)[1:]) for i in range(data.stories)], where
 
@@ -73,7 +70,7 @@ def fitting(prompts, found):
 
     def length(prompt):
         rest = max(len(encode(text)) for pair in prompt.pairs for text in pair)
-        return len(found.prompt(prompt.text)) + rest
+        return len(found.encode_prompt(prompt.text)) + rest
 
     return [(kind, prompt) for kind, prompt in prompts if length(prompt) <= limit]
 
@@ -100,7 +97,7 @@ def along(found, prompts, settings):
     rows = []
     for step in checkpoint.steps_of(found.out_dir):
         which, device = f"checkpoints/{step}", found.model.wte.weight.device
-        then = checkpoint.load_model(found.out_dir, which, device)
+        then = checkpoint.load_run(found.out_dir, which, device)
         tokens = checkpoint.read_state(found.out_dir, which)["tokens"]
         skills = summed(told_by(then, prompts), settings.seed)
         rows.append({"step": step, "tokens": tokens, "skills": skills})
@@ -111,7 +108,7 @@ def main():
     settings, origin = load(Settings, positional="out_dir")
     if settings.questions < 2:
         raise UserError("questions must be at least 2")
-    found = checkpoint.open_model(settings, origin, pick_device(settings.device))
+    found = checkpoint.load_from_settings(settings, origin, pick_device(settings.device))
     if settings.steps and not found.is_run():
         raise UserError("steps are those of a run: name its folder")
     texts, source = texts_of(found, settings)

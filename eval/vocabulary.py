@@ -31,7 +31,7 @@ from eval import bootstrap, loss
 from eval.harness import beginnings, completions
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
-from nanostories.inference.generate import check
+from nanostories.inference.generate import check_sampling_settings
 from nanostories.text import metrics, wordnet
 from nanostories.text.words import dictionary_lemmas, split_words, words_and_marks
 from nanostories.training import checkpoint
@@ -167,7 +167,7 @@ def richness(told, counts, settings):
 
 def stories_of(found):
     """The validation stories that a run was measured on, a list of str, and its data folder."""
-    folder = checkpoint.read_config(found.out_dir)["train"]["dataset"]
+    folder = checkpoint.data_folder(found)
     data = Dataset(folder, "val")
     return [found.tokenizer.decode(data.story(i)[1:]) for i in range(data.stories)], folder
 
@@ -222,9 +222,9 @@ def main():
         raise UserError("usage: python -m eval.vocabulary out/<plain> out/<syn>")
     if Path(settings.out_dir).resolve() == Path(settings.syn_dir).resolve():
         raise UserError("name two runs: a model is not compared with itself")
-    check(settings)
+    check_sampling_settings(settings)
     device = pick_device(settings.device)
-    models = [checkpoint.load_model(name, settings.checkpoint, device)
+    models = [checkpoint.load_run(name, settings.checkpoint, device)
               for name in (settings.out_dir, settings.syn_dir)]  # fmt: skip
     plain, plain_data = stories_of(models[0])
     syn, syn_data = stories_of(models[1])

@@ -59,7 +59,7 @@ def made(base, tmp_path_factory):
 
 
 def weights(out):
-    return checkpoint.read_tensors(checkpoint.find(out), "model.safetensors")
+    return checkpoint.read_tensors(checkpoint.resolve_checkpoint(out), "model.safetensors")
 
 
 def test_the_folder(made, base):
@@ -72,8 +72,8 @@ def test_the_folder(made, base):
         assert all(name in line for line in lines), name
     assert abs(lines[0]["kl"]) < 1e-6 < lines[-1]["kl"]
     assert (out / "watch.png").exists() and "--- step 4" in (out / "samples.txt").read_text()
-    found = checkpoint.load_any(str(out))
-    assert found.is_run() and found.facts["step"] == 4
+    found = checkpoint.load_model(str(out))
+    assert found.is_run() and found.provenance["step"] == 4
     config = checkpoint.read_config(out)["train"]
     assert config["dataset"] == checkpoint.read_config(base)["train"]["dataset"]
     assert checkpoint.steps_of(out) == [2, 4]
@@ -81,7 +81,7 @@ def test_the_folder(made, base):
 
 def test_the_reference_is_frozen(made, base):
     model = made.reference.model
-    before = checkpoint.load_any(base).model.state_dict()
+    before = checkpoint.load_model(base).model.state_dict()
     assert not any(weight.requires_grad for weight in model.parameters())
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     after = made.model.state_dict()
@@ -166,7 +166,7 @@ def test_another_reference_is_refused(base, tmp_path):
     settings = asked(base, tmp_path / "run", max_iters=2)
     start(settings)
     reference = Reference(settings, torch.device("cpu"))
-    reference.found.facts["sha256"] = "another"
+    reference.found.provenance["sha256"] = "another"
     with pytest.raises(UserError, match="is not the model any more"):
         Run(replace(settings, resume=True), reference)
 
@@ -222,9 +222,10 @@ def test_there_is_no_dropout(made):
 
 def test_before_every_prompt_stands_the_end_of_a_story(base, tmp_path, monkeypatch):
     """Also where a published model's config says to begin with nothing."""
-    load = checkpoint.load_any
+    load = checkpoint.load_model
     monkeypatch.setattr(
-        "reference.checkpoint.load_any", lambda *a, **k: replace(load(*a, **k), begin=[])
+        "reference.checkpoint.load_model",
+        lambda *a, **k: replace(load(*a, **k), bos_ids=[]),
     )
     reference = Reference(asked(base, tmp_path / "run"), torch.device("cpu"))
     assert reference.prompts[0][0] == reference.found.tokenizer.eot

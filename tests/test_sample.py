@@ -38,10 +38,10 @@ def model():
 def run(tmp_path_factory, model):
     """A run folder with the random model and the bytes tokenizer."""
     out = tmp_path_factory.mktemp("out") / "random"
-    checkpoint.start_run(out, model.config, Settings(), build("bytes"), {})
+    checkpoint.create_run_folder(out, model.config, Settings(), build("bytes"), {})
     state = {"step": 1, "best_step": 1, "kept": [], "longest": 40, "model": asdict(model.config)}
     state["data"] = {}
-    checkpoint.write(out, model.state_dict(), {}, state)
+    checkpoint.write_checkpoint(out, model.state_dict(), {}, state)
     return out
 
 
@@ -115,10 +115,10 @@ def test_prompts_from_a_file(run, tmp_path, capsys, monkeypatch):
     [
         (["--out_dir=out/nowhere"], "no run in 'out/nowhere'"),
         (["--top_p=0"], "top_p must be above 0"),
-        (["--temperature=-1"], "temperature must not be negative"),
-        (["--temperature=nan"], "temperature must not be negative"),
-        (["--weights=int4"], "weights must be auto, float32, bfloat16 or int8: 'int4'"),
-        (["--rows=0"], "rows must be at least 1"),
+        (["--temperature=-1"], "temperature must be 0 or more"),
+        (["--temperature=nan"], "temperature must be 0 or more"),
+        (["--weights=int4"], "weights must be auto, float32, bfloat16 or int8, not 'int4'"),
+        (["--batch_size=0"], "batch_size must be at least 1"),
         (["--num_samples=0"], "num_samples must be at least 1"),
         (["--strat=a"], "unknown setting 'strat'; did you mean 'start'?"),
         (["--start=FILE:nowhere.txt"], "prompts cannot be read from 'nowhere.txt'"),
@@ -145,10 +145,10 @@ def test_damaged_checkpoints_are_refused(run, tmp_path):
     try:
         weights.write_bytes(whole[:-7])
         with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-            checkpoint.load_model(run)
+            checkpoint.load_run(run)
     finally:
         weights.write_bytes(whole)
-    checkpoint.load_model(run)
+    checkpoint.load_run(run)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_bits_per_byte_of_a_text(run, tmp_path, model):
 
 
 def test_scoring_does_not_depend_on_grouping(run):
-    found = checkpoint.load_model(run)
+    found = checkpoint.load_run(run)
     texts = [f"Story number {i}. " * (i % 7 + 1) for i in range(40)]
     sums = [
         score(
@@ -195,11 +195,13 @@ def test_scoring_does_not_depend_on_grouping(run):
 
 
 def test_scoring_makes_its_batches_where_the_model_is(run, monkeypatch):
-    found = checkpoint.load_model(run)
+    found = checkpoint.load_run(run)
     model, tokenizer = found.model.to("meta"), found.tokenizer
     devices = []
-    monkeypatch.setattr("eval.loss.Batches", lambda *_, **how: devices.append(how["device"]))
-    monkeypatch.setattr(model, "evaluate", lambda *_: (0.0, 0))
+    monkeypatch.setattr(
+        "eval.loss.PackedDataLoader", lambda *_, **kwargs: devices.append(kwargs["device"])
+    )
+    monkeypatch.setattr("eval.loss.evaluate", lambda *_: (0.0, 0))
     score(model, groups_of_text(iter(["One.", "Two."]), tokenizer, 1), EOT, 4, torch.no_grad)
     assert devices == [torch.device("meta")] * 2
 

@@ -181,7 +181,7 @@ def test_log_spaced_checkpoints_stay_and_the_rest_is_bounded(data, tmp_path):
     assert (out / "best").readlink() == Path(f"checkpoints/{best}") and best in (6, 11)
     assert checkpoint.steps_of(out) == sorted({1, 2, 4, 8, 10, best, 11})  # 10: the one before
     for step in (1, 8):
-        assert checkpoint.load_model(out, f"checkpoints/{step}")
+        assert checkpoint.load_run(out, f"checkpoints/{step}")
 
 
 def test_a_checkpoint_every_ten_minutes_unless_told_otherwise(data, tmp_path, monkeypatch):
@@ -198,13 +198,13 @@ def test_a_save_copies_first_and_writes_in_a_thread(data, tmp_path, monkeypatch)
     trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=1))
     trainer.run()
     before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    let_go, write = threading.Event(), checkpoint.write
+    let_go, write = threading.Event(), checkpoint.write_checkpoint
 
     def slow_write(*args):
         let_go.wait(10)
         write(*args)
 
-    monkeypatch.setattr(checkpoint, "write", slow_write)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", slow_write)
     trainer.saver.save(trainer.model, trainer.optimizers, trainer.state | {"step": 2})
     with torch.no_grad():
         trainer.model.wte.weight.zero_()  # training goes on meanwhile
@@ -279,7 +279,7 @@ def train_on_a_slow_disk(settings):
         time.sleep(0.01)
         flush(path)
 
-    storage.fsync = checkpoint.fsync = slow_flush
+    storage.fsync = slow_flush
     tiny.train(settings)
 
 
@@ -318,9 +318,9 @@ def test_killed_at_random_moments(data, tmp_path, rounds):
         assert process.exitcode == -signal.SIGKILL
         in_a_save += bool([*out.glob("checkpoints/*.part"), *out.glob("*.part")])
         newest = f"checkpoints/{checkpoint.steps_of(out)[-1]}"
-        checkpoint.load_model(out, newest)
+        checkpoint.load_run(out, newest)
         checkpoint.read_optimizer_state(out, newest)
-        checkpoint.load_model(out)
+        checkpoint.load_run(out)
     steps = checkpoint.steps_of(out)[-1] + 2
     last = replace(settings, resume=True, max_iters=steps)
     assert tiny.call(tiny.train, last) == 0
@@ -361,7 +361,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
     assert "the disk is full" in error and "the checkpoint of step 2 stands" in error
     assert "Traceback" not in error
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
-    checkpoint.load_model(tmp_path / "run")
+    checkpoint.load_run(tmp_path / "run")
     checkpoint.read_optimizer_state(tmp_path / "run")
     assert tiny.call(tiny.train, replace(settings, resume=True)) == 0
 
@@ -373,7 +373,7 @@ def finished(data, tmp_path_factory):
     return settings
 
 
-@pytest.mark.parametrize("name", [*checkpoint.FILES, "SHA256SUMS"])
+@pytest.mark.parametrize("name", [*checkpoint.CHECKPOINT_FILES, "SHA256SUMS"])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_checkpoint_is_refused_by_name(finished, tmp_path, name, damage):
     out = tmp_path / "run"
@@ -471,7 +471,7 @@ def test_nan_stops_the_run_with_the_weights_before_it(data, tmp_path, optimizer,
         good.step(good.schedule.learning_rate())
     for a, b in zip(trainer.model.parameters(), good.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    moments, expected = (checkpoint.optimizer_tensors(t.model, t.optimizers)
+    moments, expected = (checkpoint.optimizer_state_dict(t.model, t.optimizers)
                          for t in (trainer, good))  # fmt: skip
     assert all(torch.equal(moments[name], expected[name]) for name in expected)
     assert checkpoint.steps_of(tmp_path / "run") == []

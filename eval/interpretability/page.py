@@ -36,12 +36,12 @@ def page(results, maps, found):
     The page. maps: of each layer (H, T, T), of the results' text. found: the pretrained.Trained.
     """
     config, neurons = found.model.config, results["neurons"]
-    name = Path(found.out_dir).name if found.is_run() else found.facts["model"]
+    name = Path(found.out_dir).name if found.is_run() else found.provenance["model"]
     facts = [
         f"{config.n_layer} layer{'s' * (config.n_layer > 1)}, {config.n_embd:,} wide, "
         f"{config.n_head} heads",
         f"{found.model.num_params() / 1e6:.2f} M parameters",
-        *([f"step {found.facts['step']:,}"] if found.is_run() else []),
+        *([f"step {found.provenance['step']:,}"] if found.is_run() else []),
         f"stories of {results['source']}: {results['head_stories']} for the heads, "
         f"{results['stories']:,} for the neurons",
     ]

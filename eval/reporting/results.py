@@ -120,7 +120,7 @@ def read(out_dir):
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no study of this version: {error}") from None
     for name in settings["rivals"].replace(",", " ").split():
-        runs.append(Run(name, huggingface.folder_of(name), "rival"))
+        runs.append(Run(name, huggingface.results_folder(name), "rival"))
     for run in runs:
         for name in PROOFS:
             proof = f"{run.out_dir}/eval/{name}.json"

@@ -1,4 +1,14 @@
-""""""
+"""
+The key-value cache: what the stories being generated have computed so far, and one step of all.
+
+    cache = BatchedKVCache(decoder, batch_size=64, max_length=512)
+    cache.add_requests(prompts, seeds)          # as many as there are free slots
+    tokens = cache.step(temperature=0.8)        # (n,): the next token of each
+    cache.free_slots([3, 5])                    # these stories have ended
+
+The cache never moves or grows, so on CUDA a step is one captured graph: replaying it costs no
+Python.
+"""
 
 import numpy as np
 import torch
@@ -11,55 +21,61 @@ PREFILL = 4096  # tokens of prompts computed in one pass
 
 class BatchedKVCache:
     """
-    Stories being told, a row each: rows 0 to n - 1 are live, the others are free.
+    One slot for each story being generated: slots 0 to n - 1 are live, the others are free.
 
-    count: rows there are. tokens: how long a story may get at the most, its prompt included.
+    batch_size: the number of slots. max_length: tokens of the longest story, its prompt included.
     """
 
-    def __init__(self, decoder, count, tokens):
-        config, self.decoder = decoder.config, decoder
-        self.count, self.tokens = count, tokens
+    def __init__(self, decoder, batch_size, max_length):
+        config, device, self.decoder = decoder.config, decoder.device, decoder
+        self.batch_size, self.max_length = batch_size, max_length
         H, D = config.n_head, config.n_embd // config.n_head
-        where = {"device": decoder.device, "dtype": decoder.cache_dtype}
-        # Keys and values of a layer, the tokens of a head side by side: so both products with them
-        # are row vectors times matrices, on CPUs 1.5 to 2 times as fast as anything else tried.
-        self.kv = torch.zeros(config.n_layer, 2, count, H, D, tokens, **where)
-        # Added to the scores: 0 where a row sees a column of the cache, else -inf. A head's row
-        # each, as the product of queries and keys has it.
-        self.wide = torch.full((count, H, tokens), float("-inf"), **where)
-        self.near = self.wide.clone() if config.window else self.wide
+        floats = {"device": device, "dtype": decoder.cache_dtype}
+        # Keys and values of each layer, the tokens of a head side by side: both products with them
+        # are then row vectors times matrices, on CPUs 1.5 to 2 times as fast as any other layout
+        # tried.
+        self.kv = torch.zeros(config.n_layer, 2, batch_size, H, D, max_length, **floats)
+        # Added to the attention scores: 0 where a slot attends to a column, else -inf. One row for
+        # each head, as the scores have it. window_mask is for GPT-Neo's local layers.
+        self.causal_mask = torch.full((batch_size, H, max_length), float("-inf"), **floats)
+        self.window_mask = self.causal_mask.clone() if config.window else self.causal_mask
         # As tensors: a Python number written through an index would make a GPU wait.
-        self.seen, self.unseen = torch.zeros((), **where), torch.full((), float("-inf"), **where)
-        counts = {"device": decoder.device, "dtype": torch.int64}
-        self.last = torch.zeros(count, **counts)  # the token a row reads next
-        self.at = torch.zeros(count, **counts)  # its place in the story; those before are cached
-        self.luck = torch.zeros(count, tokens, device=decoder.device)  # for the token after each
-        self.row = torch.arange(count, device=decoder.device)
-        self.places = []  # `at` of the live rows, as the host knows it
-        self.views, self.graphs, self.pool = (None,), {}, None
+        self.zero, self.minus_inf = torch.zeros((), **floats), torch.tensor(-torch.inf, **floats)
+        self.last_tokens = torch.zeros(batch_size, device=device, dtype=torch.int64)  # to read next
+        self.positions = torch.zeros_like(self.last_tokens)  # of these; all before are cached
+        self.uniform_noise = torch.zeros(batch_size, max_length, device=device)  # by position
+        self.slots = torch.arange(batch_size, device=device)
+        self.lengths = []  # cached tokens of each live slot: its position, as the host knows it
+        self.last_logits = None  # float32 (n, vocab_size) of the latest step
+        self.views, self.graphs, self.graph_pool = (None,), {}, None
 
-    def admit(self, prompts, seeds):
-        """
-        Let stories begin in the rows after the live ones; equal prompts are computed once.
+    # ------------------------------------------------------------------------------------------
+    # requests come
 
-        prompts: lists of int, each from its first token on. seeds: what decides their draws, each
-        an int or a list of int.
+    def add_requests(self, prompts, seeds):
         """
-        first = len(self.places)
-        places = [len(prompt) - 1 for prompt in prompts]
+        Start a story in each of the next free slots; equal prompts are computed once.
+
+        prompts: lists of token ids. seeds: an int or a list of int for each; it decides every draw.
+        """
+        first = len(self.lengths)
+        lengths = [len(prompt) - 1 for prompt in prompts]  # the last token is read by the next step
         new = slice(first, first + len(prompts))
-        luck = np.zeros((len(prompts), self.tokens), np.float32)
-        for line, at, seed in zip(luck, places, seeds, strict=True):
-            line[at:] = np.random.default_rng(seed).random(self.tokens - at, np.float32)
-        luck *= 1 - 2**-20
-        self.luck[new] = torch.from_numpy(luck).to(self.luck.device)
-        self.last[new] = torch.tensor([prompt[-1] for prompt in prompts]).to(self.last.device)
-        self.at[new] = at = torch.tensor(places).to(self.at.device)
-        past = at[:, None] - torch.arange(self.tokens, device=at.device)  # how far back a column is
-        for mask, window in ((self.wide, 0), (self.near, self.decoder.config.window)):
-            seen = (past > 0) & (past < window) if window else past > 0
-            mask[new] = torch.where(seen, 0.0, float("-inf"))[:, None].to(mask.dtype)
-        self.places += places
+        noise = np.zeros((len(prompts), self.max_length), np.float32)
+        for row, length, seed in zip(noise, lengths, seeds, strict=True):
+            row[length:] = np.random.default_rng(seed).random(self.max_length - length, np.float32)
+        noise *= 1 - 2**-20  # `sample_token` says why
+        device = self.slots.device
+        self.uniform_noise[new] = torch.from_numpy(noise).to(device)
+        self.last_tokens[new] = torch.tensor([prompt[-1] for prompt in prompts]).to(device)
+        self.positions[new] = positions = torch.tensor(lengths).to(device)
+        distance = positions[:, None] - torch.arange(self.max_length, device=device)
+        for mask, window in (
+            (self.causal_mask, 0), (self.window_mask, self.decoder.config.window)
+        ):  # fmt: skip
+            visible = (distance > 0) & (distance < window) if window else distance > 0
+            mask[new] = torch.where(visible, 0.0, float("-inf"))[:, None].to(mask.dtype)
+        self.lengths += lengths
 
         group, size = [], 0
         for prompt in dict.fromkeys(map(tuple, prompts)):
@@ -70,144 +86,166 @@ class BatchedKVCache:
         self._prefill(group, prompts, first)
 
     def _prefill(self, group, prompts, first):
-        """Keys and values of distinct prompts but for their last tokens, packed in one row."""
+        """
+        Compute the keys and values of distinct prompts, without their last tokens.
+
+        group: these prompts, packed into one row of N tokens. prompts: all that `add_requests` got;
+        they take slots from `first` on.
+        """
         lengths = [len(prompt) - 1 for prompt in group]
         if not any(lengths):
             return
-        begins = dict(zip(group, np.cumsum([0, *lengths]), strict=False))
-        N, decoder = sum(lengths), self.decoder
-        device = decoder.device
-        start = np.repeat(list(begins.values()), lengths)
-        positions = torch.from_numpy(np.arange(N) - start).to(device)
-        start = torch.from_numpy(start[None].astype(np.int32)).to(device)  # (1, N)
-        near = start
+        offsets = dict(zip(group, np.cumsum([0, *lengths]), strict=False))
+        N, decoder, device = sum(lengths), self.decoder, self.decoder.device
+        doc_start = np.repeat(list(offsets.values()), lengths)
+        positions = torch.from_numpy(np.arange(N) - doc_start).to(device)
+        start = torch.from_numpy(doc_start[None].astype(np.int32)).to(device)  # (1, N)
+        window_start = start
         if decoder.config.window:
-            near = windowed(start, decoder.config.window, (1, N), device)
-        bands = [(s, span_ends(s) if decoder.attn == "triton" else None) for s in (start, near)]
-        # Which row and column of the cache takes which of the packed tokens.
-        mine = [(first + i, begins[tuple(p)], len(p) - 1) for i, p in enumerate(prompts)
-                if tuple(p) in begins]  # fmt: skip
-        n = [count for *_, count in mine]
-        rows = torch.from_numpy(np.repeat([row for row, *_ in mine], n)).to(device)
-        columns = np.concatenate([np.arange(count) for count in n])
-        source = torch.from_numpy(columns + np.repeat([at for _, at, _ in mine], n)).to(device)
+            window_start = windowed(start, decoder.config.window, (1, N), device)
+        spans = [
+            (s, span_ends(s) if decoder.attn == "triton" else None) for s in (start, window_start)
+        ]
+        # Which slot and column of the cache gets which of the packed tokens.
+        targets = [
+            (first + i, offsets[tuple(prompt)], len(prompt) - 1)
+            for i, prompt in enumerate(prompts)
+            if tuple(prompt) in offsets
+        ]
+        counts = [count for *_, count in targets]
+        slots = torch.from_numpy(np.repeat([slot for slot, *_ in targets], counts)).to(device)
+        columns = np.concatenate([np.arange(count) for count in counts])
+        packed_offsets = np.repeat([offset for _, offset, _ in targets], counts)
+        source = torch.from_numpy(columns + packed_offsets).to(device)
         columns = torch.from_numpy(columns).to(device)
 
-        def attend(i, qkv):
+        def attend(layer, qkv):
             qkv = qkv.view(N, 3, decoder.config.n_head, -1)
-            self.kv[i][:, rows, :, :, columns] = qkv[source, 1:].to(decoder.cache_dtype)
-            start, end = bands[bool(decoder.window(i))]
+            self.kv[layer][:, slots, :, :, columns] = qkv[source, 1:].to(decoder.cache_dtype)
+            start, end = spans[bool(decoder.window(layer))]
             return attention(qkv[None], start, decoder.scale, decoder.attn, end).reshape(N, -1)
 
-        tokens = torch.tensor([i for prompt in group for i in prompt[:-1]], device=device)
+        tokens = torch.tensor([token for prompt in group for token in prompt[:-1]], device=device)
         decoder.hidden(tokens, positions, attend)
 
+    # ------------------------------------------------------------------------------------------
+    # one step
+
     def logits(self):
-        """Let each live row read its last token: float32 (n, vocab_size) for the one after it."""
+        """Read each live slot's last token: float32 (n, vocab_size), for the token after it."""
         return self._logits(*self._advance())
 
-    def step(self, **how):
-        """The next token of each live row, chosen as `sample_token` does: int64 (n,)."""
-        n, S, place = self._advance()
+    def step(self, **sampling_kwargs):
+        """The next token of each live slot, int64 (n,); sampling_kwargs: of `sample_token`."""
+        n, S, position = self._advance()
         if self.decoder.device.type != "cuda":
-            return self._step(n, S, place, how)
+            return self._step(n, S, position, sampling_kwargs)
         with torch.cuda.device(self.decoder.device):  # threads begin on the first one
-            return self._graph_step(n, S, how)
-
-    def _graph_step(self, n, S, how):
-        """`step` on CUDA: few sizes, each run as it is at first, then captured, then replayed."""
-        n, S, live = min(1 << (n - 1).bit_length(), self.count), min(_up(S, 128), self.tokens), n
-        key = (n, S, *how.items())
-        if key not in self.graphs:
-            self.graphs[key] = None
-            return self._step(n, S, None, how)[:live]
-        if self.graphs[key] is None:
-            # One pool for all: what a graph computed is read before the next one runs.
-            self.pool = self.pool or torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: meanwhile another thread may free memory.
-            with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
-                chosen = self._step(n, S, None, how)
-            self.graphs[key] = graph, chosen, self.shown
-        graph, chosen, self.shown = self.graphs[key]
-        graph.replay()
-        return chosen[:live]
+            return self._graph_step(n, S, sampling_kwargs)
 
     def _advance(self):
-        """(live rows, columns of the cache they see next, their place where all have the same)."""
-        places = set(self.places)
-        S, place = max(places) + 1, places.pop() if len(places) == 1 else None
-        self.places = [at + 1 for at in self.places]
-        return len(self.places), min(_up(S, 32), self.tokens), place
+        """(live slots n, cached columns S they attend to, their position if all share one)."""
+        positions = set(self.lengths)
+        S, position = max(positions) + 1, positions.pop() if len(positions) == 1 else None
+        self.lengths = [length + 1 for length in self.lengths]
+        return len(self.lengths), min(_round_up(S, 32), self.max_length), position
 
-    def _step(self, n, S, place, how):
-        if place is None:  # free rows are computed too where sizes are round: they stay inside
-            self.at[:n].clamp_(max=S - 1)
-        luck = self.luck[self.row[:n], self.at[:n]] if place is None else self.luck[:n, place]
-        self.shown = self._logits(n, S, place)
-        self.last[:n] = chosen = sample_token(self.shown, luck, **how)
-        return chosen
+    def _graph_step(self, n, S, sampling_kwargs):
+        """`step` on CUDA, in a few sizes: each runs as it is at first, then as a captured graph."""
+        live, n = n, min(1 << (n - 1).bit_length(), self.batch_size)
+        S = min(_round_up(S, 128), self.max_length)
+        key = (n, S, *sampling_kwargs.items())
+        if key not in self.graphs:
+            self.graphs[key] = None
+            return self._step(n, S, None, sampling_kwargs)[:live]
+        if self.graphs[key] is None:
+            # One pool for all: what a graph computed is read before the next one runs.
+            self.graph_pool = self.graph_pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: meanwhile another thread may free memory.
+            with torch.cuda.graph(graph, self.graph_pool, capture_error_mode="thread_local"):
+                tokens = self._step(n, S, None, sampling_kwargs)
+            self.graphs[key] = graph, tokens, self.last_logits
+        graph, tokens, self.last_logits = self.graphs[key]
+        graph.replay()
+        return tokens[:live]
 
-    def _logits(self, n, S, place):
-        """`logits` of the first n rows over S columns. place: see `_advance`; it saves indexing."""
-        decoder, row, at = self.decoder, self.row[:n], self.at[:n]
-        H, scale, window = decoder.config.n_head, decoder.scale, decoder.config.window
-        if window:  # before the column is too far back, it is -1: the last one, seen by none yet
-            self.near[row, :, (at - window).clamp(min=-1)] = self.unseen
-            self.near[row, :, at] = self.seen
-        if place is None:
-            self.wide[row, :, at] = self.seen
+    def _step(self, n, S, position, sampling_kwargs):
+        if position is None:  # sizes are round: free slots are computed too, and stay within S
+            self.positions[:n].clamp_(max=S - 1)
+            noise = self.uniform_noise[self.slots[:n], self.positions[:n]]
         else:
-            self.wide[:n, :, place] = 0
-            spots = self.kv[:, :, :n, ..., place].transpose(1, 2).unbind(0)  # (n, 2, H, D) each
-        cache = self._cache(n, S)
+            noise = self.uniform_noise[:n, position]
+        self.last_logits = self._logits(n, S, position)
+        self.last_tokens[:n] = tokens = sample_token(self.last_logits, noise, **sampling_kwargs)
+        return tokens
 
-        def attend(i, qkv):
+    def _logits(self, n, S, position):
+        """`logits` of the first n slots over S columns; a `position` they share saves indexing."""
+        decoder, slots, positions = self.decoder, self.slots[:n], self.positions[:n]
+        H, scale, window = decoder.config.n_head, decoder.scale, decoder.config.window
+        if window:  # until a column leaves the window, the index is -1: the last, still hidden one
+            self.window_mask[slots, :, (positions - window).clamp(min=-1)] = self.minus_inf
+            self.window_mask[slots, :, positions] = self.zero
+        if position is None:
+            self.causal_mask[slots, :, positions] = self.zero
+        else:
+            self.causal_mask[:n, :, position] = 0
+            new_kv = self.kv[:, :, :n, ..., position].transpose(1, 2).unbind(0)  # (n, 2, H, D) each
+        layers = self._layer_views(n, S)
+
+        def attend(layer, qkv):
             qkv = qkv.to(decoder.cache_dtype).view(n, 3, H, -1)
-            if place is None:
-                self.kv[i][:, row, :, :, at] = qkv[:, 1:]
+            if position is None:
+                self.kv[layer][:, slots, :, :, positions] = qkv[:, 1:]
             else:
-                spots[i].copy_(qkv[:, 1:])
-            keys, values, mask = cache[i]
+                new_kv[layer].copy_(qkv[:, 1:])
+            keys, values, mask = layers[layer]
             q = qkv[:, 0].reshape(n * H, 1, -1)
             scores = torch.baddbmm(mask, q, keys, alpha=scale)  # (n H, 1, S)
             return torch.bmm(scores.softmax(-1), values).view(n, -1).to(decoder.dtype)
 
-        x = decoder.hidden(self.last[:n], at, attend)
-        at += 1
+        x = decoder.hidden(self.last_tokens[:n], positions, attend)
+        positions += 1
         return decoder.logits(x)
 
-    def _cache(self, n, S):
-        """Of each layer (keys (n H, D, S), values (n H, S, D), mask (n H, 1, S)), views."""
+    def _layer_views(self, n, S):
+        """For each layer (keys (n H, D, S), values (n H, S, D), mask (n H, 1, S)), all views."""
         if self.views[0] != (n, S):
-            masks = [mask[:n, :, None, :S].flatten(0, 1) for mask in (self.wide, self.near)]
+            masks = [
+                mask[:n, :, None, :S].flatten(0, 1) for mask in (self.causal_mask, self.window_mask)
+            ]
             keys, values = self.kv[:, :, :n, ..., :S].flatten(2, 3).unbind(1)
-            seen = [masks[bool(self.decoder.window(i))] for i in range(len(keys))]
-            self.views = (n, S), list(zip(keys, values.mT, seen, strict=True))
+            masks = [masks[bool(self.decoder.window(layer))] for layer in range(len(keys))]
+            self.views = (n, S), list(zip(keys, values.mT, masks, strict=True))
         return self.views[1]
 
-    def release(self, done):
-        """Free these rows; the last take their places. Returns which row each live one was."""
-        order = list(range(len(self.places)))
-        for row in sorted(done, reverse=True):
-            order[row] = order[-1]
+    # ------------------------------------------------------------------------------------------
+    # requests go
+
+    def free_slots(self, finished):
+        """Free these slots; the last live ones move in. Returns each live one's old slot."""
+        order = list(range(len(self.lengths)))
+        for slot in sorted(finished, reverse=True):
+            order[slot] = order[-1]
             order.pop()
-        self.keep(order)
+        self.reorder(order)
         return order
 
-    def keep(self, order):
-        """Row i becomes what row order[i] was; order: a list of int, repeats allowed."""
-        S, device = max(self.places, default=0), self.row.device
-        moved = [i for i, row in enumerate(order) if i != row]
-        self.places = [self.places[row] for row in order]
+    def reorder(self, order):
+        """Slot i becomes what slot order[i] was; order: a list of int, repeats allowed."""
+        S, device = max(self.lengths, default=0), self.slots.device
+        moved = [i for i, slot in enumerate(order) if i != slot]
+        self.lengths = [self.lengths[slot] for slot in order]
         if not moved:
             return
         target = torch.tensor(moved, device=device)
         source = torch.tensor([order[i] for i in moved], device=device)
         self.kv[:, :, target, ..., :S] = self.kv[:, :, source, ..., :S]
-        for facts in {self.last, self.at, self.luck, self.wide, self.near}:
-            facts[target] = facts[source]
+        masks = {self.causal_mask, self.window_mask}  # one tensor where there is no window
+        for state in {self.last_tokens, self.positions, self.uniform_noise} | masks:
+            state[target] = state[source]
 
 
-def _up(number, unit):
+def _round_up(number, unit):
     return -(-number // unit) * unit

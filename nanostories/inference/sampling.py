@@ -1,38 +1,47 @@
-""""""
+"""
+Sampling: the next token of each row, by temperature, top-k and top-p.
+
+    tokens = sample_token(logits, uniform_noise, temperature=0.8, top_p=0.95)    # (B, V) -> (B,)
+
+The uniform numbers come from outside, one a row, so a row's token depends on nothing else in the
+batch, and is the same on every device.
+"""
 
 import torch
 
 
-def sample_token(logits, luck, temperature=1.0, top_k=0, top_p=1.0):
+def sample_token(logits, uniform_noise, temperature=1.0, top_k=0, top_p=1.0):
     """
     One token for each row of logits (B, V), as int64 (B,).
 
-    luck: (B,) uniform in [0, 1 - 2^-20], decides the draw: the token at which the cumulative
-    probability passes it. (Closer to 1, and its product with a sum could be rounded to that sum,
-    which nothing passes.) temperature 0 takes the likeliest. top_k, then top_p (the smallest set of
-    likeliest tokens that holds that probability; Holtzman et al. 2020) cut the rest off before.
+    uniform_noise: (B,) in [0, 1 - 2^-20]; the token drawn is the first whose cumulative probability
+    is above it. (Closer to 1, its product with a sum could be rounded to that sum, and no token
+    would be drawn.) temperature 0 takes the likeliest token. top_k keeps the k likeliest tokens;
+    top_p then keeps the smallest set of likeliest tokens that holds this much of the probability
+    (nucleus sampling; Holtzman et al. 2020).
     """
     if temperature < 1e-5:  # nearer to 0, a division by it would overflow
         return logits.argmax(-1)
     p = (logits / temperature).softmax(-1)
     if not top_k and top_p >= 1:
-        return _draw(p, luck)
+        return _draw(p, uniform_noise)
     V = p.shape[-1]
-    # A few likeliest tokens nearly always hold top_p: all of them are ranked only where they do
-    # not. Elsewhere than on CPUs, to look would be to wait.
-    guesses = (top_k,) if top_k else (64, 512, V) if p.device.type == "cpu" else (V,)
-    for guess in guesses:
-        ranked, order = p.topk(min(guess, V))  # (B, guess), the likeliest first
-        if guess >= V or top_k or (ranked.sum(-1) > top_p).all():
+    # A few likeliest tokens nearly always hold top_p: all V are sorted only where they do not. On a
+    # GPU, looking at the sum would mean waiting for it.
+    sizes = (top_k,) if top_k else (64, 512, V) if p.device.type == "cpu" else (V,)
+    for k in sizes:
+        sorted_p, order = p.topk(min(k, V))  # (B, k), the likeliest first
+        if k >= V or top_k or (sorted_p.sum(-1) > top_p).all():
             break
     if top_p < 1:
-        total = ranked.sum(-1, keepdim=True) if top_k else 1.0
-        beyond = ranked.cumsum(-1) - ranked >= top_p * total  # the set was full before this token
-        ranked[:, 1:].masked_fill_(beyond[:, 1:], 0)
-    return order.gather(-1, _draw(ranked, luck)[:, None])[:, 0]
+        total = sorted_p.sum(-1, keepdim=True) if top_k else 1.0
+        removed = sorted_p.cumsum(-1) - sorted_p >= top_p * total  # those before it hold top_p
+        sorted_p[:, 1:].masked_fill_(removed[:, 1:], 0)
+    return order.gather(-1, _draw(sorted_p, uniform_noise)[:, None])[:, 0]
 
 
-def _draw(p, luck):
-    """The place in each row of p (B, K), not normalized, where its running sum passes `luck`."""
-    running = p.cumsum(-1)
-    return torch.searchsorted(running, running[:, -1:] * luck[:, None], right=True)[:, 0]
+def _draw(p, uniform_noise):
+    """The first index in each row of p (B, K), not normalized, whose cumulative sum is above it."""
+    cumulative = p.cumsum(-1)
+    threshold = cumulative[:, -1:] * uniform_noise[:, None]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]

@@ -9,7 +9,7 @@ answers with the others, each sent as soon as its token is chosen:
     {"prompt": "Once", "temperature": 0.8, "top_p": 1, "max_new_tokens": 200, "seed": 7}
     {"seed": 7, "prompt": "Once"}
     {"text": " upon", "p": 0.98, "others": [[" upon", 0.98], [" there", 0.01], ...]}
-    {"end": "finished"}                          # or "limit"
+    {"end": "finished"}                          # or "max_length"
 
 p is the model's own, before temperature and top_p; others are the five likeliest. A mistake gets
 4xx or 503 and {"error": "one line"}. Only this machine reaches the page by default; what other
@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from configs import UserError
-from nanostories.inference.generate import room
+from nanostories.inference.generate import available_tokens
 from nanostories.inference.kv_cache import BatchedKVCache
 
 PLACES = 8  # stories told at the same time
@@ -60,9 +60,11 @@ class Server(ThreadingHTTPServer):
     allow_reuse_port = False  # newer Pythons have True, and two servers would share a port
 
     def __init__(self, decoder, found, name, defaults, host, port):
-        self.decoder, self.found, self.limit = decoder, found, found.limit
+        self.decoder, self.found, self.max_length = decoder, found, found.max_length
         # The facts stand in a script element, where nothing but "<" could end the JSON.
-        facts = json.dumps(defaults | {"name": name, "limit": self.limit}).replace("<", "\\u003c")
+        facts = json.dumps(defaults | {"name": name, "max_length": self.max_length}).replace(
+            "<", "\\u003c"
+        )
         page = Path(__file__).with_name("page.html").read_text("utf-8")
         self.page = page.replace("{facts}", facts)
         self.turns, self.places = Turns(), threading.Semaphore(PLACES)
@@ -89,14 +91,14 @@ class Server(ThreadingHTTPServer):
         asked.setdefault("seed", secrets.randbelow(2**32))
         for name, kinds, low, high in (
             ("temperature", (int, float), 0, 5), ("top_p", (int, float), 1e-6, 1),
-            ("max_new_tokens", (int,), 1, self.limit), ("seed", (int,), 0, 2**63 - 1),
+            ("max_new_tokens", (int,), 1, self.max_length), ("seed", (int,), 0, 2**63 - 1),
         ):  # fmt: skip
             # type(), as isinstance takes True for an int. NaN is in no range.
             if type(asked.get(name)) not in kinds or not low <= asked[name] <= high:
                 number = "a number" if float in kinds else "a whole number"
                 raise UserError(f"{name} must be {number} from {low} to {high}")
-        ids = self.found.prompt(prompt)
-        steps = room(self.decoder, ids, asked["max_new_tokens"], self.limit)
+        ids = self.found.encode_prompt(prompt)
+        steps = available_tokens(self.decoder, ids, asked["max_new_tokens"], self.max_length)
         # Rounded, a temperature too close to 0 to divide float32 by is 0: the likeliest token.
         return prompt, ids, steps, asked["seed"], round(asked["temperature"], 6), asked["top_p"]
 
@@ -105,15 +107,15 @@ class Server(ThreadingHTTPServer):
         """Yield the objects of an answer. ids: the prompt's; steps: new ones at most."""
         yield {"seed": seed, "prompt": prompt}
         with self.turns:
-            rows = BatchedKVCache(self.decoder, 1, len(ids) + steps)
-            rows.admit([ids], [[seed, 0]])  # as the first story of sample.py --seed
+            cache = BatchedKVCache(self.decoder, 1, len(ids) + steps)
+            cache.add_requests([ids], [[seed, 0]])  # as the first story of sample.py --seed
         tokenizer = self.found.tokenizer
         # A token may end inside a character: its bytes wait until it is whole.
         text = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for _ in range(steps):
             with self.turns:  # for all that computes, and for nothing that waits for a visitor
-                token = rows.step(temperature=temperature, top_p=top_p).item()
-                p = rows.shown[0].softmax(-1)  # (vocab_size,)
+                token = cache.step(temperature=temperature, top_p=top_p).item()
+                p = cache.last_logits[0].softmax(-1)  # (vocab_size,)
                 others = p.topk(min(5, len(p))).indices.tolist()
                 chosen, *ranked = p[[token, *others]].tolist()
             if token == tokenizer.eot:
@@ -121,7 +123,7 @@ class Server(ThreadingHTTPServer):
             others = [[tokenizer.decode([i]), q] for i, q in zip(others, ranked, strict=True)]
             piece = text.decode(tokenizer.decode_bytes([token]))
             yield {"text": piece, "p": chosen, "others": others}
-        yield {"end": "finished" if token == tokenizer.eot else "limit"}
+        yield {"end": "finished" if token == tokenizer.eot else "max_length"}
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ import torch
 from configs import UserError
 from nanostories.dataset import packing
 from nanostories.inference.decoder import open_decoder
-from nanostories.inference.generate import generate, prompts_of
+from nanostories.inference.generate import generate, read_prompts
 from nanostories.rl import policy_gradient
 from nanostories.rl.monitor import story_metrics
 from nanostories.rl.reward_function import RewardFunction, SentenceEmbedder, TokenEmbedder
@@ -50,12 +50,12 @@ class Reference:
 
     def __init__(self, settings, device):
         self.settings, self.device = settings, device
-        found = checkpoint.load_any(settings.init_from, "latest", device, settings.revision)
+        found = checkpoint.load_model(settings.init_from, "latest", device, settings.revision)
         # Before every prompt <|endoftext|>, as the run that comes of it will be asked.
-        self.found = replace(found, begin=[found.tokenizer.eot])
+        self.found = replace(found, bos_ids=[found.tokenizer.eot])
         self.model = self.found.model.requires_grad_(False)
         select_attention(self.model, settings.attn, torch.float32)
-        self.prompts = [self.found.prompt(text) for text in prompts_of(settings.start)]
+        self.prompts = [self.found.encode_prompt(text) for text in read_prompts(settings.start)]
         asked = [self.prompts[i % len(self.prompts)] for i in range(BASE)]
         told = self.tell(self.model, asked, [[settings.seed, 0, i] for i in range(BASE)])
         self.texts = [self.found.tokenizer.decode(story.ids) for story in told]
@@ -75,8 +75,8 @@ class Reference:
 
     def tell(self, model, prompts, seeds):
         """A Story of a model to each of the prompts, lists of ids."""
-        how = {"max_new_tokens": self.settings.max_new_tokens, "limit": self.found.limit}
-        how |= {"temperature": self.settings.temperature, "rows": max(64, self.settings.rows)}
+        how = {"max_new_tokens": self.settings.max_new_tokens, "max_length": self.found.max_length}
+        how |= {"temperature": self.settings.temperature, "batch_size": max(64, self.settings.rows)}
         decoder = open_decoder(model, "float32", self.device)
         return generate(decoder, prompts, self.found.tokenizer.eot, seeds, **how)
 

@@ -213,7 +213,7 @@ class Likelihood:
             checkpoint,  # brings torch with it, seconds that mode wordnet should not pay
         )
 
-        self.found = checkpoint.load_any(name)
+        self.found = checkpoint.load_model(name)
 
     @staticmethod
     def use_one_core():
@@ -229,13 +229,16 @@ class Likelihood:
         """
         import torch
 
-        reach, found = min(AROUND, self.found.limit // 2), []  # a character is a token at the most
+        reach, found = (
+            min(AROUND, self.found.max_length // 2),
+            [],
+        )  # a character is a token at the most
         before = text[max(0, word.start - reach) : word.start]
         after = text[word.stop : word.stop + reach // 2]
         with torch.no_grad():
             for form in forms:
-                ids = self.found.begin + self.found.tokenizer.encode(before + form + after)
-                if len(ids) > self.found.limit:  # but for what is not ASCII
+                ids = self.found.bos_ids + self.found.tokenizer.encode(before + form + after)
+                if len(ids) > self.found.max_length:  # but for what is not ASCII
                     found.append(-math.inf)
                     continue
                 ids = torch.tensor([ids])

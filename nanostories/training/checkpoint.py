@@ -2,7 +2,7 @@
 Run folders: everything one training run leaves behind, and how it is read back.
 
     out/<run>/
-        config.json       the architecture ("model") and every setting of train.py ("train")
+        config.json       the architecture ("model") and every setting of the script ("train")
         tokenizer.json    the tokenizer the model was trained with
         env.json          git commit, versions, device, hash of the data
         metrics.jsonl     one line for each log and each evaluation; loss.png, samples.txt
@@ -10,18 +10,20 @@ Run folders: everything one training run leaves behind, and how it is read back.
                               SHA256SUMS of the three, which `sha256sum -c` checks too
         latest, best      symlinks into checkpoints/
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, and only then do
-the symlinks swing over to it: whenever a run is killed, a folder with a step's number is complete,
-and `tidy` makes the rest of the newest one's state.json. Every file is compared with its sha256
-before it is read. Weights and state are safetensors, facts are JSON: nothing is ever unpickled.
+A checkpoint is written under a temporary name, flushed to the disk and renamed; only then are the
+symlinks swapped. So whenever a run is killed, a folder named by a step is complete, and `prune`
+restores the rest from the newest state.json. Every file is compared with its sha256 before it is
+read. Tensors are safetensors, everything else is JSON: nothing is ever unpickled.
 
-    python -m nanostories.training.export out/ts_cpu --out=ts_cpu  # for transformers, llama.cpp
+To load a model, take
+    load_from_settings     in a script with the settings out_dir, checkpoint and init_from
+    load_model  for a name that may be a run folder or a model of the hub
+    load_run               for a run folder
 """
 
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import re
 import shutil
@@ -35,22 +37,26 @@ from safetensors.torch import load_file, save_file
 from configs import UserError
 from model import GPT, GPTConfig
 from nanostories.dataset.tokenizer import Tokenizer
-from nanostories.storage import atomic_file, fsync, sha256, write_json
+from nanostories.storage import atomic_file, atomic_folder, read_json, sha256, write_json
 from nanostories.training import huggingface
 from nanostories.training.huggingface import LoadedModel
 
-
-def hashes(data_manifest):
-    """{file name: sha256} of a token folder."""
-    return {name: facts["sha256"] for name, facts in data_manifest["files"].items()}
+CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json")
+RUN_FILES = ("config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
+             "watch.png", "samples.txt", "latest", "best")  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------
 # writing
 
 
-def start_run(out_dir, model_config, settings, tokenizer, environment):
-    """Make the run folder and write what does not change during the run."""
+def data_hashes(data_manifest):
+    """{file name: sha256} of a token folder, from its manifest.json."""
+    return {name: entry["sha256"] for name, entry in data_manifest["files"].items()}
+
+
+def create_run_folder(out_dir, model_config, settings, tokenizer, environment):
+    """Make the run folder and write the files that do not change during the run."""
     out = Path(out_dir)
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     with atomic_file(out / "tokenizer.json") as part:
@@ -60,11 +66,7 @@ def start_run(out_dir, model_config, settings, tokenizer, environment):
     write_json(out / "env.json", environment)
 
 
-# ----------------------------------------------------------------------------------------------
-# saving
-
-
-def optimizer_tensors(model, optimizers):
+def optimizer_state_dict(model, optimizers):
     """The optimizers' state as {"<parameter>/<state>": tensor}, ready for safetensors."""
     return {
         f"{name}/{key}": value
@@ -74,24 +76,25 @@ def optimizer_tensors(model, optimizers):
     }
 
 
-def restore_optimizers(model, optimizers, tensors):
-    """Put back what `optimizer_tensors` returned; a moment lives where its parameter does."""
+def load_optimizer_state(model, optimizers, optimizer_state):
+    """Put back what `optimizer_state_dict` returned, each tensor on its parameter's device."""
     for optimizer in optimizers:
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in model.named_parameters():
-            if id(parameter) in mine:
-                keys = [key for key in tensors if key.rpartition("/")[0] == name]
+            if id(parameter) in own:
+                keys = [key for key in optimizer_state if key.rpartition("/")[0] == name]
                 optimizer.state[parameter] = {
-                    key.rpartition("/")[2]: tensors[key].to(parameter.device) for key in keys
+                    key.rpartition("/")[2]: optimizer_state[key].to(parameter.device)
+                    for key in keys
                 }
 
 
-class Saver:
+class CheckpointSaver:
     """
     Saves the checkpoints of a run in a thread, one at a time.
 
-    `save` waits for the save before it, copies the tensors to the host's memory (pinned, where
-    they come from a GPU, and kept for the next time) and returns; the thread writes them.
+    `save` waits for the previous save, copies the tensors to host memory (pinned, where they come
+    from a GPU, and kept for the next save) and returns; the thread writes them to the disk.
     """
 
     def __init__(self, out_dir):
@@ -99,14 +102,16 @@ class Saver:
         self.thread, self.saving = ThreadPoolExecutor(1), None
 
     def save(self, model, optimizers, state):
-        """Start to `write` checkpoints/<state["step"]>; raises what `wait` does."""
+        """Start `write_checkpoint` of step state["step"]; raises what `wait` does."""
         self.wait()
         weights = {name: self._copy(x, name) for name, x in model.state_dict().items()}
-        moments = optimizer_tensors(model, optimizers)
-        moments = {name: self._copy(x, name) for name, x in moments.items()}
+        optimizer_state = optimizer_state_dict(model, optimizers)
+        optimizer_state = {name: self._copy(x, name) for name, x in optimizer_state.items()}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.saving = self.thread.submit(write, self.out_dir, weights, moments, dict(state))
+        self.saving = self.thread.submit(
+            write_checkpoint, self.out_dir, weights, optimizer_state, dict(state)
+        )
 
     def _copy(self, tensor, name):
         if name not in self.copies:
@@ -121,50 +126,35 @@ class Saver:
             saving.result()
 
 
-def write(out_dir, weights, moments, state):
+def write_checkpoint(out_dir, weights, optimizer_state, state):
     """
-    Write checkpoints/<state["step"]> and let `tidy` point to it.
+    Write checkpoints/<state["step"]> and point the symlinks at it.
 
-    weights, moments: {name: tensor on the CPU}. state: a JSON-able dict with "step", "best_step"
-    (whose checkpoint is the best so far) and "kept" (steps whose checkpoints are to stay). Where it
-    fails, what was there before is as it was.
+    weights, optimizer_state: {name: tensor on the CPU}. state: a JSON-able dict with "step",
+    "best_step" (the best checkpoint so far) and "kept" (steps whose checkpoints `prune` never
+    removes). If it fails, the older checkpoints are untouched.
     """
-    folder = Path(out_dir) / "checkpoints"
-    final, part = folder / str(state["step"]), folder / f"{state['step']}.part"
-    if final.exists():  # saved when the run stopped, before its evaluation: the same weights
+    folder = Path(out_dir) / "checkpoints" / str(state["step"])
+    if folder.exists():  # saved when the run stopped, before its evaluation: the same weights
         _point(Path(out_dir) / "best", state["best_step"])
         return
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with atomic_folder(folder, part=f"{folder}.part") as part:
         save_file(weights, part / "model.safetensors")
-        save_file(moments, part / "state.safetensors")
+        save_file(optimizer_state, part / "state.safetensors")
         write_json(part / "state.json", state)
-        sums = [f"{sha256(part / name)}  {name}\n" for name in FILES]
+        sums = [f"{sha256(part / name)}  {name}\n" for name in CHECKPOINT_FILES]
         (part / "SHA256SUMS").write_text("".join(sums))
-        for path in [*part.iterdir(), part]:
-            fsync(path)
-        part.rename(final)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    fsync(folder)
-    tidy(out_dir)
-
-
-FILES = ("model.safetensors", "state.safetensors", "state.json")  # of a checkpoint
-RUN_FILES = ("config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
-             "watch.png", "samples.txt", "latest", "best")  # fmt: skip
+    prune(out_dir)
 
 
 @contextlib.contextmanager
 def full_disk_explained(out_dir):
-    """Within it, an error for want of disk space becomes a UserError that says what stands."""
+    """Turn an error of the block for want of disk space into a UserError with what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        found = re.search(r"os error (\d+)", str(error))  # safetensors' own errors carry no errno
-        number = int(found[1]) if found else getattr(error, "errno", None)
+        match = re.search(r"os error (\d+)", str(error))  # safetensors' own errors carry no errno
+        number = int(match[1]) if match else getattr(error, "errno", None)
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         steps = steps_of(out_dir)
@@ -182,19 +172,19 @@ def steps_of(out_dir):
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def tidy(out_dir):
+def prune(out_dir):
     """
-    Point `latest` to the newest complete checkpoint and `best` to the best one it knows of. Remove
-    all but these, the one before the newest, those to be kept, and what was left half-written.
+    Point `latest` at the newest complete checkpoint and `best` at the best it knows of. Remove the
+    others, but for the one before the newest and those to be kept, and what was left half-written.
     """
     out, steps = Path(out_dir), steps_of(out_dir)
     if steps:
-        state = read_json(out / "checkpoints" / str(steps[-1]), "state.json")
+        state = read_json(verified_path(out / "checkpoints" / str(steps[-1]), "state.json"))
         for name, step in (("latest", steps[-1]), ("best", state["best_step"])):
             if step in steps:
                 _point(out / name, step)
         for step in {*steps[:-2]} - {state["best_step"], *state["kept"]}:
-            # Renamed first: what has a step's number for a name is complete.
+            # Renamed first, so that a folder named by a step is always complete.
             old = out / "checkpoints" / str(step)
             old.rename(f"{old}.part")
     for part in out.glob("checkpoints/*.part"):
@@ -202,14 +192,14 @@ def tidy(out_dir):
 
 
 def recover(out_dir):
-    """`tidy`, and remove what a killed run left half-written in the run folder itself."""
-    tidy(out_dir)
+    """`prune`, and remove what a killed run left half-written in the run folder itself."""
+    prune(out_dir)
     for name in RUN_FILES:
         Path(out_dir, f"{name}.part").unlink(missing_ok=True)
 
 
 def _point(link, step):
-    """Make the symlink `link` point to the checkpoint of a step, in one go."""
+    """Point a symlink at the checkpoint of a step, in one atomic rename."""
     part = Path(f"{link}.part")
     part.unlink(missing_ok=True)
     part.symlink_to(Path("checkpoints") / str(step))
@@ -229,17 +219,30 @@ def newest_run(folder="out"):
 
 
 def read_config(out_dir):
-    """A run's config.json; raises UserError if it is not there or not readable."""
-    path = Path(out_dir) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"no run in '{out_dir}' (no config.json)") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    """A run's config.json, {"model": ..., "train": ...}; raises UserError if it is no such file."""
+    missing = f"no run in '{out_dir}' (no config.json)"
+    config = read_json(Path(out_dir) / "config.json", missing=missing)
+    if not {"model", "train"} & config.keys():
+        raise UserError(f"{out_dir}/config.json was not written by this version of train.py")
+    return config
 
 
-def find(out_dir, which="latest"):
+def data_folder(run, setting="dataset"):
+    """
+    The token folder that a run was trained on.
+
+    run: a run folder or a LoadedModel. Raises UserError for a published model, which names no data
+    of its own: the user can give the `setting`.
+    """
+    if isinstance(run, LoadedModel):
+        if not run.is_run():
+            name = run.provenance["model"]
+            raise UserError(f"'{name}' has no data of its own: name some with --{setting}")
+        run = run.out_dir
+    return read_config(run)["train"]["dataset"]
+
+
+def resolve_checkpoint(out_dir, which="latest"):
     """The folder of a checkpoint: "latest", "best", or "checkpoints/<step>"; UserError if none."""
     folder = Path(out_dir) / which
     if not folder.is_dir():
@@ -247,11 +250,11 @@ def find(out_dir, which="latest"):
     return folder.resolve()
 
 
-def checked(folder, name):
-    """The path of a checkpoint's file, once its sha256 is the one in SHA256SUMS; or UserError."""
+def verified_path(folder, name):
+    """The path of a checkpoint's file; raises UserError unless its sha256 is in SHA256SUMS."""
     path = folder / name
     try:
-        if sha256(path) == _sums(folder)[name]:
+        if sha256(path) == _read_sums(folder)[name]:
             return path
         what = "does not match its sha256 in SHA256SUMS"
     except (OSError, ValueError, KeyError) as error:
@@ -262,20 +265,15 @@ def checked(folder, name):
     )
 
 
-def _sums(folder):
+def _read_sums(folder):
     """{name: sha256} of a checkpoint's SHA256SUMS."""
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     return dict(line.split()[::-1] for line in lines)
 
 
-def read_json(folder, name):
-    """A checkpoint's JSON file, checked; raises UserError if it is damaged."""
-    return json.loads(checked(folder, name).read_text(encoding="utf-8"))
-
-
 def read_tensors(folder, name):
-    """A checkpoint's tensors, on the CPU, checked; raises UserError if they cannot be read."""
-    path = checked(folder, name)
+    """A checkpoint's tensors, on the CPU, verified; raises UserError if they cannot be read."""
+    path = verified_path(folder, name)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -283,59 +281,57 @@ def read_tensors(folder, name):
 
 
 def read_state(out_dir, which="latest"):
-    """The state that a checkpoint was written with, see `find` and `write`; or UserError."""
-    return read_json(find(out_dir, which), "state.json")
+    """The `state` that `write_checkpoint` got, of the checkpoint `which`; or UserError."""
+    return read_json(verified_path(resolve_checkpoint(out_dir, which), "state.json"))
 
 
 def read_optimizer_state(out_dir, which="latest"):
-    """A checkpoint's optimizer tensors, for `restore_optimizers`; or UserError."""
-    return read_tensors(find(out_dir, which), "state.safetensors")
+    """A checkpoint's optimizer state, for `load_optimizer_state`; or UserError."""
+    return read_tensors(resolve_checkpoint(out_dir, which), "state.safetensors")
 
 
-def open_model(settings, origin, device):
+def load_from_settings(settings, origin, device):
     """
     The LoadedModel that a script's settings name: init_from, or else a run's checkpoint.
 
     settings, origin: from `configs.load`, with out_dir, checkpoint, init_from and revision. In a
-    config file init_from is what train.py began with; here it counts on the command line. Raises
-    UserError as `load_any` does.
+    config file init_from is where train.py starts from, so here it counts on the command line only.
+    Raises UserError as `load_model` does.
     """
     if settings.init_from and origin["init_from"] == "command line":
         if settings.out_dir:
             raise UserError("out_dir names a run, init_from any model: give one of the two")
-        return load_any(settings.init_from, settings.checkpoint, device, settings.revision)
-    return load_model(settings.out_dir or newest_run(), settings.checkpoint, device)
+        return load_model(settings.init_from, settings.checkpoint, device, settings.revision)
+    return load_run(settings.out_dir or newest_run(), settings.checkpoint, device)
 
 
-def load_any(name, which="latest", device="cpu", revision="", **changes):
-    """
-    The LoadedModel in a run folder (`load_model`), or else a published one (`pretrained.load`).
-    """
-    if is_run(name):
-        return load_model(name, which, device, **changes)
+def load_model(name, which="latest", device="cpu", revision="", **changes):
+    """The LoadedModel of a run folder (`load_run`) or of a published model (`huggingface.load`)."""
+    if is_run_folder(name):
+        return load_run(name, which, device, **changes)
     return huggingface.load(name, device, revision, **changes)
 
 
-def is_run(name):
-    """Whether `name` is a run folder, and no published model's."""
-    return (Path(name) / "config.json").exists() and not huggingface.is_folder_of_one(name)
+def is_run_folder(name):
+    """Whether `name` is a run folder, rather than a published model or a folder with one."""
+    return (Path(name) / "config.json").exists() and not huggingface.is_published_folder(name)
 
 
-def load_model(out_dir, which="latest", device="cpu", **changes):
+def load_run(out_dir, which="latest", device="cpu", **changes):
     """
-    The model of a run as a LoadedModel: in eval mode on `device`.
+    The LoadedModel of a run folder: its model in eval mode on `device`.
 
-    which: see `find`. changes: of the stored GPTConfig, such as dropout; a smaller block_size cuts
-    positions off. Raises UserError if anything is missing, damaged, or does not fit together.
+    which: see `resolve_checkpoint`. changes: to the stored GPTConfig, such as dropout; a smaller
+    block_size cuts positions off. Raises UserError if anything is missing, damaged, written by
+    another version, or does not fit together.
     """
-    config = read_config(out_dir)["model"]
-    folder = find(out_dir, which)
-    state = read_json(folder, "state.json")
-    written = state["model"]
-    if differences := [name for name in config if config[name] != written.get(name)]:
+    config, folder = read_config(out_dir)["model"], resolve_checkpoint(out_dir, which)
+    state = read_json(verified_path(folder, "state.json"))
+    saved = state["model"]
+    if differences := [name for name in config if config[name] != saved.get(name)]:
         raise UserError(
             f"{out_dir}/config.json is not what {folder} was written with: "
-            + ", ".join(f"{name} is {config[name]}, not {written[name]}" for name in differences)
+            + ", ".join(f"{name} is {config[name]}, not {saved[name]}" for name in differences)
         )
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
     weights = read_tensors(folder, "model.safetensors")
@@ -351,6 +347,11 @@ def load_model(out_dir, which="latest", device="cpu", **changes):
             f"{out_dir}: the tokenizer has {tokenizer.vocab_size} tokens, "
             f"the model {model.config.vocab_size}"
         )
-    limit = min(state["longest"], model.config.block_size)
-    facts = {"step": state["step"], "sha256": _sums(folder)["model.safetensors"]}
-    return LoadedModel(model.eval(), tokenizer, limit, [tokenizer.eot], str(out_dir), facts, [])
+    return LoadedModel(
+        model.eval(),
+        tokenizer,
+        max_length=min(state["longest"], model.config.block_size),
+        bos_ids=[tokenizer.eot],
+        out_dir=str(out_dir),
+        provenance={"step": state["step"], "sha256": _read_sums(folder)["model.safetensors"]},
+    )

@@ -42,7 +42,7 @@ def main(argv=None):
     settings, origin = load(Settings, argv, positional="out_dir")
     if settings.to != "hf":
         raise UserError(f"to must be hf, not '{settings.to}'")
-    found = checkpoint.open_model(settings, origin, "cpu")
+    found = checkpoint.load_from_settings(settings, origin, "cpu")
     out = Path(settings.out or Path(found.out_dir) / "hf")
     if out.exists():
         raise UserError(f"'{out}' exists already: remove it, or name another with --out")
@@ -54,7 +54,7 @@ def export(found, out):
     """Write a Trained as the folder `out`, which must not exist; half of one is never left."""
     config, tokenizer = found.model.config, found.tokenizer
     facts = huggingface.hub_config(config)
-    tensors = huggingface.to_hub(found.model.state_dict(), config)
+    tensors = huggingface.to_hub_tensors(found.model.state_dict(), config)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -86,7 +86,7 @@ def _generation(found):
         "pad_token_id": eot,
         "do_sample": True,
         "temperature": 0.8,
-        "max_length": found.limit,  # the longest story in training
+        "max_length": found.max_length,  # the longest story in training
     }
 
 

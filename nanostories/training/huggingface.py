@@ -45,27 +45,27 @@ TRAINED_ON = {"TinyStories": 512}
 
 @dataclass
 class LoadedModel:
-    """A model to tell stories with, or to train further."""
+    """A model to generate stories with, or to train further."""
 
     model: GPT  # in eval mode
     tokenizer: Tokenizer
-    limit: int  # tokens of the longest story in training: no story should pass it
-    begin: list  # the token ids that go before every prompt: <|endoftext|>, or none
+    max_length: int  # tokens of the longest story in training: generation stops there
+    bos_ids: list  # the token ids before every prompt: [<|endoftext|>], or [] if trained without
     out_dir: str  # the folder that results about it go to
-    facts: dict  # what tells it from others, for these results: of a run, step and sha256
-    weights: list  # the files of a published model's weights
+    provenance: dict  # of a run: step, sha256; of a published model: model (its name), folder
+    weight_files: tuple = ()  # of a published model
 
     def is_run(self):
         """Whether it was trained here: then out_dir is its run folder."""
-        return "step" in self.facts
+        return "step" in self.provenance
 
     def identity(self):
-        """What results record of the model: its facts and the sha256 of its weights."""
-        return self.facts | {path.name: sha256(path) for path in self.weights}
+        """What result files record of the model: its provenance and the sha256 of its weights."""
+        return self.provenance | {path.name: sha256(path) for path in self.weight_files}
 
-    def prompt(self, text):
-        """The token ids of a prompt; an empty one has to begin with something: <|endoftext|>."""
-        ids = self.begin + self.tokenizer.encode_prompt(text)
+    def encode_prompt(self, text):
+        """The token ids of a prompt, never empty: at least <|endoftext|>."""
+        ids = self.bos_ids + self.tokenizer.encode_prompt(text)
         return ids or [self.tokenizer.eot]
 
 
@@ -73,7 +73,7 @@ class LoadedModel:
 # finding it
 
 
-def is_folder_of_one(path):
+def is_published_folder(path):
     """Whether a folder holds a model as transformers writes it."""
     try:
         return "model_type" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
@@ -81,14 +81,14 @@ def is_folder_of_one(path):
         return False
 
 
-def find(name, revision=""):
+def resolve_model(name, revision=""):
     """
     The folder of a model: itself, or the hub's cache, downloaded where it is not there yet.
 
     revision: a branch, tag or commit of the hub's repository. Raises UserError where there is none.
     """
     if Path(name).is_dir():
-        if is_folder_of_one(name):
+        if is_published_folder(name):
             return Path(name)
         raise UserError(f"'{name}' holds no model: neither a run nor what transformers saves")
     from huggingface_hub import snapshot_download  # a second to import
@@ -111,7 +111,7 @@ def find(name, revision=""):
 # config.json
 
 
-def config_of(folder, name=""):
+def read_model_config(folder, name=""):
     """
     (GPTConfig, trained) of a model's config.json; trained: the positions that training used.
 
@@ -148,7 +148,7 @@ def config_of(folder, name=""):
     return config, min([config.block_size, *used])
 
 
-def say_what_is_cut(name, config, used):
+def warn_about_unused_positions(name, config, used):
     """A word about positions that config.json declares and training did not use."""
     if used < config.block_size and rank() == 0:
         word = f"{name}: of {config.block_size:,} positions {used} were trained; the rest is cut"
@@ -246,7 +246,7 @@ def hub_config(config):
 # weights
 
 
-def from_hub(tensors, config):
+def from_hub_tensors(tensors, config):
     """
     {name: float32 tensor} for GPT(config) of the tensors of either layout.
 
@@ -278,7 +278,7 @@ def from_hub(tensors, config):
     return {name: x.contiguous() for name, x in state.items()}
 
 
-def to_hub(state, config):
+def to_hub_tensors(state, config):
     """The tensors of a GPT(config), {name: tensor}, in the layout that `hub_config` names."""
     neo, tensors = hub_config(config)["model_type"] == "gpt_neo", {}
     for name, x in state.items():
@@ -336,36 +336,41 @@ def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
     """
     A published model as a LoadedModel: its model in eval mode on `device`.
 
-    name, revision: see `find`. block_size: keep only so many positions; default: those that
-    training used. Raises UserError where anything is missing, damaged, or unlike model.py.
+    name, revision: see `resolve_model`. block_size: positions to keep; default: those that training
+    used. Raises UserError where anything is missing, damaged, or unlike model.py.
     """
-    folder = find(name, revision)
-    config, used = config_of(folder, name)
+    folder = resolve_model(name, revision)
+    config, used = read_model_config(folder, name)
     if not block_size:
-        say_what_is_cut(name, config, used)
+        warn_about_unused_positions(name, config, used)
     block_size = min(block_size or used, config.block_size)
     config = replace(config, block_size=block_size, dropout=dropout)
-    tokenizer = tokenizer_of(folder, config.vocab_size)
+    tokenizer = load_tokenizer(folder, config.vocab_size)
     try:
-        state = from_hub(read_tensors(folder), config)
+        state = from_hub_tensors(read_tensors(folder), config)
         with torch.device("meta"):
             model = GPT(config)
         model.load_state_dict(state, assign=True)
     except (KeyError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
         raise UserError(f"the weights in '{folder}' do not fit its config.json: {why}") from None
-    begin = [tokenizer.eot] if _begins_with_eot(folder) else []
-    facts = {"model": str(name), "folder": folder.name}  # in the hub's cache: the commit
-    model, files, out_dir = model.to(device).eval(), weight_files(folder), folder_of(name)
-    return LoadedModel(model, tokenizer, config.block_size, begin, out_dir, facts, files)
+    return LoadedModel(
+        model.to(device).eval(),
+        tokenizer,
+        max_length=config.block_size,
+        bos_ids=[tokenizer.eot] if _begins_with_eot(folder) else [],
+        out_dir=results_folder(name),
+        provenance={"model": str(name), "folder": folder.name},  # in the hub's cache: the commit
+        weight_files=weight_files(folder),
+    )
 
 
-def folder_of(name):
+def results_folder(name):
     """Where results about a published model go."""
     return "out/published/" + re.sub(r"\W+", "-", str(name)).strip("-")
 
 
-def tokenizer_of(folder, vocab_size):
+def load_tokenizer(folder, vocab_size):
     """The Tokenizer in a model's folder; GPT-2's own where there is none of that size."""
     if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
         tokenizer = Tokenizer.load(folder)

@@ -47,14 +47,14 @@ def complete(settings, origin):
 def like_init_from(settings, origin):
     """The settings with the shape and, unless one was named, the tokenizer of init_from."""
     base, tokenizer = settings.init_from, settings.init_from
-    if checkpoint.is_run(base):
+    if checkpoint.is_run_folder(base):
         stored = checkpoint.read_config(base)["model"]
     else:
-        folder = huggingface.find(base, settings.revision)
-        config, trained = huggingface.config_of(folder, base)
-        huggingface.say_what_is_cut(base, config, trained)
+        folder = huggingface.resolve_model(base, settings.revision)
+        config, trained = huggingface.read_model_config(folder, base)
+        huggingface.warn_about_unused_positions(base, config, trained)
         stored = asdict(replace(config, block_size=trained))
-        found = huggingface.tokenizer_of(folder, config.vocab_size)
+        found = huggingface.load_tokenizer(folder, config.vocab_size)
         is_gpt2 = found.name == "gpt2" and found.vocab_size == 50257
         tokenizer = "gpt2" if is_gpt2 else str(folder)
     shape = {name: stored[name] for name in SHAPE}
@@ -135,7 +135,7 @@ def build(settings, tokenizer, device):
         return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
     base = settings.init_from
     changes = {"dropout": settings.dropout, "block_size": settings.block_size}
-    found = checkpoint.load_any(base, "latest", device, settings.revision, **changes)
+    found = checkpoint.load_model(base, "latest", device, settings.revision, **changes)
     if not found.tokenizer.same_as(tokenizer):
         raise UserError(
             f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
@@ -160,7 +160,7 @@ def read_run(settings, data):
                "best": None, "best_step": 0, "kept": [], "scaler": {}}  # fmt: skip
         return new, {}
     state = checkpoint.read_state(out_dir)
-    before, now = state["data"], checkpoint.hashes(data.manifest)
+    before, now = state["data"], checkpoint.data_hashes(data.manifest)
     differ = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     if differ:
         what = "another tokenizer" if "tokenizer.json" in differ else "other data"

@@ -196,7 +196,7 @@ def test_models_beside_and_instructions(runs, capsys, monkeypatch):
     ("wrong", "why"),
     [
         (["--temperatures=1,hot"], "temperatures are numbers with commas"),
-        (["--temperatures=-1"], "temperature must not be negative"),
+        (["--temperatures=-1"], "temperature must be 0 or more"),
         (["--cut=1"], "cut must be between 0 and 1"),
         (["--prompts=1"], "prompts must be at least 2"),
         (["--dataset=nowhere"], "no data in 'nowhere'"),

@@ -130,9 +130,9 @@ def test_a_summary_told_after_the_story_is_no_part_of_it(runs, monkeypatch):
     ("arguments", "message"),
     [
         (["--prompts=1"], "prompts must be at least 2"),
-        (["--weights=foo"], "weights must be auto, float32, bfloat16 or int8: 'foo'"),
+        (["--weights=foo"], "weights must be auto, float32, bfloat16 or int8, not 'foo'"),
         (["--pair=words"], "pair takes two of words, sentence, features, summary"),
-        (["--temperature=nan"], "temperature must not be negative"),
+        (["--temperature=nan"], "temperature must be 0 or more"),
         (["--top_p=0"], "top_p must be above 0"),
         (["--pair=words+plot"], "pair takes two of words, sentence, features, summary"),
         (["--source=storybook"], "'storybook' has no Instruct record with an instruction"),

@@ -109,7 +109,7 @@ def test_the_page_in_a_browser(run, browser):
     assert text("#head-name").startswith("Layer 1, head 1")
     assert find("#small button")[1].get_attribute("aria-pressed") == "true"
     # Pointing at a token tells what it looks at, in the very weights of the model.
-    found = checkpoint.load_model(run)
+    found = checkpoint.load_run(run)
     ids = torch.tensor([[found.tokenizer.eot, *found.tokenizer.encode(HOSTILE)]])
     weights = hooks.attention_maps(found.model, ids, 1)[0, 1]
     tokens, at = results["text"]["tokens"], 20
@@ -183,7 +183,7 @@ def test_every_word_of_the_data_is_hostile(run, browser, tmp_path):
             return [spoiled(value) for value in x]
         return bad if isinstance(x, str) else x
 
-    results, found = spoiled(results_of(run)), checkpoint.load_model(run)
+    results, found = spoiled(results_of(run)), checkpoint.load_run(run)
     found.out_dir = f"out/{bad.replace('/', ' ')}"
     n = len(results["text"]["tokens"])
     maps = [(torch.ones(2, n, n) / n).tril()] * 2
@@ -201,13 +201,13 @@ def test_every_word_of_the_data_is_hostile(run, browser, tmp_path):
 
 def test_cut_stories_have_the_next_token_for_a_target(run):
     """One longer than the model's training saw ends in the token that follows, not in an end."""
-    found = checkpoint.load_model(run)
-    found.limit, text = 10, "Tom had a cat. The cat had a hat. Tom had the hat."
+    found = checkpoint.load_run(run)
+    found.max_length, text = 10, "Tom had a cat. The cat had a hat. Tom had the hat."
     ids = [found.tokenizer.eot, *found.tokenizer.encode(text)]
     [cut] = interpret.stories_of(found, [text], tagged=True)
     assert cut.ids == ids[:10] and cut.last == ids[10] and cut.last_part != "end"
     assert len(cut.parts) == 10
-    found.limit = 100
+    found.max_length = 100
     [whole] = interpret.stories_of(found, [text], tagged=True)
     assert whole.ids == ids and (whole.last, whole.last_part) == (found.tokenizer.eot, "end")
     kinds, [of] = interpret.kinds_of_targets([cut])
@@ -231,11 +231,11 @@ def test_what_is_lost_without_a_unit():
 
 def test_a_text_too_long_for_the_page(run, monkeypatch, capsys):
     """It is cut, and a line says so: where the model's context ends, or the page's room."""
-    found = checkpoint.load_model(run)
+    found = checkpoint.load_run(run)
     text = "Tom had a cat. " * 40
     [story] = interpret.stories_of(found, [text], tagged=True)
     shown = interpret.fitting(found, story, text)
-    assert len(shown.ids) == len(shown.parts) == found.limit == 128
+    assert len(shown.ids) == len(shown.parts) == found.max_length == 128
     assert capsys.readouterr().out == "of the text its first 127 tokens are shown\n"
     monkeypatch.setattr(interpret, "SHOWN", 4 * 50 * 51 // 2)
     assert len(interpret.fitting(found, story, text).ids) == 50

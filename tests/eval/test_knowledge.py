@@ -52,7 +52,7 @@ def test_margins_are_differences_of_log_probabilities(found):
     prompt = knowledge_prompts.Prompt(
         "context", "Tom has a red", ((" kite", " ball and bat"), (" a", " b"))
     )
-    start = found.prompt(prompt.text)
+    start = found.encode_prompt(prompt.text)
 
     def log_p(text):
         ids, total = list(start), 0.0

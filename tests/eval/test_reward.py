@@ -116,12 +116,12 @@ def test_the_command(runs, capsys):
     assert [x["model"] for x in lines] == ["reference"] * 6 + ["reward"] * 6 + ["instruct"] * 6
     assert all(x["start"] == "One day" and not x["text"].startswith("One day") for x in lines)
     # The perplexity is the reference's own loss on the whole story, end included.
-    found = checkpoint.load_any(str(runs / "base"))
+    found = checkpoint.load_model(str(runs / "base"))
     one = lines[7]
-    ids = found.prompt(one["start"]) + found.tokenizer.encode(one["text"])
+    ids = found.encode_prompt(one["start"]) + found.tokenizer.encode(one["text"])
     ids += [found.tokenizer.eot] * one["ended"]
     logs = found.model(torch.tensor([ids[:-1]])).log_softmax(-1)[0]
-    first = len(found.prompt(one["start"])) - 1
+    first = len(found.encode_prompt(one["start"])) - 1
     nats = -sum(logs[i, ids[i + 1]].item() for i in range(first, len(ids) - 1))
     assert one["nats"] == pytest.approx(nats, rel=1e-4) and one["tokens"] == len(ids) - 1 - first
     about = [x["about"] for x in lines[6:12]]
@@ -134,7 +134,7 @@ def test_the_command(runs, capsys):
 
 def test_what_was_told_goes_on_from_the_beginning(runs):
     """With its blank: the tokens measured are, but for how a word may be cut, those sampled."""
-    found = checkpoint.load_any(str(runs / "base"))
+    found = checkpoint.load_model(str(runs / "base"))
     asked = SimpleNamespace(max_new_tokens=30, batch_size=8, seed=1, temperature=0.8,
                             weights="float32", device=torch.device("cpu"))  # fmt: skip
     told = reward.tell(found, ["One day"] * 8, asked)
@@ -196,7 +196,7 @@ def test_what_it_refuses(words, why, runs):
 def test_a_summary_ends_a_story(said, text, ended, data, monkeypatch):
     """As a model of the raw Instruct file goes on: what it adds is no story."""
     found = SimpleNamespace(
-        tokenizer=Tokenizer.load(data), model=None, limit=99, prompt=lambda text: [0]
+        tokenizer=Tokenizer.load(data), model=None, max_length=99, encode_prompt=lambda text: [0]
     )
     monkeypatch.setattr(reward, "open_decoder", lambda *_: None)
     story = Completion(found.tokenizer.encode(said), ended=False)
@@ -219,7 +219,7 @@ def test_only_an_instruct_model_is_told_what_to_do(runs, monkeypatch):
 
 
 def test_of_a_story_longer_than_the_reference_reads_the_rest_is_left_out(runs):
-    found = checkpoint.load_any(str(runs / "base"))
+    found = checkpoint.load_model(str(runs / "base"))
     asked = SimpleNamespace(batch_size=1, device="cpu")
     [(nats, count)] = reward.surprise(found, ["One day"], [(" The dog ran." * 99, True)], asked)
-    assert count == found.limit - len(found.prompt("One day")) + 1 and nats > 0
+    assert count == found.max_length - len(found.encode_prompt("One day")) + 1 and nats > 0

@@ -12,7 +12,14 @@ from tiny import LAYOUTS, random_model
 from configs import UserError
 from model import GPT, GPTConfig
 from nanostories.inference.decoder import Decoder
-from nanostories.inference.generate import Completion, beam_search, generate, room, seeds_of, stream
+from nanostories.inference.generate import (
+    Completion,
+    available_tokens,
+    beam_search,
+    generate,
+    request_seeds,
+    stream,
+)
 from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.inference.sampling import sample_token
 
@@ -61,7 +68,7 @@ def greedy(model, prompt, steps):
 def test_greedy_equals_the_model(layout):
     model = random_model(**LAYOUTS[layout])
     prompts = [[EOT, first] for first in range(20)]
-    told = generate(Decoder(model), prompts, EOT, seeds_of(0, 20), temperature=0)
+    told = generate(Decoder(model), prompts, EOT, request_seeds(0, 20), temperature=0)
     assert [story.ids for story in told] == [greedy(model, prompt, 46) for prompt in prompts]
 
 
@@ -88,14 +95,14 @@ def test_logits_of_every_step_are_the_models(shape):
     prompts = mixed_prompts(5, longest=30)
     if model.config.window == 256:  # long enough to look past the window
         prompts[1] = torch.randint(256, (280,)).tolist()
-    rows = BatchedKVCache(Decoder(model), 5, model.config.block_size)
-    rows.admit(prompts, seeds_of(0, 5))
+    cache = BatchedKVCache(Decoder(model), 5, model.config.block_size)
+    cache.add_requests(prompts, request_seeds(0, 5))
     stories = [list(prompt) for prompt in prompts]
     for _ in range(15):
-        chosen = rows.step(temperature=0)
+        chosen = cache.step(temperature=0)
         for row, story in enumerate(stories):
             expected = model(torch.tensor([story]))[0, -1]
-            torch.testing.assert_close(rows.shown[row], expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(cache.last_logits[row], expected, atol=1e-4, rtol=1e-4)
             story.append(int(chosen[row]))
 
 
@@ -103,13 +110,13 @@ def test_logits_of_every_step_are_the_models(shape):
 def test_a_cache_without_room_for_a_window_more(model):
     """The last column is used, and the one that is too far back is not confused with it."""
     model = random_model(**LAYOUTS["neo"])
-    rows = BatchedKVCache(Decoder(model), 1, 12)
-    rows.admit([[EOT]], [0])
+    cache = BatchedKVCache(Decoder(model), 1, 12)
+    cache.add_requests([[EOT]], [0])
     story = [EOT]
     for _ in range(12):
-        chosen = rows.step(temperature=0)
+        chosen = cache.step(temperature=0)
         expected = model(torch.tensor([story]))[0, -1]
-        torch.testing.assert_close(rows.shown[0], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(cache.last_logits[0], expected, atol=1e-4, rtol=1e-4)
         story.append(int(chosen))
 
 
@@ -117,18 +124,18 @@ def test_a_cache_without_room_for_a_window_more(model):
 def test_free_rows_beside_live_ones_are_harmless():
     """A GPU's sizes are round: free rows are computed too, with old places far past the window."""
     model = random_model(**LAYOUTS["neo"] | {"vocab_size": 384})
-    rows = BatchedKVCache(Decoder(model), 2, 48)
-    rows.admit([[EOT], [EOT] * 40], [0, 1])
-    rows.step()
-    rows.release([1])
-    chosen = rows._step(2, 32, None, {})
-    assert rows._logits(2, 32, None).isfinite().all() and chosen.max() < 384
-    assert rows.kv.isfinite().all()
-    rows.release([0])
-    rows.admit([PROMPT] * 2, [0, 0])
-    rows.step()
+    cache = BatchedKVCache(Decoder(model), 2, 48)
+    cache.add_requests([[EOT], [EOT] * 40], [0, 1])
+    cache.step()
+    cache.free_slots([1])
+    chosen = cache._step(2, 32, None, {})
+    assert cache._logits(2, 32, None).isfinite().all() and chosen.max() < 384
+    assert cache.kv.isfinite().all()
+    cache.free_slots([0])
+    cache.add_requests([PROMPT] * 2, [0, 0])
+    cache.step()
     expected = model(torch.tensor([PROMPT]))[0, -1]
-    torch.testing.assert_close(rows.shown, expected.expand(2, -1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cache.last_logits, expected.expand(2, -1), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.03), ("int8", 0.05)])
@@ -137,11 +144,11 @@ def test_smaller_weights_are_nearly_the_same_model(model, dtype, tolerance):
     """In the norm of the logits, for one row and for many, which take different ways."""
     decoder = Decoder(model, dtype)
     for count in (1, 20):
-        rows = BatchedKVCache(decoder, count, 48)
-        rows.admit([PROMPT] * count, [0] * count)
-        rows.step()
+        cache = BatchedKVCache(decoder, count, 48)
+        cache.add_requests([PROMPT] * count, [0] * count)
+        cache.step()
         expected = model(torch.tensor([PROMPT]))[0, -1]
-        error = (rows.shown - expected).norm(dim=-1) / expected.norm()
+        error = (cache.last_logits - expected).norm(dim=-1) / expected.norm()
         assert error.max() < tolerance
         assert error.max() > 1e-5  # or else nothing was rounded
 
@@ -160,19 +167,19 @@ def test_dtypes_that_are_none(model):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("rows", [1, 3, 16])
-def test_batched_equals_one_by_one(layout, rows):
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_batched_equals_one_by_one(layout, batch_size):
     """Mixed lengths and seeds, fewer rows than stories: rows are refilled while others go on."""
     decoder = Decoder(random_model(**LAYOUTS[layout]))
-    prompts, seeds = mixed_prompts(16), seeds_of(7, 16)
-    how = {"temperature": 1.5, "max_new_tokens": 25, "top_p": 0.99 if rows == 3 else 1}
+    prompts, seeds = mixed_prompts(16), request_seeds(7, 16)
+    how = {"temperature": 1.5, "max_new_tokens": 25, "top_p": 0.99 if batch_size == 3 else 1}
     told = generate(decoder, prompts, EOT, seeds, **how)
     eot, _ = Counter(token for story in told for token in story.ids).most_common(1)[0]
     alone = [
         generate(decoder, [prompt], eot, [seed], **how)[0]
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    assert generate(decoder, prompts, eot, seeds, rows=rows, **how) == alone
+    assert generate(decoder, prompts, eot, seeds, batch_size=batch_size, **how) == alone
     assert len({len(story.ids) for story in alone}) > 3  # they did end at different times
     assert any(story.ended for story in alone) and not all(story.ended for story in alone)
 
@@ -181,13 +188,17 @@ def test_batched_equals_one_by_one(layout, rows):
 def test_round_sizes_tell_the_same(layout, monkeypatch):
     """What a GPU computes, free rows and columns included, without its graphs."""
     decoder = Decoder(random_model(**LAYOUTS[layout]))
-    prompts, seeds, how = mixed_prompts(20), seeds_of(7, 20), {"temperature": 1.5, "rows": 6}
+    prompts, seeds, how = (
+        mixed_prompts(20),
+        request_seeds(7, 20),
+        {"temperature": 1.5, "batch_size": 6},
+    )
     expected = generate(decoder, prompts, 10, seeds, **how)
 
-    def step(rows, **how):
-        n, S, _ = rows._advance()
-        rows.graphs.clear()  # else the second step of a size is captured
-        return rows._graph_step(n, S, how)
+    def step(cache, **sampling_kwargs):
+        n, S, _ = cache._advance()
+        cache.graphs.clear()  # else the second step of a size is captured
+        return cache._graph_step(n, S, sampling_kwargs)
 
     monkeypatch.setattr(BatchedKVCache, "step", step)
     assert generate(decoder, prompts, 10, seeds, **how) == expected
@@ -197,8 +208,8 @@ def test_finished_rows_are_refilled(decoder):
     """While stories wait, no row stays free for longer than until an eighth of all is."""
     prompts = mixed_prompts(60)
     live, seen = [], set()
-    how = {"rows": 16, "temperature": 5.0, "max_new_tokens": 20}
-    for step in stream(decoder, prompts, EOT, seeds_of(0, 60), **how):
+    how = {"batch_size": 16, "temperature": 5.0, "max_new_tokens": 20}
+    for step in stream(decoder, prompts, EOT, request_seeds(0, 60), **how):
         live.append(len(step))
         seen |= {i for i, *_ in step}
         if len(seen) < 60:
@@ -211,17 +222,17 @@ def test_equal_prompts_are_computed_once(decoder, monkeypatch):
     sizes, hidden = [], decoder.hidden
     monkeypatch.setattr(decoder, "hidden", lambda t, *r: sizes.append(len(t)) or hidden(t, *r))
     prompt, other = list(range(12)), list(range(5))
-    rows = BatchedKVCache(decoder, 50, 48)
-    rows.admit([prompt, other] * 25, [0] * 50)
+    cache = BatchedKVCache(decoder, 50, 48)
+    cache.add_requests([prompt, other] * 25, [0] * 50)
     assert sizes == [11 + 4]
 
 
 def test_prompts_are_read_in_parts_that_fit(decoder, monkeypatch):
     """More tokens of prompts than are computed in one pass, the last one alone in its part."""
     prompts = [p for i, p in enumerate(mixed_prompts(9)) if i % 3 < 2]
-    whole = generate(decoder, prompts, EOT, seeds_of(0, 6))
+    whole = generate(decoder, prompts, EOT, request_seeds(0, 6))
     monkeypatch.setattr("nanostories.inference.kv_cache.PREFILL", 21)
-    assert generate(decoder, prompts, EOT, seeds_of(0, 6)) == whole
+    assert generate(decoder, prompts, EOT, request_seeds(0, 6)) == whole
 
 
 def test_a_story_does_not_depend_on_how_long_others_may_be(decoder):
@@ -235,19 +246,19 @@ def test_a_story_does_not_depend_on_how_long_others_may_be(decoder):
 
 
 def test_it_stops_where_the_positions_end(decoder):
-    [story] = generate(decoder, [PROMPT], EOT, [0], temperature=0, limit=12)
+    [story] = generate(decoder, [PROMPT], EOT, [0], temperature=0, max_length=12)
     assert len(story.ids) == 8 and not story.ended
-    [story] = generate(decoder, [PROMPT], EOT, [0], temperature=0, limit=999)
+    [story] = generate(decoder, [PROMPT], EOT, [0], temperature=0, max_length=999)
     assert len(story.ids) <= 44
     with pytest.raises(UserError, match="the prompt has 4 tokens, but the model ends at 4"):
-        generate(decoder, [PROMPT], EOT, [0], limit=4)
-    assert room(decoder, PROMPT) == 44 and room(decoder, PROMPT, 7) == 7
+        generate(decoder, [PROMPT], EOT, [0], max_length=4)
+    assert available_tokens(decoder, PROMPT) == 44 and available_tokens(decoder, PROMPT, 7) == 7
 
 
 def test_rows_end_on_their_own(decoder):
     """A story that has ended says nothing more while the others go on."""
     told, over = [[] for _ in range(64)], set()
-    for step in stream(decoder, [[EOT]] * 64, EOT, seeds_of(0, 64), temperature=5.0):
+    for step in stream(decoder, [[EOT]] * 64, EOT, request_seeds(0, 64), temperature=5.0):
         for i, token, last in step:
             assert i not in over and token != EOT and (last or token is not None)
             told[i].append(token)
@@ -262,7 +273,7 @@ def test_no_prompts_no_stories(decoder):
 
 def test_the_seed_decides(decoder):
     def told(seed):
-        return generate(decoder, [PROMPT] * 2, EOT, seeds_of(seed, 2))
+        return generate(decoder, [PROMPT] * 2, EOT, request_seeds(seed, 2))
 
     assert told(1) == told(1) != told(2)
     assert told(1)[0] != told(1)[1]
@@ -312,10 +323,12 @@ def test_luck_at_its_ends_draws_what_can_be_drawn():
 def test_luck_stays_below_its_end(decoder, monkeypatch):
     """Also where a generator draws the number next to 1."""
     highest = SimpleNamespace(random=lambda count, dtype: np.full(count, 1 - 2**-24, dtype))
-    monkeypatch.setattr("nanostories.inference.decoder.np.random.default_rng", lambda seed: highest)
-    rows = BatchedKVCache(decoder, 1, 48)
-    rows.admit([PROMPT], [0])
-    assert 0.9999 < rows.luck.max() <= 1 - 2**-20
+    monkeypatch.setattr(
+        "nanostories.inference.kv_cache.np.random.default_rng", lambda seed: highest
+    )
+    cache = BatchedKVCache(decoder, 1, 48)
+    cache.add_requests([PROMPT], [0])
+    assert 0.9999 < cache.uniform_noise.max() <= 1 - 2**-20
 
 
 def test_nucleus_of_a_flat_distribution():
@@ -369,8 +382,8 @@ def test_beams_keep_what_their_own_hypothesis_has_seen(model, decoder):
 
 def test_one_beam_is_greedy(decoder):
     for first in range(5):
-        story = beam_search(decoder, [EOT, first], EOT, beams=1, limit=30)
-        assert story == generate(decoder, [[EOT, first]], EOT, [0], temperature=0, limit=30)[0]
+        story = beam_search(decoder, [EOT, first], EOT, beams=1, max_length=30)
+        assert story == generate(decoder, [[EOT, first]], EOT, [0], temperature=0, max_length=30)[0]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -384,6 +397,6 @@ def test_captured_steps_tell_what_a_cpu_tells(layout):
     """Rows leave and are refilled between graphs of several sizes, which are run again."""
     torch.set_float32_matmul_precision("highest")  # a training before this test had TF32
     model = random_model(**LAYOUTS[layout] | {"block_size": 300})
-    prompts, how = mixed_prompts(40, longest=150), {"temperature": 1.5, "rows": 16}
-    expected = generate(Decoder(model), prompts, EOT, seeds_of(0, 40), **how)
-    assert generate(Decoder(model.cuda()), prompts, EOT, seeds_of(0, 40), **how) == expected
+    prompts, how = mixed_prompts(40, longest=150), {"temperature": 1.5, "batch_size": 16}
+    expected = generate(Decoder(model), prompts, EOT, request_seeds(0, 40), **how)
+    assert generate(Decoder(model.cuda()), prompts, EOT, request_seeds(0, 40), **how) == expected

@@ -26,7 +26,7 @@ from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.training.huggingface import LoadedModel
 
 EOT = 256
-FOUND = LoadedModel(None, build("bytes"), limit=48, begin=[EOT], out_dir="", facts={}, weights=[])
+FOUND = LoadedModel(None, build("bytes"), max_length=48, bos_ids=[EOT], out_dir="", provenance={})
 DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 500}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 ASKED = {"prompt": "Once", "temperature": 1.5, "top_p": 0.95, "max_new_tokens": 40, "seed": 4}
@@ -91,10 +91,10 @@ def expected(decoder, asked):
     ids, how = [EOT, *asked["prompt"].encode()], {k: asked[k] for k in ("temperature", "top_p")}
     steps = asked["max_new_tokens"]
     [story] = generate(
-        decoder, [ids], EOT, [[asked["seed"], 0]], max_new_tokens=steps, limit=48, **how
+        decoder, [ids], EOT, [[asked["seed"], 0]], max_new_tokens=steps, max_length=48, **how
     )
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(story.ids))
-    return text, "finished" if story.ended else "limit"
+    return text, "finished" if story.ended else "max_length"
 
 
 def text_and_end(lines):
@@ -106,7 +106,7 @@ def lasting(decoder):
     """Requests for two stories that go on to their limit of 40 tokens, and what is told then."""
     every = (ASKED | {"seed": seed} for seed in range(1000))
     pairs = ((asked, expected(decoder, asked)) for asked in every)
-    return list(itertools.islice((pair for pair in pairs if pair[1][1] == "limit"), 2))
+    return list(itertools.islice((pair for pair in pairs if pair[1][1] == "max_length"), 2))
 
 
 def until(condition, seconds=10):
@@ -132,17 +132,17 @@ def test_a_story(server, decoder):
         assert lines[0] == {"seed": seed, "prompt": "Once"}
         assert text_and_end(lines) == expected(decoder, asked)
         ends.add(lines[-1]["end"])
-    assert ends == {"finished", "limit"}
+    assert ends == {"finished", "max_length"}
 
 
 def test_probabilities_are_the_models_own(server, decoder):
     """Those of temperature 1 and top_p 1, whatever the story is told with."""
     asked = ASKED | {"max_new_tokens": 1, "temperature": 0, "top_p": 0.1}
     token = told(send(server, body=asked))[1]
-    rows = BatchedKVCache(decoder, 1, 48)
+    cache = BatchedKVCache(decoder, 1, 48)
     with torch.no_grad():
-        rows.admit([[EOT, *b"Once"]], [0])
-        p, best = rows.logits().softmax(-1)[0].topk(5)
+        cache.add_requests([[EOT, *b"Once"]], [0])
+        p, best = cache.logits().softmax(-1)[0].topk(5)
     assert [q for _, q in token["others"]] == pytest.approx(p.tolist())
     decode = build("bytes").decode
     assert [text for text, _ in token["others"]] == [decode([i]) for i in best.tolist()]
@@ -386,7 +386,7 @@ def test_the_page_in_a_browser(server, lasting, slow, browser):
     assert few < 40 and not by_id("tell").is_enabled() and by_id("stop").is_enabled()
     wait.until(lambda _: by_id("tell").is_enabled())
     tokens = find(".token")
-    assert len(tokens) == 40 and by_id("status").text == "at the limit"
+    assert len(tokens) == 40 and by_id("status").text == "at the longest length"
     assert (
         browser.execute_script("return document.querySelector('.story').textContent")
         == one["prompt"] + text

@@ -204,7 +204,7 @@ def test_likelihood(data, tmp_path):
     found = likelihood.found
 
     def whole(text):
-        ids = torch.tensor([found.begin + found.tokenizer.encode(text)])
+        ids = torch.tensor([found.bos_ids + found.tokenizer.encode(text)])
         logs = found.model(ids[:, :-1]).log_softmax(-1)
         return logs.gather(2, ids[:, 1:, None]).sum().item()
 

@@ -212,7 +212,7 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute(data, tmp_path):
     job.communicate(timeout=60)
     assert job.returncode != 0 and time.monotonic() - begin < 60
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    checkpoint.load_model(out)
+    checkpoint.load_run(out)
     steps = checkpoint.steps_of(out)[-1] + 1
     assert tiny.call(tiny.train, replace(settings, resume=True, max_iters=steps)) == 0
 

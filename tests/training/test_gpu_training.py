@@ -94,7 +94,7 @@ def test_the_evaluation_of_a_text_runs_there(data, tmp_path):
     trainer.run()
     totals = []
     for device in ("cuda", "cpu"):
-        found = checkpoint.load_model(tmp_path / "run", device=device)
+        found = checkpoint.load_run(tmp_path / "run", device=device)
         tokenizer = found.tokenizer
         groups = groups_of_text(iter(["Once upon a time.", "The end. " * 90]), tokenizer, 1)
         totals.append(score(found.model, groups, tokenizer.eot, 4, contextlib.nullcontext))

@@ -110,7 +110,7 @@ def test_their_model_is_ours(folder):
     model, path = folder
     found = huggingface.load(str(path))
     assert_same(found.model, model, found.model.config.block_size)
-    assert found.limit == found.model.config.block_size
+    assert found.max_length == found.model.config.block_size
     assert found.model.wte.weight[found.model.config.vocab_size :].abs().sum() == 0
 
 
@@ -165,9 +165,9 @@ def test_what_model_py_does_not_have_is_refused(layout, tmp_path):
     for changes, message in others:
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(UserError, match=message):
-            huggingface.config_of(tmp_path)
+            huggingface.read_model_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    huggingface.config_of(tmp_path)
+    huggingface.read_model_config(tmp_path)
 
 
 def test_damage_is_said_in_one_line(tmp_path):
@@ -195,16 +195,16 @@ def test_damage_is_said_in_one_line(tmp_path):
 
 def test_a_head_of_its_own_is_refused():
     model = random_model()
-    tensors = huggingface.to_hub(model.state_dict(), model.config)
+    tensors = huggingface.to_hub_tensors(model.state_dict(), model.config)
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
-    huggingface.from_hub(tensors, model.config)
+    huggingface.from_hub_tensors(tensors, model.config)
     tensors["lm_head.weight"][0] += 1
     with pytest.raises(UserError, match="its output head is not its token embedding"):
-        huggingface.from_hub(tensors, model.config)
+        huggingface.from_hub_tensors(tensors, model.config)
     del tensors["lm_head.weight"]
     tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][1:]
     with pytest.raises(UserError, match="it embeds 256 tokens; its vocab_size is 257"):
-        huggingface.from_hub(tensors, model.config)
+        huggingface.from_hub_tensors(tensors, model.config)
 
 
 def test_positions_that_were_never_trained_are_cut(tmp_path, capsys):
@@ -217,7 +217,7 @@ def test_positions_that_were_never_trained_are_cut(tmp_path, capsys):
     model.save_pretrained(path)
     tokenizer_for(300, path)
     found = huggingface.load(str(path))
-    assert found.limit == found.model.config.block_size == 512
+    assert found.max_length == found.model.config.block_size == 512
     said = capsys.readouterr()  # not where stories are
     assert "of 2,048 positions 512 were trained; the rest is cut" in said.err and not said.out
     tokens = torch.randint(300, (1, 512))
@@ -252,7 +252,7 @@ def test_the_hubs_own_gpt2_tokenizer(gpt2_files, tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(saved["model"]["vocab"]))
     assert Tokenizer.load(tmp_path).same_as(gpt2)
     (tmp_path / "vocab.json").unlink()
-    assert huggingface.tokenizer_of(tmp_path, 50257).same_as(gpt2)
+    assert huggingface.load_tokenizer(tmp_path, 50257).same_as(gpt2)
 
 
 def test_from_the_hubs_cache_without_a_network(tmp_path, monkeypatch, capsys):
@@ -312,8 +312,8 @@ def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch
             name == "wte.weight" and torch.equal(weight[:512], expected[:512])), name  # fmt: skip
     assert trainer.model.config == replace(model.config, block_size=48)
     trainer.run()
-    again = checkpoint.load_model(tmp_path / "run")
-    assert again.model.config.window == 9 and again.limit <= 48
+    again = checkpoint.load_run(tmp_path / "run")
+    assert again.model.config.window == 9 and again.max_length <= 48
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text("Tom had a ball.\n<|endoftext|>\nSue had a cat.")
@@ -333,9 +333,9 @@ def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch
 
 def run_of(model, tokenizer, out):
     """A run folder with this model, and a result in it."""
-    checkpoint.start_run(out, model.config, train.Settings(), tokenizer, {})
+    checkpoint.create_run_folder(out, model.config, train.Settings(), tokenizer, {})
     state = {"step": 1, "best_step": 1, "kept": [], "longest": 30, "model": asdict(model.config)}
-    checkpoint.write(out, model.state_dict(), {}, state)
+    checkpoint.write_checkpoint(out, model.state_dict(), {}, state)
     (out / "eval").mkdir()
     storage.write_json(out / "eval" / "loss.json", {"bits_per_byte": 0.8625, "source": "a|b"})
 
@@ -360,7 +360,7 @@ def test_out_and_back_is_bitwise(name, tmp_path, monkeypatch, capsys):
         for key, weight in model.state_dict().items():
             size = model.config.vocab_size if key == "wte.weight" else len(weight)
             assert torch.equal(found.model.state_dict()[key][:size], weight[:size]), key
-        assert found.begin == [found.tokenizer.eot]
+        assert found.bos_ids == [found.tokenizer.eot]
 
 
 def test_the_exported_folder_tells_stories_in_transformers(data, tmp_path):
@@ -368,7 +368,7 @@ def test_the_exported_folder_tells_stories_in_transformers(data, tmp_path):
     tokenizer = Tokenizer.load(data)
     model = random_model(vocab_size=512)
     run_of(model, tokenizer, tmp_path / "run")
-    export.export(checkpoint.load_model(tmp_path / "run"), tmp_path / "tiny")
+    export.export(checkpoint.load_run(tmp_path / "run"), tmp_path / "tiny")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "tiny")
     texts = ["Once upon a time", "", "Tom's cat — 12 \n\n “café” <|endoftext|>x"]
     for text in texts[:2]:
@@ -394,7 +394,7 @@ def test_what_no_layout_has_is_not_exported(tmp_path):
     model = random_model(window=9)
     run_of(model, build("bytes"), tmp_path / "run")
     with pytest.raises(UserError, match="neither GPT-2 nor GPT-Neo has both a window and"):
-        export.export(checkpoint.load_model(tmp_path / "run"), tmp_path / "hf")
+        export.export(checkpoint.load_run(tmp_path / "run"), tmp_path / "hf")
     assert not list(tmp_path.glob("hf*"))
     with pytest.raises(UserError, match="to must be hf, not 'onnx'"):
         export.main([str(tmp_path / "run"), "--to=onnx"])
@@ -405,7 +405,7 @@ def test_to_gguf_tells_the_converter_how_words_are_cut(place, data, tmp_path, mo
     """With a stand-in for llama.cpp's converter, as it is now and as it was in one file."""
     model = random_model(vocab_size=512)
     run_of(model, Tokenizer.load(data), tmp_path / "run")
-    export.export(checkpoint.load_model(tmp_path / "run"), tmp_path / "hf")
+    export.export(checkpoint.load_run(tmp_path / "run"), tmp_path / "hf")
     told = []
     text_model = type("TextModel", (), {})
     converter = types.ModuleType("convert_hf_to_gguf")
@@ -451,8 +451,8 @@ def test_a_run_with_fewer_positions(tmp_path):
     """Fine-tuning may keep only some of a run's own positions, too."""
     model = random_model()
     run_of(model, build("bytes"), tmp_path / "run")
-    found = checkpoint.load_any(str(tmp_path / "run"), block_size=20)
-    assert found.limit == found.model.config.block_size == 20
+    found = checkpoint.load_model(str(tmp_path / "run"), block_size=20)
+    assert found.max_length == found.model.config.block_size == 20
     tokens = torch.randint(257, (1, 20))
     assert torch.equal(found.model(tokens), model(tokens))
 
