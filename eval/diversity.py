@@ -354,10 +354,7 @@ def main():
     models += [
         checkpoint.load_model(name, settings.checkpoint, device) for name in beside_names(settings)
     ]
-    where = settings.dataset
-    if not where and not models[0].is_run():
-        raise UserError(f"'{settings.init_from}' has no data of its own: name it with --dataset")
-    where = where or checkpoint.read_config(models[0].out_dir)["train"]["dataset"]
+    where = settings.dataset or checkpoint.data_folder(models[0])
     data = Dataset(where, "train")
     known = {model.out_dir: trained_on(model, data) for model in models}
     for name in (name for name, same in known.items() if same is False):

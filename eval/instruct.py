@@ -63,7 +63,7 @@ def tell(found, decoder, records, settings):
     ids = [found.encode_prompt(record.prompt()) for record in asked]
     names = ("temperature", "top_p", "max_new_tokens")
     how = {name: getattr(settings, name) for name in names} | {"max_length": found.max_length}
-    how["rows"] = settings.batch_size
+    how["batch_size"] = settings.batch_size
     stories = generate(
         decoder, ids, found.tokenizer.eot, request_seeds(settings.seed, len(ids)), **how
     )

@@ -14,7 +14,7 @@ left out. Results are in eval/side_by_side.json of the run.
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import ROOT, UserError, load, run
+from configs import ROOT, load, run
 from eval.harness import beginnings, completions, fits
 from eval.memorization.nearest_story import Index
 from nanostories import storage
@@ -48,10 +48,7 @@ def main():
     settings, origin = load(Settings, positional="out_dir")
     check_sampling_settings(settings)
     found = checkpoint.load_from_settings(settings, origin, pick_device(settings.device))
-    where = settings.dataset
-    if not where and not found.is_run():
-        raise UserError(f"'{settings.init_from}' has no data of its own: name it with --dataset")
-    where = where or checkpoint.read_config(found.out_dir)["train"]["dataset"]
+    where = settings.dataset or checkpoint.data_folder(found)
     index = Index(Dataset(where, "train"))
     texts = beginnings(str(ROOT / "eval" / "prompts" / "side_by_side.txt"))
     folder = Path(found.out_dir) / "eval"
