@@ -36,13 +36,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import prepare
 from configs import UserError, load, run, show
-from nanostories.dataset import hub
+from nanostories.dataset import build, readers
 from nanostories.dataset import sources as corpus
 from nanostories.dataset import tokenizer as tokenizers
-from nanostories.dataset.encode import hash_of, worker_pool
+from nanostories.dataset.cleaning import story_hash
 from nanostories.dataset.tokenizer import EOT
+from nanostories.dataset.workers import worker_pool
 from nanostories.text import wordnet
 from nanostories.text.lexical_substitution import Context, Likelihood, Usage, Wordnet, reword
 
@@ -88,7 +88,7 @@ class Reworder:
         found, total = [], Counter()
         for text in stories_of(block):
             swaps = None
-            digest = hash_of(text.encode("utf-8", "surrogatepass"), settings.seed)
+            digest = story_hash(text.encode("utf-8", "surrogatepass"), settings.seed)
             if int.from_bytes(digest[:8], "little") < settings.story_fraction * 2**64:
                 rng = random.Random(digest)
                 text, swaps, words = reword(text, settings.word_fraction, self.way, rng)
@@ -104,7 +104,7 @@ def stories_of(block):
     The stories of a block as they can stand in a text file: without <|endoftext|> inside, and with
     no half of a surrogate pair, which .jsonl may have.
     """
-    for text in corpus.texts(block):
+    for text in readers.texts(block):
         for story in _HALVES.sub("\N{REPLACEMENT CHARACTER}", text).split(EOT):
             if story.strip():
                 yield story
@@ -188,7 +188,7 @@ def write_split(source, split, progress, work):
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(file) for file in progress.files(split)]
         stories, replacements = files
-        for found, total in prepare.progress(work(blocks), source):
+        for found, total in build.progress(work(blocks), source):
             for text, swaps in found:
                 before = SEPARATOR if counts["stories"] else ""
                 stories.write(f"{before}{text}".encode("utf-8", "surrogateescape"))
@@ -237,10 +237,10 @@ def check(settings, out):
         raise UserError("workers and seed must not be negative, nor the seed above 2^63")
     if any(map(corpus.is_instruct, (settings.source, settings.val_source))):
         raise UserError("stories get synonyms, not Instruct records: name a source of stories")
-    if not settings.val_source and settings.source not in hub.NAMED:
+    if not settings.val_source and settings.source not in readers.NAMED:
         # Held out by its hash, a story would be in val here and in train of the plain data.
         raise UserError("name the validation stories with --val_source, so that they stay apart")
-    prepare.check_out(out)
+    build.check_out(out)
     if settings.tokenizer not in ("bpe", "gpt2-10k"):  # these are made from the text
         tokenizers.build(settings.tokenizer)
     elif not 256 < settings.vocab_size <= tokenizers.MAX_VOCAB:
@@ -285,11 +285,12 @@ def main():
         facts = json.dumps(asdict(settings) | {"got": got}, indent=1)
         (folder / "synonyms.json").write_text(facts, encoding="utf-8")
 
-    made = prepare.Settings(
-        source=str(texts["train"]), val_source=str(texts["val"]), tokenizer=settings.tokenizer,
-        vocab_size=settings.vocab_size, out=str(out), workers=settings.workers,
+    train_texts, val_texts = corpus.Source(str(texts["train"])), corpus.Source(str(texts["val"]))
+    tokenizer = build.make_tokenizer(settings.tokenizer, settings.vocab_size, train_texts)
+    build.build_dataset(
+        out, train_texts, val_texts, tokenizer, workers=settings.workers, add_files=add,
+        manifest={"source": f"{train} (synonyms)", "val_source": f"{val} (synonyms)"},
     )  # fmt: skip
-    prepare.prepare(made, add, {"source": f"{train} (synonyms)", "val_source": f"{val} (synonyms)"})
     progress.end()
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import tiktoken
 
 from nanostories.dataset import sources
+from nanostories.dataset.cleaning import ENDINGS
 from nanostories.dataset.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def write_text(source, path, size):
     """Write `size` bytes of distinct stories; returns them."""
-    stories = [story for story in sources.read(source) if story.endswith(sources.ENDINGS)]
+    stories = [story for story in sources.read(source) if story.endswith(ENDINGS)]
     texts, written = [], 0
     while written < size:
         story = f"{stories[len(texts) % len(stories)]} It was day {len(texts)}."

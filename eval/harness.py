@@ -22,7 +22,7 @@ import torch
 from configs import ROOT, UserError
 from kernels.cross_entropy import linear_cross_entropy
 from nanostories import storage
-from nanostories.dataset import hub, instruct, sources
+from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset.packing import pad_batch
 from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def beginnings(name):
     """
     if name == "paper":
         try:
-            name = hub.download_file("tinystories", AUTHORS_BEGINNINGS)
+            name = readers.download("tinystories", AUTHORS_BEGINNINGS)
         except UserError as error:
             reason = str(error).partition("(")[2].rpartition(")")[0]
             raise UserError(

@@ -339,10 +339,10 @@ def jobs_of(settings):
     """How many commands run at a time."""
     if settings.jobs:
         return settings.jobs
-    from nanostories.dataset.encode import cores
+    from nanostories.dataset.workers import cpu_count
     from nanostories.training.device import pick_device
 
-    return 1 if pick_device(settings.device).type != "cpu" else cores()
+    return 1 if pick_device(settings.device).type != "cpu" else cpu_count()
 
 
 @contextlib.contextmanager

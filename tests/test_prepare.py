@@ -17,10 +17,10 @@ import pytest
 import configs
 import prepare
 from configs import UserError
-from nanostories.dataset import instruct, shards, sources, storybook
-from nanostories.dataset.sources import EOT
-from nanostories.dataset.tokenizer import Tokenizer
-from prepare import Settings, new_folder
+from nanostories.dataset import build, instruct, readers, shards, sources, storybook
+from nanostories.dataset.tokenizer import EOT, Tokenizer
+from nanostories.storage import atomic_folder
+from prepare import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -136,14 +136,11 @@ def test_shards_never_cut_a_story(tmp_path):
     assert not list(tmp_path.glob("*.spill")) and not list(tmp_path.glob("*.index"))
 
 
-def test_small_chunks_make_the_same_folder(tmp_path, monkeypatch):
+def test_small_blocks_make_the_same_folder(tmp_path, monkeypatch):
     stories = [story.text for story in storybook.stories(60)]
     source = write(tmp_path / "a.txt", [*stories, *stories[:7]])
     whole = listing(made(tmp_path, source, val_fraction=0.2))
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 900)
-    monkeypatch.setattr(shards, "CHUNK_STORIES", 7)
-    monkeypatch.setattr(shards, "CHUNK_TOKENS", 2000)
-    monkeypatch.setattr(prepare, "PART_STORIES", 9)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 900)
     assert listing(made(tmp_path, source, val_fraction=0.2)) == whole
     # And so do several processes.
     assert listing(made(tmp_path, source, val_fraction=0.2, workers=2)) == whole
@@ -323,16 +320,16 @@ def test_val_has_a_story_however_few_there_are(tmp_path):
 def test_a_tokenizer_is_made_of_train_stories_only(tmp_path):
     stories = [f"{'zq' * 40} {i}." for i in range(50)]
     source = write(tmp_path / "a.txt", stories)
-    seen = list(prepare.sample(sources.Source(source), 0, 2**63))
+    seen = list(build.sample_texts(sources.Source(source), 0, 2**63))
     out = made(tmp_path, source, val_fraction=0.5)
     assert seen == stories_of(out, "train")
 
 
 def test_sample_is_bounded_and_from_everywhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(prepare, "SAMPLE_BYTES", 10_000)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(build, "SAMPLE_BYTES", 10_000)
     source = write(tmp_path / "a.txt", [f"This is story number {i:05}." for i in range(4000)])
-    seen = list(prepare.sample(sources.Source(source), 0, 0))
+    seen = list(build.sample_texts(sources.Source(source), 0, 0))
     assert 5_000 < sum(map(len, seen)) < 11_000
     assert max(seen) > "This is story number 03700."
 
@@ -359,7 +356,7 @@ def full_disk(monkeypatch, name):
     if name == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     elif name == "shard":
-        monkeypatch.setattr(shards._Shards, "write", fail)
+        monkeypatch.setattr(shards, "_cut", fail)
     elif name == "spill":
         monkeypatch.setattr(shards.Writer, "add", fail)
     elif name == "tokenizer":
@@ -389,7 +386,7 @@ def test_full_disk_leaves_all_as_it_was(old, monkeypatch, name, fresh):
 def test_second_rename_failing_brings_the_old_back(old):
     out, _ = old
     before = listing(out.parent)
-    with pytest.raises(RuntimeError), new_folder(out) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(out) as folder:
         folder.rmdir()
         out.rename(out.with_name(f".x.{os.getpid()}.old"))
         raise RuntimeError
@@ -404,7 +401,7 @@ def test_interrupted_leaves_all_as_it_was(old, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(prepare, "repeats", fail)
+    monkeypatch.setattr(build, "find_duplicates", fail)
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         made(out.parent, source, out=str(out))
     assert listing(out.parent) == before
@@ -489,7 +486,7 @@ def test_command_and_ctrl_c(tmp_path):
 SLEEPERS = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
-import encode
+from nanostories.dataset import workers
 
 class Sleeper:
     def __call__(self, block):
@@ -497,7 +494,7 @@ class Sleeper:
         time.sleep(60)
 
 if __name__ == "__main__":
-    with encode.worker_pool(Sleeper(), 2) as work:
+    with workers.worker_pool(Sleeper(), 2) as work:
         list(work([os.path.dirname(__file__)] * 2))
 """
 

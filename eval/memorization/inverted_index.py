@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 from configs import UserError
 from eval.memorization.ngram_counts import Table
-from nanostories.dataset.encode import cores, worker_pool
 from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.dataset.workers import cpu_count, worker_pool
 from nanostories.storage import fsync
 from nanostories.text.words import words_and_marks
 
@@ -315,7 +315,7 @@ def _build_missing(data, folder, blocks, workers):
         if not missing:
             return
         print(f"indexing {stories:,} stories in {folder} ...", flush=True)
-        workers = min(len(missing), workers or min(WORKERS, cores()))
+        workers = min(len(missing), workers or min(WORKERS, cpu_count()))
         bar = tqdm(total=stories, desc="indexing", unit=" stories", disable=None)
         with bar, worker_pool(Builder(data.folder, data.split), workers) as built:
             for block, _ in built(missing):

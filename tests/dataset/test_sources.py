@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import UserError
-from nanostories.dataset import hub, sources
-from nanostories.dataset.sources import EOT, Source, clean, dataset_folder, read, slug, texts
+from nanostories.dataset import cleaning, readers
+from nanostories.dataset.cleaning import clean
+from nanostories.dataset.readers import texts
+from nanostories.dataset.sources import Source, dataset_folder, read, slug
+from nanostories.dataset.tokenizer import EOT
 
 STORIES = [
     "Once upon a time there was a dragon. 🐉",
@@ -52,8 +55,7 @@ def write_all_data(path, stories):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks so small that a file is many of them, and reading meets every boundary."""
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 7)
-    monkeypatch.setattr(sources, "SCAN_BYTES", 5)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 7)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -86,8 +88,7 @@ def test_txt_in_blocks_is_txt_whole(tmp_path_factory, stories, size):
     path = tmp_path_factory.mktemp("blocks") / "stories.txt"
     path.write_bytes(EOT.join(stories).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "BLOCK_BYTES", size)
-        patch.setattr(sources, "SCAN_BYTES", 1 + size % 20)
+        patch.setattr(readers, "BLOCK_BYTES", size)
         blocks = list(Source(str(path)).blocks())
         assert [s for b in blocks for s in texts(b)] == [s.strip() for s in stories]
     # Each block ends at the first separator there is, so that none is longer than it must be.
@@ -238,7 +239,7 @@ def test_named_sources_read_the_hubs_files(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert list(read("tinystories-v2")) == ["From TinyStoriesV2-GPT4-valid.txt."]
     assert list(read("tinystories", split="train")) == ["From TinyStories-train.txt."]
-    repo, pinned, _ = hub.NAMED["tinystories"]
+    repo, pinned, _ = readers.NAMED["tinystories"]
     assert asked[-1] == (repo, "TinyStories-train.txt", "dataset", pinned)
 
 
@@ -290,8 +291,8 @@ def test_clean(story, kept, rule):
 @given(st.text("‘’“”–—…'\"a. \n-"))
 def test_typography_is_never_damage(text):
     # `clean` does not ask ftfy about text of these characters alone; it would not object.
-    assert sources.ftfy.fix_encoding(text) == text
-    assert not (set("‘’“”–—…") ^ {chr(i) for i in sources.TYPOGRAPHY})
+    assert cleaning.ftfy.fix_encoding(text) == text
+    assert not (set("‘’“”–—…") ^ {chr(i) for i in cleaning.TYPOGRAPHY})
 
 
 def test_stray_bytes(tmp_path):

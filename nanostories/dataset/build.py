@@ -1,0 +1,215 @@
+"""
+Build a data folder from sources of stories: tokenizer, cleaned and encoded stories, duplicates,
+shards and manifest. prepare.py and synonyms.py call it.
+
+    tokenizer = make_tokenizer("bpe", 4096, Source("train.txt"))
+    build_dataset("data/mine", Source("train.txt"), Source("val.txt"), tokenizer)
+"""
+
+import itertools
+import math
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from configs import UserError
+from nanostories.dataset import readers, sources
+from nanostories.dataset import tokenizer as tokenizers
+from nanostories.dataset.cleaning import clean_all, story_hash
+from nanostories.dataset.encode import Encoder
+from nanostories.dataset.shards import Writer, write_manifest
+from nanostories.dataset.workers import worker_pool
+from nanostories.storage import atomic_folder
+
+SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from
+DUPLICATE, IN_VAL = 1, 2  # why a story is dropped once all are encoded; 0 keeps it
+DROPPED = ("empty", "truncated", "duplicate", "in_val")
+RULES = ("read", "repaired", *DROPPED)
+RECORD_RULES = ("unreadable", "trailing")  # Instruct: no record at all; a Summary after the story
+LOG_SECONDS = 10  # between lines of progress, where there is no terminal
+
+
+def check_out(path):
+    """Raise UserError where a data folder cannot be written: it has no name, or replaces others."""
+    if not path.name:
+        raise UserError(f"out must name a folder, not '{path}'")
+    if path.exists() and not (path / "manifest.json").is_file():
+        raise UserError(f"'{path}' exists and is no data folder (no manifest.json): not replaced")
+
+
+def val_hash_limit(val_fraction):
+    """The first 8 bytes of a story's hash are below this limit for val_fraction of all stories."""
+    return round(val_fraction * 2**64)
+
+
+# ----------------------------------------------------------------------------------------------
+# the tokenizer
+
+
+def make_tokenizer(name, vocab_size, source, seed=0, val_limit=0):
+    """The Tokenizer called `name`, made from a sample of the Source where it needs one."""
+    if name in ("bpe", "gpt2-10k"):
+        print(f"making the {name} tokenizer from {SAMPLE_BYTES // 10**6} MB of text at most ...")
+    tokenizer = tokenizers.build(name, vocab_size, sample_texts(source, seed, val_limit))
+    print(f"tokenizer {tokenizer.name}, {tokenizer.vocab_size:,} tokens")
+    if name == "bpe" and tokenizer.vocab_size < vocab_size:
+        print(f"the text has no more pairs to merge for {vocab_size:,}")
+    return tokenizer
+
+
+def sample_texts(source, seed, val_limit):
+    """Yield about SAMPLE_BYTES of cleaned train texts, from every part of the source."""
+    # Every k-th block. Storybook's total counts stories, which are all alike; the hub's is unknown.
+    step, size = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES)), 0
+    record_seed = seed if sources.is_instruct(source.name) else None
+    for block in itertools.islice(source.blocks(), 0, None, step):
+        for text in clean_all(readers.texts(block), Counter(), record_seed):
+            if int.from_bytes(story_hash(text, seed)[:8], "little") >= val_limit:
+                text = text if isinstance(text, str) else text.text()
+                yield text
+                size += len(text)
+        if size >= SAMPLE_BYTES:
+            return
+
+
+# ----------------------------------------------------------------------------------------------
+# the folder
+
+
+def build_dataset(
+    out, train, val, tokenizer, val_fraction=0.01, seed=0, workers=0, held_out=(),
+    add_files=None, manifest=None,
+):  # fmt: skip
+    """
+    Write the data folder `out`, see shards.py; it replaces an older one when it is complete.
+
+    train, val: Sources; without val, val_fraction of the stories of train are held out. seed: of
+    the hashes that decide which, and of Instruct records that are made. workers: processes, 0 for
+    one a core. held_out: names of Instruct fields that never occur together in one train
+    instruction; those of val stay. add_files: called with the folder before it is complete.
+    manifest: {name: value} that replace entries of manifest.json. Raises UserError where no story
+    is left, or `out` is something else than a data folder.
+    """
+    started, out = time.monotonic(), Path(out)
+    check_out(out)
+    if out.exists():
+        print(f"{out} exists: it is replaced when the new one is complete")
+    records = sources.is_instruct(train.name)
+    with atomic_folder(out) as folder:
+        if add_files:
+            add_files(folder)
+        tokenizer.save(folder / "tokenizer.json")
+        with worker_pool(Encoder(tokenizer, seed, records), workers) as encode:
+            limit = 0 if val else val_hash_limit(val_fraction)
+            writers, counts = encode_splits(folder, encode, train, val, held_out, limit)
+        splits = {}
+        for writer, drop, count in zip(writers, find_duplicates(*writers), counts, strict=True):
+            count["duplicate"] = int((drop == DUPLICATE).sum())
+            count["in_val"] = int((drop == IN_VAL).sum())
+            if drop.all():
+                raise UserError(
+                    f"no {writer.split} story is left ({describe_cleaning(count)}); name another "
+                    "--source or --val_source, with <|endoftext|> between the stories"
+                )
+            rules = RULES + RECORD_RULES if records else RULES
+            cleaning = {"cleaning": {rule: count[rule] for rule in rules}}
+            splits[writer.split] = writer.finish(drop, answers=records) | cleaning
+        entries = {
+            "tokenizer": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": "uint16",
+            "source": str(train),
+            "val_source": str(val) if val else f"{val_fraction:g} of source",
+            "seed": seed,
+            "hold_out": "+".join(held_out),
+            "splits": splits,
+        }
+        write_manifest(folder, entries | (manifest or {}))
+    for split, info in splits.items():
+        stories, tokens = info["stories"], info["tokens"]
+        density = f"{info['bytes'] / (tokens - stories):.2f} bytes/token"
+        print(f"{split}: {describe_cleaning(Counter(info['cleaning']))}")
+        print(f"{split}: {stories:,} stories, {tokens:,} tokens, {density}")
+    print(f"{out} is ready, after {time.monotonic() - started:.1f} s")
+
+
+def encode_splits(folder, encode, train, val, held_out, val_limit):
+    """[Writer of val, Writer of train] with all their stories, and [Counter, Counter] of both."""
+    writers, counts = [Writer(folder, "val"), Writer(folder, "train")], [Counter(), Counter()]
+    if val:
+        for stories in read_blocks(val, encode(val.blocks()), counts[0]):
+            writers[0].add(*stories)
+    lowest = 2**64
+    for stories in read_blocks(train, encode(train.blocks(), held_out, val_limit), counts[1]):
+        first = stories.hashes[:, 0]
+        lowest = min(lowest, int(first.min(initial=2**64 - 1)))
+        for writer, mask in zip(writers, (first < val_limit, first >= val_limit), strict=True):
+            if mask.any():
+                writer.add(*(stories if mask.all() else stories.where(mask)))
+    if not writers[0].stories:
+        # Of so few stories none fell to val: once more, for the one with the lowest hash.
+        return encode_splits(folder, encode, train, val, held_out, lowest + 1)
+    return writers, counts
+
+
+def read_blocks(source, results, counts):
+    """
+    Yield the EncodedStories of each (block, result) of worker_pool; show progress, as a bar on a
+    terminal, else as lines. counts: Counter that all are added to. Raises UserError where no story
+    is left.
+    """
+    for stories, block_counts in progress(results, source):
+        counts.update(block_counts)
+        yield stories
+    if not counts["read"] - counts["empty"] - counts["truncated"] - counts["unreadable"]:
+        reason = f"'{source}' has no story left after cleaning ({describe_cleaning(counts)})"
+        if counts["unreadable"]:
+            reason += (
+                "; an Instruct record is fields such as 'Words:', then a line 'Story:', and a data "
+                "set of the hub with a row for each line has none: take tinystories-instruct"
+            )
+        raise UserError(reason)
+
+
+def progress(results, source):
+    """Yield the result of each (block, result); show how far it is, as a bar or as lines."""
+    done, shown = 0, time.monotonic()
+    label, total = f"reading {source.name}", source.total()
+    with tqdm(total=total, desc=label, unit_scale=True, disable=None) as bar:
+        for block, result in results:
+            yield result
+            bar.update(block.weight)
+            done += block.weight
+            if bar.disable and time.monotonic() - shown > LOG_SECONDS:
+                shown = time.monotonic()
+                print(f"{label}: {done / total:.0%}" if total else f"{label}: {done:,}")
+
+
+def find_duplicates(val, train):
+    """
+    What to drop of two Writers, uint8 arrays (val stories,), (train stories,).
+
+    0 keeps a story; DUPLICATE: an equal one comes before it in its split; IN_VAL: of train, and an
+    equal one is in val.
+    """
+    hashes = np.concatenate([val.hashes(), train.hashes()])  # (stories, 2)
+    # Stable, so that of equal stories the first one read leads, and val before train.
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+    hashes = hashes[order]
+    repeated = np.append(False, (hashes[1:] == hashes[:-1]).all(axis=1))
+    places = np.arange(len(order))
+    leader = order[np.maximum.accumulate(np.where(repeated, 0, places))]
+    leaked = (leader < val.stories) & (order >= val.stories)
+    drop = np.zeros(len(order), np.uint8)
+    drop[order] = np.where(repeated, np.where(leaked, IN_VAL, DUPLICATE), 0)
+    return drop[: val.stories], drop[val.stories :]
+
+
+def describe_cleaning(counts):
+    """The cleaning counts of a split in words."""
+    rules = [*DROPPED, *(["unreadable"] if counts["unreadable"] else [])]
+    dropped = ", ".join(f"{counts[rule]:,} {rule}".replace("_", " ") for rule in rules)
+    return f"read {counts['read']:,}, repaired {counts['repaired']:,}, dropped: {dropped}"
