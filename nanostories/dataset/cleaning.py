@@ -60,7 +60,7 @@ def _drop_reason(story):
 
 def clean_record(text, seed, counts):
     """
-    The instruct.Record of a text, or the one that `seed` makes of instruct.StoryFacts; None to drop it.
+    The instruct.Record of a text, or one that `seed` makes of StoryFacts; None to drop it.
 
     counts: as of `clean`, and "unreadable" (no record), "trailing" (a field after the story).
     """

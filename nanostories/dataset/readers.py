@@ -11,8 +11,8 @@ A block is small to pickle (of a .txt or .jsonl file: a path and two offsets). `
 its stories, in a worker process of prepare.py. So the parent stays idle, and memory is bounded
 whatever the size of the source.
 
-A row is read as its story, or with `facts` as instruct.StoryFacts: the story with the words, features
-and summary that the row has, to make an Instruct record of.
+A row is read as its story, or with `facts` as instruct.StoryFacts: the story with the words,
+features and summary that the row has, to make an Instruct record of.
 """
 
 import codecs
