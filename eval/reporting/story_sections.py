@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup, escape
 
-from eval import compliance, published
+from eval import published
 from eval.memorization.copying import BINS
 from eval.memorization.page import marked
 from eval.prompts import knowledge_prompts
@@ -102,7 +102,7 @@ def instruct(study):
     blocks = []
     if runs:
         every = [run.found["instruct"]["checks"] for run in runs]
-        names = [name for name in ("joint", *compliance.NAMES) if any(name in one for one in every)]
+        names = list(dict.fromkeys(["joint", *(name for one in every for name in one)]))
         rows = []
         for run in runs:
             checks = run.found["instruct"]["checks"]

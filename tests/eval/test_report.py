@@ -12,12 +12,12 @@ from planted_study import GRID, KINDS, interval, run, study
 from configs import UserError
 from eval import report
 from eval.memorization.copying import BINS
-from eval.plan import Size
 from eval.reporting import charts, model_sections
 from eval.reporting import results as gather
 from eval.reporting.claims import claims
 from eval.reporting.page import Cell, Section, cell, figure, stories, table, text
-from eval.study import digest
+from eval.reporting.study_jobs import Size
+from eval.reporting.study_state import digest
 
 CHART = charts.chart
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&amp; {{ 7 * 7 }} \ud800'
@@ -91,7 +91,7 @@ def full():
     planted.runs[0].env = {"torch": "9.9", "data": {}}
     planted.runs[0].recipe = {"batch_size": 2, "learning_rate": HOSTILE}
     planted.pieces.append({"name": HOSTILE, "command": ["train.py", HOSTILE], "status": "failed",
-                           "proof": "x", "run": ""})  # fmt: skip
+                           "output": "x", "run": ""})  # fmt: skip
     size = Size(64, 2, 4)
     for kind in ("instruct", "syn", "reward"):
         more = run(size, 1, {}, kind=kind)
@@ -286,8 +286,14 @@ def test_stories_are_escaped_but_for_what_is_marked():
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     """On a folder with a study in which nothing is done yet."""
-    settings = {"models": "64-2-4", "rivals": "", "dataset": "nowhere", "judge": "", "source": "x"}
-    (tmp_path / "study.json").write_text(json.dumps({"settings": settings, "pieces": []}))
+    settings = {
+        "models": "64-2-4",
+        "baselines": "",
+        "dataset": "nowhere",
+        "judge": "",
+        "source": "x",
+    }
+    (tmp_path / "study.json").write_text(json.dumps({"settings": settings, "jobs": []}))
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     report.main()
     found = json.loads((tmp_path / "report.json").read_text())
@@ -320,12 +326,19 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
         return one
 
     monkeypatch.setattr(gather, "run_in", found_in)
-    row = {"name": "train", "proof": "t", "run": "r", "status": "done", "command": [], "sha256": ""}
-    one = row | {"name": "skills", "proof": str(proof), "run": "", "sha256": digest(proof)}
-    settings = {"models": "64-2-4", "rivals": "", "dataset": "nowhere"}
+    row = {
+        "name": "train",
+        "output": "t",
+        "run": "r",
+        "status": "done",
+        "command": [],
+        "sha256": "",
+    }
+    one = row | {"name": "skills", "output": str(proof), "run": "", "sha256": digest(proof)}
+    settings = {"models": "64-2-4", "baselines": "", "dataset": "nowhere"}
     for change, expected in (({}, {"told": {}}), ({"status": "failed"}, None),
                              ({"sha256": "other"}, None)):  # fmt: skip
-        study_ = {"settings": settings, "pieces": [row, one | change]}
+        study_ = {"settings": settings, "jobs": [row, one | change]}
         (tmp_path / "study.json").write_text(json.dumps(study_))
         found = gather.read(tmp_path)
         assert len(found.runs) == 1 and found.runs[0].found["skills"] == expected
