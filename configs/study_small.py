@@ -23,7 +23,7 @@ diversity = "64-2-4, 256-2-4"
 interpret = "64-4-4"
 options = """
 eval.instruct: --prompts=150 --max_new_tokens=300
-eval.diversity: --prompts=50 --temperatures=1 --max_new_tokens=300
+eval.diversity: --num_prompts=50 --temperatures=1 --max_new_tokens=300
 eval.interpret: --stories=500 --head_stories=16
 eval.vocabulary: --num_samples=2
 reward.py: configs/reward_cat.py --max_iters=60

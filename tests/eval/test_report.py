@@ -117,15 +117,15 @@ def results(one):
     shown = [{"layer": 0, "neuron": 3, "coherence_again": 0.9,
               "examples": [{"tokens": ["a ", HOSTILE, " c"], "at": 1}]}]  # fmt: skip
     texts = {
-        "s": interval(0.1),
-        "r": interval(0.1),
-        "h": interval(0.3),
+        "rouge_original": interval(0.1),
+        "rouge_other": interval(0.1),
+        "rouge_nearest": interval(0.3),
         "mtld": interval(50.0),
-        "h_of_unseen_as_long": interval(0.3),
+        "rouge_nearest_unseen": interval(0.3),
         "self_bleu": interval(0.3),
-        "levels": {"exact": 0},
-        "values": {"s": [0.1], "r": [0.2, None], "h": [0.3]},
-        "g": {k: {"never": interval(0.2), "histogram": [1] * (len(BINS) - 1)} for k in "1234"},
+        "copies": {"exact": 0},
+        "values": {"rouge_original": [0.1], "rouge_other": [0.2, None], "rouge_nearest": [0.3]},
+        "ngrams": {k: {"new": interval(0.2), "histogram": [1] * (len(BINS) - 1)} for k in "1234"},
     }
     told = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE, "h": 0.2,
             "closest": 3, "closest_text": f"They made a snowman. {HOSTILE}"}  # fmt: skip
@@ -137,9 +137,9 @@ def results(one):
         "graded": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
         "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
                       "shown": shown},
-        "diversity": {"sets": {f"{one.out_dir} at 1": texts, "the originals": {
-            "r": interval(0.1), "mtld": interval(9.0), "self_bleu": interval(0.2),
-            "values": {"r": [0.2]}}}},
+        "diversity": {"sets": {f"{one.out_dir} at 1": texts, "original continuations": {
+            "rouge_other": interval(0.1), "mtld": interval(9.0), "self_bleu": interval(0.2),
+            "values": {"rouge_other": [0.2]}}}},
     }  # fmt: skip
 
 
