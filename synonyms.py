@@ -1,54 +1,56 @@
 """
-TinyStories-Syn: stories in a richer vocabulary, half of them with 30 % of their content words
+TinyStories-Syn: stories in a richer vocabulary. Half of them get 30 % of their content words
 replaced by synonyms.
 
     python synonyms.py --source=tinystories --out=data/tinystories-syn
     python synonyms.py --source=mine.txt --val_source=val.txt --mode=context
     python train.py configs/ts_cpu.py --dataset=data/tinystories-syn --out_dir=out/syn
 
---mode=wordnet is the student report's method, context ours: lexical_substitution.py says what they
-do. What becomes of a story depends on the seed and its text alone, in whatever order the stories
-come, and in mode context on how the corpus uses words: on its first 32 megabytes. Stories left
-alone, and everything of the others but the words replaced, stay as they are, byte for byte.
+--mode=wordnet is the student report's method, context ours (text/lexical_substitution.py describes
+both). The synonyms of a story depend on the seed and its text, whatever the order of the
+stories; in mode context also on the word counts of the corpus's first 32 megabytes. Everything else
+stays as it is, byte for byte.
 
-The folder is one that train.py takes, as prepare.py makes it (which leaves out stories that come
-twice or were cut off), and has the texts besides:
+The result is a data folder like prepare.py's (which drops duplicates and truncated stories), with
+these files besides:
 
-    stories.txt, stories_val.txt    all stories, `<|endoftext|>` between them
-    replacements.jsonl              a line for each story reworded: {"split", "story": its number
-                                    in that file, from 0, "swaps": [[start, old, new, part of
-                                    speech], ...]}; from character `start` on it now has `new`
-    synonyms.json                   what was asked, and what was got
+    stories.txt           and stories_val.txt: all stories, `<|endoftext|>` between them
+    replacements.jsonl    a line for each story with synonyms: {"split", "story": its number in that
+                          file, from 0, "replacements": [[start, old, new, part of speech], ...]};
+                          `new` begins at character `start` of the story
+    synonyms.json         the settings and the measured rates
 
-A killed command goes on where it stood.
+A killed command resumes where it stopped.
 """
 
-import contextlib
+import functools
+import glob
 import itertools
 import json
-import os
+import math
 import random
 import re
 import shutil
 import signal
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from configs import UserError, load, run, show
-from nanostories.dataset import build, readers
-from nanostories.dataset import sources as corpus
-from nanostories.dataset import tokenizer as tokenizers
+from configs import NOT_NEGATIVE, UserError, check_ranges, load, run, show
+from nanostories import storage
+from nanostories.dataset import build, readers, tokenizer
 from nanostories.dataset.cleaning import story_hash
-from nanostories.dataset.tokenizer import EOT
+from nanostories.dataset.sources import Source, is_instruct, slug
 from nanostories.dataset.workers import worker_pool
-from nanostories.text import wordnet
-from nanostories.text.lexical_substitution import Context, Likelihood, Usage, Wordnet, reword
+from nanostories.text import lexical_substitution, wordnet
+from nanostories.text.lexical_substitution import CONTEXT_CHARS, CorpusCounts
 
-COUNTED = 32  # blocks of about a megabyte whose words say what the corpus uses, in mode context
-SEPARATOR = f"\n{EOT}\n"
-_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the others are bytes that are no UTF-8
+COUNTED_BLOCKS = 32  # of about a megabyte, whose words mode context counts
+SEPARATOR = f"\n{tokenizer.EOT}\n"
+_LONE_SURROGATES = re.compile(
+    "[\ud800-\udc7f\udd00-\udfff]"
+)  # the rest are bytes that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -57,241 +59,223 @@ class Settings:
     val_source: str = ""  # where val comes from; "": the data set's own
     out: str = ""  # data folder to write; "": data/<source>-syn
     mode: str = "wordnet"  # wordnet, as the report does; context: synonyms that fit
-    story_fraction: float = 0.5  # share of the stories that get synonyms
-    word_fraction: float = 0.3  # share of their content words
-    model: str = ""  # for context: a run or a published model that says which synonym is likeliest
+    story_fraction: float = 0.5  # fraction of the stories that get synonyms
+    word_fraction: float = 0.3  # fraction of their content words that are replaced
+    model: str = ""  # for context: a run or a published model that picks the likeliest synonym
     tokenizer: str = "gpt2"  # as of prepare.py: gpt2, gpt2-10k, bpe, bytes, or the path of one
     vocab_size: int = 4096  # of bpe, <|endoftext|> included
     seed: int = 0  # of the choice of stories, words and synonyms
     workers: int = 0  # processes; 0: one a core
 
 
-class Reworder:
-    """Rewords the stories of a block, in a worker process."""
-
-    def __init__(self, settings, usage):
-        """usage: rewording.Usage of the corpus, for mode context."""
-        self.settings, self.usage, self.way = settings, usage, None
-
-    def __call__(self, block):
-        """
-        The stories of a block of a Source: [(text, swaps or None where it was left alone)], and the
-        Counter of the chosen ones, their content words and the words replaced.
-        """
-        settings = self.settings
-        if self.way is None:  # here, in the worker: WordNet is not sent from process to process
-            likelihood = Likelihood(settings.model) if settings.model else None
-            if likelihood and settings.workers != 1:
-                likelihood.use_one_core()  # the other workers use the others
-            plain = settings.mode == "wordnet"
-            self.way = Wordnet() if plain else Context(self.usage, likelihood)
-        found, total = [], Counter()
-        for text in stories_of(block):
-            swaps = None
-            digest = story_hash(text.encode("utf-8", "surrogatepass"), settings.seed)
-            if int.from_bytes(digest[:8], "little") < settings.story_fraction * 2**64:
-                rng = random.Random(digest)
-                text, swaps, words = reword(text, settings.word_fraction, self.way, rng)
-                swaps = moved(swaps)
-                replaced = sum(bool(swap.pos) for swap in swaps)
-                total.update(chosen=1, words=words, replaced=replaced)
-            found.append((text, swaps))
-        return found, total
-
-
-def stories_of(block):
-    """
-    The stories of a block as they can stand in a text file: without <|endoftext|> inside, and with
-    no half of a surrogate pair, which .jsonl may have.
-    """
-    for text in readers.texts(block):
-        for story in _HALVES.sub("\N{REPLACEMENT CHARACTER}", text).split(EOT):
-            if story.strip():
-                yield story
-
-
-def moved(swaps):
-    """The Swaps of a text, where they stand once all of them are made."""
-    found, shift = [], 0
-    for swap in swaps:
-        found.append(replace(swap, start=swap.start + shift))
-        shift += len(swap.new) - len(swap.old)
-    return found
-
-
-def usage_of(source):
-    """The Usage of the first COUNTED blocks of a Source, for mode context."""
-    found = Usage()
-    for block in itertools.islice(source.blocks(), COUNTED):
-        for text in stories_of(block):
-            found.add(text)
-    return found
-
-
-# ----------------------------------------------------------------------------------------------
-# what a killed command left, and going on with it
-
-
-class Progress:
-    """Files that only grow, and a file that says how far they are whole: {split: how far}."""
-
-    def __init__(self, folder, asked):
-        """asked: what else must be the same for a killed command to go on, JSON-able."""
-        self.folder, self.path = Path(folder), Path(folder) / "progress.json"
-        self.asked, self.done = asked, {}
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            if found["asked"] == self.asked:
-                self.done = found["done"]
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def files(self, split):
-        """The two files of a split, cut to what is whole: stories, and their replacements."""
-        found = []
-        for name, size in zip(("txt", "jsonl"), self.of(split)["sizes"], strict=True):
-            file = open(self.folder / f"{split}.{name}", "ab")  # noqa: SIM115  the caller's
-            file.truncate(size)
-            file.seek(size)
-            found.append(file)
-        return found
-
-    def of(self, split):
-        """How far a split is: blocks read, sizes of the two files, counts, whether it is done."""
-        return self.done.setdefault(
-            split, {"blocks": 0, "sizes": [0, 0], "counts": {}, "all": False}
-        )
-
-    def save(self, split, files, blocks, counts, finished=False):
-        """Say that all that was written so far is whole."""
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-        self.done[split] = {"blocks": blocks, "sizes": [file.tell() for file in files],
-                            "counts": dict(counts), "all": finished}  # fmt: skip
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps({"asked": self.asked, "done": self.done}), encoding="utf-8")
-        os.replace(part, self.path)
-
-    def end(self):
-        """Remove it all, first what says that there is something to go on with."""
-        self.path.unlink()
-        shutil.rmtree(self.folder)
-
-
-def write_split(source, split, progress, work):
-    """Reword a Source into the files of its split, on from where they are whole."""
-    state = progress.of(split)
-    if state["all"]:
-        return
-    counts, number = Counter(state["counts"]), state["blocks"]
-    blocks = itertools.islice(source.blocks(), number, None)
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(file) for file in progress.files(split)]
-        stories, replacements = files
-        for found, total in build.progress(work(blocks), source):
-            for text, swaps in found:
-                before = SEPARATOR if counts["stories"] else ""
-                stories.write(f"{before}{text}".encode("utf-8", "surrogateescape"))
-                if swaps:
-                    made = [[swap.start, swap.old, swap.new, swap.pos] for swap in swaps]
-                    line = {"split": split, "story": counts["stories"], "swaps": made}
-                    replacements.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-                counts["stories"] += 1
-            counts.update(total)
-            number += 1
-            progress.save(split, files, number, counts)
-        progress.save(split, files, number, counts, finished=True)
-
-
-# ----------------------------------------------------------------------------------------------
-# the command
-
-
-def rates(settings, splits):
-    """What was asked for and what was got, of each split."""
-    found = {}
-    for split, counts in splits.items():
-        stories, words = counts.get("stories", 0), counts.get("words", 0)
-        found[split] = {
-            "stories": stories,
-            "story_fraction": counts.get("chosen", 0) / max(1, stories),
-            "content_words": words,
-            "word_fraction": counts.get("replaced", 0) / max(1, words),
-        }
-        print(f"{split}: {found[split]['story_fraction']:.4f} of {stories:,} stories "
-              f"(asked: {settings.story_fraction:g}), in them {found[split]['word_fraction']:.4f} "
-              f"of {words:,} content words (asked: {settings.word_fraction:g})")  # fmt: skip
-    return found
-
-
 def check(settings, out):
-    """Raise UserError for settings that cannot be, before anything is read or made."""
-    if settings.mode not in ("wordnet", "context"):
-        raise UserError(f"mode must be wordnet or context, not '{settings.mode}'")
+    """Raise UserError for wrong settings, before anything is read or made."""
+    check_ranges(settings, {NOT_NEGATIVE: ("workers", "seed")}, {"mode": ("wordnet", "context")})
     if settings.model and settings.mode != "context":
         raise UserError("a model is for --mode=context: wordnet takes any synonym")
     for name in ("story_fraction", "word_fraction"):
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f"{name} must lie between 0 and 1, not {getattr(settings, name):g}")
-    if settings.workers < 0 or not 0 <= settings.seed < 2**63:
-        raise UserError("workers and seed must not be negative, nor the seed above 2^63")
-    if any(map(corpus.is_instruct, (settings.source, settings.val_source))):
+    if settings.seed >= 2**63:
+        raise UserError(f"seed must be below 2^63, not {settings.seed}")
+    if any(map(is_instruct, (settings.source, settings.val_source))):
         raise UserError("stories get synonyms, not Instruct records: name a source of stories")
     if not settings.val_source and settings.source not in readers.NAMED:
-        # Held out by its hash, a story would be in val here and in train of the plain data.
+        # A story held out by its hash would be in val here and in train of the plain data.
         raise UserError("name the validation stories with --val_source, so that they stay apart")
     build.check_out(out)
-    if settings.tokenizer not in ("bpe", "gpt2-10k"):  # these are made from the text
-        tokenizers.build(settings.tokenizer)
-    elif not 256 < settings.vocab_size <= tokenizers.MAX_VOCAB:
-        raise UserError(f"vocab_size must be above 256 and at most {tokenizers.MAX_VOCAB:,}")
+    tokenizer.build(settings.tokenizer, settings.vocab_size)
     wordnet.pos_tags(["dog"]), wordnet.reader()
 
 
-def asked_of(settings, sources):
-    """What decides the texts, JSON-able: settings, how long the sources are, and which model."""
+# ----------------------------------------------------------------------------------------------
+# the stories of a block
+
+
+def stories_of(block):
+    """
+    Yield the stories of a block of a Source in a form that a text file can hold: without an inner
+    <|endoftext|>, and without lone surrogates, which .jsonl may have.
+    """
+    for text in readers.texts(block):
+        for story in _LONE_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text).split(tokenizer.EOT):
+            if story.strip():
+                yield story
+
+
+def count_words(source):
+    """CorpusCounts of the first COUNTED_BLOCKS blocks of a Source."""
+    counts = CorpusCounts()
+    for block in itertools.islice(source.blocks(), COUNTED_BLOCKS):
+        for text in stories_of(block):
+            counts.add(text)
+    return counts
+
+
+class ModelLikelihood:
+    """The log-likelihood of a text under a trained model, with each of some forms of a word."""
+
+    def __init__(self, name, one_core=False):
+        """name: a run folder, or a published model. Raises UserError where there is none."""
+        import torch  # takes seconds, which mode wordnet should not pay
+
+        from nanostories.training import checkpoint
+
+        self.loaded = checkpoint.load_model(name)
+        if one_core:
+            torch.set_num_threads(1)
+
+    def __call__(self, text, word, forms):
+        """
+        Log-likelihood, in nats, of the text around a wordnet.Word with each of the forms in its
+        place: list of float, -inf where the text is too long for the model.
+        """
+        import torch
+
+        reach = min(
+            CONTEXT_CHARS, self.loaded.max_length // 2
+        )  # a token has at least one character
+        before = text[max(0, word.start - reach) : word.start]
+        after = text[word.stop : word.stop + reach // 2]
+        log_likelihoods = []
+        for form in forms:
+            ids = self.loaded.bos_ids + self.loaded.tokenizer.encode(before + form + after)
+            if len(ids) > self.loaded.max_length:  # non-ASCII characters may take several tokens
+                log_likelihoods.append(-math.inf)
+                continue
+            ids = torch.tensor([ids])
+            with torch.no_grad():
+                loss = self.loaded.model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
+            log_likelihoods.append(-float(loss.sum()))
+        return log_likelihoods
+
+
+@functools.lru_cache(1)
+def make_method(settings, counts):
+    """The lexical_substitution method of the settings; made in the worker process that uses it."""
+    if settings.mode == "wordnet":
+        return lexical_substitution.WordnetSynonyms()
+    one_core = settings.workers != 1  # the other workers use the other cores
+    likelihood = ModelLikelihood(settings.model, one_core) if settings.model else None
+    return lexical_substitution.ContextSynonyms(counts, likelihood)
+
+
+def replace_words(settings, counts, block):
+    """
+    The stories of a block as lines of .jsonl, list of str. A line has the "text"; for a story that
+    is chosen also its number of "content_words" and its "replacements", places in the new text.
+    """
+    lines = []
+    for text in stories_of(block):
+        line = {"text": text}
+        digest = story_hash(text.encode("utf-8", "surrogatepass"), settings.seed)
+        if int.from_bytes(digest[:8], "little") < settings.story_fraction * 2**64:
+            line["text"], made, line["content_words"] = lexical_substitution.substitute(
+                text, settings.word_fraction, make_method(settings, counts), random.Random(digest)
+            )
+            line["replacements"], shift = [], 0
+            for one in made:
+                line["replacements"].append([one.start + shift, one.old, one.new, one.pos])
+                shift += len(one.new) - len(one.old)
+        lines.append(json.dumps(line))
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------
+# the files
+
+
+def open_work_folder(path, settings, splits):
+    """
+    Make the folder of finished blocks, or keep that of a killed command with the same settings,
+    sources and model. Raises UserError where a source or the model is missing.
+    """
     names = ("source", "val_source", "mode", "story_fraction", "word_fraction", "model", "seed")
-    found = {name: getattr(settings, name) for name in names}
-    # total() downloads a source, or says that it is not there, before anything is made.
-    found["sources"] = {split: [str(one), one.total()] for split, one in sources.items()}
-    found["checkpoint"] = Likelihood(settings.model).found.identity() if settings.model else {}
-    return found
+    key = {name: getattr(settings, name) for name in names}
+    key["sources"] = {split: [str(one), one.total()] for split, one in splits.items()}
+    key["checkpoint"] = (
+        ModelLikelihood(settings.model).loaded.identity() if settings.model else None
+    )
+    if not (path / "key.json").exists() or storage.read_json(path / "key.json") != key:
+        remove_work_folder(path)
+        storage.write_json(path / "key.json", key)
+
+
+def remove_work_folder(path):
+    """Remove the folder of finished blocks, its key first: without it no command resumes there."""
+    (path / "key.json").unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_blocks(source, folder, replace):
+    """Write a .jsonl file for each block of a Source, from the first one that is missing on."""
+    folder.mkdir(exist_ok=True)
+    done = len(list(folder.glob("*.jsonl")))
+    results = replace(itertools.islice(source.blocks(), done, None))
+    for number, lines in enumerate(build.progress(results, source), start=done):
+        storage.write_text(folder / f"{number:06}.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def write_texts(work, folder, settings):
+    """Write the finished blocks as the text files of the data folder; print and keep the rates."""
+    rates = {}
+    with open(folder / "replacements.jsonl", "w", encoding="utf-8") as replacements:
+        for split, name in (("val", "stories_val.txt"), ("train", "stories.txt")):
+            rows = (json.loads(line) for path in sorted((work / split).glob("*.jsonl"))
+                    for line in path.read_text().splitlines())  # fmt: skip
+            counts = Counter()
+            with open(folder / name, "wb") as stories:
+                for row in rows:
+                    text = (SEPARATOR if counts["stories"] else "") + row["text"]
+                    stories.write(text.encode("utf-8", "surrogateescape"))
+                    if made := row.get("replacements"):
+                        line = {"split": split, "story": counts["stories"], "replacements": made}
+                        replacements.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        counts["replaced"] += sum(bool(pos) for *_, pos in made)
+                    counts["stories"] += 1
+                    counts["chosen"] += "content_words" in row
+                    counts["content_words"] += row.get("content_words", 0)
+            rates[split] = {
+                "stories": counts["stories"],
+                "story_fraction": counts["chosen"] / max(1, counts["stories"]),
+                "content_words": counts["content_words"],
+                "word_fraction": counts["replaced"] / max(1, counts["content_words"]),
+            }
+            print("{}: {stories:,} stories, {story_fraction:.4f} of them with synonyms for "
+                  "{word_fraction:.4f} of their {content_words:,} content words"
+                  .format(split, **rates[split]))  # fmt: skip
+    storage.write_json(folder / "synonyms.json", asdict(settings) | {"rates": rates})
 
 
 def main():
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     settings, origin = load(Settings)
     show(settings, origin)
-    out = Path(settings.out or f"data/{corpus.slug(settings.source)}-syn")
+    out = Path(settings.out or f"data/{slug(settings.source)}-syn")
     check(settings, out)
-    train = corpus.Source(settings.source).pinned()
-    val = corpus.Source(settings.val_source or settings.source, "val").pinned()
-    sources = {"val": val, "train": train}
-    progress = Progress(out.with_name(f".{out.name}.work"), asked_of(settings, sources))
-    usage = usage_of(train) if settings.mode == "context" else Usage()
-    with worker_pool(Reworder(settings, usage), settings.workers) as work:
-        for split, source in sources.items():
-            write_split(source, split, progress, work)
-    got = rates(settings, {split: progress.of(split)["counts"] for split in sources})
-    texts = {split: progress.folder / f"{split}.txt" for split in sources}
 
-    def add(folder):
-        for split, name in (("train", "stories.txt"), ("val", "stories_val.txt")):
-            shutil.copyfile(texts[split], folder / name)
-        with open(folder / "replacements.jsonl", "wb") as file:
-            for split in sources:
-                with open(progress.folder / f"{split}.jsonl", "rb") as part:
-                    shutil.copyfileobj(part, file)
-        facts = json.dumps(asdict(settings) | {"got": got}, indent=1)
-        (folder / "synonyms.json").write_text(facts, encoding="utf-8")
+    # 1. The sources, and the blocks that a killed command has finished.
+    train = Source(settings.source).pinned()
+    val = Source(settings.val_source or settings.source, "val").pinned()
+    splits, work = {"val": val, "train": train}, out.with_name(f".{out.name}.work")
+    open_work_folder(work, settings, splits)
 
-    train_texts, val_texts = corpus.Source(str(texts["train"])), corpus.Source(str(texts["val"]))
-    tokenizer = build.make_tokenizer(settings.tokenizer, settings.vocab_size, train_texts)
+    # 2. Synonyms, block by block, on all cores.
+    counts = count_words(train) if settings.mode == "context" else None
+    function = functools.partial(replace_words, settings, counts)
+    with worker_pool(function, settings.workers) as replace:
+        for split, source in splits.items():
+            write_blocks(source, work / split, replace)
+
+    # 3. The data folder.
+    texts = {split: Source(f"{glob.escape(str(work / split))}/*.jsonl") for split in splits}
     build.build_dataset(
-        out, train_texts, val_texts, tokenizer, workers=settings.workers, add_files=add,
+        out, texts["train"], texts["val"],
+        build.make_tokenizer(settings.tokenizer, settings.vocab_size, texts["train"]),
+        workers=settings.workers, add_files=lambda folder: write_texts(work, folder, settings),
         manifest={"source": f"{train} (synonyms)", "val_source": f"{val} (synonyms)"},
     )  # fmt: skip
-    progress.end()
+    remove_work_folder(work)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ import time
 
 import nltk
 import pytest
+import tiny
+import torch
+from tiny import settings_for
 
 import synonyms
 from configs import ROOT, UserError
+from nanostories import storage
 from nanostories.dataset import storybook
 from nanostories.dataset.shards import Dataset
-from nanostories.text import wordnet
-from nanostories.text.lexical_substitution import reword
+from nanostories.text import lexical_substitution, wordnet
 from nanostories.text.words import split_words
 from synonyms import SEPARATOR
 
@@ -57,16 +60,16 @@ def lines_of(folder):
 
 def test_what_it_writes(made, stories):
     """Half of the stories, 30 % of their content words; the rest is there byte for byte."""
-    got = json.loads((made / "synonyms.json").read_text())["got"]
+    got = json.loads((made / "synonyms.json").read_text())["rates"]
     assert got["train"]["stories"] == 240 and got["val"]["stories"] == 20
     assert got["train"]["story_fraction"] == pytest.approx(0.5, abs=0.1)
     assert got["train"]["word_fraction"] == pytest.approx(0.3, abs=0.01)
     lines = lines_of(made)
     assert {line["split"] for line in lines} == {"train", "val"}
-    assert all(line["swaps"] for line in lines)
+    assert all(line["replacements"] for line in lines)
     for split, name, first in (("train", "stories.txt", 0), ("val", "stories_val.txt", 240)):
         new = (made / name).read_text().split(SEPARATOR)
-        swapped = {line["story"]: line["swaps"] for line in lines if line["split"] == split}
+        swapped = {line["story"]: line["replacements"] for line in lines if line["split"] == split}
         for number, text in enumerate(new):
             pieces, last = [], 0
             for start, old, other, _ in swapped.get(number, []):
@@ -104,10 +107,10 @@ def test_context(stories, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call(*written(tmp_path, stories[:60], stories[240:]), "--out=syn", "--mode=context",
          "--story_fraction=1")  # fmt: skip
-    got = json.loads((tmp_path / "syn" / "synonyms.json").read_text())["got"]["train"]
+    got = json.loads((tmp_path / "syn" / "synonyms.json").read_text())["rates"]["train"]
     assert 0.005 < got["word_fraction"] < 0.3
     lines = [line for line in lines_of(tmp_path / "syn") if line["split"] == "train"]
-    swaps = [swap for line in lines for swap in line["swaps"]]
+    swaps = [swap for line in lines for swap in line["replacements"]]
     known = {word for text in stories[:60] for word in split_words(text)}
     made = sum(bool(pos) for *_, pos in swaps)  # articles are not counted
     assert 10 < made == round(got["word_fraction"] * got["content_words"])
@@ -122,45 +125,58 @@ def same(*folders):
 
 
 def stopped_at(step, *words):
-    """The command, stopped when it is about to say so many times that all is whole, or to end."""
-    save, calls = synonyms.Progress.save, iter(range(9))
+    """The command, stopped before it writes its file number `step`, or when it is about to end."""
+    write, remove, calls = storage.write_text, synonyms.remove_work_folder, iter(range(9))
 
-    def stopped(*args, **how):
-        if step == "end" or next(calls) == step:
+    def stop_at_file(*args):
+        if next(calls) == step:
             raise KeyboardInterrupt
-        save(*args, **how)
+        write(*args)
+
+    def stop_at_end(path):
+        if (path / "key.json").exists():
+            raise KeyboardInterrupt
+        remove(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synonyms.Progress, "end" if step == "end" else "save", stopped)
+        if step == "end":
+            patch.setattr(synonyms, "remove_work_folder", stop_at_end)
+        else:
+            patch.setattr(storage, "write_text", stop_at_file)
         with pytest.raises(KeyboardInterrupt):
             call(*words)
 
 
 def test_stopped_twice(stories, tmp_path, monkeypatch):
-    """What was cut off the first time counts for nothing the second, where nothing was added."""
+    """A block that was not completed counts for nothing."""
     monkeypatch.chdir(tmp_path)
     words = [*written(tmp_path, stories[:40], stories[240:]), "--story_fraction=0", "--out=syn"]
     stopped_at(2, *words)
-    with open(tmp_path / ".syn.work" / "train.jsonl", "ab") as file:
-        file.write(b"half a li")
-    stopped_at(1, *words)
+    assert [path.name for path in (tmp_path / ".syn.work").rglob("0*")] == ["000000.jsonl"]
+    (tmp_path / ".syn.work" / "train" / "000000.jsonl.part").write_text('{"text": "half a st')
+    stopped_at(0, *words)
     call(*words)
     assert (tmp_path / "syn" / "replacements.jsonl").read_bytes() == b""
+    assert (tmp_path / "syn" / "stories.txt").read_text() == SEPARATOR.join(stories[:40])
 
 
-@pytest.mark.parametrize("step", [*range(4), "end"])
-def test_stopped_and_gone_on_with(step, made, stories, tmp_path, monkeypatch):
-    """Wherever it stops, what was written and not yet known to be whole is cut off."""
+@pytest.mark.parametrize("step", [*range(3), "end"])
+def test_stopped_and_resumed(step, made, stories, tmp_path, monkeypatch):
+    """Wherever it stops, it goes on with the blocks that are not complete."""
     monkeypatch.chdir(tmp_path)
     words = written(tmp_path, stories[:240], stories[240:])
     stopped_at(step, *words, "--out=syn")
-    read = []
-    monkeypatch.setattr(synonyms, "reword", lambda *args: read.append(args) or reword(*args))
+    read, substitute = [], lexical_substitution.substitute
+    monkeypatch.setattr(
+        lexical_substitution, "substitute", lambda *args: read.append(args[0]) or substitute(*args)
+    )
     call(*words, "--out=syn")
     assert same(tmp_path / "syn", made) and not list(tmp_path.glob(".*"))
-    got = [json.loads((x / "synonyms.json").read_text())["got"] for x in (tmp_path / "syn", made)]
-    assert got[0] == got[1]
-    assert bool(read) == (step not in (3, "end"))
+    rates = [json.loads((x / "synonyms.json").read_text())["rates"]
+             for x in (tmp_path / "syn", made)]  # fmt: skip
+    assert rates[0] == rates[1]
+    assert bool(read) == (step != "end")
+    assert bool(set(read) & set(stories[240:])) == (step in (0, 1))
 
 
 @pytest.mark.parametrize("change", [
@@ -170,10 +186,7 @@ def test_other_settings_begin_anew(change, stories, tmp_path, monkeypatch):
     """What a stopped command left is only gone on with by the same one, on the same stories."""
     monkeypatch.chdir(tmp_path)
     words = written(tmp_path, stories[:30], stories[240:])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synonyms.Progress, "end", lambda self: sys.exit(9))
-        with pytest.raises(SystemExit):
-            call(*words, "--out=syn")
+    stopped_at("end", *words, "--out=syn")
     if change == "val.txt":
         written(tmp_path, stories[:30], stories[244:])
     else:
@@ -203,12 +216,12 @@ def test_odd_stories(tmp_path, monkeypatch):
          "--out=syn")  # fmt: skip
     new = (tmp_path / "syn" / "stories.txt").read_text().split(SEPARATOR)
     assert new == ["A \ufffd b.", "One day.", "Two days.", "İ caf\u00e9 “x”."]
-    assert json.loads((tmp_path / "syn" / "synonyms.json").read_text())["got"]["train"][
+    assert json.loads((tmp_path / "syn" / "synonyms.json").read_text())["rates"]["train"][
         "stories"] == 4  # fmt: skip
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_with(stories, tmp_path):
+def test_killed_and_resumed(stories, tmp_path):
     """Killed in the middle it goes on, and the folder has the bytes of one that was not killed."""
     many = [f"({n}) {text}" for n in range(12) for text in stories]  # two blocks
     words = written(tmp_path, many, stories[240:])
@@ -216,23 +229,39 @@ def test_killed_and_gone_on_with(stories, tmp_path):
     command = [sys.executable, str(ROOT / "synonyms.py"), *words]
     process = subprocess.Popen([*command, "--out=killed"], cwd=tmp_path, env=env,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
-    progress = tmp_path / ".killed.work" / "progress.json"
-    deadline = time.monotonic() + 60
+    first = tmp_path / ".killed.work" / "train" / "000000.jsonl"
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if progress.exists() and '"train"' in progress.read_text():
+        if first.exists():
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert progress.exists() and not (tmp_path / "killed").exists()
-    # What was written after it was last known to be whole is not: it is cut off.
-    with open(progress.parent / "train.txt", "ab") as file:
-        file.write(b"half a st")
+    assert first.exists() and not (tmp_path / "killed").exists()
+    (first.parent / "000001.jsonl.part").write_text('{"text": "half a st')
     for out in ("killed", "whole"):
         done = subprocess.run([*command, f"--out={out}"], cwd=tmp_path, env=env,
                               capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_likelihood(data, tmp_path):
+    """A word's is that of the text with it, token for token."""
+    tiny.train(settings_for(data, tmp_path / "run"))
+    likelihood = synonyms.ModelLikelihood(str(tmp_path / "run"))
+    text = "One day, a big dog ran to the park."
+    word = next(word for word in wordnet.content_words(text) if word.text == "big")
+    scores = likelihood(text, word, ["the", "zzzz", "big"])
+    loaded = likelihood.loaded
+
+    def whole(text):
+        ids = torch.tensor([loaded.bos_ids + loaded.tokenizer.encode(text)])
+        logs = loaded.model(ids[:, :-1]).log_softmax(-1)
+        return logs.gather(2, ids[:, 1:, None]).sum().item()
+
+    expected = [whole(text.replace("big", form)) for form in ("the", "zzzz", "big")]
+    assert scores == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("words, why", [
@@ -244,12 +273,12 @@ def test_killed_and_gone_on_with(stories, tmp_path):
     (["--val_source="], "name the validation stories with --val_source"),
     (["--source=instruct:train.txt"], "stories get synonyms, not Instruct records"),
     (["--val_source=instruct:val.txt"], "stories get synonyms, not Instruct records"),
-    (["--seed=99999999999999999999"], "nor the seed above 2^63"),
-    (["--workers=-1"], "workers and seed must not be negative"),
+    (["--seed=99999999999999999999"], "seed must be below 2^63"),
+    (["--workers=-1"], "workers must be 0 or more, not -1"),
     (["--out=/"], "out must name a folder, not '/'"),
     (["--out=."], "out must name a folder, not '.'"),
     (["--tokenizer=nope"], "nope"),
-    (["--tokenizer=bpe", "--vocab_size=999999"], "vocab_size must be above 256 and at most 65,536"),
+    (["--tokenizer=bpe", "--vocab_size=999999"], "vocab_size must be 257"),
     (["--source=nowhere.txt"], "nowhere.txt"),
 ])  # fmt: skip
 def test_wrong_settings(words, why, stories, tmp_path, monkeypatch):

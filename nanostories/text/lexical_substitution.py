@@ -1,21 +1,21 @@
 """
-Words of a story replaced by synonyms; everything else of it stays as it was, byte for byte.
+Words of a story replaced by synonyms; the rest of the text stays as it is, byte for byte.
 
-    new, swaps = reword(text, 0.3, Wordnet(), rng)     # 30 % of its content words
-    swaps[0]                                           # Swap(start=4, old="big", new="large", ...)
+    new, replacements, n = substitute(text, 0.3, WordnetSynonyms(), rng)     # 30 % of n words
+    replacements[0]           # Replacement(start=4, old="big", new="large", pos="a")
 
-Two ways to find a synonym:
+Two methods choose the synonyms:
 
-    Wordnet     the student report's: any single word that shares any sense with the word, as it
-                stands in WordNet. So "ran" may become "campaign", and "big" in "a big ball" "adult"
-    Context     ours: a word that usually means what this one does here, by Lesk's guess, that the
-                corpus has and uses alike ("told" is followed by other words than "said"), and in
-                this one's form: "began" becomes "started", "a big apple" "a large apple", with the
-                article that it needs. Names stay, words whose sense is in doubt, and those that
-                make up one thing with a neighbour ("ice cream", "woke up")
+    WordnetSynonyms    the student report's: any single word that shares any sense with the word, in
+                       its base form. So "ran" may become "campaign", "big" in "a big ball" "adult".
+    ContextSynonyms    ours: a word that usually has the sense that the word has here (by Lesk's
+                       algorithm), that the corpus has and uses alike, in the same inflection:
+                       "began" becomes "started", "a big apple" "a large apple", "a car" "an
+                       automobile". Names stay, and so do words whose sense is in doubt and parts of
+                       compounds ("ice cream", "woke up").
 
-Chosen are as many content words (nouns, verbs, adjectives and adverbs) as the share asks for,
-rounded by chance so that it holds on average, of those that have a synonym.
+The fraction is of the content words: nouns, verbs, adjectives and adverbs. It is rounded at random,
+so that it holds on average, and made up of words that have a synonym.
 """
 
 import math
@@ -26,27 +26,21 @@ from functools import cache, lru_cache
 from itertools import pairwise
 
 from nanostories.text import wordnet
-from nanostories.text.words import (
-    STOP_WORDS,
-    dictionary_lemmas,
-    lemmas,
-    split_words,
-    words_and_marks,
-)
+from nanostories.text.words import STOP_WORDS, lemmas, split_words, words_and_marks
 
-PARTS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # WordNet's, and lemminflect's
-NEAR = 12  # words on either side that say which sense a word has
-SURE = 0.4  # how likely that sense must be
-USUAL = 3  # a synonym has the sense among its own so many most usual ones
-FOR = 2.0  # nats that a model may have against a synonym
-COMMON = 1e-5  # share of a corpus's words that a synonym must have, in its form
-ALIKE = 0.2  # share of what follows it in the corpus that a synonym has in common with the word
-UNIT = 4  # words that may make up one thing
-AROUND = 300  # characters before and behind a word that are looked at
+# What ContextSynonyms asks of a synonym.
+SENSE_WINDOW = 12  # words on either side that say which sense a word has
+MIN_SENSE_PROBABILITY = 0.4  # of the word's sense
+TOP_SENSES = 3  # the sense must be among so many most frequent ones of the synonym
+MIN_FREQUENCY = 1e-5  # of the inflected synonym, among the corpus's words
+MIN_OVERLAP = 0.2  # of what follows the two words in the corpus
+MAX_LOSS = 2.0  # by how much a model's log-likelihood may fall
+MAX_COMPOUND = 4  # words
+CONTEXT_CHARS = 300  # before and after a word that are read
 
 
 @dataclass(frozen=True)
-class Swap:
+class Replacement:
     """text[start : start + len(old)] became `new`; pos: n v a r of a word, "" of an article."""
 
     start: int
@@ -55,276 +49,235 @@ class Swap:
     pos: str
 
 
-def reword(text, share, way, rng):
+def substitute(text, fraction, method, rng):
     """
-    (the text with synonyms, [Swap] in the order of the text, its content words): two of str and
-    list, and how many.
+    (the text with synonyms, list of Replacement in order, the number of its content words).
 
-    share: of the content words, 0 to 1. way: a Wordnet or a Context. rng: a random.Random, which
-    alone decides what is left to chance.
+    fraction: of the content words, 0 to 1. method: a WordnetSynonyms or ContextSynonyms. rng: a
+    random.Random, the only source of randomness.
     """
     words = wordnet.content_words(text)
-    wanted = share * len(words)
+    wanted = fraction * len(words)
     count = int(wanted) + (rng.random() < wanted % 1)
-    places = list(range(len(words)))
-    rng.shuffle(places)
-    swaps = []
-    for i in places:
-        if len(swaps) == count:
+    rng.shuffle(words)
+    replacements = []
+    for word in words:
+        if len(replacements) == count:
             break
-        if found := way.synonyms(text, words[i]):
-            swaps.append(Swap(words[i].start, words[i].text, rng.choice(found), words[i].pos))
-    swaps.sort(key=lambda swap: swap.start)
-    swaps = way.mended(text, swaps)
-    pieces, last = [], 0
-    for swap in swaps:
-        pieces += [text[last : swap.start], swap.new]
-        last = swap.start + len(swap.old)
-    return "".join([*pieces, text[last:]]), swaps, len(words)
+        if synonyms := method.synonyms(text, word):
+            replacements.append(Replacement(word.start, word.text, rng.choice(synonyms), word.pos))
+    replacements.sort(key=lambda replacement: replacement.start)
+    if method.fixes_articles:
+        replacements = fix_articles(text, replacements)
+    parts, end = [], 0
+    for replacement in replacements:
+        parts += [text[end : replacement.start], replacement.new]
+        end = replacement.start + len(replacement.old)
+    return "".join([*parts, text[end:]]), replacements, len(words)
 
 
-class Wordnet:
-    """The report's way."""
+class WordnetSynonyms:
+    """The student report's method: any synonym, as WordNet has it."""
+
+    fixes_articles = False
 
     def synonyms(self, text, word):
-        """What a thesaurus.Word of a text may become, a list of str."""
+        """The synonyms of a wordnet.Word of a text, list of str."""
         return wordnet.synonyms(word.text, word.pos)
 
-    def mended(self, text, swaps):
-        """The swaps, and what else they ask for: nothing."""
-        return swaps
 
-
-class Usage:
-    """How a corpus uses words: counts {word: how often}, follows {word: {what comes next: ...}}."""
+class CorpusCounts:
+    """How often a corpus has each word, and each pair of words in a row."""
 
     def __init__(self):
-        self.counts, self.follows = Counter(), defaultdict(Counter)
+        self.counts, self.next_words = Counter(), defaultdict(Counter)
 
     def add(self, text):
         """Count the words and marks of a text, in lower case."""
-        found = words_and_marks(text)
-        self.counts.update(found)
-        for word, after in pairwise(found):
-            self.follows[word][after] += 1
+        words = words_and_marks(text)
+        self.counts.update(words)
+        for word, next_word in pairwise(words):
+            self.next_words[word][next_word] += 1
 
-    def alike(self, word, other):
-        """The share that two words have in common of what follows them, 0 to 1."""
-        one, two = (self.follows.get(name, {}) for name in (word, other))
-        sums = sum(one.values()), sum(two.values())
-        return sum(min(one[x] / sums[0], two[x] / sums[1]) for x in one.keys() & two.keys())
+    def overlap(self, word, other):
+        """Overlap of what follows two words, 0 to 1: sum over x of min(p(x|word), p(x|other))."""
+        one, two = (self.next_words.get(name, {}) for name in (word, other))
+        totals = sum(one.values()), sum(two.values())
+        return sum(min(one[x] / totals[0], two[x] / totals[1]) for x in one.keys() & two.keys())
 
 
-class Context:
+class ContextSynonyms:
     """
-    Ours. usage: of a corpus. likelihood: a Likelihood, by which the one that fits best is taken, if
-    one fits; without, any of them.
+    Our method: synonyms that fit the context.
+
+    corpus: CorpusCounts. log_likelihoods: None, or a function of (text, word, forms) that gives the
+    log-likelihood of the text with each of the forms in the place of the word; then only the best
+    synonym is left, if it fits.
     """
 
-    def __init__(self, usage, likelihood=None):
-        self.usage, self.counts, self.total = usage, usage.counts, usage.counts.total()
-        self.bases, self.likelihood = bases_of(usage.counts), likelihood
-        self.alike = cache(usage.alike)
+    fixes_articles = True
 
-    def names(self, text, word):
-        """The synonyms of a thesaurus.Word of a text as dictionaries have them, a list of str."""
-        if in_a_unit(text, word):
+    def __init__(self, corpus, log_likelihoods=None):
+        self.counts, self.total = corpus.counts, corpus.counts.total()
+        self.base_counts, self.log_likelihoods = count_base_forms(corpus.counts), log_likelihoods
+        self.overlap = cache(corpus.overlap)
+
+    def base_forms(self, text, word):
+        """The synonyms of a wordnet.Word of a text before they are inflected, list of str."""
+        sense = None if in_compound(text, word) else self.sense(text, word)
+        if not sense:
             return []
-        sense = self.sense(text, word)
-        names = usual(sense, word.pos) if sense else ()
-        least, own = COMMON * self.total, wordnet.base_form(word.text, word.pos)
-        found = [name for name in names if self.bases.get((name, word.pos), 0) >= least]
-        return [name for name in found if name not in (own, word.text.lower())]
+        own = (wordnet.base_form(word.text, word.pos), word.text.lower())
+        return [
+            name for name in frequent_names(sense, word.pos)
+            if self.base_counts[name, word.pos] >= MIN_FREQUENCY * self.total and name not in own
+        ]  # fmt: skip
 
     def sense(self, text, word):
         """
-        WordNet's sense of a thesaurus.Word of a text, a Synset; None where it is in doubt.
+        WordNet's sense of a wordnet.Word of a text, a Synset; None where it is in doubt.
 
-        Lesk's guess (1986; by gloss and examples, as in Kilgarriff and Rosenzweig 2000), from how
-        often a word has each sense: a word near by that a sense's description has, too, makes the
-        sense 1 / sqrt(p) times likelier, p its share of the corpus's words.
+        Lesk's algorithm (1986; by gloss and examples, as in Kilgarriff and Rosenzweig 2000), with
+        the senses' frequencies as priors: a word nearby that the description of a sense has, too,
+        makes the sense 1 / sqrt(p) times as likely; p is the word's frequency in the corpus.
         """
-        senses, counts = senses_of(word.text.lower(), word.pos)
+        senses, counts = sense_counts(word.text.lower(), word.pos)
         if not sum(counts):
             return None
-        before = text[max(0, word.start - AROUND) : word.start]
-        near = (
-            split_words(before)[-NEAR:] + split_words(text[word.stop : word.stop + AROUND])[:NEAR]
-        )
-        near = {name: lemmas(name) for name in near if name not in STOP_WORDS}
+        before = split_words(text[max(0, word.start - CONTEXT_CHARS) : word.start])
+        after = split_words(text[word.stop : word.stop + CONTEXT_CHARS])
+        nearby = dict.fromkeys([*before[-SENSE_WINDOW:], *after[:SENSE_WINDOW]])
         weights = [
             (count + 1) * math.prod(
                 math.sqrt(self.total / (self.counts[name] + 1))
-                for name, bases in near.items() if bases & described(sense)
+                for name in nearby if name not in STOP_WORDS and lemmas(name) & description(sense)
             )
             for sense, count in zip(senses, counts, strict=True)
         ]  # fmt: skip
         best = max(weights)
-        return senses[weights.index(best)] if best >= SURE * sum(weights) else None
+        return senses[weights.index(best)] if best >= MIN_SENSE_PROBABILITY * sum(weights) else None
 
     def synonyms(self, text, word):
-        """What a thesaurus.Word of a text may become, a list of str, in the word's own form."""
-        forms = [inflected(name, word.tag) for name in self.names(text, word)]
-        own, least = word.text.lower(), COMMON * self.total  # so nothing is made up: "experter"
-        found = [
+        """The synonyms of a wordnet.Word of a text that fit, list of str, in the word's form."""
+        own = word.text.lower()
+        forms = [inflect(name, word.tag) for name in self.base_forms(text, word)]
+        forms = [
             form for form in forms
-            if form != own and self.counts[form] >= least and self.alike(own, form) >= ALIKE
+            if form != own
+            and self.counts[form] >= MIN_FREQUENCY * self.total  # rules out "experter"
+            and self.overlap(own, form) >= MIN_OVERLAP
         ]  # fmt: skip
-        return self.likeliest(text, word, found) if self.likelihood and found else found
+        return self.most_likely(text, word, forms) if self.log_likelihoods and forms else forms
 
-    def likeliest(self, text, word, forms):
+    def most_likely(self, text, word, forms):
         """
-        The one of the forms that the context speaks most for, in a list; none where it speaks more
-        than FOR nats against it. What speaks for a form is how much likelier it makes the text than
-        the word does, less how much likelier it is anywhere: a rare word is not wrong for that.
+        [the form that fits the context best], or [] where even that one fits worse than the word by
+        more than MAX_LOSS. The fit is the log-likelihood of the text with the form, less the form's
+        log frequency in the corpus: a rare word is not wrong because it is rare.
         """
-        own, *others = self.likelihood(text, word, [word.text, *forms])
-        if own == -math.inf:
-            return []
         counts = [self.counts[form.lower()] + 1 for form in (word.text, *forms)]
-        scores = [
-            score - own + math.log(counts[0] / count)
-            for score, count in zip(others, counts[1:], strict=True)
+        fits = self.log_likelihoods(text, word, [word.text, *forms])
+        if fits[0] == -math.inf:
+            return []
+        gains = [
+            fit - fits[0] + math.log(counts[0] / count)
+            for fit, count in zip(fits[1:], counts[1:], strict=True)
         ]
-        best = max(scores)
-        return [forms[scores.index(best)]] if best >= -FOR else []
-
-    def mended(self, text, swaps):
-        """The swaps, with those of "a" and "an" that they ask for."""
-        found = []
-        for swap in swaps:
-            first = max(0, swap.start - 20)
-            before = re.search(r"\b(an?)\s+[\"“‘']?$", text[first : swap.start], re.IGNORECASE)
-            if before:
-                article = "an" if begins_with_vowel(swap.new) else "a"
-                article = article.capitalize() if before[1][0].isupper() else article
-                if article.lower() != before[1].lower():
-                    found.append(Swap(first + before.start(1), before[1], article, ""))
-            found.append(swap)
-        return found
+        best = max(gains)
+        return [forms[gains.index(best)]] if best >= -MAX_LOSS else []
 
 
-class Likelihood:
-    """How likely a trained model finds a text with one word or another in a place."""
-
-    def __init__(self, name):
-        """name: a run folder, or a published model. Raises UserError where there is none."""
-        from nanostories.training import (
-            checkpoint,  # brings torch with it, seconds that mode wordnet should not pay
-        )
-
-        self.found = checkpoint.load_model(name)
-
-    @staticmethod
-    def use_one_core():
-        """What this process computes with torch."""
-        import torch
-
-        torch.set_num_threads(1)
-
-    def __call__(self, text, word, forms):
-        """
-        The log-probabilities, in nats, of a text's window around a thesaurus.Word with each of the
-        forms in its place, a list of float; -inf where the model does not reach so far.
-        """
-        import torch
-
-        reach, found = (
-            min(AROUND, self.found.max_length // 2),
-            [],
-        )  # a character is a token at the most
-        before = text[max(0, word.start - reach) : word.start]
-        after = text[word.stop : word.stop + reach // 2]
-        with torch.no_grad():
-            for form in forms:
-                ids = self.found.bos_ids + self.found.tokenizer.encode(before + form + after)
-                if len(ids) > self.found.max_length:  # but for what is not ASCII
-                    found.append(-math.inf)
-                    continue
-                ids = torch.tensor([ids])
-                loss = self.found.model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
-                found.append(-float(loss.sum()))
-        return found
-
-
-def bases_of(counts):
-    """{(base form, n v a r): how often} of {word: how often}: a word counts for all it may be."""
-    found = {}
+def count_base_forms(counts):
+    """Counter of (base form, n v a r), by a Counter of words: each counts as all it may be."""
+    base_counts = Counter()
     for word, count in counts.items():
-        forms = dictionary_lemmas(word)
-        for pos, part in PARTS.items():
-            for base in forms.get(part, ()):
-                found[base, pos] = found.get((base, pos), 0) + count
-    return found
+        for pos, bases in wordnet.dictionary_base_forms(word).items():
+            for base in bases:
+                base_counts[base, pos] += count
+    return base_counts
 
 
 @cache
-def senses_of(word, pos):
-    """A lower-case word's senses, most usual first, and how often WordNet's texts have each."""
+def sense_counts(word, pos):
+    """(the Synsets of a lower-case word, their counts in WordNet's texts), most frequent first."""
     base = wordnet.base_form(word, pos)
     senses = wordnet.reader().synsets(base, pos)
-    named = [[x for x in sense.lemmas() if x.name().lower() == base] for sense in senses]
-    return senses, [sum(lemma.count() for lemma in mine) for mine in named]
+    own = [[lemma for lemma in sense.lemmas() if lemma.name().lower() == base] for sense in senses]
+    return senses, [sum(lemma.count() for lemma in lemmas) for lemmas in own]
 
 
 @cache
-def described(sense):
-    """The base forms of the words that say what a sense is: its names, gloss and examples."""
-    texts = [sense.definition(), *sense.examples(), *sense.lemma_names()]
-    found = (split_words(text.replace("_", " ")) for text in texts)
-    return frozenset().union(*(lemmas(x) for words in found for x in words if x not in STOP_WORDS))
+def description(sense):
+    """The base forms of the words in a sense's names, gloss and examples, a frozenset of str."""
+    text = " ".join([sense.definition(), *sense.examples(), *sense.lemma_names()])
+    words = split_words(text.replace("_", " "))
+    return frozenset().union(*(lemmas(word) for word in words if word not in STOP_WORDS))
 
 
 @cache
-def usual(sense, pos):
-    """The single words of which a sense is one of the USUAL first: base forms, a tuple of str."""
-    reader = wordnet.reader()
+def frequent_names(sense, pos):
+    """The single words that have a sense among their TOP_SENSES, base forms: list of str."""
+    senses = wordnet.reader().synsets
     names = dict.fromkeys(name.lower() for name in sense.lemma_names() if name.isalpha())
-    return tuple(name for name in names if sense in reader.synsets(name, pos)[:USUAL])
+    return [name for name in names if sense in senses(name, pos)[:TOP_SENSES]]
 
 
 @cache
-def inflected(base, tag):
+def inflect(base, tag):
     """A base form in the form of a Penn tag ("VBD", "NNS", "JJR"); "" where it has none."""
-    import lemminflect  # 0.3 s, which only who looks at words should pay
+    import lemminflect  # takes 0.3 s, which only those who look at words should pay
 
     forms = lemminflect.getInflection(base, tag=tag)
     return forms[0] if forms else ""
 
 
 @lru_cache(1 << 18)
-def _is_unit(words):
-    """Whether WordNet knows the words, joined, as one thing: "ice cream", "wake up"."""
+def _is_compound(words):
     return bool(wordnet.reader().synsets("_".join(words)))
 
 
-def in_a_unit(text, word):
-    """Whether a thesaurus.Word of a text makes up one thing with words beside it."""
+def in_compound(text, word):
+    """Whether a hyphen or an entry of WordNet ("ice cream") joins a Word of a text to others."""
     before = re.search(r"(?:[^\W\d_]+[ -])*$", text[max(0, word.start - 60) : word.start])[0]
     after = re.match(r"(?:[ -][^\W\d_]+)*", text[word.stop : word.stop + 60])[0]
     if before.endswith("-") or after.startswith("-"):
         return True
-    before, after = re.split("[ -]", before.lower())[:-1], re.split("[ -]", after.lower())[1:]
-    before, after = before[1 - UNIT :], after[: UNIT - 1]
+    before = re.split("[ -]", before.lower())[:-1][1 - MAX_COMPOUND :]
+    after = re.split("[ -]", after.lower())[1:][: MAX_COMPOUND - 1]
     return any(
-        _is_unit((*before[len(before) - i :], one, *after[:j]))
-        for one in {word.text.lower(), wordnet.base_form(word.text, word.pos)}
+        _is_compound((*before[len(before) - i :], form, *after[:j]))
+        for form in {word.text.lower(), wordnet.base_form(word.text, word.pos)}
         for i in range(len(before) + 1)
-        for j in range(min(len(after), UNIT - 1 - i) + 1)
+        for j in range(min(len(after), MAX_COMPOUND - 1 - i) + 1)
         if i + j
     )
 
 
-# Words that begin with another sound than their letter.
+def fix_articles(text, replacements):
+    """The replacements, and those of "a" and "an" before them that the new words need."""
+    fixed = []
+    for replacement in replacements:
+        first = max(0, replacement.start - 20)
+        pattern = r"\b(an?)\s+[\"“‘']?$"
+        if before := re.search(pattern, text[first : replacement.start], re.IGNORECASE):
+            article = "an" if begins_with_vowel_sound(replacement.new) else "a"
+            article = article.capitalize() if before[1][0].isupper() else article
+            if article.lower() != before[1].lower():
+                fixed.append(Replacement(first + before.start(1), before[1], article, ""))
+        fixed.append(replacement)
+    return fixed
+
+
+# Words that begin with another sound than their letter: "hour", "unicorn", "one".
 _SILENT_H = re.compile("hour|honest|honou?r|heir", re.IGNORECASE)
-_LIKE_YOU = re.compile(
-    "uni[cflqtv]|union|unis|unanim|us[aeu]|util|uten|utop|eu|ewe|ubiq|uku|ur[ai]n", re.IGNORECASE
-)
-_LIKE_WON = re.compile(r"(?:one|once)\b", re.IGNORECASE)
+_CONSONANT_SOUND = re.compile(
+    "uni[cflqtv]|union|unis|unanim|us[aeu]|util|uten|utop|eu|ewe|ubiq|uku|ur[ai]n"
+    r"|(?:one|once)\b", re.IGNORECASE
+)  # fmt: skip
 
 
-def begins_with_vowel(word):
-    """Whether "an" stands before a word, by its sound: "an hour", "a unicorn"."""
+def begins_with_vowel_sound(word):
+    """Whether "an" stands before a word: "an hour", "a unicorn"."""
     if word[:1].lower() in "aeiou":
-        return not (_LIKE_YOU.match(word) or _LIKE_WON.match(word))
+        return not _CONSONANT_SOUND.match(word)
     return bool(_SILENT_H.match(word))

@@ -1,63 +1,63 @@
 """
-How alike texts are, and how rich: the paper's R, and the usual measures beside it.
+Similarity and diversity of texts: the paper's R, and the usual measures beside it.
 
-    precision(T1, T2)     R_k,p: the share of T1's k-grams that occur in T2 (Eldan & Li 2023, 4.3)
-    f1(T1, T2)            R_k = 2PQ / (P + Q), P and Q the precisions both ways
-    nearest(texts)        r_i = max over j != i of R_2(T_i, T_j)
-    distinct(texts, k, n) different k-grams / k-grams, of n words (Li et al. 2016)
-    factors(text)         of MTLD (McCarthy & Jarvis 2010)
-    self_bleu(texts)      BLEU-4 of each against all others (Zhu et al. 2018)
+    ngram_precision(T1, T2)  R_k,p: share of T1's k-grams that occur in T2 (Eldan & Li 2023, 4.3)
+    ngram_f1(T1, T2)         R_k = 2PQ / (P + Q), P and Q the precisions both ways
+    nearest_texts(texts)     r_i = max over j != i of R_2(T_i, T_j)
+    distinct_n(texts, k, n)  different k-grams / k-grams, of n words (Li et al. 2016)
+    mtld_factors(text)       of MTLD (McCarthy & Jarvis 2010)
+    self_bleu(texts)         BLEU-4 of each against all others (Zhu et al. 2018)
+    repeated_ngrams(text)    seq-rep-n (Welleck et al. 2020)
 
-A text is a list of words and marks, words.words_and_marks; its k-grams are all of them in order, so
-one that occurs twice counts twice in T1. Whether it occurs in T2 is yes or no: for "a b a b a b"
-against "a b" R_2,p is 3 / 5. ROUGE-2's precision lets a k-gram of T2 match once: 1 / 5.
+A text is a list of words and marks (`words.words_and_marks`). A k-gram that occurs twice in T1
+counts twice; whether it occurs in T2 is yes or no. So for "a b a b a b" against "a b" R_2,p is 3/5.
+ROUGE-2's precision, which lets each k-gram of T2 match once, is 1/5.
 """
 
 import math
 from collections import Counter
+from itertools import permutations
 
 from nanostories.text.words import ngrams, words_and_marks
 
 
-def ngram_precision(one, other, k=2):
+def ngram_precision(text, other, k=2):
     """R_k,p of two texts, 0 to 1; nan where the first has no k-gram."""
-    grams, theirs = ngrams(one, k), set(ngrams(other, k))
-    return sum(gram in theirs for gram in grams) / len(grams) if grams else math.nan
+    grams, known = ngrams(text, k), set(ngrams(other, k))
+    return sum(gram in known for gram in grams) / len(grams) if grams else math.nan
 
 
-def ngram_f1(one, other, k=2):
+def ngram_f1(text, other, k=2):
     """R_k of two texts, 0 to 1; nan where one has no k-gram."""
-    p, q = ngram_precision(one, other, k), ngram_precision(other, one, k)
+    p, q = ngram_precision(text, other, k), ngram_precision(other, text, k)
     return 2 * p * q / (p + q) if p + q else p + q
 
 
 def nearest_texts(texts, k=2):
     """
-    For each text its largest R_k with another of them, and which: [(R, j)]; (nan, -1) where it has
-    no k-gram or there is no other that has.
+    [(R_k, j)]: for each text its largest `ngram_f1` with another text, and that one's number;
+    (nan, -1) where it, or every other, has no k-gram.
     """
     counts = [Counter(ngrams(text, k)) for text in texts]
-    found = [(math.nan, -1)] * len(texts)
-    for i, mine in enumerate(counts):
-        for j, theirs in enumerate(counts):
-            if i == j or not mine or not theirs:
-                continue
-            both = mine.keys() & theirs.keys()
-            p, q = (sum(map(one.get, both)) / one.total() for one in (mine, theirs))
-            score = 2 * p * q / (p + q) if both else 0.0
-            if not score <= found[i][0]:  # nan: the first
-                found[i] = (score, j)
-    return found
+    nearest = [(math.nan, -1)] * len(texts)
+    for i, j in permutations(range(len(texts)), 2):
+        if counts[i] and counts[j]:
+            common = counts[i].keys() & counts[j].keys()
+            p, q = (sum(map(one.get, common)) / one.total() for one in (counts[i], counts[j]))
+            score = 2 * p * q / (p + q) if common else 0.0
+            if not score <= nearest[i][0]:  # true of the first, as of any comparison with nan
+                nearest[i] = (score, j)
+    return nearest
 
 
 def distinct_n(texts, k, words):
     """
-    The share of different k-grams among those of `words` words of some texts, 0 to 1; nan where
-    these have less.
+    The share of different k-grams among those of `words` words of some texts, 0 to 1; nan where the
+    texts are shorter.
 
-    The more words there are, the less is new, so that only shares of equally many compare: the
-    texts are read one after the other in portions of so many words, and it is the portions' mean;
-    what is left at the end counts in none.
+    Longer texts repeat more, so only shares of equally many words compare. The texts are read one
+    after the other in portions of `words` words; the result is the mean of the portions' shares,
+    and the incomplete last portion is left out. No k-gram spans two texts.
     """
     shares, grams, left = [], [], words
     for text in texts:
@@ -70,77 +70,73 @@ def distinct_n(texts, k, words):
     return sum(shares) / len(shares) if shares else math.nan
 
 
-def mtld_factors(text, least=0.72):
+def drop_marks(text):
+    """The words of a text, without its punctuation marks."""
+    return [word for word in text if any(char.isalnum() for char in word)]
+
+
+def mtld_factors(text, threshold=0.72):
     """
-    In how many pieces of MTLD a text falls, a float, the mean of reading it forwards and backwards.
-    A piece ends where the share of different words in it falls to `least`; what is left at the end
-    counts by how far its share has fallen. Words are counted, not marks. The MTLD of a text is the
-    mean of its words / factors both ways; of many short ones, of which some have no factor, we take
-    all words / all factors.
+    The number of MTLD factors of a text, float, the mean of reading it forwards and backwards.
+
+    A factor ends where the share of different words in it falls to `threshold`; the rest at the end
+    counts by how far its share has fallen. Marks are left out. The MTLD of one text is the mean of
+    words / factors both ways; of many short texts, some of which have no factor, we take all words
+    / all factors.
     """
     words = drop_marks(text)
-    return (_factors(words, least) + _factors(words[::-1], least)) / 2
+    return (_factors(words, threshold) + _factors(words[::-1], threshold)) / 2
 
 
-def drop_marks(text):
-    """The words of a text, without its marks."""
-    return [word for word in text if any(c.isalnum() for c in word)]
-
-
-def _factors(words, least):
+def _factors(words, threshold):
     count, seen, length = 0, set(), 0
     for word in words:
         seen.add(word)
         length += 1
-        if len(seen) / length <= least:
+        if len(seen) / length <= threshold:
             count, seen, length = count + 1, set(), 0
-    return count + (1 - len(seen) / length) / (1 - least) if length else count
+    return count + (1 - len(seen) / length) / (1 - threshold) if length else count
 
 
-def self_bleu(texts, most=4):
+def self_bleu(texts, max_n=4):
     """
-    BLEU of each text with all others as its references, a list of floats from 0 to 1; nan where it
-    is empty or alone. k-grams up to `most` words weigh the same, with the usual brevity penalty
-    (Papineni et al. 2002); where none of k words matches, 0.1 of one counts (Chen & Cherry 2014,
-    smoothing 1), but a text without a word of the others has 0.
+    BLEU of each text with all others as its references, list of float, 0 to 1; nan where it is
+    empty or alone.
+
+    k-grams up to `max_n` words weigh the same, with the usual brevity penalty (Papineni et al.
+    2002). Where no k-gram matches, 0.1 counts as matching (Chen & Cherry 2014, smoothing 1), but a
+    text that shares no word with the others has 0.
     """
     logs = [0.0] * len(texts)
-    for k in range(1, most + 1):
+    for k in range(1, max_n + 1):
         counts = [Counter(ngrams(text, k)) for text in texts]
-        top = {}  # the two largest counts of a k-gram, and whose the largest is
-        for i, mine in enumerate(counts):
-            for gram, count in mine.items():
-                first, second, whose = top.get(gram, (0, 0, -1))
+        top = {}  # {k-gram: (its largest count in a text, its second largest, which text's)}
+        for i, grams in enumerate(counts):
+            for gram, count in grams.items():
+                first, second, owner = top.get(gram, (0, 0, -1))
                 if count > first:
                     top[gram] = (count, first, i)
                 elif count > second:
-                    top[gram] = (first, count, whose)
-        for i, mine in enumerate(counts):
-            hits = 0
-            for gram, count in mine.items():
-                first, second, whose = top[gram]
-                hits += min(count, second if whose == i else first)
-            share = (hits or (k > 1) * 0.1) / max(1, mine.total())
-            logs[i] += (math.log(share) if share else -math.inf) / most
-    lengths = [len(text) for text in texts]
-    found = []
-    for i, n in enumerate(lengths):
+                    top[gram] = (first, count, owner)
+        for i, grams in enumerate(counts):
+            matches = 0
+            for gram, count in grams.items():
+                first, second, owner = top[gram]
+                matches += min(count, second if owner == i else first)
+            precision = (matches or (k > 1) * 0.1) / max(1, grams.total())
+            logs[i] += (math.log(precision) if precision else -math.inf) / max_n
+    lengths, scores = [len(text) for text in texts], []
+    for i, length in enumerate(lengths):
         others = lengths[:i] + lengths[i + 1 :]
-        if not n or not others:
-            found.append(math.nan)
+        if not length or not others:
+            scores.append(math.nan)
             continue
-        closest = min(others, key=lambda m: (abs(m - n), m))
-        found.append(math.exp(logs[i] + min(0, 1 - closest / n)))
-    return found
+        closest = min(others, key=lambda n: (abs(n - length), n))
+        scores.append(math.exp(logs[i] + min(0, 1 - closest / length)))
+    return scores
 
 
-REPEATED = 3  # words and marks in a row that count as repeated
-
-
-def repeated_ngrams(text):
-    """
-    (tops, bottoms): k-grams of a text that stood in it before, and all its k-grams, of REPEATED
-    words and marks (seq-rep-n of Welleck et al. 2020).
-    """
-    grams = Counter(ngrams(words_and_marks(text), REPEATED))
+def repeated_ngrams(text, n=3):
+    """(k-grams of n words and marks that occurred before in a str, all its k-grams), two int."""
+    grams = Counter(ngrams(words_and_marks(text), n))
     return grams.total() - len(grams), grams.total()

@@ -1,12 +1,12 @@
 """
 The part of speech of every token of a story, by NLTK's tagger (wordnet.py says how to get it).
 
-    parts_of(ids, tokenizer)      ["end", "name", "verb", "article", "noun", "mark"]
+    tag_tokens(ids, tokenizer)      ["end", "name", "verb", "article", "noun", "mark"]
 
-A token is of the word that it begins in, or that it goes on with: " banana" is a noun, and so are
-"ban" and "ana". One of blanks alone is a "blank", <|endoftext|> an "end". A name is what has a
-capital letter inside a sentence of the story and is no function word; all others are tagged in
-lower case, for the tagger takes "Do" or "Lily" at the beginning of one for nearly anything.
+A token gets the part of speech of the word that it begins in or continues: " banana" is a noun, and
+so are "ban" and "ana". A token of blanks is a "blank", <|endoftext|> an "end". A name is a word
+that is capitalized inside a sentence of the story and is no function word. All other words are
+tagged in lower case, because the tagger misreads "Do" or "Lily" at the beginning of a sentence.
 """
 
 import numpy as np
@@ -19,82 +19,74 @@ POS = (
     "preposition", "conjunction", "number", "mark", "other", "blank", "end",
 )  # fmt: skip
 
-# Where Penn Treebank tags (Marcus et al. 1993, table 2) begin so, they are these.
+# By how a Penn Treebank tag begins (Marcus et al. 1993, table 2).
 _PENN = {
     "NNP": "name", "NN": "noun", "VB": "verb", "MD": "verb", "JJ": "adjective", "RB": "adverb",
     "WRB": "adverb", "PRP": "pronoun", "WP": "pronoun", "EX": "pronoun", "DT": "determiner",
     "PDT": "determiner", "WDT": "determiner", "IN": "preposition", "TO": "preposition",
     "RP": "preposition", "CC": "conjunction", "CD": "number",
 }  # fmt: skip
-_ARTICLES = ("a", "an", "the")
-_ENDS = frozenset(".!?:…()[]–—*-\"“”'‘’")  # what the beginning of a sentence may stand after
+_BEFORE_SENTENCE = frozenset(".!?:…()[]–—*-\"“”'‘’")  # marks after which a sentence may begin
 
 
-def _part(word, tag):
+def _pos_of_word(word, tag):
     """The part of speech of a word with a Penn tag."""
     if not any(char.isalnum() for char in word):
         return "mark"
-    if word.lower() in _ARTICLES:
+    if word.lower() in ("a", "an", "the"):
         return "article"
-    return next((part for begin, part in _PENN.items() if tag.startswith(begin)), "other")
+    return next((pos for prefix, pos in _PENN.items() if tag.startswith(prefix)), "other")
 
 
-def _halves(word):
-    """A word as Penn Treebank cuts it: ["do", "n't"], ["I", "'m"], ["banana"]."""
+def _split_contraction(word):
+    """A word as Penn Treebank splits it: ["do", "n't"], ["I", "'m"], ["banana"]."""
     straight = word.lower().replace("’", "'")
     cut = len(word) - 3 if straight.endswith("n't") else straight.find("'")
     return [word[:cut], straight[cut:]] if cut > 0 else [word]
 
 
-def _tagged(text, places):
-    """The part of speech of each of a text's words and marks, which stand at these places."""
-    words = [text[start:stop] for start, stop in places]
-    begins = [True] * len(words)  # a sentence, or may do so: after a quote, too
+def _tag_words(text, spans):
+    """The part of speech of each of a text's words and marks, which lie at these `word_spans`."""
+    words = [text[start:stop] for start, stop in spans]
+    may_begin = [True] * len(words)  # whether a sentence may begin with the word
     for i in range(1, len(words)):
-        between = text[places[i - 1][1] : places[i][0]]
-        begins[i] = words[i - 1] in _ENDS or "\n" in between
-    cut = [_halves(word) for word in words]
+        between = text[spans[i - 1][1] : spans[i][0]]
+        may_begin[i] = words[i - 1] in _BEFORE_SENTENCE or "\n" in between
+    split = [_split_contraction(word) for word in words]
     names = {
-        stem for (stem, *_), begin in zip(cut, begins, strict=True)
-        if stem[0].isupper() and not begin and stem.lower() not in STOP_WORDS
+        stem for (stem, *_), begins in zip(split, may_begin, strict=True)
+        if stem[0].isupper() and not begins and stem.lower() not in STOP_WORDS
     }  # fmt: skip
-    pieces, first = [], []  # what the tagger reads, and where in it each word begins
-    for stem, *rest in cut:
-        first.append(len(pieces))
-        pieces += [stem if stem in names or stem == "I" else stem.lower(), *rest]
-    tags = wordnet.pos_tags(pieces)
+    parts, first = [], []  # what the tagger reads, and the index in it where each word begins
+    for stem, *rest in split:
+        first.append(len(parts))
+        parts += [stem if stem in names or stem == "I" else stem.lower(), *rest]
+    tags = wordnet.pos_tags(parts)
     return [
-        "name" if stem in names else _part(word, tags[i])
-        for word, (stem, *_), i in zip(words, cut, first, strict=True)
+        "name" if stem in names else _pos_of_word(word, tags[i])
+        for word, (stem, *_), i in zip(words, split, first, strict=True)
     ]
 
 
 def tag_tokens(ids, tokenizer):
     """
-    The part of speech of each of a story's tokens, a list of str, all of POS.
+    The part of speech of each of a story's tokens, list of str, all of POS.
 
-    ids: as stored, <|endoftext|> first or none. Raises UserError where NLTK's data is missing.
+    ids: as stored, with or without <|endoftext|> in front. Raises UserError where NLTK's data is
+    missing.
     """
-    pieces = [b"" if i == tokenizer.eot else tokenizer.decode_bytes([i]) for i in ids]
-    raw = b"".join(pieces)
-    text = raw.decode("utf-8", errors="surrogateescape")  # damaged bytes keep their places
-    places = word_spans(text)
-    tagged = _tagged(text, places)
-    # Which word each byte belongs to, -1 for blanks.
-    width = [len(char.encode("utf-8", "surrogateescape")) for char in text]
-    at = np.cumsum([0, *width])
-    owner = np.full(len(raw) + 1, -1)
-    for number, (start, stop) in enumerate(places):
-        owner[at[start] : at[stop]] = number
-    found, place = [], 0
-    for i, piece in zip(ids, pieces, strict=True):
-        inside = owner[place : place + len(piece)]
-        inside = inside[inside >= 0]
-        place += len(piece)
-        if i == tokenizer.eot:
-            found.append("end")
-        elif not len(inside):
-            found.append("blank")
-        else:
-            found.append(tagged[inside[0]])
-    return found
+    tokens = [b"" if i == tokenizer.eot else tokenizer.decode_bytes([i]) for i in ids]
+    text = b"".join(tokens).decode("utf-8", "surrogateescape")  # damaged bytes keep their places
+    spans = word_spans(text)
+    tags = _tag_words(text, spans)
+    byte_of_char = np.cumsum([0, *(len(char.encode("utf-8", "surrogateescape")) for char in text)])
+    word_of_byte = np.full(byte_of_char[-1], -1)  # -1: a blank
+    for number, (start, stop) in enumerate(spans):
+        word_of_byte[byte_of_char[start] : byte_of_char[stop]] = number
+    parts, start = [], 0
+    for i, token in zip(ids, tokens, strict=True):
+        words = word_of_byte[start : start + len(token)]
+        words = words[words >= 0]
+        start += len(token)
+        parts.append("end" if i == tokenizer.eot else tags[words[0]] if len(words) else "blank")
+    return parts

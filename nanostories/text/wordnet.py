@@ -1,9 +1,9 @@
 """
 Content words of a text and their synonyms, by NLTK's tagger and WordNet.
 
-    content_words("The cat sat.")     [Word(4, 7, "cat", "n", "NN"), Word(8, 11, "sat", "v", "VBD")]
-    synonyms("happy", "a")            ["felicitous", "glad"]
-    commonest("play")                 "v": more often a verb than a noun
+    content_words("The cat sat.")    [Word(4, 7, "cat", "n", "NN"), Word(8, 11, "sat", "v", "VBD")]
+    synonyms("happy", "a")           ["felicitous", "glad"]
+    most_frequent_pos("play")        "v": it is more often a verb than a noun
 
 The data is NLTK's: `python -m nltk.downloader wordnet averaged_perceptron_tagger_eng`, or in a
 folder that NLTK_DATA names.
@@ -20,18 +20,19 @@ import numpy as np
 from configs import UserError
 from nanostories.text.words import STOP_WORDS, dictionary_lemmas
 
-# A run of letters, digits, accents that combine, and stray bytes is one token, so that no part of
+# A run of letters, digits, combining accents and stray bytes is one token, so that no part of
 # "dog2" or "donâ€™t" is taken for a word.
 _RUN = r"[\w\u0300-\u036f\udc80-\udcff€™]+"
 _TOKEN = re.compile(rf"{_RUN}(?:[-'’‘`´]{_RUN})*|[^\w\s]")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
-_POS = {"N": "n", "V": "v", "J": "a", "R": "r"}  # the first letter of a Penn tag, and WordNet's
-GET = "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng"
+_POS_OF_TAG = {"N": "n", "V": "v", "J": "a", "R": "r"}  # by the first letter of a Penn tag
+_DICTIONARY_POS = {"n": "NOUN", "v": "VERB", "a": "ADJ", "r": "ADV"}  # lemminflect's names
+DOWNLOAD = "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng"
 
 
 @dataclass(frozen=True)
 class Word:
-    """A noun, verb, adjective or adverb (pos: n v a r), at text[start:stop]; tag: Penn's."""
+    """A content word, text[start:stop]. pos: WordNet's n, v, a or r; tag: Penn Treebank's."""
 
     start: int
     stop: int
@@ -40,28 +41,31 @@ class Word:
     tag: str = ""
 
 
-def _read(what):
-    """What a function reads of NLTK's data; UserError where that is not there."""
+def _read(load):
+    """load(), which reads NLTK's data; UserError where the data is missing or damaged."""
     try:
-        return what()
+        return load()
     except (LookupError, OSError, ValueError, zipfile.BadZipFile) as error:
         why = next((line.strip(" *") for line in str(error).splitlines() if line.strip(" *")), "")
-        raise UserError(f"NLTK's WordNet and tagger cannot be read ({why:.80}): {GET}") from None
+        raise UserError(
+            f"NLTK's WordNet and tagger cannot be read ({why:.80}): {DOWNLOAD}"
+        ) from None
 
 
 class _Perceptron:
-    """NLTK's model of the tagger with its weights as arrays: the same sums, in the same order."""
+    """The model of NLTK's tagger with its weights in an array: same sums, same order, half the
+    time."""
 
     def __init__(self, model):
         self.classes = sorted(model.classes)
-        number = {label: i for i, label in enumerate(self.classes)}
-        self.weights = np.zeros((len(model.weights), len(number)))
-        for row, weights in zip(self.weights, model.weights.values(), strict=True):
-            row[[number[label] for label in weights]] = list(weights.values())
+        column = {label: i for i, label in enumerate(self.classes)}
         self.row = {feature: i for i, feature in enumerate(model.weights)}
+        self.weights = np.zeros((len(self.row), len(column)))
+        for row, weights in zip(self.weights, model.weights.values(), strict=True):
+            row[[column[label] for label in weights]] = list(weights.values())
 
     def predict(self, features, return_conf=False):
-        """(the likeliest tag, None); of equals the last in the alphabet, as NLTK has it."""
+        """(the most likely tag, None); the last in the alphabet where scores tie, as in NLTK."""
         rows = [row for row in map(self.row.get, features) if row is not None]
         scores = np.add.reduce(self.weights.take(rows, 0), 0)
         return self.classes[len(self.classes) - 1 - scores[::-1].argmax()], None
@@ -72,91 +76,87 @@ def _tagger():
     from nltk.tag import PerceptronTagger
 
     tagger = _read(PerceptronTagger)
-    tagger.model = _Perceptron(tagger.model)  # half the time goes then
+    tagger.model = _Perceptron(tagger.model)
     return tagger
 
 
 @cache
 def reader():
-    """NLTK's reader of WordNet; UserError where its data is not there."""
+    """NLTK's reader of WordNet; UserError where its data is missing."""
     from nltk.corpus import wordnet
 
-    _read(lambda: wordnet.ensure_loaded())  # to look the function up reads the data already
+    _read(lambda: wordnet.ensure_loaded())  # a lambda: the look-up of the method loads data, too
     return wordnet
 
 
 def pos_tags(words):
-    """The Penn Treebank tag of each of the words and marks of a text, a list of str."""
+    """The Penn Treebank tag of each of the words and marks of a text, list of str."""
     return [tag for _, tag in _tagger().tag(words)]
 
 
 def content_words(text):
     """
-    The content words of a text, a list of Word, in order. Capitals are left out: most are names,
-    and the tagger does not know children's names at the start of a sentence.
+    The nouns, verbs, adjectives and adverbs of a text in order, list of Word. Capitalized words are
+    left out: most are names, and the tagger misreads children's names that begin a sentence.
     """
-    found = list(_TOKEN.finditer(text))
+    tokens = list(_TOKEN.finditer(text))
     return [
-        Word(match.start(), match.end(), match[0], _POS[tag[0]], tag)
-        for match, tag in zip(found, pos_tags([match[0] for match in found]), strict=True)
-        if tag[0] in _POS and match[0][0].islower() and _WORD.fullmatch(match[0])
-        and match[0].replace("’", "'") not in STOP_WORDS
+        Word(token.start(), token.end(), token[0], _POS_OF_TAG[tag[0]], tag)
+        for token, tag in zip(tokens, pos_tags([token[0] for token in tokens]), strict=True)
+        if tag[0] in _POS_OF_TAG and token[0][0].islower() and _WORD.fullmatch(token[0])
+        and token[0].replace("’", "'") not in STOP_WORDS
     ]  # fmt: skip
 
 
 @cache
 def base_form(word, pos):
     """
-    The base form of a word of a part of speech, as WordNet has it; else the word, lower case. Of
-    several the one that its texts have most: "saw" is of "see" rather than what a carpenter does.
+    WordNet's base form of a word, of several the most frequent: "saw" is of "see" rather than the
+    tool. The word itself in lower case where WordNet has none.
     """
-    found, counts = reader()._morphy(word.lower(), pos), _counts()
-    return max(found, key=lambda base: counts[base, pos], default=word.lower())
+    bases, counts = reader()._morphy(word.lower(), pos), _counts()
+    return max(bases, key=lambda base: counts[base, pos], default=word.lower())
 
 
 @cache
 def synonyms(word, pos):
     """
-    The single words that share a sense of a part of speech with a word, most usual senses first:
-    a list of base forms in lower case, without the word's own.
+    The single words that share a sense of this part of speech with a word, most frequent senses
+    first: list of str, base forms in lower case, without the word's own.
     """
     base = base_form(word, pos)
-    found = (lemma.name() for sense in reader().synsets(base, pos) for lemma in sense.lemmas())
-    names = dict.fromkeys(name.lower() for name in found if name.isalpha())
+    lemmas = (lemma.name() for sense in reader().synsets(base, pos) for lemma in sense.lemmas())
+    names = dict.fromkeys(name.lower() for name in lemmas if name.isalpha())
     return [name for name in names if name not in (base, word.lower())]
 
 
 @cache
 def _counts():
-    """{(base form, part of speech): how often it was met} in the texts that WordNet counts."""
+    """Counter {(base form, pos): how often it occurs in WordNet's tagged texts}."""
     import nltk
 
-    # By itself: to load all of WordNet takes seconds, and the rest is not needed.
-    found = Counter()
-    for where in ("corpora/wordnet", "corpora/wordnet.zip/wordnet"):
-        try:
-            lines = nltk.data.find(f"{where}/cntlist.rev").open()
-        except (LookupError, OSError, ValueError):  # ValueError: writable by others
-            continue
-        with lines:
-            for line in lines:  # "play%2:33:00:: 1 57": after % stands the part of speech
-                sense, _, count = line.decode().split()
-                base, _, rest = sense.partition("%")
-                found[base, "nvara"[int(rest[0]) - 1]] += int(count)
-        return found
-    raise UserError(f"WordNet's counts cannot be read: {GET}")
+    # Read by itself: to load all of WordNet takes seconds.
+    counts = Counter()
+    with _read(lambda: nltk.data.find("corpora/wordnet/cntlist.rev").open()) as lines:
+        for line in lines:  # "play%2:33:00:: 1 57": after % stands the part of speech
+            sense, _, count = line.decode().split()
+            base, _, rest = sense.partition("%")
+            counts[base, "nvara"[int(rest[0]) - 1]] += int(count)
+    return counts
+
+
+@cache
+def dictionary_base_forms(word):
+    """{part of speech (n v a r): base forms} of a lower-case word, by lemminflect's dictionary."""
+    bases = dictionary_lemmas(word)
+    return {pos: bases[name] for pos, name in _DICTIONARY_POS.items() if name in bases}
 
 
 @cache
 def most_frequent_pos(word):
     """
-    The part of speech (n v a r) that a lower-case word is most often, by WordNet's counts; among
-    equals the first of these; "" where it is in none.
+    The part of speech (n v a r) that a lower-case word most often has, by WordNet's counts; the
+    first of these where counts tie, "" for a word that is none of them.
     """
-    counts, bases = _counts(), dictionary_lemmas(word)
-    parts = {"NOUN": "n", "VERB": "v", "ADJ": "a", "ADV": "r"}
-    found = {
-        pos: max(counts[base, pos] for base in bases[part])
-        for part, pos in parts.items() if part in bases
-    }  # fmt: skip
-    return max(found, key=found.get, default="")
+    counts, bases = _counts(), dictionary_base_forms(word)
+    return max(bases, key=lambda pos: max(counts[base, pos] for base in bases[pos]), default="")

@@ -1,18 +1,19 @@
 """
 Words of a text and their base forms, for everything here that counts or compares words.
 
-    tokens("Ben's x-rays broke.")       ["ben", "x-rays", "broke"]
-    lemmas("broke")                     {"break", "broke"}: of every part of speech it can be
-    used("decorate", tokens(story))     True where "decorated" is, and "car" is not in "careful"
-    words_and_marks("Oh, Ben's!")       ["oh", ",", "ben's", "!"]
-    ngrams(["oh", ",", "ben's"], 2)     [("oh", ","), (",", "ben's")]
+    split_words("Ben's x-rays broke.")           ["ben", "x-rays", "broke"]
+    words_and_marks("Oh, Ben's!")                ["oh", ",", "ben's", "!"]
+    ngrams(["oh", ",", "ben's"], 2)              [("oh", ","), (",", "ben's")]
+    lemmas("broke")                              {"break", "broke"}: as any part of speech
+    contains_word("decorate", ["decorated"])     True; but "car" is not in ["careful"]
+    sentences('"No!" said Tom. He ran.')         ['"No!" said Tom.', "He ran."]
 """
 
 import re
 from functools import cache, lru_cache
 
 # A word begins and ends with a letter; hyphens and apostrophes may stand inside.
-_TOKEN = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
+_WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _POSSESSIVE = re.compile("'s$")
 _WORD_OR_MARK = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
 
@@ -32,108 +33,104 @@ _FUNCTION_WORDS = """
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
 
-
-def split_words(text):
-    """
-    The words of a text in order, a list of str: lower case, with straight apostrophes, and without
-    a possessive 's.
-    """
-    return [_POSSESSIVE.sub("", word) for word in _TOKEN.findall(text.lower().replace("’", "'"))]
-
-
-@lru_cache(1 << 16)
-def of_chunk(chunk):
-    """The words and marks of a text without blanks, a tuple of str: see `words_and_marks`."""
-    return tuple(_WORD_OR_MARK.findall(chunk.lower().replace("’", "'")))
-
-
-def words_and_marks(text):
-    """
-    All of a text but its blanks, in order, a list of str, lower case, with straight apostrophes:
-    words (letters, digits and underscores, with hyphens and apostrophes inside) and single marks.
-    """
-    return [word for chunk in text.split() for word in of_chunk(chunk)]
-
-
-def word_spans(text):
-    """
-    Where each of the words and marks of a text stands in it: [(start, stop)]. Where lower case has
-    more characters than upper (as of "İ"), all between two blanks counts as each one's place.
-    """
-    found = []
-    for chunk in re.finditer(r"\S+", text):
-        lower, at = chunk[0].lower().replace("’", "'"), chunk.start()
-        words = list(_WORD_OR_MARK.finditer(lower))
-        if len(lower) == len(chunk[0]):
-            found += [(at + word.start(), at + word.end()) for word in words]
-        else:
-            found += [chunk.span()] * len(words)
-    return found
-
-
-def ngrams(words, n):
-    """The runs of n words, a list of tuples."""
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
-
-
-@cache
-def dictionary_lemmas(word):
-    """{"NOUN", "VERB", "ADJ", ...: base forms} of a lower-case word, {} where it is in no
-    dictionary."""
-    import lemminflect  # 0.3 s, which only who looks at words should pay
-
-    return lemminflect.getAllLemmas(word)
-
-
-@cache
-def _bases(word):
-    """The base forms that a word may have: one in no dictionary, as a noun and as a verb."""
-    found = dictionary_lemmas(word)
-    if not found:
-        from lemminflect import getAllLemmasOOV as guess
-
-        found = guess(word, "NOUN") | guess(word, "VERB")
-    return frozenset().union(*found.values())
-
-
-@cache
-def lemmas(word):
-    """The base forms that a lower-case word may have, itself included: a frozenset of str."""
-    return _bases(word) | {word}
-
-
-@cache
-def _base_forms(asked):
-    """What some base form of a word must be for it to count as the `asked` one, inflected."""
-    return frozenset([asked]) if asked in _bases(asked) else lemmas(asked)
-
-
-def contains_word(asked, told):
-    """
-    Whether a word stands among the tokens `told`, in any of its inflections.
-
-    asked: a word, or several that must stand together ("ice cream"). A base form counts for its
-    inflections ("decorate": "decorated"), an inflected one for those of the same base form.
-    """
-    wanted = [_base_forms(word) for word in split_words(asked)]
-    runs = zip(*(told[i:] for i in range(len(wanted))), strict=False)
-    return bool(wanted) and any(
-        all(bases & lemmas(word) for bases, word in zip(wanted, run, strict=True)) for run in runs
-    )
-
-
-def unique_content_words(text):
-    """The content words of a text, each once, in order: a list of str, lower case."""
-    return list(dict.fromkeys(word for word in split_words(text) if word not in STOP_WORDS))
-
-
-# A sentence ends with a mark, perhaps in a quote that is not spoken on about: '"No!" said the cat.'
-_END = re.compile(
+# A sentence ends with a mark, but inside a quote only where the speaker does not go on in lower
+# case: '"No!" said the cat.'
+_SENTENCE_END = re.compile(
     r"(?<=[.!?])(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)\s+"
     r"|(?<=[.!?][\"'”’])\s+(?![a-z])|\n+"
 )
 
 
+def split_words(text):
+    """The words of a text, list of str: lower case, straight apostrophes, no possessive 's."""
+    return [_POSSESSIVE.sub("", word) for word in _WORD.findall(text.lower().replace("’", "'"))]
+
+
+@lru_cache(1 << 16)
+def _split_chunk(chunk):
+    return tuple(_WORD_OR_MARK.findall(chunk.lower().replace("’", "'")))
+
+
+def words_and_marks(text):
+    """
+    The words and punctuation marks of a text, list of str: lower case, straight apostrophes. A word
+    is letters, digits and underscores, with hyphens and apostrophes inside; a mark is one
+    character.
+    """
+    return [word for chunk in text.split() for word in _split_chunk(chunk)]
+
+
+def word_spans(text):
+    """
+    [(start, stop)], the position in the text of each of its `words_and_marks`. Where lower case has
+    more characters than upper ("İ"), each gets the span of everything between two blanks.
+    """
+    spans = []
+    for chunk in re.finditer(r"\S+", text):
+        lower, start = chunk[0].lower().replace("’", "'"), chunk.start()
+        words = list(_WORD_OR_MARK.finditer(lower))
+        if len(lower) == len(chunk[0]):
+            spans += [(start + word.start(), start + word.end()) for word in words]
+        else:
+            spans += [chunk.span()] * len(words)
+    return spans
+
+
+def ngrams(words, n):
+    """The runs of n words, list of tuple."""
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
 def sentences(text):
-    """The sentences of a text, a list of str without blanks around them."""
-    return [part.strip() for part in _END.split(text) if part.strip()]
+    """The sentences of a text, list of str without blanks around them."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+
+
+def unique_content_words(text):
+    """The words of a text that are no function words, each once, in order: list of str."""
+    return list(dict.fromkeys(word for word in split_words(text) if word not in STOP_WORDS))
+
+
+@cache
+def dictionary_lemmas(word):
+    """{"NOUN", "VERB", "ADJ", ...: base forms} of a lower-case word; {} if no dictionary has it."""
+    import lemminflect  # takes 0.3 s, which only those who look at words should pay
+
+    return lemminflect.getAllLemmas(word)
+
+
+@cache
+def _base_forms(word):
+    """The base forms that a word may have: one that no dictionary has, as a noun and as a verb."""
+    bases = dictionary_lemmas(word)
+    if not bases:
+        from lemminflect import getAllLemmasOOV
+
+        bases = getAllLemmasOOV(word, "NOUN") | getAllLemmasOOV(word, "VERB")
+    return frozenset().union(*bases.values())
+
+
+@cache
+def lemmas(word):
+    """The base forms that a lower-case word may have, and the word itself: frozenset of str."""
+    return _base_forms(word) | {word}
+
+
+@cache
+def _accepted_lemmas(word):
+    """A word counts as `word`, inflected, if one of its base forms is among these."""
+    return frozenset([word]) if word in _base_forms(word) else lemmas(word)
+
+
+def contains_word(word, words):
+    """
+    Whether `word` is among `words` (of `split_words`), in any inflection.
+
+    word: one word, or several that must stand together ("ice cream"). A base form matches its
+    inflections ("decorate": "decorated"), an inflected word those of the same base form.
+    """
+    accepted = [_accepted_lemmas(part) for part in split_words(word)]
+    return bool(accepted) and any(
+        all(bases & lemmas(part) for bases, part in zip(accepted, run, strict=True))
+        for run in ngrams(words, len(accepted))
+    )
