@@ -133,7 +133,7 @@ def test_gpt2_10k_is_the_most_frequent_closed_under_merging(made, stories):
     assert {bytes([i]) for i in range(256)} <= small.ranks.keys() <= full.ranks.keys()
     for token in small.ranks:
         if len(token) > 1:
-            a, b = module._merged_from(token, full.ranks)
+            a, b = module.merge_parts(token, full.ranks)
             assert a in small.ranks and b in small.ranks
     # The order of merging is kept, and these few stories use fewer tokens than there is room for.
     order = sorted(small.ranks, key=small.ranks.get)
@@ -152,7 +152,7 @@ def test_gpt2_10k_cut_follows_frequency(made):
     while family:
         token = family.pop().encode()
         if len(token) > 1:
-            found = [part.decode() for part in module._merged_from(token, full.ranks)]
+            found = [part.decode() for part in module.merge_parts(token, full.ranks)]
             parts.update(found)
             family += found
     longer = {part.encode() for part in parts if len(part) > 1}

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from configs import ROOT
 from eval import bootstrap
-from nanostories.dataset import sources as corpus
-from nanostories.dataset import storybook
+from nanostories.dataset import sources, storybook
 from nanostories.text import wordnet
 from nanostories.text.lexical_substitution import (
     ContextSynonyms,
@@ -53,8 +52,8 @@ def context(nltk_data):
     return ContextSynonyms(corpus_of(COMMON))
 
 
-def becomes(text, way, share=1.0, seed=0):
-    return substitute(text, share, way, random.Random(seed))
+def becomes(text, method, share=1.0, seed=0):
+    return substitute(text, share, method, random.Random(seed))
 
 
 def untouched(text, new, swaps):
@@ -77,8 +76,8 @@ def test_everything_else_stays(share, context):
     """Unicode quotes, blanks, line ends, words in words: as they were, in both modes."""
     texts = [ODD, *(story.text for story in storybook.stories(20, seed=3))]
     for text in texts:
-        for way in (WordnetSynonyms(), context):
-            new, swaps, count = becomes(text, way, share)
+        for method in (WordnetSynonyms(), context):
+            new, swaps, count = becomes(text, method, share)
             assert untouched(text, new, swaps) and count == len(content_words(text))
             assert (new == text) == (not swaps)
             for swap in swaps:  # whole words only
@@ -161,18 +160,18 @@ def test_an_article_that_is_right_stays(context):
 ])  # fmt: skip
 def test_what_context_leaves_alone(text, what, context):
     words = "lot parcel share slice large motorcar auto automobile create do city"
-    way = ContextSynonyms(corpus_of(f"{COMMON} {words} {what}"))
-    assert what not in {swap.old for swap in becomes(text, way)[1]}
+    method = ContextSynonyms(corpus_of(f"{COMMON} {words} {what}"))
+    assert what not in {swap.old for swap in becomes(text, method)[1]}
 
 
 def test_a_synonym_is_common_and_used_alike():
     """In its form, not only in another; and followed by what follows the word."""
 
     def found(corpus, text="They started to sing."):
-        usage = CorpusCounts()
-        usage.add(corpus)
+        corpus_counts = CorpusCounts()
+        corpus_counts.add(corpus)
         word = next(word for word in content_words(text) if word.text == "started")
-        return ContextSynonyms(usage).synonyms(text, word)
+        return ContextSynonyms(corpus_counts).synonyms(text, word)
 
     alike = "We started to sing. He began to sing. "
     assert found(alike) == ["began"]
@@ -185,11 +184,17 @@ def test_a_synonym_is_common_and_used_alike():
 
 def test_alike_by_hand():
     """ "said" is followed by a comma twice and by Tom, "told" by a comma and by him three times."""
-    usage = CorpusCounts()
-    usage.add("said , said , said Tom told , told him told him told him")
+    corpus_counts = CorpusCounts()
+    corpus_counts.add("said , said , said Tom told , told him told him told him")
     # , : 2 / 3 and 1 / 4 (and "told" follows "Tom")
-    assert corpus.overlap("said", "told") == corpus.overlap("told", "said") == pytest.approx(1 / 4)
-    assert corpus.overlap("said", "said") == 1 and corpus.overlap("said", "xyzzy") == 0
+    assert (
+        corpus_counts.overlap("said", "told")
+        == corpus_counts.overlap("told", "said")
+        == pytest.approx(1 / 4)
+    )
+    assert (
+        corpus_counts.overlap("said", "said") == 1 and corpus_counts.overlap("said", "xyzzy") == 0
+    )
 
 
 def test_what_the_context_speaks_for():
@@ -197,13 +202,15 @@ def test_what_the_context_speaks_for():
     "set", "placed" and "laid" for "put": the likeliest for how frequent it is; one that the text
     speaks against by more than two nats is none.
     """
-    usage = corpus_of(COMMON + "put " * 98 + "set " * 48 + "placed " * 3 + "laid " * 3)
+    corpus_counts = corpus_of(COMMON + "put " * 98 + "set " * 48 + "placed " * 3 + "laid " * 3)
     text = "They put a car there, and a big dog."
     word = next(word for word in content_words(text) if word.text == "put")
-    assert {"set", "placed", "laid"} == set(ContextSynonyms(usage).synonyms(text, word))
+    assert {"set", "placed", "laid"} == set(ContextSynonyms(corpus_counts).synonyms(text, word))
 
     def chosen(**scores):
-        ours = ContextSynonyms(usage, lambda text, word, forms: [scores[form] for form in forms])
+        ours = ContextSynonyms(
+            corpus_counts, lambda text, word, forms: [scores[form] for form in forms]
+        )
         return ours.synonyms(text, word)
 
     # 100 times "put", 50 "set", 5 "placed": a twentieth as frequent, it may be 3 nats less likely.
@@ -218,9 +225,9 @@ def test_what_the_context_speaks_for():
 def sense_in(text, marked, counts):
     """What Context takes the marked word of a text for, by the gloss; "" where it is in doubt."""
     word = next(word for word in content_words(text) if word.text == marked)
-    usage = CorpusCounts()
-    usage.counts.update(counts)
-    sense = ContextSynonyms(usage).sense(text, word)
+    corpus_counts = CorpusCounts()
+    corpus_counts.counts.update(counts)
+    sense = ContextSynonyms(corpus_counts).sense(text, word)
     return sense.definition() if sense else ""
 
 
@@ -330,20 +337,22 @@ def shares_wrong(synonyms_of, name):
     return found
 
 
-def names_made(way, text, word):
-    """What a way may make of a Word, as WordNet names it."""
-    forms = way.synonyms(text, word)
-    if isinstance(way, WordnetSynonyms):
+def names_made(method, text, word):
+    """What a method may make of a Word, as WordNet names it."""
+    forms = method.synonyms(text, word)
+    if isinstance(method, WordnetSynonyms):
         return forms
-    return [name for name in way.base_forms(text, word) if inflect(name, word.tag) in forms]
+    return [name for name in method.base_forms(text, word) if inflect(name, word.tag) in forms]
 
 
-def in_context(way):
-    """A function of a text and a marked Word: what the way may make of it, as it is tagged."""
+def in_context(method):
+    """A function of a text and a marked Word: what the method may make of it, as it is tagged."""
 
     def found(text, place):
         words = (word for word in content_words(text) if word.start == place.start)
-        return [x for word in words if word.pos == place.pos for x in names_made(way, text, word)]
+        return [
+            x for word in words if word.pos == place.pos for x in names_made(method, text, word)
+        ]
 
     return found
 
@@ -351,17 +360,17 @@ def in_context(way):
 @pytest.fixture(scope="module")
 def real(nltk_data):
     """Context by the words of all real stories, as the command has it."""
-    usage = CorpusCounts()
-    for text in corpus.read(str(ROOT.parent / "shared/data/tinystories/train_v[12]_*[adl].txt")):
-        usage.add(text)
-    return ContextSynonyms(usage)
+    corpus_counts = CorpusCounts()
+    for text in sources.read(str(ROOT.parent / "shared/data/tinystories/train_v[12]_*[adl].txt")):
+        corpus_counts.add(text)
+    return ContextSynonyms(corpus_counts)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_context_is_wrong_at_most_half_as_often(name, real):
     """Of what each mode may put there, on average."""
-    ours, theirs = (shares_wrong(in_context(way), name) for way in (real, WordnetSynonyms()))
+    ours, theirs = (shares_wrong(in_context(method), name) for method in (real, WordnetSynonyms()))
     rates = [bootstrap.mean(shares) for shares in (ours, theirs)]
     print(f"{name}: context {bootstrap.format_interval(rates[0])} of {len(ours)} contexts, wordnet "
           f"{bootstrap.format_interval(rates[1])} of {len(theirs)}")  # fmt: skip
@@ -380,14 +389,14 @@ def test_of_the_words_that_real_stories_have(real, files):
                 for one in names:
                     marks.setdefault((base, word.pos, one), []).append(wrong)
     rates = []
-    for way in (real, WordnetSynonyms()):
+    for method in (real, WordnetSynonyms()):
         tops, bottoms, reached = [], [], []
-        texts = corpus.read(str(ROOT.parent / "shared/data/tinystories/valid_v2.txt"))
+        texts = sources.read(str(ROOT.parent / "shared/data/tinystories/valid_v2.txt"))
         for text in itertools.islice(texts, 300):
             top = bottom = count = 0
             words = content_words(text)
             for word in words:
-                names = names_made(way, text, word)
+                names = names_made(method, text, word)
                 base = wordnet.base_form(word.text, word.pos)
                 pairs = [(base, word.pos, name) for name in names]
                 said = [sum(marks[x]) / len(marks[x]) for x in pairs if x in marks]
@@ -399,6 +408,6 @@ def test_of_the_words_that_real_stories_have(real, files):
             reached.append(count / max(1, len(words)))
         rates.append(bootstrap.ratio(tops, bottoms))
         wrong = bootstrap.format_interval(rates[-1])
-        print(f"{type(way).__name__}: {wrong} wrong of the pairs marked; "
+        print(f"{type(method).__name__}: {wrong} wrong of the pairs marked; "
               f"{sum(reached) / len(reached):.3f} of the content words have a synonym")  # fmt: skip
     assert rates[0]["mean"] <= rates[1]["mean"] / 2
