@@ -47,7 +47,7 @@ from nanostories.training.distributed import (
     world_size,
 )
 from nanostories.training.logger import RunLogger
-from nanostories.training.optim import make_optimizer
+from nanostories.training.optim import make_optimizers
 from nanostories.training.run_config import check_free, resumed
 from nanostories.training.schedule import SCHEDULES, Schedule
 
@@ -182,7 +182,7 @@ class Run:
         base = settings.out_dir if settings.resume else settings.init_from
         self.model = checkpoint.load_model(base, "latest", self.device, settings.revision).model
         select_attention(self.model, settings.attn, torch.float32)
-        self.optimizers = make_optimizer(self.model, settings)
+        self.optimizers = make_optimizers(self.model, settings)
         checkpoint.load_optimizer_state(self.model, self.optimizers, moments)
         self.schedule = Schedule(settings, settings.max_iters, self.state)
         self.settings = settings = self.schedule.settings
@@ -229,7 +229,9 @@ class Run:
                     raise
                 sounding = self.watch.add(line) if rank() == 0 else []
                 late = bool(sounding) and settings.stop_on_alarm
-                schedule.spent, asked, late = all_reduce_max(schedule.now(), interrupt.asked, late)
+                schedule.spent, asked, late = all_reduce_max(
+                    schedule.now(), interrupt.received, late
+                )
                 self.report(line, sounding)
                 if schedule.progress() >= 1 or late:
                     state["end"] = "alarm" if late else "done"

@@ -3,39 +3,38 @@ Train a model, on a laptop's CPU, a Mac, one GPU or many.
 
     python train.py configs/ts_33m.py                      # the paper's 33M on TinyStories
     python train.py configs/ts_cpu.py --max_minutes=8      # a small one on a laptop
-    python train.py --resume --out_dir=out/ts_cpu          # go on where a stopped run stood
+    python train.py --resume --out_dir=out/ts_cpu          # continue a run that was stopped
     python train.py --init_from=out/ts_cpu --source=mine.txt --learning_rate=3e-4
     torchrun --standalone --nproc_per_node=8 train.py configs/ts_33m.py
     python train.py configs/ts_33m.py --profile            # where a step's time goes
 
-A step takes gradient_accumulation_steps batches of batch_size rows, shared by the ranks if there
-are several; a row holds row_tokens tokens of whole stories. Everything lands in the run folder
-(checkpoint.py says what is in it). Ctrl-C or SIGTERM saves after the step under way; --resume then
-goes on as if nothing had happened.
+A step takes gradient_accumulation_steps micro-batches of batch_size rows, shared by the ranks if
+there are several; a row holds row_tokens tokens of whole stories. Everything lands in the run
+folder (nanostories/training/checkpoint.py says what is in it). Ctrl-C or SIGTERM saves after the
+step under way; --resume then goes on as if nothing had happened.
 """
 
 import contextlib
 import itertools
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from configs import UserError, load, run, show
+from model import GPT, GPTConfig
 from nanostories.dataset.packing import make_loaders, open_data, split_rows_across_ranks
 from nanostories.inference.decoder import Decoder
 from nanostories.inference.generate import generate
-from nanostories.training import checkpoint
+from nanostories.training import checkpoint, run_config
 from nanostories.training.device import (
     autocast_for,
+    compile_model,
     environment,
     peak_flops,
     pick_device,
@@ -45,18 +44,19 @@ from nanostories.training.device import (
 from nanostories.training.distributed import (
     StopSignal,
     all_reduce_max,
-    all_reduce_sum,
+    barrier,
     print0,
     process_group,
     rank,
     world_size,
 )
 from nanostories.training.logger import RunLogger
-from nanostories.training.optim import make_optimizer
+from nanostories.training.optim import NonFiniteGuard, make_optimizers
 from nanostories.training.profiler import profile
-from nanostories.training.run_config import build, check, complete, read_run
-from nanostories.training.schedule import Schedule, learning_rate  # noqa: F401  others take it from here
-from nanostories.training.validation import evaluate
+from nanostories.training.schedule import get_lr, run_progress, schedule_progress, time_left
+from nanostories.training.validation import validate
+
+SAVE_SECONDS = 600  # between checkpoints, unless save_interval says otherwise
 
 
 @dataclass(frozen=True)
@@ -111,334 +111,304 @@ class Settings:
 
 
 # ----------------------------------------------------------------------------------------------
-# the optimizer
+# the model
+
+
+def build_model(settings, tokenizer, device):
+    """A GPT: with new random weights, with those of init_from, or with the run's to be resumed."""
+    if not (settings.resume or settings.init_from):
+        shape = {name: getattr(settings, name) for name in (*run_config.SHAPE, "dropout")}
+        return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
+    base = settings.out_dir if settings.resume else settings.init_from
+    changes = {"dropout": settings.dropout, "block_size": settings.block_size}
+    loaded = checkpoint.load_model(base, "latest", device, settings.revision, **changes)
+    if not loaded.tokenizer.same_as(tokenizer):
+        raise UserError(
+            f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
+            f"--tokenizer={settings.tokenizer}"
+        )
+    return loaded.model.train()
 
 
 # ----------------------------------------------------------------------------------------------
 # one step
 
 
-class Step:
+def step_batches(loader, settings, first_step):
     """
-    An optimizer step of a model: forward and backward over this rank's rows, then the update.
+    Yield for each step its number of tokens, of all ranks, and this rank's micro-batches.
 
-    A step takes batch_size x gradient_accumulation_steps rows, whatever the number of ranks. A
-    rank computes its share in passes of at most batch_size rows; a pass weighs as much as it has
-    targets, so that the gradient is the mean over the step's tokens however they fell into rows,
-    passes and ranks. Nothing here waits for the device.
+    A step takes batch_size x gradient_accumulation_steps rows, whatever the number of ranks; a rank
+    takes its share of them in micro-batches of at most batch_size rows. A micro-batch comes as
+    (dropout seed, Batch, weight): weight is its share of the step's targets, so that the weighted
+    losses of all ranks sum to the mean over the step's targets, however they fell into rows.
     """
+    rows = settings.batch_size * settings.gradient_accumulation_steps
+    parts = split_rows_across_ranks(rows, settings.batch_size, rank(), world_size())
+    ranges = (
+        (step * rows + first, step * rows + last)
+        for step in itertools.count(first_step)
+        for first, last in parts
+    )
+    stream = loader.stream(ranges, prefetch=2 * len(parts) + 2)  # prepared in a thread
+    for step in itertools.count(first_step):
+        step_rows = step * rows, (step + 1) * rows
+        targets, micro_batches = loader.target_count(*step_rows), []
+        for (first, _), batch in zip(parts, stream, strict=False):
+            # Dropout is the same for the same rows, whichever rank and micro-batch they are in.
+            [seed] = np.random.SeedSequence([settings.seed, step, first]).generate_state(1)
+            micro_batches.append((int(seed), batch, batch.target_count / targets))
+        yield loader.token_count(*step_rows), micro_batches
 
-    def __init__(self, model, optimizers, batches, settings, first=0):
-        """batches: a Batches on the model's device. first: the number of the first step to come."""
-        self.model, self.optimizers, self.settings = model, optimizers, settings
-        self.batches, self.device = batches, batches.device
-        self.dtype = pick_dtype(settings.dtype, self.device)
-        self.autocast = autocast_for(self.device, self.dtype)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.rows = settings.batch_size * settings.gradient_accumulation_steps
-        self.share = split_rows_across_ranks(self.rows, settings.batch_size, rank(), world_size())
-        self.feed = batches.stream(
-            (step * self.rows + begin, step * self.rows + end)
-            for step in itertools.count(first)
-            for begin, end in self.share
-        )
-        self._compile()
-        # Kept on the device: how many steps had a number that was nan or inf, and the first's.
-        self.bad, self.first_bad = (torch.zeros((), device=self.device) for _ in range(2))
+
+def train_step(
+    model, optimizers, scaler, guard, micro_batches, step, lr, settings, autocast,
+    keep_gradients=False, timed=record_function,
+):  # fmt: skip
+    """
+    One optimizer step: forward and backward over this rank's micro-batches, then the update.
+
+    model: as device.compile_model wraps it. micro_batches: see `step_batches`. step: its number,
+    from 0. autocast: a function that returns the context to compute in. keep_gradients: zero them
+    instead of freeing them, as CUDA graphs need. timed(name): the context to time a part in.
+    Returns the mean loss over the step's targets, of all ranks, and the norm of the gradient before
+    clipping, as 0-D tensors: nothing here waits for the device.
+    """
+    ranks = world_size()
+    mean_loss = torch.zeros((), device=micro_batches[0][1].tokens.device)
+    for i, (dropout_seed, batch, weight) in enumerate(micro_batches):
+        torch.manual_seed(dropout_seed)
+        torch.compiler.cudagraph_mark_step_begin()
+        # Ranks exchange their gradients once a step, after the last micro-batch.
+        is_last = i == len(micro_batches) - 1
+        with contextlib.nullcontext() if ranks == 1 or is_last else model.no_sync():
+            with timed("forward"), autocast():
+                loss = model(
+                    batch.tokens, batch.targets, positions=batch.positions, start=batch.doc_start
+                )  # mean over the micro-batch's targets
+                loss = loss * weight
+            with timed("backward"):
+                # DDP averages over the ranks, but the weights above ask for the sum.
+                scaler.scale(loss * ranks).backward()
+        mean_loss += loss.detach()
+
+    with timed("update"):
+        if ranks > 1:
+            dist.all_reduce(mean_loss)
         for optimizer in optimizers:
-            optimizer.register_step_pre_hook(self._hold_back)
-
-    def _compile(self):
-        """`forward`: the model, compiled where that pays; `shared`: the same among the ranks."""
-        settings, cuda = self.settings, self.device.type == "cuda"
-        compiled = cuda if settings.compile is None else settings.compile
-        graphs = settings.cuda_graphs
-        if graphs is None:  # a small model's kernels are over sooner than they are launched
-            graphs = settings.n_embd <= 256 and world_size() == 1
-        self.graphs = cuda and compiled and graphs
-        if cuda:
-            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-        if self.graphs:  # a graph's own memory is used again: gradients must not begin there
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-        self.forward = self.model
-        if compiled:
-            # On CPUs attention goes story by story: no graph can hold that whole.
-            how = {"fullgraph": cuda, "mode": "reduce-overhead" if self.graphs else None}
-            self.forward = torch.compile(self.model, dynamic=False, **how)
-        self.shared = self.forward
-        if world_size() > 1:
-            gpu = [self.device.index] if cuda else None
-            self.shared = DistributedDataParallel(self.forward, gpu, gradient_as_bucket_view=True)
-
-    def __call__(self, step, lr, phase=record_function):
-        """
-        Step number `step`; they come in order. Returns its mean loss and its gradient's norm, as
-        tensors, and the tokens of all ranks. phase(name): the context to time a part in.
-        """
-        rows = step * self.rows, (step + 1) * self.rows
-        count = self.batches.target_count(*rows)
-        total = torch.zeros((), device=self.device)
-        for first, last in self.share:
-            with phase("batch"):
-                batch = next(self.feed)
-            # Dropout is the same for the same rows, whichever rank and pass they fall to.
-            key = [self.settings.seed, step, first]
-            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-            if self.graphs:
-                torch.compiler.cudagraph_mark_step_begin()
-            apart = world_size() > 1 and (first, last) != self.share[-1]  # gradients meet but once
-            with self.shared.no_sync() if apart else contextlib.nullcontext():
-                with phase("forward"), self.autocast():
-                    where = {"positions": batch.positions, "start": batch.doc_start}
-                    loss = self.shared(batch.tokens, batch.targets, **where)
-                    loss = loss * (batch.target_count / count)
-                with phase("backward"):
-                    # torch takes the ranks' mean, where the weights above ask for their sum.
-                    self.scaler.scale(loss * world_size()).backward()
-            total += loss.detach()
-        with phase("update"):
-            norm = self._update(step, lr, total)
-        return total, norm, self.batches.token_count(*rows)
-
-    def _update(self, step, lr, loss):
-        """Clip the gradient and let the optimizers step; returns the gradient's norm."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        clip = self.settings.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], clip)
-        if world_size() > 1:
-            dist.all_reduce(loss)
-        # In float16 a gradient may overflow: the scaler lowers its scale, until there is none left.
-        scale, infinite = self.scaler.scale(torch.ones_like(loss)), ~norm.isfinite()
-        bad = ~loss.isfinite() | (infinite & (scale < 2))
-        self.first_bad = torch.where(bad & (self.bad == 0), step + 1, self.first_bad)
-        self.bad += bad
-        # A bad step is left out; or all of them from it on, until the host knows.
-        self.held = (infinite | (bad if self.settings.skip_nonfinite else self.bad > 0)).float()
-        blind = self.device.type == "mps" and self.held.item()  # its AdamW knows no found_inf
+            scaler.unscale_(optimizer)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
         for group in groups:
             group["lr"] = lr
-        for optimizer in self.optimizers:
-            if not blind:
-                self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=not self.graphs)
-        self.scaler.update()
-        return norm
-
-    def _hold_back(self, optimizer, *_):
-        """Before an optimizer steps: found_inf = 1 tells it, on the device, to change nothing."""
-        optimizer.found_inf = self.held
-
-    def skipped(self):
-        """
-        Steps left out since the last call: the host reads here what the device noted.
-
-        Raises UserError where skip_nonfinite does not allow for any.
-        """
-        bad = int(self.bad)
-        if bad and not self.settings.skip_nonfinite:
-            raise UserError(
-                f"step {int(self.first_bad)}: the loss or the gradient is nan or inf; no weight "
-                "has changed since the step before. A lower learning_rate may help, or --resume "
-                "with --skip_nonfinite"
-            )
-        self.bad.zero_()
-        return bad
+        may_step = guard.check(step, mean_loss, norm)
+        for optimizer in optimizers:
+            if may_step:
+                scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=not keep_gradients)
+        scaler.update()
+    return mean_loss, norm
 
 
 # ----------------------------------------------------------------------------------------------
 # a run
 
 
-class Trainer:
-    """One training run: its model, data, schedule and folder, and what is done when."""
+def generate_sample(model, tokenizer, data, max_length, seed):
+    """A story that the model writes now, from the same random numbers each time."""
+    prompt = [tokenizer.eot]
+    if data.answers is not None:  # an instruction of Instruct's, cut to fit
+        prompt = data.prompt(0).tolist()[: max_length - 1]
+    [story] = generate(Decoder(model), [prompt], tokenizer.eot, [[seed, 0]],
+                       max_length=max_length, temperature=0.8)  # fmt: skip
+    return tokenizer.decode([*prompt[1:], *story.ids])
 
-    def __init__(self, settings):
-        """settings: complete and checked; see run_config.py."""
-        self.device = device = pick_device(settings.device)
-        self.train_data, self.val_data, self.tokenizer = data = open_data(settings)
-        self.state, moments = read_run(settings, self.train_data)
 
-        batches, self.val, self.val_bytes = make_loaders(settings, *data, device)
+def train(settings):
+    """
+    Train as the settings say, from the data to the last checkpoint; returns the run's state.
 
-        torch.manual_seed(settings.seed)
-        start = replace(settings, init_from=settings.out_dir) if settings.resume else settings
-        self.model = build(start, self.tokenizer, device)
-        why = select_attention(self.model, settings.attn, pick_dtype(settings.dtype, device))
-        self.optimizers = make_optimizer(self.model, settings)
-        checkpoint.load_optimizer_state(self.model, self.optimizers, moments)
-        self.compute = Step(self.model, self.optimizers, batches, settings, self.state["step"])
-        if self.state["scaler"]:
-            self.compute.scaler.load_state_dict(self.state["scaler"])
+    settings: complete and checked, see nanostories/training/run_config.py.
+    """
+    # ---- 1. device and ranks
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    autocast = autocast_for(device, dtype)
+    is_main = rank() == 0  # rank 0 alone prints and writes
 
-        epoch = -(-batches.num_rows // self.compute.rows)  # in steps
-        self.schedule = Schedule(settings, epoch, self.state)
-        self.settings = self.schedule.settings
-        self.state["longest"] = max(self.state["longest"], batches.longest_chunk)
-        flops, peak = self.model.flops_per_token(batches.mean_context), peak_flops(device)
-        self.top_pace = peak * world_size() / flops if peak else None  # tokens a second
-        self.describe(f"{self.model.attn} ({why})", epoch)
-        self.open_folder()
+    # ---- 2. data
+    train_data, val_data, tokenizer = open_data(settings)
+    train_loader, val_loader, val_bytes = make_loaders(
+        settings, train_data, val_data, tokenizer, device
+    )
+    rows = settings.batch_size * settings.gradient_accumulation_steps  # in a step
+    steps_per_epoch = math.ceil(train_loader.num_rows / rows)
+    max_iters, decay_iters = settings.max_iters, settings.lr_decay_iters
+    if not settings.max_minutes:  # else the clock ends the run, and the schedule may follow it
+        max_iters = max_iters or steps_per_epoch
+        decay_iters = decay_iters or max_iters
+    limits = max_iters, settings.max_minutes  # the nearer one ends the run; 0 is none
+    settings = replace(settings, lr_decay_iters=decay_iters)  # stored as what it came to
 
-    def describe(self, attn, epoch):
-        """Say what is trained on what, and how."""
-        settings, data, compute = self.settings, self.train_data, self.compute
-        passes = [last - first for first, last in compute.share]
-        print0(
-            f"model: {self.model.num_params():,} parameters, "
-            f"{self.model.num_params(embeddings=False):,} without embeddings\n"
-            f"data: {data.tokens:,} tokens in {data.stories:,} stories, "
-            f"{compute.batches.padding:.1%} padding, {epoch:,} steps an epoch\n"
-            f"step: {compute.rows} rows of {settings.row_tokens:,} tokens by {world_size()} rank(s)"
-            f" in {len(passes)} pass(es) of {max(passes)}\n"
-            f"machine: {self.device}, {str(compute.dtype).removeprefix('torch.')}, attention {attn}"
-        )
-        if not settings.lr_decay_iters:
-            print0("the schedule follows the clock: this run cannot be repeated bit for bit")
-        elif settings.lr_decay_iters < self.schedule.max_iters < sys.maxsize:
-            print0(
-                f"the schedule ends at step {settings.lr_decay_iters:,}; from there on the "
-                f"learning rate is {settings.min_lr}"
-            )
+    # ---- 3. model: new, from the weights of init_from, or resumed
+    if is_main and not settings.profile:
+        checkpoint.recover(settings.out_dir)
+    barrier()
+    state, optimizer_state = dict(run_config.NEW_STATE), {}
+    if settings.resume:
+        state, optimizer_state = run_config.read_state(settings.out_dir, train_data)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings, tokenizer, device)
+    attention_reason = select_attention(model, settings.attn, dtype)
 
-    def open_folder(self):
-        """The run folder's fixed files, its log, and the thread that saves: rank 0's alone."""
-        settings, config = self.settings, self.model.config
-        data = checkpoint.data_hashes(self.train_data.manifest)
-        facts = environment(self.device) | {"data": data}
-        self.state |= {"model": asdict(config), "data": data}
-        if rank() == 0 and not settings.profile:
-            checkpoint.create_run_folder(settings.out_dir, config, settings, self.tokenizer, facts)
-            self.log = RunLogger(settings.out_dir, self.state)
-            self.saver = checkpoint.CheckpointSaver(settings.out_dir)
+    # ---- 4. optimizer
+    optimizers = make_optimizers(model, settings)
+    checkpoint.load_optimizer_state(model, optimizers, optimizer_state)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    if state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    guard = NonFiniteGuard(optimizers, scaler, device, settings.skip_nonfinite)
 
-    def run(self):
-        """Train to the end of the schedule, or until asked to stop; returns the state."""
-        settings, state, schedule = self.settings, self.state, self.schedule
-        stop, self.saved = False, time.monotonic()
-        self.model.train()
-        schedule.start()
-        with StopSignal() as self.interrupt:
-            if self.evaluation_is_due():  # the run was stopped when it was about to
-                stop = not self.evaluate()
-            while schedule.progress() < 1 and not stop:
-                lr = schedule.learning_rate()
-                loss, norm = self.step(lr)
-                # All ranks go by the slowest one's clocks, and stop after the same step.
-                clocks = schedule.now(), time.monotonic() - self.saved
-                schedule.spent, late, stop = all_reduce_max(*clocks, self.interrupt.asked)
-                if state["step"] % settings.log_interval == 0 or schedule.progress() >= 1:
-                    self.report(lr, loss, norm)
-                if self.evaluation_is_due():
-                    stop = not self.evaluate()
-                elif stop or self.save_is_due(late):
-                    self.save()
-            if rank() == 0:
-                self.saver.wait()
-        end = "stopped after" if schedule.progress() < 1 else "done with"
-        print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
+    # ---- 5. compile and DDP
+    compiled, parallel, cuda_graphs = compile_model(model, settings, device)
+    batches = step_batches(train_loader, settings, state["step"])
+    model.train()
+    print0(
+        f"model: {model.num_params():,} parameters, "
+        f"{model.num_params(embeddings=False):,} without embeddings\n"
+        f"data: {train_data.tokens:,} tokens in {train_data.stories:,} stories, "
+        f"{train_loader.padding:.1%} padding, {steps_per_epoch:,} steps an epoch\n"
+        f"step: {rows} rows of {settings.row_tokens:,} tokens on {world_size()} rank(s), in "
+        f"micro-batches of at most {min(rows, settings.batch_size)} rows\n"
+        f"device: {device}, {str(dtype).removeprefix('torch.')}, "
+        f"attention {model.attn} ({attention_reason})"
+    )
+    if not decay_iters:
+        print0("the learning rate follows the clock: this run cannot be repeated bit for bit")
+    elif decay_iters < max_iters:
+        print0(f"after step {decay_iters:,} the learning rate is {settings.min_lr}")
+    if settings.profile:
+
+        def one_step(timed):
+            with timed("batch"):
+                _, micro_batches = next(batches)
+            train_step(parallel, optimizers, scaler, guard, micro_batches, 0, 0.0, settings,
+                       autocast, cuda_graphs, timed)  # fmt: skip
+
+        print0(profile(one_step, device, Path(settings.out_dir) / f"profile{rank() or ''}"))
         return state
 
-    def step(self, lr, phase=record_function):
-        """One step; its loss and gradient norm, see Step."""
-        loss, norm, tokens = self.compute(self.state["step"], lr, phase)
-        self.state["step"] += 1
-        self.state["tokens"] += tokens
-        return loss, norm
+    # ---- 6. log and checkpoint saver
+    data_hashes = checkpoint.data_hashes(train_data.manifest)
+    state |= {"model": asdict(model.config), "data": data_hashes}
+    state["longest"] = max(state["longest"], train_loader.longest_chunk)
+    peak = peak_flops(device)
+    peak_speed = peak and peak * world_size() / model.flops_per_token(train_loader.mean_context)
+    if is_main:
+        facts = environment(device) | {"data": data_hashes}
+        checkpoint.create_run_folder(settings.out_dir, model.config, settings, tokenizer, facts)
+        logger = RunLogger(settings.out_dir, state)
+        saver = checkpoint.CheckpointSaver(settings.out_dir)
 
-    def report(self, lr, loss, norm):
-        """A progress line."""
-        self.state["skipped"] += self.compute.skipped()
-        loss, norm, schedule = loss.item(), norm.item(), self.schedule
-        if rank() == 0:
-            left = schedule.left()
-            self.log.progress(self.state, lr, loss, norm, schedule.spent, left, self.top_pace)
-
-    def evaluation_is_due(self):
-        """True where the schedule has one, or ends, and it has not been done yet."""
-        step = self.state["step"]
-        regular = step % self.settings.eval_interval == 0
-        return step > self.state["evaluated"] and (regular or self.schedule.progress() >= 1)
-
-    def evaluate(self):
-        """
-        Loss on the validation stories, by all ranks together; a sample, the plot, a checkpoint.
-
-        Returns False if asked to stop meanwhile: then there is only the checkpoint.
-        """
-        state, val = self.state, self.val
-        state["skipped"] += self.compute.skipped()
-        ranges = (val.row_range(i) for i in range(rank(), len(val), world_size()))
-        ranges = itertools.takewhile(lambda _: not self.interrupt.asked, ranges)
-        mine = evaluate(self.model, val.stream(ranges), self.compute.autocast, self.compute.forward)
-        nats, tokens = all_reduce_sum(*mine)
-        if whole := tokens == val.row_targets.sum():
-            self.note(nats / tokens, nats)
-        self.save()
-        self.schedule.start()
-        return whole
-
-    def note(self, loss, nats):
-        """An evaluation's result, for the state, the log and the plot."""
-        state, bpb = self.state, nats / math.log(2) / self.val_bytes
-        state["evaluated"] = state["step"]
-        if loss < (state["best"] or math.inf):
-            state |= {"best": loss, "best_step": state["step"]}
-        print0(f"step {state['step']:>6} | validation loss {loss:.4f} | bits per byte {bpb:.4f}")
-        if rank() == 0:
-            spent = self.schedule.spent
-            self.log.write(step=state["step"], val_loss=loss, val_bpb=bpb, seconds=spent)
-            self.log.sample(state["step"], self.story())
-            self.log.plot()
-
-    def story(self):
-        """A story that the model tells now, by the same random numbers each time."""
-        eot, how = self.tokenizer.eot, {"max_length": self.state["longest"], "temperature": 0.8}
-        asked = [eot] if self.val_data.answers is None else self.val_data.prompt(0).tolist()
-        asked = asked[: self.state["longest"] - 1]  # an instruction of Instruct's, cut to fit
-        [story] = generate(Decoder(self.model), [asked], eot, [[self.settings.seed, 0]], **how)
-        return self.tokenizer.decode([*asked[1:], *story.ids])
-
-    def save_is_due(self, seconds):
-        """Between evaluations: at save_interval's steps, or by default after ten minutes."""
-        every = self.settings.save_interval
-        return self.to_be_kept() or (self.state["step"] % every == 0 if every else seconds > 600)
-
-    def to_be_kept(self):
-        """True at steps 1, 2, 4, 8, ... if their checkpoints are to stay."""
-        step = self.state["step"]
-        return self.settings.save_steps == "log" and step & (step - 1) == 0
-
-    def save(self):
-        """A checkpoint, from rank 0."""
-        state, self.saved = self.state, time.monotonic()
-        state["skipped"] += self.compute.skipped()
-        state |= {"seconds": self.schedule.spent, "scaler": self.compute.scaler.state_dict()}
-        if self.to_be_kept():
+    def save():
+        """Copy the state for a thread that writes the checkpoint; returns the time."""
+        state["skipped"] += guard.skipped()
+        state["scaler"] = scaler.state_dict()
+        if is_kept(state["step"], settings):
             state["kept"] = [*state["kept"], state["step"]]
-        if rank() == 0:
-            self.saver.save(self.model, self.optimizers, state)
+        if is_main:
+            saver.save(model, optimizers, state)
+        return time.perf_counter()
 
-    def profile(self):
-        """Trace a few steps and say where they went; nothing is logged, evaluated or saved."""
-        self.model.train()
-        folder = Path(self.settings.out_dir) / f"profile{rank() or ''}"
-        print0(profile(partial(self.step, 0.0), self.device, folder))
+    # ---- 7. the loop
+    stop, saved_at = False, time.perf_counter()
+    started_at = saved_at - state["seconds"]  # the clock of the steps stands still in evaluations
+    progress = run_progress(state["step"], state["seconds"], *limits)
+    with StopSignal() as signal:
+        while True:
+            # evaluate when due; a run that was stopped just before it makes up for it here
+            if evaluation_is_due(state, settings, progress):
+                state["skipped"] += guard.skipped()
+                result = validate(model, compiled, val_loader, val_bytes, autocast, signal)
+                stop = result is None  # it was asked to stop meanwhile
+                if result:
+                    loss, bits_per_byte = result
+                    state["evaluated"] = state["step"]
+                    if loss < (state["best"] or math.inf):
+                        state |= {"best": loss, "best_step": state["step"]}
+                    if is_main:
+                        logger.validation(state, loss, bits_per_byte)
+                        sample = (model, tokenizer, val_data, state["longest"], settings.seed)
+                        logger.sample(state["step"], generate_sample(*sample))
+                        logger.plot()
+                saved_at = save()
+                started_at = time.perf_counter() - state["seconds"]
+            if progress >= 1 or stop:
+                break
+
+            # one step at this step's learning rate
+            step = state["step"]
+            lr = get_lr(settings, step, schedule_progress(settings, step, state["seconds"]))
+            tokens, micro_batches = next(batches)
+            loss, norm = train_step(parallel, optimizers, scaler, guard, micro_batches, step, lr,
+                                    settings, autocast, cuda_graphs)  # fmt: skip
+            state["step"] += 1
+            state["tokens"] += tokens
+
+            # all ranks go by the slowest one's clocks, and stop after the same step
+            clocks = time.perf_counter() - started_at, time.perf_counter() - saved_at
+            state["seconds"], unsaved, stop = all_reduce_max(*clocks, signal.received)
+            progress = run_progress(state["step"], state["seconds"], *limits)
+
+            # log when due: only here does the host wait for the device
+            if state["step"] % settings.log_interval == 0 or progress >= 1:
+                state["skipped"] += guard.skipped()
+                loss, norm = loss.item(), norm.item()
+                if is_main:
+                    seconds_left = time_left(state["seconds"], progress)
+                    logger.progress(state, lr, loss, norm, seconds_left, peak_speed)
+
+            # save when due; an evaluation saves by itself
+            if not evaluation_is_due(state, settings, progress) and (
+                stop or save_is_due(state["step"], settings, unsaved)
+            ):
+                saved_at = save()
+        if is_main:
+            saver.wait()
+    end = "done with" if progress >= 1 else "stopped after"
+    print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
+    return state
+
+
+def evaluation_is_due(state, settings, progress):
+    """True at every eval_interval steps and at the end, where it has not been done yet."""
+    regular = state["step"] % settings.eval_interval == 0
+    return state["step"] > state["evaluated"] and (regular or progress >= 1)
+
+
+def save_is_due(step, settings, unsaved_seconds):
+    """True at save_interval's steps, or by default after ten minutes, between evaluations."""
+    if settings.save_interval:
+        return step % settings.save_interval == 0 or is_kept(step, settings)
+    return unsaved_seconds > SAVE_SECONDS or is_kept(step, settings)
+
+
+def is_kept(step, settings):
+    """True at steps 1, 2, 4, 8, ... where their checkpoints are to stay."""
+    return settings.save_steps == "log" and step & (step - 1) == 0
 
 
 def main():
     settings, origin = load(Settings)
     with process_group():
-        settings = complete(settings, origin)
-        check(settings)
+        settings = run_config.complete(settings, origin)
+        run_config.check(settings)
         if rank() == 0:
             show(settings, origin)
         try:
             with checkpoint.full_disk_explained(settings.out_dir):
-                trainer = Trainer(settings)
-                (trainer.profile if settings.profile else trainer.run)()
+                train(settings)
         except torch.OutOfMemoryError:
             raise UserError(
                 "out of memory: halve batch_size and double gradient_accumulation_steps (the same "

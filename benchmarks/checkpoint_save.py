@@ -18,11 +18,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.training import training_step
 from configs import load
 from model import GPT, GPTConfig
+from nanostories.dataset.packing import make_loaders, open_data
 from nanostories.training import checkpoint
-from nanostories.training.optim import make_optimizer
-from train import Settings, Trainer
+from nanostories.training.device import pick_device
+from nanostories.training.optim import make_optimizers
+from train import Settings, build_model
 
 PAIRS, STEPS = 60, 10
 
@@ -36,24 +39,33 @@ def timed(function):
 def small(dataset, out):
     """Pairs of turns of ts_cpu, without a save and with one."""
     settings, _ = load(Settings, ["configs/ts_cpu.py"])
-    never = {"max_minutes": 0.0, "max_iters": 10**6, "eval_interval": 10**6}
-    trainer = Trainer(dataclasses.replace(
-        settings, dataset=dataset, out_dir=out, row_tokens=1024, **never))  # fmt: skip
-    trainer.model.train()
+    settings = dataclasses.replace(settings, dataset=dataset, row_tokens=1024)
+    device = pick_device("cpu")
+    train_data, val_data, tokenizer = open_data(settings)
+    loader, *_ = make_loaders(settings, train_data, val_data, tokenizer, device)
+    model = build_model(settings, tokenizer, device).train()
+    step, optimizers = training_step(model, loader, settings)
+    saver, state = checkpoint.CheckpointSaver(out), {"step": 0, "best_step": 0, "kept": []}
 
-    def turn(save):
+    def save():
+        state["step"] += 1
+        saver.save(model, optimizers, state)
+
+    def turn(with_save):
         begin = time.perf_counter()
-        if save:
-            waits.append(timed(trainer.save))
+        if with_save:
+            waits.append(timed(save))
         for _ in range(STEPS):
-            trainer.step(1e-3)[0].item()
-        if save:
-            trainer.saver.wait()
+            step()
+        if with_save:
+            saver.wait()
         return time.perf_counter() - begin
 
     waits = []
-    turn(save=True)
-    pairs = [(turn(save=False), turn(save=True)) for _ in tqdm(range(PAIRS), desc="pairs")]
+    turn(with_save=True)
+    pairs = [
+        (turn(with_save=False), turn(with_save=True)) for _ in tqdm(range(PAIRS), desc="pairs")
+    ]
     cost = statistics.median(b - a for a, b in pairs)
     share = cost / (100 / STEPS * statistics.median(a for a, _ in pairs))
     print(
@@ -66,7 +78,7 @@ def large(out):
     """A save of the 33M model with AdamW's state, on its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = GPT(GPTConfig(50257, 512, 4, 16, 768)).to(device)
-    [optimizer] = make_optimizer(model, Settings())
+    [optimizer] = make_optimizers(model, Settings())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

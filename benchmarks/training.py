@@ -35,7 +35,13 @@ from nanostories import storage
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import InMemoryDataset
 from nanostories.training import optim
-from nanostories.training.device import autocast_for, environment, pick_device, pick_dtype
+from nanostories.training.device import (
+    autocast_for,
+    compile_model,
+    environment,
+    pick_device,
+    pick_dtype,
+)
 
 BLOCK_SIZE, HEADS = 512, 16
 
@@ -80,6 +86,28 @@ def made_up(vocab_size, stories=20_000):
 # the operations that a token takes
 
 
+def training_step(model, loader, settings):
+    """
+    (a function that makes train.py's next step and returns its tokens, the optimizers) of a GPT on
+    a PackedDataLoader.
+    """
+    device = loader.device
+    dtype = pick_dtype(settings.dtype, device)
+    optimizers = optim.make_optimizers(model, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    guard = optim.NonFiniteGuard(optimizers, scaler, device)
+    _, model, cuda_graphs = compile_model(model, settings, device)
+    batches = enumerate(train.step_batches(loader, settings, first_step=0))
+
+    def step():
+        number, (tokens, micro_batches) = next(batches)
+        train.train_step(model, optimizers, scaler, guard, micro_batches, number, 1e-4, settings,
+                         autocast_for(device, dtype), cuda_graphs)  # fmt: skip
+        return tokens
+
+    return step, optimizers
+
+
 def ours(case, _):
     """train.py's step."""
     data, device = made_up(case.vocab_size), torch.device(case.device)
@@ -90,13 +118,9 @@ def ours(case, _):
     shape = (BLOCK_SIZE, row_tokens, settings.batch_size, settings.seed)
     model = GPT(GPTConfig(case.vocab_size, BLOCK_SIZE, case.n_layer, HEADS, case.n_embd)).to(device)
     model.use_attention("auto", getattr(torch, case.dtype))
-    optimizers = optim.make_optimizer(model, settings)
-    compute = train.Step(
-        model, optimizers, PackedDataLoader(data, 0, *shape, device=device), settings
-    )
-    numbers = iter(range(10**9))
-    flops = model.flops_per_token(compute.batches.mean_context)
-    return lambda: compute(next(numbers), 1e-4)[2], flops
+    loader = PackedDataLoader(data, 0, *shape, device=device)
+    step, _ = training_step(model, loader, settings)
+    return step, model.flops_per_token(loader.mean_context)
 
 
 def nanogpt(case, path):

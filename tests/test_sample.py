@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from tiny import metrics
 
 import sample
 from configs import ROOT, UserError
@@ -14,7 +15,7 @@ from eval.loss import groups_of_text, score
 from model import GPT, GPTConfig
 from nanostories.dataset.tokenizer import build
 from nanostories.training import checkpoint
-from train import Settings, Trainer
+from train import Settings, train
 
 EOT = 256
 
@@ -217,7 +218,7 @@ def test_trained_and_evaluated_loss_agree(tmp_path):
     settings = Settings(dataset=str(data), out_dir=str(tmp_path / "run"), n_layer=1, n_head=2,
                         n_embd=16, block_size=128, row_tokens=256, batch_size=2, max_iters=3,
                         device="cpu", dtype="float32")  # fmt: skip
-    trainer = Trainer(settings)
-    trainer.run()
+    train(settings)
     done = call("-m eval.loss", tmp_path / "run", "--batch_size=3")
-    assert f"bits per byte {trainer.log.lines[-1]['val_bpb']:.4f}\n" in done.stdout, done.stderr
+    expected = metrics(tmp_path / "run")[-1]["val_bpb"]
+    assert f"bits per byte {expected:.4f}\n" in done.stdout, done.stderr

@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ import train
 from configs import UserError
 from kernels import attention, cross_entropy
 from model import GPT, GPTConfig
+from nanostories.dataset.packing import make_loaders, open_data
 from nanostories.dataset.shards import Dataset
-from nanostories.training import checkpoint, device, schedule
-from nanostories.training.optim import make_optimizer, orthogonal
-from train import Settings, Trainer, learning_rate
+from nanostories.training import checkpoint, device, run_config
+from nanostories.training.optim import make_optimizers, orthogonal
+from nanostories.training.schedule import get_lr
+from train import Settings
 
 # Recorded on a CPU; torch 2.11 and 2.13 agree on every digit. A change of grammar, tokenizer,
 # model, batches, optimizer or schedule shows here, and is recorded anew if it was meant.
@@ -54,8 +57,10 @@ def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, 
     large = {"BLOCK": 256, "STEP": 256, "num_warps": 4, "num_stages": 2}
     monkeypatch.setattr(attention, "tiles", lambda *_: large)  # the interpreter is quicker with few
     monkeypatch.setattr(cross_entropy, "choose_loss", lambda *_: loss)
-    trainer = Trainer(settings_for(data, tmp_path / "run", attn=attn))
-    curve = [trainer.step(trainer.schedule.learning_rate())[0].item() for _ in range(steps)]
+    monkeypatch.setattr(train, "validate", lambda *_: None)
+    tiny.train(settings_for(data, tmp_path / "run", attn=attn, max_iters=steps, lr_decay_iters=30))
+    curve = losses(tmp_path / "run")
+    assert len(curve) == steps
     curve = curve[::5] + curve[29:]
     assert curve == pytest.approx(GOLDEN["adamw"][: len(curve)], abs=2e-3)
 
@@ -110,18 +115,17 @@ def test_loss_on_the_story_alone(tmp_path, monkeypatch):
     for loss_on in ("all", "story"):
         settings = settings_for(str(out), tmp_path / loss_on, loss_on=loss_on, max_iters=3)
         settings = replace(settings, block_size=400, row_tokens=800)
-        trainer = Trainer(settings)
-        trainer.run()
+        tiny.train(settings)
     data = Dataset(out, "val")
+    loaded = checkpoint.load_model(tmp_path / "story")
+    model, tokenizer = loaded.model, loaded.tokenizer
     # What the model is judged by is what it is trained on: the story's tokens and its end.
     targets = data.tokens - int((data.answers - 1).sum())
-    nats = sum(
-        -model_log_p(trainer.model, data.story(i), data.answers[i]) for i in range(data.stories)
-    )
+    nats = sum(-model_log_p(model, data.story(i), data.answers[i]) for i in range(data.stories))
     lines = (tmp_path / "story" / "metrics.jsonl").read_text().splitlines()
     last = [json.loads(line) for line in lines if "val_loss" in line][-1]
     assert last["val_loss"] == pytest.approx(nats / targets, rel=1e-4)
-    stories = [trainer.tokenizer.decode(data.story(i)[a:]) for i, a in enumerate(data.answers)]
+    stories = [tokenizer.decode(data.story(i)[a:]) for i, a in enumerate(data.answers)]
     size = sum(len(story.encode()) + 1 for story in stories)
     assert last["val_bpb"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
     # eval.loss says the same of the run, and of its data as a text.
@@ -138,7 +142,7 @@ def test_loss_on_the_story_alone(tmp_path, monkeypatch):
     tokens = [checkpoint.read_state(tmp_path / name)["tokens"] for name in ("all", "story")]
     assert tokens[0] == tokens[1] > 0
     # The story told on the way is told to an instruction.
-    prompt = trainer.tokenizer.decode(data.prompt(0)[1:])
+    prompt = tokenizer.decode(data.prompt(0)[1:])
     assert prompt in (tmp_path / "story" / "samples.txt").read_text()
 
 
@@ -154,7 +158,7 @@ def test_fine_tuning_starts_from_the_run(data, tmp_path):
     tiny.train(settings_for(data, tmp_path / "base"))
     origin = dict.fromkeys(vars(Settings()), "default")
     settings = settings_for(data, tmp_path / "tuned", init_from=str(tmp_path / "base"), max_iters=3)
-    settings = train.complete(replace(settings, n_layer=4, n_head=16, n_embd=768), origin)
+    settings = run_config.complete(replace(settings, n_layer=4, n_head=16, n_embd=768), origin)
     assert (settings.n_layer, settings.n_embd) == (2, 32)
     tiny.train(settings)
     assert losses(tmp_path / "tuned")[0] < losses(tmp_path / "base")[10]
@@ -162,42 +166,42 @@ def test_fine_tuning_starts_from_the_run(data, tmp_path):
 
 def test_max_minutes_counts_time_on_steps_only(data, tmp_path, monkeypatch):
     """With a clock of our own: a step takes 10 s, an evaluation 1,000 s; 2 minutes are 12 steps."""
-    clock = [0.0]
-    monkeypatch.setattr(schedule.time, "perf_counter", lambda: clock[0])
-    trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=0, max_minutes=2.0,
-                                   eval_interval=5, schedule="linear", warmup_iters=1))  # fmt: skip
-    step, evaluate = trainer.step, trainer.evaluate
+    clock, validate = [0.0], train.validate
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
-    def slow_step(lr):
+    def slow_step(train_step, *args):
         clock[0] += 10
-        return step(lr)
+        return train_step(*args)
 
-    def slow_evaluate():
+    def slow_validate(*args):
         clock[0] += 1000
-        return evaluate()
+        return validate(*args)
 
-    trainer.step, trainer.evaluate = slow_step, slow_evaluate
-    state = trainer.run()
+    monkeypatch.setattr(train, "validate", slow_validate)
+    with tiny.each_step(slow_step):
+        state = tiny.train(settings_for(data, tmp_path / "run", max_iters=0, max_minutes=2.0,
+                                        eval_interval=5, schedule="linear",
+                                        warmup_iters=1))  # fmt: skip
     assert state["step"] == 12 and state["seconds"] == pytest.approx(120)
-    rates = [line["lr"] for line in trainer.log.lines if "lr" in line]
+    rates = [line["lr"] for line in tiny.metrics(tmp_path / "run") if "lr" in line]
     assert rates == pytest.approx([1e-2 * (1 - i / 12) for i in range(12)])
 
 
 def test_schedules():
     settings = Settings(learning_rate=1.0, min_lr=0.1, warmup_iters=10)
-    assert learning_rate(settings, 0, 0) == pytest.approx(0.1)
-    assert learning_rate(settings, 4, 0) == pytest.approx(0.5)
-    assert learning_rate(settings, 50, 0.5) == pytest.approx(0.55)
-    assert learning_rate(settings, 99, 1.0) == pytest.approx(0.1)
-    assert learning_rate(settings, 99, 7.0) == pytest.approx(0.1)
-    assert learning_rate(replace(settings, schedule="linear"), 50, 0.25) == pytest.approx(0.775)
-    assert learning_rate(replace(settings, schedule="constant"), 50, 0.9) == pytest.approx(1.0)
+    assert get_lr(settings, 0, 0) == pytest.approx(0.1)
+    assert get_lr(settings, 4, 0) == pytest.approx(0.5)
+    assert get_lr(settings, 50, 0.5) == pytest.approx(0.55)
+    assert get_lr(settings, 99, 1.0) == pytest.approx(0.1)
+    assert get_lr(settings, 99, 7.0) == pytest.approx(0.1)
+    assert get_lr(replace(settings, schedule="linear"), 50, 0.25) == pytest.approx(0.775)
+    assert get_lr(replace(settings, schedule="constant"), 50, 0.9) == pytest.approx(1.0)
 
 
 def test_every_parameter_is_optimized_once_and_only_matrices_decay():
     model = GPT(GPTConfig(300, 16, 2, 2, 32))
     for optimizer in ("adamw", "muon"):
-        optimizers = make_optimizer(model, Settings(optimizer=optimizer))
+        optimizers = make_optimizers(model, Settings(optimizer=optimizer))
         groups = [group for each in optimizers for group in each.param_groups]
         mine = [id(p) for group in groups for p in group["params"]]
         assert sorted(mine) == sorted(id(p) for p in model.parameters())
@@ -226,8 +230,8 @@ def test_orthogonal_brings_singular_values_near_one(shape):
     [
         ({"n_head": 3}, "n_embd 32 is not a multiple of n_head 3"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"grad_clip": -1.0}, "grad_clip must not be negative"),
-        ({"max_iters": -5}, "max_iters must not be negative"),
+        ({"grad_clip": -1.0}, "grad_clip must be 0 or more, not -1.0"),
+        ({"max_iters": -5}, "max_iters must be 0 or more, not -5"),
         ({"dropout": 1.5}, "dropout must be at least 0 and below 1"),
         ({"save_steps": "lag"}, "save_steps must be log or nothing, not 'lag'"),
         ({"schedule": "cosin"}, "schedule must be cosine, linear or constant, not 'cosin'"),
@@ -244,8 +248,8 @@ def test_orthogonal_brings_singular_values_near_one(shape):
 def test_errors_leave_no_run_folder(data, tmp_path, changes, message):
     settings = settings_for(data, tmp_path / "run", **changes)
     with pytest.raises(UserError) as error:
-        train.check(settings)
-        Trainer(settings)
+        run_config.check(settings)
+        tiny.train(settings)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -267,7 +271,7 @@ def test_damaged_data_is_refused(data, tmp_path, damage, message):
     shard = copy / "train_000.bin"
     shard.write_bytes(damage(shard.read_bytes()))
     with pytest.raises(UserError) as error:
-        Trainer(settings_for(str(copy), tmp_path / "run"))
+        tiny.train(settings_for(str(copy), tmp_path / "run"))
     assert message in str(error.value) and "train_000.bin" in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -276,7 +280,7 @@ def test_a_run_is_never_overwritten(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=1)
     tiny.train(settings)
     with pytest.raises(UserError, match="holds a run already"):
-        train.check(settings)
+        run_config.check(settings)
 
 
 def test_another_tokenizer_is_refused(data, tmp_path):
@@ -286,7 +290,7 @@ def test_another_tokenizer_is_refused(data, tmp_path):
                                      val_fraction=0.1, out=str(other), workers=1))  # fmt: skip
     settings = settings_for(str(other), tmp_path / "run", init_from=str(tmp_path / "base"))
     with pytest.raises(UserError, match="has another tokenizer than"):
-        Trainer(settings)
+        tiny.train(settings)
     assert not (tmp_path / "run").exists()
 
 
@@ -306,11 +310,13 @@ def test_steps_compile_once_into_one_graph(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", compile)
     torch._dynamo.reset()
     settings = settings_for(data, tmp_path / "run", attn="math", gradient_accumulation_steps=2)
-    trainer = Trainer(replace(settings, compile=True, max_iters=5))
-    losses = [trainer.step(1e-2)[0].item() for _ in range(5)]
+    monkeypatch.setattr(train, "validate", lambda *_: None)  # its losses are another graph
+    compiled = replace(settings, compile=True, max_iters=5)
+    tiny.train(compiled)
     assert len(frames) == 1
-    plain = Trainer(replace(settings, out_dir=str(tmp_path / "plain"), max_iters=5))
-    assert losses == pytest.approx([plain.step(1e-2)[0].item() for _ in range(5)], abs=1e-4)
+    plain = replace(compiled, out_dir=str(tmp_path / "plain"), compile=False)
+    tiny.train(plain)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
 
 
 def test_a_compiled_run_evaluates_with_its_compiled_model(data, tmp_path, monkeypatch):
@@ -333,20 +339,21 @@ def test_a_compiled_run_evaluates_with_its_compiled_model(data, tmp_path, monkey
     losses = []
     for compile in (True, False):
         settings = settings_for(data, tmp_path / str(compile), compile=compile, max_iters=1)
-        trainer = Trainer(settings)
-        trainer.run()
-        losses.append([line["val_loss"] for line in trainer.log.lines if "val_loss" in line])
+        tiny.train(settings)
+        lines = tiny.metrics(settings.out_dir)
+        losses.append([line["val_loss"] for line in lines if "val_loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0]
     assert set(seen) == {settings.batch_size} and len(seen) > 2
 
 
-def test_the_batch_is_told_once_at_the_start(data, tmp_path, capsys):
+def test_the_batch_is_described_once_at_the_start(data, tmp_path, capsys):
     same = {"batch_size": 3, "gradient_accumulation_steps": 4, "max_iters": 2, "lr_decay_iters": 1}
     tiny.train(settings_for(data, tmp_path / "run", **same))
-    said = capsys.readouterr().out
-    assert said.count("step: 12 rows of 256 tokens, by 1 rank(s) in 4 pass(es) of 3\n") == 1
-    assert said.count("the schedule ends at step 1; from there on the learning rate is 0.0") == 1
-    assert f"done with step 2; to go on: --resume --out_dir={tmp_path}/run" in said
+    printed = capsys.readouterr().out
+    step = "step: 12 rows of 256 tokens on 1 rank(s), in micro-batches of at most 3 rows\n"
+    assert printed.count(step) == 1
+    assert printed.count("after step 1 the learning rate is 0.0") == 1
+    assert f"done with step 2; to go on: --resume --out_dir={tmp_path}/run" in printed
 
 
 def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
@@ -354,8 +361,8 @@ def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):
     tiny.train(settings)
     before = checkpoint.read_config(settings.out_dir)
     profiled = replace(settings, profile=True)
-    train.check(profiled)
-    Trainer(profiled).profile()
+    run_config.check(profiled)
+    tiny.train(profiled)
     folder = tmp_path / "run" / "profile"
     summary = (folder / "summary.txt").read_text()
     for word in ("batch", "forward", "backward", "update", "all", "aten::"):
@@ -383,15 +390,22 @@ def test_freed_memory_is_used_again(tmp_path):
     assert max(json.loads((tmp_path / "faults").read_text())[10:]) < 100
 
 
+def validation_data(settings):
+    """(Dataset, loader, bytes, decode) of the validation stories that a run would evaluate on."""
+    train_data, val, tokenizer = open_data(settings)
+    _, loader, size = make_loaders(settings, train_data, val, tokenizer, torch.device("cpu"))
+    return val, loader, size, tokenizer.decode
+
+
 def test_evaluations_on_some_of_the_stories(data, tmp_path):
     """Evenly spread ones, each counted whole; and the bytes are theirs."""
-    trainer = Trainer(settings_for(data, tmp_path / "run", eval_stories=5))
-    val, decode = trainer.val_data, trainer.tokenizer.decode
+    settings = settings_for(data, tmp_path / "run", eval_stories=5)
+    val, loader, size, decode = validation_data(settings)
     chosen = [val.story(i) for i in np.linspace(0, val.stories - 1, 5).astype(int)]
-    assert trainer.val.row_targets.sum() == sum(map(len, chosen))
-    assert trainer.val_bytes == sum(len(decode(ids[1:]).encode()) + 1 for ids in chosen)
-    whole = Trainer(settings_for(data, tmp_path / "whole", eval_stories=10**6))
-    assert whole.val.row_targets.sum() == val.tokens and whole.val_bytes == val.bytes + val.stories
+    assert loader.row_targets.sum() == sum(map(len, chosen))
+    assert size == sum(len(decode(ids[1:]).encode()) + 1 for ids in chosen)
+    _, loader, size, _ = validation_data(replace(settings, eval_stories=10**6))
+    assert loader.row_targets.sum() == val.tokens and size == val.bytes + val.stories
 
 
 def test_evaluations_on_some_of_the_records(data, tmp_path):
@@ -406,9 +420,8 @@ def test_evaluations_on_some_of_the_records(data, tmp_path):
         str(tmp_path / "records"), tmp_path / "run", eval_stories=4, loss_on="story",
         block_size=512, row_tokens=512,
     )  # fmt: skip
-    trainer = Trainer(settings)
-    val, decode = trainer.val_data, trainer.tokenizer.decode
+    val, loader, size, decode = validation_data(settings)
     places = np.linspace(0, val.stories - 1, 4).astype(int)
-    told = [val.story(i)[val.answers[i] :] for i in places]
-    assert trainer.val.row_targets.sum() == sum(len(ids) + 1 for ids in told)
-    assert trainer.val_bytes == sum(len(decode(ids).encode()) + 1 for ids in told)
+    stories = [val.story(i)[val.answers[i] :] for i in places]
+    assert loader.row_targets.sum() == sum(len(ids) + 1 for ids in stories)
+    assert size == sum(len(decode(ids).encode()) + 1 for ids in stories)

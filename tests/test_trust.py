@@ -22,11 +22,13 @@ from tiny import contents, losses, settings_for
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prepare
+import train
 from configs import UserError
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.training import checkpoint, run_config
-from train import Settings, Trainer
+from nanostories.training.optim import make_optimizers
+from train import Settings
 
 # ----------------------------------------------------------------------------------------------
 # exact resume
@@ -55,9 +57,15 @@ def test_resume_equals_never_stopping(data, tmp_path, optimizer, stop):
 def test_float16_resumes_with_its_loss_scale(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=2, dtype="float16")
     tiny.train(settings)
-    trainer = Trainer(replace(settings, resume=True))
-    state = checkpoint.read_state(settings.out_dir)["scaler"]
-    assert trainer.compute.scaler.state_dict() == state and state["_growth_tracker"] == 2
+    stored, scales = checkpoint.read_state(settings.out_dir)["scaler"], []
+
+    def recorded(train_step, model, optimizers, scaler, *args):
+        scales.append(scaler.state_dict())
+        return train_step(model, optimizers, scaler, *args)
+
+    with tiny.each_step(recorded):
+        tiny.train(replace(settings, resume=True, max_iters=3))
+    assert scales == [stored] and stored["_growth_tracker"] == 2
 
 
 def test_a_longer_run_keeps_the_schedule(data, tmp_path):
@@ -66,12 +74,13 @@ def test_a_longer_run_keeps_the_schedule(data, tmp_path):
     assert checkpoint.read_config(settings.out_dir)["train"]["lr_decay_iters"] == 4
     origin = dict.fromkeys(asdict(settings), "default") | {"max_iters": "command line"}
     longer = Settings(resume=True, out_dir=settings.out_dir, max_iters=6)
-    trainer = Trainer(run_config.complete(longer, origin))
-    trainer.run()
-    rates = [line["lr"] for line in trainer.log.lines if "lr" in line]
-    whole = Trainer(replace(settings, out_dir=str(tmp_path / "whole")))
-    whole.run()
-    assert rates[:4] == [line["lr"] for line in whole.log.lines if "lr" in line]
+    tiny.train(run_config.complete(longer, origin))
+    tiny.train(replace(settings, out_dir=str(tmp_path / "whole")))
+    rates, whole = (
+        [line["lr"] for line in tiny.metrics(tmp_path / name) if "lr" in line]
+        for name in ("run", "whole")
+    )
+    assert rates[:4] == whole
     assert rates[4:] == [1e-4, 1e-4]
 
 
@@ -120,7 +129,7 @@ def test_resume_refuses_other_data(data, tmp_path):
     same = {"source": "storybook", "workers": 1, "val_fraction": 0.1, "out": str(other)}
     prepare.prepare(prepare.Settings(tokenizer="bytes", stories=50, **same))
     with pytest.raises(UserError, match=r"holds another tokenizer than .*tokenizer\.json"):
-        Trainer(replace(settings, resume=True, dataset=str(other)))
+        tiny.train(replace(settings, resume=True, dataset=str(other)))
     shutil.rmtree(other)
     shutil.copytree(data, other)
     shard = other / "train_000.bin"
@@ -129,8 +138,8 @@ def test_resume_refuses_other_data(data, tmp_path):
     manifest["files"][shard.name]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"holds other data than .*: train_000\.bin differ"):
-        Trainer(replace(settings, resume=True, dataset=str(other)))
-    Trainer(replace(settings, resume=True))
+        tiny.train(replace(settings, resume=True, dataset=str(other)))
+    tiny.train(replace(settings, resume=True))
 
 
 def test_resume_refuses_another_architecture(data, tmp_path):
@@ -140,7 +149,7 @@ def test_resume_refuses_another_architecture(data, tmp_path):
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace('"n_head": 2', '"n_head": 4'))
     with pytest.raises(UserError, match=r"config\.json is not what .*: n_head is 4, not 2"):
-        Trainer(replace(settings, resume=True))
+        tiny.train(replace(settings, resume=True))
 
 
 def test_resume_reads_a_log_cut_in_the_middle_of_a_letter(data, tmp_path):
@@ -150,7 +159,8 @@ def test_resume_reads_a_log_cut_in_the_middle_of_a_letter(data, tmp_path):
         file.write("“".encode()[:2])
     with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 2, "lo')
-    assert len(Trainer(replace(settings, resume=True)).log.lines) == 4
+    tiny.train(replace(settings, resume=True))
+    assert len(tiny.metrics(tmp_path / "run")) == 4
 
 
 def test_a_profile_leaves_a_run_alone(data, tmp_path):
@@ -160,9 +170,9 @@ def test_a_profile_leaves_a_run_alone(data, tmp_path):
     parts = [tmp_path / "run" / name for name in ("checkpoints/4.part", "loss.png.part")]
     parts[0].mkdir()
     parts[1].touch()
-    Trainer(replace(settings, profile=True)).profile()
+    tiny.train(replace(settings, profile=True))
     assert parts[0].exists() and parts[1].exists()
-    Trainer(replace(settings, resume=True))  # nothing saves now: that was left by a killed run
+    tiny.train(replace(settings, resume=True))  # nothing saves now: that was left by a killed run
     assert not parts[0].exists() and not parts[1].exists()
 
 
@@ -184,20 +194,33 @@ def test_log_spaced_checkpoints_stay_and_the_rest_is_bounded(data, tmp_path):
         assert checkpoint.load_run(out, f"checkpoints/{step}")
 
 
-def test_a_checkpoint_every_ten_minutes_unless_told_otherwise(data, tmp_path, monkeypatch):
-    clock = iter(range(0, 10**6, 250))  # seconds; read once a step, and once a save
-    monkeypatch.setattr("train.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=9))
-    saved = []
-    monkeypatch.setattr(trainer.saver, "save", lambda *_: saved.append(trainer.state["step"]))
-    trainer.run()
+def test_a_checkpoint_every_ten_minutes_unless_set_otherwise(data, tmp_path, monkeypatch):
+    """With a clock of our own, on which a step takes 250 seconds."""
+    clock, saved = [0.0], []
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(
+        checkpoint.CheckpointSaver,
+        "save",
+        lambda self, model, optimizers, state: saved.append(state["step"]),
+    )
+
+    def slow_step(train_step, *args):
+        clock[0] += 250
+        return train_step(*args)
+
+    with tiny.each_step(slow_step):
+        tiny.train(settings_for(data, tmp_path / "run", max_iters=9))
     assert saved == [3, 6, 9]
 
 
-def test_a_save_copies_first_and_writes_in_a_thread(data, tmp_path, monkeypatch):
-    trainer = Trainer(settings_for(data, tmp_path / "run", max_iters=1))
-    trainer.run()
-    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+def test_a_save_copies_first_and_writes_in_a_thread(tmp_path, monkeypatch):
+    model = tiny.random_model()
+    optimizers = make_optimizers(model, Settings())
+    state = {"best_step": 0, "kept": []}
+    saver = checkpoint.CheckpointSaver(tmp_path)
+    saver.save(model, optimizers, state | {"step": 1})
+    saver.wait()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
     let_go, write = threading.Event(), checkpoint.write_checkpoint
 
     def slow_write(*args):
@@ -205,14 +228,14 @@ def test_a_save_copies_first_and_writes_in_a_thread(data, tmp_path, monkeypatch)
         write(*args)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", slow_write)
-    trainer.saver.save(trainer.model, trainer.optimizers, trainer.state | {"step": 2})
+    saver.save(model, optimizers, state | {"step": 2})
     with torch.no_grad():
-        trainer.model.wte.weight.zero_()  # training goes on meanwhile
-    assert checkpoint.steps_of(trainer.settings.out_dir) == [1]
+        model.wte.weight.zero_()  # training goes on meanwhile
+    assert checkpoint.steps_of(tmp_path) == [1]
     let_go.set()
-    trainer.saver.save(trainer.model, trainer.optimizers, trainer.state | {"step": 3})
-    saved = checkpoint.read_tensors(tmp_path / "run" / "checkpoints" / "2", "model.safetensors")
-    trainer.saver.wait()
+    saver.save(model, optimizers, state | {"step": 3})
+    saved = checkpoint.read_tensors(tmp_path / "checkpoints" / "2", "model.safetensors")
+    saver.wait()
     assert all(torch.equal(saved[name], before[name]) for name in before)
 
 
@@ -224,14 +247,12 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_0(data, tmp_path, numbe
 
 
 def train_slowly(settings, ready):
-    trainer = Trainer(settings)
-
-    def step(lr):
+    def step(*_):
         Path(ready).touch()
         time.sleep(60)
 
-    trainer.step = step
-    trainer.run()
+    with tiny.each_step(step):
+        tiny.train(settings)
 
 
 def test_a_second_signal_exits_at_once(data, tmp_path):
@@ -247,26 +268,27 @@ def test_a_second_signal_exits_at_once(data, tmp_path):
     assert process.exitcode == 128 + signal.SIGINT
 
 
-def test_a_signal_cuts_an_evaluation_short(data, tmp_path):
-    trainer = Trainer(settings_for(data, tmp_path / "run", eval_interval=2, max_iters=4))
-    evaluate = trainer.evaluate
+def test_a_signal_cuts_an_evaluation_short(data, tmp_path, monkeypatch):
+    settings = settings_for(data, tmp_path / "run", eval_interval=2, max_iters=4)
+    validate = train.validate
 
-    def interrupted():
+    def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate()
+        return validate(*args)
 
-    trainer.evaluate = interrupted
-    assert trainer.run()["step"] == 2
-    assert checkpoint.steps_of(tmp_path / "run") == [2]
-    assert not any("val_loss" in line for line in trainer.log.lines)
-    again = Trainer(replace(trainer.settings, resume=True))  # which makes up for it
-    again.run()
-    assert [line["step"] for line in again.log.lines if "val_loss" in line] == [2, 4]
+    def evaluations():
+        return [line["step"] for line in tiny.metrics(tmp_path / "run") if "val_loss" in line]
+
+    monkeypatch.setattr(train, "validate", interrupted)
+    assert tiny.train(settings)["step"] == 2
+    assert checkpoint.steps_of(tmp_path / "run") == [2] and evaluations() == []
+    monkeypatch.setattr(train, "validate", validate)
+    tiny.train(replace(settings, resume=True))  # which makes up for it
+    assert evaluations() == [2, 4]
     # The checkpoint of step 2 knows nothing of it: whoever resumes there evaluates once more.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    once_more = Trainer(replace(trainer.settings, resume=True))
-    once_more.run()
-    assert [line["step"] for line in once_more.log.lines if "val_loss" in line] == [2, 4]
+    tiny.train(replace(settings, resume=True))
+    assert evaluations() == [2, 4]
     samples = (tmp_path / "run" / "samples.txt").read_text()
     assert samples.count("--- step 2\n") == samples.count("--- step 4\n") == 1
 
@@ -290,7 +312,7 @@ def test_a_setting_younger_than_the_run_takes_its_default(tmp_path):
     found = run_config.complete(settings, origin)
     assert found == replace(Settings(), seed=7, out_dir=str(tmp_path))
     storage.write_json(tmp_path / "config.json", {"train": {"sede": 7}})
-    with pytest.raises(UserError, match=r"written by another version of train\.py: see sede"):
+    with pytest.raises(UserError, match=r"written by another version of this code: see sede"):
         run_config.complete(settings, origin)
 
 
@@ -341,17 +363,16 @@ def test_killed_at_random_moments(data, tmp_path, rounds):
 def train_without_disk(settings):
     """Once step 2 is saved no file may grow past 20 kB, as if the disk were full."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
-    trainer = Trainer(settings)
-    save = trainer.save
+    save = checkpoint.CheckpointSaver.save
 
-    def fill_up():
-        save()
-        trainer.saver.wait()
+    def fill_up(saver, *args):
+        save(saver, *args)
+        saver.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 10**6))
 
-    trainer.save = fill_up
+    checkpoint.CheckpointSaver.save = fill_up
     with checkpoint.full_disk_explained(settings.out_dir):
-        trainer.run()
+        tiny.train(settings)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
@@ -384,7 +405,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(finished, tmp_path, name, damag
     flipped = whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :]
     path.write_bytes(whole[:-5] if damage == "cut" else flipped)
     with pytest.raises(UserError, match=f"(?s){name}.*damaged|damaged.*{name}"):
-        Trainer(replace(finished, out_dir=str(out), resume=True))
+        tiny.train(replace(finished, out_dir=str(out), resume=True))
 
 
 class Bomb:
@@ -409,7 +430,7 @@ def test_a_malicious_pickle_is_refused(finished, tmp_path, name):
     sums = out / "latest" / "SHA256SUMS"  # whoever plants a file can plant its sum
     sums.write_text(sums.read_text().replace(old, hashlib.sha256(bomb).hexdigest()))
     with pytest.raises(UserError, match=rf"{name} is no safetensors file"):
-        Trainer(replace(finished, out_dir=str(out), resume=True))
+        tiny.train(replace(finished, out_dir=str(out), resume=True))
     assert not mark.exists()
     pickle.loads(bomb)
     assert mark.exists()  # it would have worked
@@ -437,60 +458,42 @@ def test_a_pickle_among_the_data_is_refused(data, tmp_path):
 # numbers that go wrong
 
 
-def poison(trainer, step, where):
-    """From outside, make the loss or a gradient of this step (counted from 1) nan or inf."""
-    compute = trainer.compute
-    forward = compute.shared
-
-    def shared(*args, **kwargs):
-        loss = forward(*args, **kwargs)
-        if trainer.state["step"] == step - 1 and where == "loss":
-            loss = loss * float("nan")
-        return loss
-
-    def spoil(gradient):
-        return gradient * float("inf") if trainer.state["step"] == step - 1 else gradient
-
-    compute.shared = shared
-    if where == "gradient":
-        trainer.model.ln_f.weight.register_hook(spoil)
-
-
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_nan_stops_the_run_with_the_weights_before_it(data, tmp_path, optimizer, where):
     """The host reads the verdict only every 10 steps: until then no step may move a weight."""
-    same = {"optimizer": optimizer, "max_iters": 30, "log_interval": 10}
-    trainer = Trainer(settings_for(data, tmp_path / "run", **same))
-    poison(trainer, 3, where)
-    with pytest.raises(UserError, match=r"^step 3: the loss or the gradient is nan or inf"):
-        trainer.run()
-    assert trainer.state["step"] == 10
-    good = Trainer(settings_for(data, tmp_path / "good", **same))
-    for _ in range(2):
-        good.step(good.schedule.learning_rate())
-    for a, b in zip(trainer.model.parameters(), good.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    moments, expected = (checkpoint.optimizer_state_dict(t.model, t.optimizers)
-                         for t in (trainer, good))  # fmt: skip
-    assert all(torch.equal(moments[name], expected[name]) for name in expected)
-    assert checkpoint.steps_of(tmp_path / "run") == []
+    same = {"optimizer": optimizer, "log_interval": 10, "lr_decay_iters": 30}
+    calls, spoil = [], tiny.poison([3], where)
+
+    def recorded(train_step, *args):
+        calls.append(args)
+        return spoil(train_step, *args)
+
+    with tiny.each_step(recorded), pytest.raises(UserError) as error:
+        tiny.train(settings_for(data, tmp_path / "run", max_iters=30, **same))
+    assert str(error.value).startswith("step 3: the loss or the gradient is nan or inf")
+    assert len(calls) == 10 and checkpoint.steps_of(tmp_path / "run") == []
+    model, optimizers, *_ = calls[-1]
+    tiny.train(settings_for(data, tmp_path / "good", max_iters=2, **same))
+    weights = checkpoint.read_tensors(tmp_path / "good" / "latest", "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    expected = checkpoint.read_tensors(tmp_path / "good" / "latest", "state.safetensors")
+    moments = checkpoint.optimizer_state_dict(model, optimizers)
+    assert expected and all(torch.equal(moments[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_nan_is_skipped_and_counted_if_asked(data, tmp_path, optimizer):
-    same = {"optimizer": optimizer, "max_iters": 6, "skip_nonfinite": True}
-    trainer = Trainer(settings_for(data, tmp_path / "run", **same))
-    poison(trainer, 3, "loss")
-    before = []
-    step = trainer.step
+def test_nan_is_skipped_and_counted_where_it_may(data, tmp_path, optimizer):
+    settings = settings_for(data, tmp_path / "run", optimizer=optimizer, max_iters=6,
+                            skip_nonfinite=True)  # fmt: skip
+    before, spoil = [], tiny.poison([3], "loss")
 
-    def watched(lr):
-        before.append([p.detach().clone() for p in trainer.model.parameters()])
-        return step(lr)
+    def recorded(train_step, model, *args):
+        before.append([p.detach().clone() for p in model.parameters()])
+        return spoil(train_step, model, *args)
 
-    trainer.step = watched
-    assert trainer.run()["skipped"] == 1
+    with tiny.each_step(recorded):
+        assert tiny.train(settings)["skipped"] == 1
     same_weights = [
         all(torch.equal(a, b) for a, b in zip(before[i], before[i + 1], strict=True))
         for i in range(5)
@@ -503,30 +506,47 @@ def test_nan_is_skipped_and_counted_if_asked(data, tmp_path, optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_float16_overflow_is_the_scalers_business_but_nan_is_not(data, tmp_path, optimizer):
-    same = {"max_iters": 8, "dtype": "float16", "optimizer": optimizer}
-    trainer = Trainer(settings_for(data, tmp_path / "run", **same))
-    scaler = trainer.compute.scaler
-    scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**20})
-    before = [p.detach().clone() for p in trainer.model.parameters()]
+def test_a_float16_overflow_halves_the_scale_and_moves_no_weight(data, tmp_path, optimizer):
+    settings = settings_for(data, tmp_path / "run", max_iters=9, dtype="float16",
+                            optimizer=optimizer)  # fmt: skip
     # One parameter's gradient overflows, whichever optimizer has it: no weight of either moves.
-    hook = trainer.model.ln_f.weight.register_hook(lambda gradient: gradient * float("inf"))
-    trainer.step(1e-2)
-    hook.remove()
-    for a, b in zip(before, trainer.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    trainer.run()  # the scale was halved, training goes on
-    assert scaler.get_scale() < 2.0**20 and trainer.state["skipped"] == 0
-    assert all(p.isfinite().all() for p in trainer.model.parameters())
-    for where, step in (("loss", 2), ("gradient", 2)):
-        other = Trainer(settings_for(data, tmp_path / where, **same))
-        other.compute.scaler.load_state_dict(scaler.state_dict() | {"scale": 1.0})
-        poison(other, step, where)
-        with pytest.raises(UserError, match=rf"^step {step}: "):
-            other.run()
+    overflow, scalers = tiny.poison([1], "gradient"), []
+
+    def recorded(train_step, model, optimizers, scaler, *args):
+        args = (model, optimizers, scaler, *args)
+        if scalers:
+            return train_step(*args)
+        scalers.append(scaler)
+        scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**20})
+        before = [p.detach().clone() for p in model.parameters()]
+        result = overflow(train_step, *args)
+        for a, b in zip(before, model.parameters(), strict=True):
+            assert torch.equal(a, b)
+        return result
+
+    with tiny.each_step(recorded):
+        assert tiny.train(settings)["skipped"] == 0  # training goes on
+    assert scalers[0].get_scale() < 2.0**20
+    weights = checkpoint.read_tensors(tmp_path / "run" / "latest", "model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
 
 
-def test_a_step_never_waits_for_the_device(data, tmp_path):
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_nan_in_float16_is_no_overflow(data, tmp_path, optimizer, where):
+    """At a scale of 1 the scaler has nothing left to halve."""
+    settings = settings_for(data, tmp_path / "run", dtype="float16", optimizer=optimizer)
+    spoil = tiny.poison([2], where)
+
+    def unscaled(train_step, model, optimizers, scaler, *args):
+        scaler.load_state_dict(scaler.state_dict() | {"scale": 1.0})
+        return spoil(train_step, model, optimizers, scaler, *args)
+
+    with tiny.each_step(unscaled), pytest.raises(UserError, match=r"^step 2: "):
+        tiny.train(settings)
+
+
+def test_a_step_never_waits_for_the_device(data, tmp_path, monkeypatch):
     """No .item(), .tolist() or bool() of a tensor: on a GPU each would empty the pipeline."""
     waits = []
 
@@ -536,10 +556,15 @@ def test_a_step_never_waits_for_the_device(data, tmp_path):
                 waits.append(func)
             return func(*args, **(kwargs or {}))
 
+    def watched(train_step, *args):
+        with Watch():
+            loss, norm = train_step(*args)
+            assert waits == []
+            loss.item()
+        return loss, norm
+
+    monkeypatch.setattr(train, "validate", lambda *_: None)
     settings = settings_for(data, tmp_path / "run", attn="math", gradient_accumulation_steps=2)
-    trainer = Trainer(settings)
-    with Watch():
-        loss, _ = trainer.step(1e-3)
-        assert waits == []
-        loss.item()
+    with tiny.each_step(watched):
+        tiny.train(replace(settings, max_iters=1))
     assert len(waits) == 1

@@ -1,5 +1,6 @@
 """Tiny training runs that several tests share, in this process or in others."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+import train as script
 from configs import run
 from model import GPT, GPTConfig
 from nanostories.training import distributed
-from train import Settings, Trainer
+from train import Settings
 
 
 def settings_for(data, out, **changes):
@@ -26,9 +28,14 @@ def settings_for(data, out, **changes):
     return replace(settings, **changes)
 
 
+def metrics(out):
+    """The lines of a run's metrics.jsonl, a list of dicts."""
+    return list(map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines()))
+
+
 def losses(out):
-    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
+    """The training losses that a run logged."""
+    return [line["loss"] for line in metrics(out) if "loss" in line]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -85,21 +92,61 @@ def _rank(function, args):
 
 def train(settings):
     """Train to the end of the run; returns its state."""
-    return Trainer(settings).run()
+    return script.train(settings)
+
+
+@contextlib.contextmanager
+def each_step(function):
+    """Within it train.py calls function(train_step, model, *args) where it would train_step."""
+    train_step = script.train_step
+    script.train_step = lambda *args: function(train_step, *args)
+    try:
+        yield
+    finally:
+        script.train_step = train_step
 
 
 def train_and_stop(settings, steps, number=signal.SIGTERM):
     """Train, and be sent a signal in the middle of step number `steps`."""
-    trainer = Trainer(settings)
-    step = trainer.step
 
-    def signalled(lr):
-        if trainer.state["step"] == steps - 1:
+    def signalled(train_step, model, optimizers, scaler, guard, batches, step, *rest):
+        if step == steps - 1:
             os.kill(os.getpid(), number)
-        return step(lr)
+        return train_step(model, optimizers, scaler, guard, batches, step, *rest)
 
-    trainer.step = signalled
-    trainer.run()
+    with each_step(signalled):
+        train(settings)
+
+
+class Poisoned:
+    """A model whose loss is nan. model: a GPT, or DDP's form of one."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, *args, **kwargs):
+        return self.model(*args, **kwargs) * float("nan")
+
+    def no_sync(self):
+        return self.model.no_sync()
+
+
+def poison(steps, where):
+    """For `each_step`: make the loss nan or a gradient inf at these steps, counted from 1."""
+
+    def poisoned(train_step, model, optimizers, scaler, guard, batches, step, *rest):
+        rest = (optimizers, scaler, guard, batches, step, *rest)
+        if step + 1 not in steps:
+            return train_step(model, *rest)
+        if where == "loss":
+            return train_step(Poisoned(model), *rest)
+        hook = model.ln_f.weight.register_hook(lambda gradient: gradient * float("inf"))
+        try:
+            return train_step(model, *rest)
+        finally:
+            hook.remove()
+
+    return poisoned
 
 
 def contents(out):

@@ -1,14 +1,9 @@
 """
-The machine: which device and dtype, which ranks, when it is asked to stop, where the time goes.
+The device: which one, in which dtype, with which attention, and what it could do at best.
 
     device = pick_device("auto")                 # cuda, or cuda:<local rank> of several; mps; cpu
     autocast = autocast_for(device, pick_dtype("auto", device))
-    with distributed():                          # does nothing where torchrun started no ranks
-        say(rank(), "of", ranks())               # printed once, by rank 0
-        seconds, stop = highest(seconds, stop)   # the same numbers on every rank
-
-Ranks are torch.distributed's: NCCL between GPUs, gloo between CPUs and for the numbers the hosts
-agree on, so that agreeing never waits for a GPU.
+    with autocast(): ...
 """
 
 import contextlib
@@ -18,16 +13,14 @@ import platform
 import subprocess
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from configs import ROOT, UserError
 from nanostories.training.distributed import world_size
 
-# ----------------------------------------------------------------------------------------------
-# where it runs
-
 
 def pick_device(name):
-    """The torch.device behind a setting; raises UserError if it is not there."""
+    """The torch.device behind a setting; raises UserError where it cannot be used."""
     if name == "auto":
         mps = torch.backends.mps.is_available() and world_size() == 1
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -46,9 +39,10 @@ def pick_device(name):
 
 def reuse_freed_memory():
     """
-    Have the C library keep what is freed for what comes next, but for blocks of 32 MB and more.
-    glibc gives more of it back to the kernel, which zeroes each page again for the next step: up to
-    a third of a small model's time.
+    Have the C library keep freed memory for the next step, but for blocks of 32 MB and more.
+
+    By default glibc gives more of it back to the kernel, which zeroes each page again: up to a
+    third of a small model's training time.
     """
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
     with contextlib.suppress(AttributeError):  # another C library has no mallopt
@@ -74,7 +68,7 @@ def pick_dtype(name, device):
 
 
 def select_attention(model, name, dtype):
-    """`model.use_attention`, where what the device cannot do is the user's to mend: UserError."""
+    """`model.use_attention` for a setting; raises UserError where the device cannot run it."""
     try:
         return model.use_attention(name, dtype)
     except ValueError as error:
@@ -88,6 +82,34 @@ def autocast_for(device, dtype):
     return lambda: torch.autocast(device.type, dtype)
 
 
+def compile_model(model, settings, device):
+    """
+    (compiled, parallel, cuda_graphs): the model compiled where that pays, the same wrapped so that
+    its gradients are averaged over the ranks, and whether CUDA graphs launch its passes.
+    """
+    cuda = device.type == "cuda"
+    compiled = model
+    use_compile = cuda if settings.compile is None else settings.compile
+    cuda_graphs = settings.cuda_graphs
+    if cuda_graphs is None:  # a small model's kernels finish sooner than they are launched
+        cuda_graphs = settings.n_embd <= 256 and world_size() == 1
+    cuda_graphs = cuda and use_compile and cuda_graphs
+    if cuda:
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    if cuda_graphs:  # gradients must live outside the memory that a graph reuses
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    if use_compile:
+        # On CPUs attention runs story by story: no graph can hold that whole.
+        mode = "reduce-overhead" if cuda_graphs else None
+        compiled = torch.compile(model, dynamic=False, fullgraph=cuda, mode=mode)
+    parallel = compiled
+    if world_size() > 1:
+        gpu = [device.index] if cuda else None
+        parallel = DistributedDataParallel(compiled, gpu, gradient_as_bucket_view=True)
+    return compiled, parallel, cuda_graphs
+
+
 # Dense bf16 (fp16 on V100 and T4) matmul peaks of the makers' data sheets, in TFLOP/s.
 PEAKS = {
     "H200": 989, "H100 PCIe": 756, "H100": 989, "B200": 2250, "A100": 312, "A10": 125, "A40": 150,
@@ -96,7 +118,7 @@ PEAKS = {
 
 
 def peak_flops(device):
-    """FLOP/s this GPU could do at best, or None where it is not known."""
+    """The GPU's peak in FLOP/s, a float, or None where it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -104,7 +126,7 @@ def peak_flops(device):
 
 
 def environment(device):
-    """The commit of this code, the versions and the machine: what a result may depend on."""
+    """What a result may depend on: the commit of this code, versions, device and threads."""
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     cuda = torch.device(device).type == "cuda"
@@ -115,15 +137,3 @@ def environment(device):
         "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
         "threads": torch.get_num_threads(),
     }
-
-
-# ----------------------------------------------------------------------------------------------
-# ranks
-
-
-# ----------------------------------------------------------------------------------------------
-# being asked to stop
-
-
-# ----------------------------------------------------------------------------------------------
-# where the time goes

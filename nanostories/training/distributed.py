@@ -1,4 +1,13 @@
-""""""
+"""
+Several processes that train together: their ranks, their sums, and a signal that stops them all.
+
+    with process_group():                          # does nothing where torchrun started no ranks
+        print0(f"{world_size()} rank(s)")          # printed once, by rank 0
+        [seconds] = all_reduce_max(seconds)        # the same number on every rank
+
+Ranks are torch.distributed's: NCCL between GPUs, gloo between CPUs and for the numbers the hosts
+agree on, so that agreeing never waits for a GPU.
+"""
 
 import contextlib
 import os
@@ -11,7 +20,7 @@ import torch.distributed as dist
 
 @contextlib.contextmanager
 def process_group():
-    """Join the ranks that torchrun started, if it did, and part from them at the end."""
+    """Join the ranks that torchrun started, if it did, and leave them at the end."""
     if "RANK" not in os.environ:
         yield
         return
@@ -47,53 +56,53 @@ def print0(*words):
 
 
 def all_reduce_sum(*numbers):
-    """Each number's sum over the ranks, as floats."""
-    return _reduce(numbers, "SUM")
+    """Each number's sum over the ranks, a list of floats."""
+    return _all_reduce(numbers, "SUM")
+
+
+def all_reduce_max(*numbers):
+    """Each number's maximum over the ranks, a list of floats."""
+    return _all_reduce(numbers, "MAX")
+
+
+def _all_reduce(numbers, operation):
+    numbers = torch.tensor(numbers, dtype=torch.float64)
+    if _initialized():
+        dist.all_reduce(numbers, getattr(dist.ReduceOp, operation))
+    return numbers.tolist()
 
 
 def all_gather(items):
     """The lists of all ranks, one after the other by rank, as one list on each of them."""
     if not _initialized():
         return list(items)
-    found = [None] * world_size()
-    dist.all_gather_object(found, list(items))
-    return [item for part in found for item in part]
-
-
-def all_reduce_max(*numbers):
-    """Each number's maximum over the ranks, as floats."""
-    return _reduce(numbers, "MAX")
-
-
-def _reduce(numbers, how):
-    numbers = torch.tensor(numbers, dtype=torch.float64)
-    if _initialized():
-        dist.all_reduce(numbers, getattr(dist.ReduceOp, how))
-    return numbers.tolist()
+    lists = [None] * world_size()
+    dist.all_gather_object(lists, list(items))
+    return [item for part in lists for item in part]
 
 
 class StopSignal:
     """
-    Within `with StopSignal() as interrupt:`, SIGTERM and the first Ctrl-C only set `asked`.
+    Within `with StopSignal() as stop:`, SIGTERM and the first Ctrl-C only set `stop.received`.
 
     The second ends the process at once. torchrun passes a signal on to its ranks, and kills them
     30 seconds later.
     """
 
     def __enter__(self):
-        self.asked, self.before = False, {}
+        self.received, self.previous = False, {}
         if threading.current_thread() is threading.main_thread():  # Python allows no other
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._handle)
+                self.previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number, _frame):
-        if self.asked:
+        if self.received:
             os._exit(128 + number)
-        self.asked = True
+        self.received = True
         if rank() == 0:  # not with print: a signal may come in the middle of one
             os.write(2, b"\nstopping after this step; once more to stop at once\n")

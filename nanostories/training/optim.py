@@ -1,5 +1,7 @@
 """
-Muon: momentum made orthogonal, for the matrices inside a network (Jordan et al. 2024).
+The optimizers: AdamW, Muon for the matrices inside the blocks, and a guard against nan and inf.
+
+Muon is momentum made orthogonal (Jordan et al. 2024). For a matrix W (m, n) with gradient G,
 
     M <- mu M + (1 - mu) G                                   momentum of the gradient
     W <- (1 - lr wd) W - lr 0.2 sqrt(max(m, n)) orthogonal(mu M + (1 - mu) G)
@@ -15,6 +17,25 @@ from functools import partial
 
 import torch
 
+from configs import UserError
+
+
+def make_optimizers(model, settings):
+    """
+    The optimizers of all parameters of a GPT, a list of one or two.
+
+    Matrices decay; vectors and embeddings do not. With optimizer = "muon" the blocks' matrices go
+    to Muon and the rest to AdamW.
+    """
+    lr, decay = settings.learning_rate, settings.weight_decay
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h.")]
+    ids = {id(p) for p in matrices}
+    rest = {"params": [p for p in model.parameters() if id(p) not in ids], "weight_decay": 0.0}
+    adamw = partial(torch.optim.AdamW, lr=lr, betas=(settings.beta1, settings.beta2), fused=True)
+    if settings.optimizer == "muon":
+        return [adamw([rest]), Muon(matrices, lr, weight_decay=decay)]
+    return [adamw([{"params": matrices, "weight_decay": decay}, rest])]
+
 
 class Muon(torch.optim.Optimizer):
     """
@@ -29,7 +50,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        # 1 to step, 0 to change nothing: decided on the device, so that nobody waits to know it.
+        # 1 to step, 0 to change nothing: decided on the device, so that the host need not wait.
         go = 1 - getattr(self, "found_inf", torch.zeros(()))
         for group in self.param_groups:
             # Weights of one shape go through the iteration together: many small products, one call.
@@ -41,7 +62,7 @@ class Muon(torch.optim.Optimizer):
                     weight.add_(update * go, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def momentum(self, weight, mu, go):
-        """The weight's momentum after its gradient, looked at from one step ahead (Nesterov)."""
+        """The weight's momentum after its gradient, one step ahead (Nesterov)."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
@@ -70,18 +91,52 @@ def orthogonal(matrices, steps=5):
     return (x.mT if tall else x).type_as(matrices)
 
 
-def make_optimizer(model, settings):
+class NonFiniteGuard:
     """
-    The optimizers of `model`'s parameters, a list of one or two.
+    Keeps a loss or gradient that is nan or inf from changing any weight.
 
-    Matrices decay, vectors and embeddings do not. With optimizer = "muon" the blocks' matrices go
-    to Muon and the rest to AdamW.
+    Reading the loss on the host at every step would empty a GPU's queue of kernels each time. So
+    the verdict stays on the device: `check` gives the optimizers `found_inf`, a tensor of 1 where
+    they are to change nothing, and the host reads how many steps were bad only when it logs. Until
+    it has read that, no later step changes a weight either, unless bad steps are to be skipped.
     """
-    lr, decay = settings.learning_rate, settings.weight_decay
-    blocks = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h.")]
-    mine = {id(p) for p in blocks}
-    rest = {"params": [p for p in model.parameters() if id(p) not in mine], "weight_decay": 0.0}
-    adamw = partial(torch.optim.AdamW, lr=lr, betas=(settings.beta1, settings.beta2), fused=True)
-    if settings.optimizer == "muon":
-        return [adamw([rest]), Muon(blocks, lr, weight_decay=decay)]
-    return [adamw([{"params": blocks, "weight_decay": decay}, rest])]
+
+    def __init__(self, optimizers, scaler, device, skip=False):
+        """scaler: torch's GradScaler. skip: leave bad steps out instead of stopping the run."""
+        self.scaler, self.skip, self.on_mps = scaler, skip, device.type == "mps"
+        self.bad_steps, self.first_bad = (torch.zeros((), device=device) for _ in range(2))
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(self._set_found_inf)
+
+    def check(self, step, loss, norm):
+        """
+        Judge step number `step` by its loss and gradient norm, 0-D tensors, before the optimizers
+        step. Returns False where they must not be called at all: on MPS, whose AdamW knows no
+        found_inf.
+        """
+        # In float16 a gradient may overflow: the scaler halves its scale, until there is none left.
+        scale, overflow = self.scaler.scale(torch.ones_like(loss)), ~norm.isfinite()
+        bad = ~loss.isfinite() | (overflow & (scale < 2))
+        self.first_bad = torch.where(bad & (self.bad_steps == 0), step + 1, self.first_bad)
+        self.bad_steps += bad
+        self.found_inf = (overflow | (bad if self.skip else self.bad_steps > 0)).float()
+        return not (self.on_mps and self.found_inf.item())
+
+    def _set_found_inf(self, optimizer, *_):
+        optimizer.found_inf = self.found_inf
+
+    def skipped(self):
+        """
+        Bad steps since the last call, read from the device.
+
+        Raises UserError where there are any and they are not to be skipped.
+        """
+        count = int(self.bad_steps)
+        if count and not self.skip:
+            raise UserError(
+                f"step {int(self.first_bad)}: the loss or the gradient is nan or inf; no weight "
+                "has changed since the step before. A lower learning_rate may help, or --resume "
+                "with --skip_nonfinite"
+            )
+        self.bad_steps.zero_()
+        return count

@@ -1,4 +1,4 @@
-""""""
+"""Where the time of a training step goes, by torch's profiler."""
 
 import contextlib
 import time
@@ -6,19 +6,20 @@ import time
 import torch
 
 
-def profile(step, device, folder, steps=5, rows=14):
+def profile(step, device, folder, steps=5, rows=8):
     """
-    Run step(phase) a few times under torch's profiler; returns a summary that fits on a screen.
+    Run step(timed) a few times under torch's profiler; returns a summary that fits on a screen.
 
-    step: a function that does its work within `with phase(name):` blocks; the device is waited for
-    at the end of each, so that a block's time is its own. Writes folder/trace.json, for
-    https://ui.perfetto.dev or chrome://tracing, and folder/summary.txt.
+    step: a function that does its work within `with timed(name):` blocks; the device is waited for
+    at the end of each, so that a block's time is its own. rows: of torch's table of the costliest
+    operations. Writes folder/trace.json, for https://ui.perfetto.dev or chrome://tracing, and
+    folder/summary.txt.
     """
     cuda = device.type == "cuda"
     seconds = {}
 
     @contextlib.contextmanager
-    def phase(name):
+    def timed(name):
         with torch.profiler.record_function(name):
             begin = time.perf_counter()
             yield
@@ -26,36 +27,21 @@ def profile(step, device, folder, steps=5, rows=14):
                 torch.cuda.synchronize(device)
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
 
-    for _ in range(3):  # compilation, and memory that is asked for once
-        step(phase)
+    for _ in range(3):  # compilation, and memory that is allocated once
+        step(timed)
     seconds.clear()
     with torch.profiler.profile(acc_events=True) as profiler:
         for _ in range(steps):
-            step(phase)
+            step(timed)
     folder.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(folder / "trace.json"))
 
     total = sum(seconds.values())
-    lines = [f"{'phase':<60} {'ms a step':>10} {'share':>7}"]
+    lines = [f"{'phase':<10} {'ms a step':>10} {'share':>7}"]
     for name, spent in [*seconds.items(), ("all", total)]:
-        lines.append(f"{name:<60} {spent / steps * 1e3:>10.2f} {spent / total:>7.1%}")
-    kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    events = [
-        event
-        for event in profiler.key_averages()
-        if event.device_type == kind and event.key not in seconds
-    ]
-    own = "self_device_time_total" if cuda else "self_cpu_time_total"  # microseconds
-    events.sort(key=lambda event: -getattr(event, own))
-    spent = sum(getattr(event, own) for event in events)
-    lines.append(f"\n{'costliest ' + ('kernels' if cuda else 'operations'):<60} {'ms a step':>10}")
-    lines[-1] += f" {'share':>7} {'calls':>6}"
-    for event in events[:rows]:
-        own_time = getattr(event, own)
-        lines.append(
-            f"{event.key[:60]:<60} {own_time / steps / 1e3:>10.2f} {own_time / spent:>7.1%} "
-            f"{event.count // steps:>6}"
-        )
+        lines.append(f"{name:<10} {spent / steps * 1e3:>10.2f} {spent / total:>7.1%}")
+    order = "self_device_time_total" if cuda else "self_cpu_time_total"
+    lines.append(profiler.key_averages().table(order, row_limit=rows, max_name_column_width=40))
     summary = "\n".join(lines)
     (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8")
     return summary

@@ -1,4 +1,4 @@
-"""The schedule of a run: how far it is, and which learning rate that means."""
+"""The learning rate of a step, and how far a run is: in steps, or in the seconds spent on them."""
 
 import math
 import sys
@@ -8,17 +8,41 @@ from dataclasses import replace
 SCHEDULES = ("cosine", "linear", "constant")
 
 
-def learning_rate(settings, step, progress):
+def get_lr(settings, step, progress):
     """
     The learning rate of step number `step`, counted from 0.
 
-    progress: how much of the schedule has passed, 0..1. A linear warm-up multiplies it all.
+    progress: the part of the schedule that has passed, see `schedule_progress`; beyond 0..1 it is
+    cut off. From learning_rate down to min_lr, times a linear warm-up over warmup_iters steps.
     """
     progress = min(max(progress, 0.0), 1.0)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    share = {"cosine": cosine, "linear": 1 - progress, "constant": 1.0}[settings.schedule]
+    decay = {"cosine": cosine, "linear": 1 - progress, "constant": 1.0}[settings.schedule]
     warmup = min(1.0, (step + 1) / max(1, settings.warmup_iters))
-    return warmup * (settings.min_lr + share * (settings.learning_rate - settings.min_lr))
+    return warmup * (settings.min_lr + decay * (settings.learning_rate - settings.min_lr))
+
+
+def schedule_progress(settings, step, seconds):
+    """
+    The part of the learning-rate schedule that has passed: steps after the warm-up up to
+    lr_decay_iters, or where that is 0, the clock up to max_minutes.
+    """
+    if not settings.lr_decay_iters:
+        return seconds / (60 * settings.max_minutes)
+    decay_steps = max(1, settings.lr_decay_iters - settings.warmup_iters)
+    return (step - settings.warmup_iters) / decay_steps
+
+
+def run_progress(step, seconds, max_iters, max_minutes):
+    """The part of the run that is done, 0..1, by the nearer of its limits; 0 is no limit."""
+    by_steps = step / max_iters if max_iters else 0.0
+    by_time = seconds / (60 * max_minutes) if max_minutes else 0.0
+    return max(by_steps, by_time)
+
+
+def time_left(seconds, progress):
+    """Seconds to go at the speed so far, where the seconds spent made this progress."""
+    return seconds * (1 / max(progress, 1e-9) - 1)
 
 
 class Schedule:
@@ -46,9 +70,9 @@ class Schedule:
     def learning_rate(self):
         settings, step = self.settings, self.state["step"]
         if not settings.lr_decay_iters:
-            return learning_rate(settings, step, self.spent / self.seconds)
+            return get_lr(settings, step, self.spent / self.seconds)
         decay = max(1, settings.lr_decay_iters - settings.warmup_iters)
-        return learning_rate(settings, step, (step - settings.warmup_iters) / decay)
+        return get_lr(settings, step, (step - settings.warmup_iters) / decay)
 
     def progress(self):
         """How much of the run is done, 0..1, by whichever of its limits is nearer."""

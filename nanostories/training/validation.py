@@ -1,8 +1,12 @@
 """Validation: the loss over held-out stories, every target counted once."""
 
 import contextlib
+import itertools
+import math
 
 import torch
+
+from nanostories.training.distributed import all_reduce_sum, rank, world_size
 
 
 @torch.no_grad()
@@ -29,3 +33,19 @@ def evaluate(model, batches, autocast=contextlib.nullcontext, compiled=None):
         count += batch.target_count
     model.train(training)
     return torch.stack(sums).cpu().double().sum().item(), count
+
+
+def validate(model, compiled, loader, text_bytes, autocast, signal):
+    """
+    (loss in nats per target, bits per byte) of the validation stories, by all ranks together.
+
+    loader: their PackedDataLoader. text_bytes: of their text, a separator counted as one byte.
+    signal: a StopSignal; where it is received meanwhile, the result is None.
+    """
+    ranges = (loader.row_range(i) for i in range(rank(), len(loader), world_size()))
+    ranges = itertools.takewhile(lambda _: not signal.received, ranges)
+    sums = evaluate(model, loader.stream(ranges), autocast, compiled)
+    nats, targets = all_reduce_sum(*sums)
+    if targets != loader.row_targets.sum():
+        return None
+    return nats / targets, nats / math.log(2) / text_bytes

@@ -16,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_trust import poison
 from tiny import losses, settings_for
 
 from configs import ROOT
@@ -24,7 +23,6 @@ from nanostories.dataset.packing import split_rows_across_ranks
 from nanostories.training import checkpoint, distributed
 from nanostories.training.distributed import rank
 from nanostories.training.run_config import check
-from train import Trainer
 
 
 @given(rows=st.integers(1, 60), batch_size=st.integers(1, 12), ranks=st.integers(1, 9))
@@ -45,38 +43,37 @@ def test_one_rank_takes_the_passes_as_they_are_set():
 
 def record(settings, folder):
     """Train; leave what this rank read, and the gradients and the loss of the first step."""
-    trainer = Trainer(settings)
-    compute, read = trainer.compute, []
-    gather, update = compute.batches._gather, compute._update
-    if distributed.world_size() > 1:
-        with_gradients_apart, compute.apart = compute.shared.no_sync, 0
+    tokens, apart, gradients = [], [], {}
 
-        def no_sync():
-            compute.apart += 1
-            return with_gradients_apart()
-
-        compute.shared.no_sync = no_sync
-
-    def watched_gather(*plan):
-        batch = gather(*plan)
-        read.append(batch.tokens)
-        return batch
-
-    def watched_update(step, lr, loss):
+    def recorded(train_step, model, optimizers, scaler, guard, batches, step, *rest):
+        tokens.extend(batch.tokens for _, batch, _ in batches)
+        if distributed.world_size() > 1:
+            no_sync = type(model).no_sync
+            model.no_sync = lambda: apart.append(step) or no_sync(model)
+        hooks = []
         if step == 0:
-            found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
-            norm = update(step, lr, loss)
-            found |= {"loss": loss.clone(), "norm": norm}
-            save_file(found, Path(folder) / f"gradients{rank()}.safetensors")
-            return norm
-        return update(step, lr, loss)
 
-    compute.batches._gather, compute._update = watched_gather, watched_update
-    trainer.run()
-    if distributed.world_size() > 1:  # gradients meet on the last pass only
-        assert compute.apart == (len(compute.share) - 1) * settings.max_iters
-    passes = len(compute.share) * settings.max_iters
-    save_file({"tokens": torch.cat(read[:passes])}, Path(folder) / f"read{rank()}.safetensors")
+            def keep(optimizer, *_):
+                for name, parameter in model.named_parameters():
+                    gradients[name.removeprefix("module.")] = parameter.grad.clone()
+
+            hooks = [optimizer.register_step_pre_hook(keep) for optimizer in optimizers]
+        rest = (optimizers, scaler, guard, batches, step, *rest)
+        loss, norm = train_step(model, *rest)
+        for hook in hooks:
+            hook.remove()
+        if step == 0:
+            gradients.update(loss=loss.clone(), norm=norm)
+        micro_batches.append(len(batches))
+        return loss, norm
+
+    micro_batches = []
+    with tiny.each_step(recorded):
+        tiny.train(settings)
+    if distributed.world_size() > 1:  # gradients meet on the last micro-batch only
+        assert len(apart) == sum(micro_batches) - settings.max_iters
+    save_file(gradients, Path(folder) / f"gradients{rank()}.safetensors")
+    save_file({"tokens": torch.cat(tokens)}, Path(folder) / f"read{rank()}.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +85,7 @@ def record(settings, folder):
     ids=["even", "uneven"],
 )
 def test_two_ranks_compute_what_one_does(data, tmp_path, shape):
-    same = {"max_iters": 5, "eval_interval": 5} | shape
+    same = {"max_iters": 5, "eval_interval": 5, "grad_clip": 0.0} | shape
     folders = []
     for ranks in (1, 2):
         folders.append(tmp_path / str(ranks))
@@ -132,24 +129,20 @@ def test_a_changed_number_of_ranks_changes_no_batch(data, tmp_path):
 
 
 def train_poisoned(settings):
-    trainer = Trainer(settings)
-    if rank() == 1:
-        poison(trainer, 2, "loss")
-    before = [p.detach().clone() for p in trainer.model.parameters()]
-    step = trainer.step
+    weights, spoil = {}, tiny.poison([2] if rank() == 1 else [], "loss")
 
-    def watched(lr):
-        nonlocal before
-        if trainer.state["step"] == 1:
-            before = [p.detach().clone() for p in trainer.model.parameters()]
-        return step(lr)
+    def recorded(train_step, model, optimizers, scaler, guard, batches, step, *rest):
+        if step == 1:
+            weights["before"] = [p.detach().clone() for p in model.parameters()]
+        weights["after"] = list(model.parameters())
+        return spoil(train_step, model, optimizers, scaler, guard, batches, step, *rest)
 
-    trainer.step = watched
     try:
-        trainer.run()
+        with tiny.each_step(recorded):
+            tiny.train(settings)
     finally:
-        same = all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(),
-                                                     strict=True))  # fmt: skip
+        pairs = zip(weights["before"], weights["after"], strict=True)
+        same = all(torch.equal(a, b) for a, b in pairs)
         Path(settings.out_dir, f"same{rank()}").write_text(str(same))
 
 

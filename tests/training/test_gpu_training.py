@@ -3,14 +3,14 @@
 import contextlib
 
 import pytest
+import tiny
 import torch
-from tiny import settings_for
+from tiny import losses, metrics, settings_for
 
 from eval.loss import groups_of_text, score
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import Dataset
 from nanostories.training import checkpoint
-from train import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,9 +18,9 @@ pytestmark = [
 ]
 
 
-def trainer_for(data, out, **changes):
+def train_for(data, out, **changes):
     same = {"device": "cuda", "gradient_accumulation_steps": 2, "max_iters": 8, "eval_interval": 4}
-    return Trainer(settings_for(data, out, **same | changes))
+    return tiny.train(settings_for(data, out, **same | changes))
 
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["launched", "graph"])
@@ -30,30 +30,30 @@ def test_compiled_training_is_eager_training(data, tmp_path, monkeypatch, optimi
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     how = {"compile": True, "cuda_graphs": graphs, "optimizer": optimizer}
-    compiled = trainer_for(data, tmp_path / "compiled", **how)
-    compiled.run()
+    train_for(data, tmp_path / "compiled", **how)
     frames = torch._dynamo.utils.counters["frames"]["ok"]
     assert frames <= 2 and not torch._dynamo.utils.counters["graph_break"]
-    eager = trainer_for(data, tmp_path / "eager", compile=False, optimizer=optimizer)
-    eager.run()
+    train_for(data, tmp_path / "eager", compile=False, optimizer=optimizer)
     curves = [
-        [line[name] for line in trainer.log.lines for name in ("loss", "val_loss") if name in line]
-        for trainer in (compiled, eager)
-    ]
+        [line[key] for line in metrics(tmp_path / name) for key in ("loss", "val_loss")
+         if key in line]
+        for name in ("compiled", "eager")
+    ]  # fmt: skip
     assert curves[0] == pytest.approx(curves[1], abs=2e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_waits_for_nothing(data, tmp_path, optimizer):
-    trainer = trainer_for(data, tmp_path / "run", dtype="auto", optimizer=optimizer)
-    for _ in range(3):
-        trainer.step(1e-3)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            trainer.step(1e-3)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    def watched(train_step, model, optimizers, scaler, guard, batches, step, *rest):
+        if step >= 3:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return train_step(model, optimizers, scaler, guard, batches, step, *rest)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    with tiny.each_step(watched):
+        train_for(data, tmp_path / "run", dtype="auto", optimizer=optimizer, max_iters=6)
 
 
 def test_the_corpus_lies_on_the_gpu(data):
@@ -72,26 +72,40 @@ def test_the_corpus_lies_on_the_gpu(data):
 
 
 def test_nan_holds_the_weights(data, tmp_path):
-    trainer = trainer_for(data, tmp_path / "run", compile=False)
-    before = [p.clone() for p in trainer.model.parameters()]
-    trainer.model.ln_f.weight.register_hook(lambda gradient: gradient * float("nan"))
-    trainer.step(1e-2)
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
-    assert int(trainer.compute.bad) == 1
+    """A loss that is nan from the first step on: every checkpoint would hold the first weights."""
+    steps, spoil = [], tiny.poison(range(1, 9), "loss")
+
+    def recorded(train_step, model, *args):
+        steps.append([p.detach().clone() for p in model.parameters()])
+        return spoil(train_step, model, *args)
+
+    with tiny.each_step(recorded):
+        state = train_for(data, tmp_path / "run", compile=False, skip_nonfinite=True)
+    assert state["skipped"] == 8 and losses(tmp_path / "run") == []
+    for weights in steps:
+        assert all(torch.equal(a, b) for a, b in zip(weights, steps[0], strict=True))
 
 
 def test_a_checkpoint_holds_what_the_gpu_held(data, tmp_path):
-    trainer = trainer_for(data, tmp_path / "run", dtype="auto")
-    trainer.run()
+    models = []
+
+    def recorded(train_step, model, *args):
+        models.append(model)
+        return train_step(model, *args)
+
+    with tiny.each_step(recorded):
+        train_for(data, tmp_path / "run", dtype="auto", compile=False)
     saved = checkpoint.read_tensors(tmp_path / "run" / "latest", "model.safetensors")
-    for name, weight in trainer.model.state_dict().items():
+    for name, weight in models[0].state_dict().items():
         assert torch.equal(saved[name], weight.cpu()), name
-    assert all(copy.is_pinned() for copy in trainer.saver.copies.values())
+    saver = checkpoint.CheckpointSaver(tmp_path / "pinned")
+    saver.save(models[0], [], {"step": 1, "best_step": 1, "kept": []})
+    saver.wait()
+    assert all(copy.is_pinned() for copy in saver.copies.values())
 
 
 def test_the_evaluation_of_a_text_runs_there(data, tmp_path):
-    trainer = trainer_for(data, tmp_path / "run", max_iters=1)
-    trainer.run()
+    train_for(data, tmp_path / "run", max_iters=1)
     totals = []
     for device in ("cuda", "cpu"):
         found = checkpoint.load_run(tmp_path / "run", device=device)
