@@ -19,7 +19,7 @@ from pathlib import Path
 import configs
 from configs import UserError
 from nanostories.dataset import instruct, readers, sources
-from nanostories.dataset.build import build_dataset, make_tokenizer, val_hash_limit
+from nanostories.dataset.build import build_dataset, make_tokenizer
 from nanostories.dataset.tokenizer import MAX_VOCAB
 
 
@@ -40,7 +40,6 @@ class Settings:
 
 def prepare(settings):
     """Make the data folder that the settings describe; returns its path."""
-    # ------------------------------------------------------------------------------------------
     # 1. settings
     if settings.vocab_size > MAX_VOCAB:
         raise UserError(f"vocab_size may be at most {MAX_VOCAB:,}: ids are uint16")
@@ -48,7 +47,6 @@ def prepare(settings):
         raise UserError(f"val_fraction must lie between 0 and 1, not {settings.val_fraction}")
     held_out = held_out_fields(settings)
 
-    # ------------------------------------------------------------------------------------------
     # 2. sources: downloaded, or reported missing, before anything is made
     shared = {"stories": settings.stories, "seed": settings.seed, "revision": settings.revision}
     train, val = sources.Source(settings.source, **shared).pinned(), None
@@ -57,20 +55,16 @@ def prepare(settings):
         val = sources.Source(settings.val_source or train.name, "val", **shared).pinned()
         val.total()
 
-    # ------------------------------------------------------------------------------------------
     # 3. tokenizer: made from stories of train only
-    limit = 0 if val else val_hash_limit(settings.val_fraction)
-    tokenizer = make_tokenizer(settings.tokenizer, settings.vocab_size, train, settings.seed, limit)
+    shared = {"seed": settings.seed, "val_fraction": 0.0 if val else settings.val_fraction}
+    tokenizer = make_tokenizer(settings.tokenizer, settings.vocab_size, train, **shared)
 
-    # ------------------------------------------------------------------------------------------
-    # 4. data folder, and with hold_out a second one for the experiment; the first is its control
+    # 4. data folder; with hold_out a second one for the experiment, and the first is its control
     out = Path(settings.out or sources.dataset_folder(settings.source, settings.tokenizer))
-    shared = {"val_fraction": settings.val_fraction, "seed": settings.seed}
-    shared["workers"] = settings.workers
-    build_dataset(out, train, val, tokenizer, **shared)
+    build_dataset(out, train, val, tokenizer, workers=settings.workers, **shared)
     if held_out:
-        apart = out.with_name(f"{out.name}-without-{settings.hold_out}")
-        build_dataset(apart, train, val, tokenizer, held_out=held_out, **shared)
+        second = out.with_name(f"{out.name}-without-{settings.hold_out}")
+        build_dataset(second, train, val, tokenizer, held_out, settings.workers, **shared)
     return out
 
 

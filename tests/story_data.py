@@ -22,10 +22,12 @@ def made(folder, train, val=(), prompts=None, shard_tokens=shards.SHARD_TOKENS):
         before = prompts if prompts and split == "train" else [""] * len(texts)
         whole = [prompt + text for prompt, text in zip(before, texts, strict=True)]
         tokens, lengths = bytewise.encode_stories(whole)
-        sizes = np.array([len(text.encode()) for text in whole], np.int64)
-        answers = np.array([1 + len(prompt.encode()) for prompt in before], np.int64)
+        index = np.zeros(len(whole), shards.STORY)
+        index["tokens"] = lengths
+        index["bytes"] = [len(text.encode()) for text in whole]
+        index["answer"] = [1 + len(prompt.encode()) for prompt in before]
         writer = shards.Writer(folder, split)
-        writer.add(tokens, lengths, sizes, answers, np.zeros((len(whole), 2), np.uint64))
+        writer.add(tokens, index)
         drop = np.zeros(len(whole), np.uint8)
         splits[split] = writer.finish(drop, shard_tokens, answers=bool(prompts))
     facts = {"tokenizer": "bytes", "vocab_size": bytewise.vocab_size, "splits": splits}

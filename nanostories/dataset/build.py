@@ -40,34 +40,34 @@ def check_out(path):
         raise UserError(f"'{path}' exists and is no data folder (no manifest.json): not replaced")
 
 
-def val_hash_limit(val_fraction):
-    """The first 8 bytes of a story's hash are below this limit for val_fraction of all stories."""
-    return round(val_fraction * 2**64)
-
-
 # ----------------------------------------------------------------------------------------------
 # the tokenizer
 
 
-def make_tokenizer(name, vocab_size, source, seed=0, val_limit=0):
-    """The Tokenizer called `name`, made from a sample of the Source where it needs one."""
+def make_tokenizer(name, vocab_size, source, seed=0, val_fraction=0.0):
+    """
+    The Tokenizer called `name`, made from a sample of the Source where it needs one.
+
+    seed, val_fraction: as of build_dataset, so that no story of val is in the sample.
+    """
     if name in ("bpe", "gpt2-10k"):
         print(f"making the {name} tokenizer from {SAMPLE_BYTES // 10**6} MB of text at most ...")
-    tokenizer = tokenizers.build(name, vocab_size, sample_texts(source, seed, val_limit))
+    tokenizer = tokenizers.build(name, vocab_size, sample_texts(source, seed, val_fraction))
     print(f"tokenizer {tokenizer.name}, {tokenizer.vocab_size:,} tokens")
     if name == "bpe" and tokenizer.vocab_size < vocab_size:
         print(f"the text has no more pairs to merge for {vocab_size:,}")
     return tokenizer
 
 
-def sample_texts(source, seed, val_limit):
+def sample_texts(source, seed, val_fraction):
     """Yield about SAMPLE_BYTES of cleaned train texts, from every part of the source."""
     # Every k-th block. Storybook's total counts stories, which are all alike; the hub's is unknown.
     step, size = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES)), 0
     record_seed = seed if sources.is_instruct(source.name) else None
     for block in itertools.islice(source.blocks(), 0, None, step):
         for text in clean_all(readers.texts(block), Counter(), record_seed):
-            if int.from_bytes(story_hash(text, seed)[:8], "little") >= val_limit:
+            first = int.from_bytes(story_hash(text, seed)[:8], "little")
+            if first >= round(val_fraction * 2**64):
                 text = text if isinstance(text, str) else text.text()
                 yield text
                 size += len(text)
@@ -80,7 +80,7 @@ def sample_texts(source, seed, val_limit):
 
 
 def build_dataset(
-    out, train, val, tokenizer, val_fraction=0.01, seed=0, workers=0, held_out=(),
+    out, train, val, tokenizer, held_out=(), workers=0, seed=0, val_fraction=0.0,
     add_files=None, manifest=None,
 ):  # fmt: skip
     """
@@ -103,7 +103,7 @@ def build_dataset(
             add_files(folder)
         tokenizer.save(folder / "tokenizer.json")
         with worker_pool(Encoder(tokenizer, seed, records), workers) as encode:
-            limit = 0 if val else val_hash_limit(val_fraction)
+            limit = round(val_fraction * 2**64)
             writers, counts = encode_splits(folder, encode, train, val, held_out, limit)
         splits = {}
         for writer, drop, count in zip(writers, find_duplicates(*writers), counts, strict=True):
@@ -138,32 +138,26 @@ def build_dataset(
 
 def encode_splits(folder, encode, train, val, held_out, val_limit):
     """[Writer of val, Writer of train] with all their stories, and [Counter, Counter] of both."""
-    writers, counts = [Writer(folder, "val"), Writer(folder, "train")], [Counter(), Counter()]
-    if val:
-        for stories in read_blocks(val, encode(val.blocks()), counts[0]):
-            writers[0].add(*stories)
-    lowest = 2**64
-    for stories in read_blocks(train, encode(train.blocks(), held_out, val_limit), counts[1]):
-        first = stories.hashes[:, 0]
-        lowest = min(lowest, int(first.min(initial=2**64 - 1)))
-        for writer, mask in zip(writers, (first < val_limit, first >= val_limit), strict=True):
-            if mask.any():
-                writer.add(*(stories if mask.all() else stories.where(mask)))
+    writers, counts, lowest = [Writer(folder, "val"), Writer(folder, "train")], [], 2**64
+    for source, limit in ((val, 2**64), (train, val_limit)):
+        counts.append(Counter())
+        if not source:
+            continue
+        for tokens, index, more in progress(encode(source.blocks(), held_out, limit), source):
+            counts[-1].update(more)
+            first = index["hash"][:, 0]
+            lowest = min([lowest, *first.tolist()])
+            for writer, mask in zip(writers, (first < limit, first >= limit), strict=True):
+                writer.add(tokens[np.repeat(mask, index["tokens"])], index[mask])
+        check_not_empty(source, counts[-1])
     if not writers[0].stories:
         # Of so few stories none fell to val: once more, for the one with the lowest hash.
         return encode_splits(folder, encode, train, val, held_out, lowest + 1)
     return writers, counts
 
 
-def read_blocks(source, results, counts):
-    """
-    Yield the EncodedStories of each (block, result) of worker_pool; show progress, as a bar on a
-    terminal, else as lines. counts: Counter that all are added to. Raises UserError where no story
-    is left.
-    """
-    for stories, block_counts in progress(results, source):
-        counts.update(block_counts)
-        yield stories
+def check_not_empty(source, counts):
+    """Raise UserError where the cleaning left no story of a source."""
     if not counts["read"] - counts["empty"] - counts["truncated"] - counts["unreadable"]:
         reason = f"'{source}' has no story left after cleaning ({describe_cleaning(counts)})"
         if counts["unreadable"]:

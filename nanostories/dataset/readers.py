@@ -10,9 +10,6 @@ Read stories from files and from the Hugging Face hub, as blocks of about a mega
 A block is small to pickle (of a .txt or .jsonl file: a path and two offsets). `texts` turns it into
 its stories, in a worker process of prepare.py. So the parent stays idle, and memory is bounded
 whatever the size of the source.
-
-A row is read as its story, or with `facts` as instruct.StoryFacts: the story with the words,
-features and summary that the row has, to make an Instruct record of.
 """
 
 import codecs
@@ -33,6 +30,7 @@ from nanostories.dataset.tokenizer import EOT
 BLOCK_BYTES = 1 << 20
 JSON_CHUNK, MAX_JSON_OBJECT = 1 << 20, 1 << 26  # characters of an array read at a time, of a row
 _BETWEEN_OBJECTS = re.compile(r"[\s,\[\]]*")  # in a JSON array
+_FACTS = ("summary", "words", "features", "instruction")  # columns beside the story
 
 # Plain text on the hub: repository, the commit we read (so that runs repeat), start of file names.
 _REPO = ("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64")
@@ -51,45 +49,48 @@ NAMED = {
 @dataclass(frozen=True)
 class Block:
     """
-    Consecutive stories of a source: `rows`, or the bytes of a file from start to stop.
+    Consecutive stories of a source: `rows`, or the bytes of the file `path` from start to stop.
 
-    weight: its part of Source.total(), for progress. last: nothing follows in its file. facts: its
-    stories are wanted as instruct.StoryFacts.
+    weight: its part of Source.total(), for progress. path: file or source, for errors. rows: str,
+    None, or dicts with the story in "text" or "story". last: nothing follows in its file. facts:
+    the stories are wanted as instruct.StoryFacts.
     """
 
     weight: int
+    path: str
     rows: tuple = ()
-    path: str = ""
     start: int = 0
     stop: int = 0
     last: bool = False
     facts: bool = False
 
 
-def file_blocks(path, facts=False):
+def file_blocks(path):
     """Yield the Blocks of a file, in order."""
     kind = _kind(path)
-    if kind in _ROW_READERS:
-        yield from row_blocks(_ROW_READERS[kind](path, facts), facts)
+    if kind in ("txt", "jsonl"):
+        yield from _text_blocks(path, EOT.encode() if kind == "txt" else b"\n")
     else:
-        yield from _span_blocks(path, EOT.encode() if kind == "txt" else b"\n", facts)
+        read = {"parquet": read_parquet, "tar": read_tar, "json": read_json}[kind]
+        yield from row_blocks(path, read(path))
 
 
-def row_blocks(weighted_rows, facts=False):
-    """Yield Blocks of (row, weight) pairs; a row is a str or instruct.StoryFacts."""
+def row_blocks(path, weighted_rows):
+    """Yield Blocks of (row, weight) pairs."""
     rows, size, weight = [], 0, 0
     for row, part in weighted_rows:
         rows.append(row)
-        size += len(row if isinstance(row, str) else row.story)
+        values = row.values() if isinstance(row, dict) else [row]
+        size += sum(len(value) for value in values if isinstance(value, str))
         weight += part
         if size >= BLOCK_BYTES:
-            yield Block(weight, tuple(rows), facts=facts)
+            yield Block(weight, path, tuple(rows))
             rows, size, weight = [], 0, 0
     if rows:
-        yield Block(weight, tuple(rows), facts=facts)
+        yield Block(weight, path, tuple(rows))
 
 
-def _span_blocks(path, separator, facts):
+def _text_blocks(path, separator):
     """Yield Blocks of a file that is cut only at separators."""
     start, size = 0, Path(path).stat().st_size
     if not size:  # an empty file cannot be mapped
@@ -98,7 +99,7 @@ def _span_blocks(path, separator, facts):
         while start < size:
             stop = data.find(separator, start + BLOCK_BYTES)
             stop = size if stop < 0 else stop
-            yield Block(stop - start, (), str(path), start, stop, stop == size, facts)
+            yield Block(stop - start, path, start=start, stop=stop, last=stop == size)
             start = stop + len(separator)
 
 
@@ -119,15 +120,14 @@ def texts(block, strict=False):
     The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts.
 
     A byte that is not UTF-8 becomes a lone surrogate, which cleaning.fix_encoding repairs; with
-    `strict` it is an error. Raises UserError for a file that is not text.
+    `strict` it is an error. Raises UserError for a file or a row that holds no story.
     """
-    stories = _file_stories(block, strict) if block.path else block.rows
-    if block.facts:
-        return [instruct.StoryFacts(one) if isinstance(one, str) else one for one in stories]
-    return list(stories)
+    rows = block.rows or _parse_file(block, strict)
+    return [_parse_row(row, block.path, block.facts) for row in rows]
 
 
-def _file_stories(block, strict):
+def _parse_file(block, strict):
+    """The rows of a block of a .txt or .jsonl file."""
     with open(block.path, "rb") as file:
         file.seek(block.start)
         data = file.read(block.stop - block.start)
@@ -135,8 +135,7 @@ def _file_stories(block, strict):
         data = data.removeprefix(codecs.BOM_UTF8)
     text = _decode(data, block, strict)
     if _kind(block.path) == "jsonl":
-        lines = (line for line in text.split("\n") if line.strip())
-        return [_parse_line(line, block.path, block.facts) for line in lines]
+        return [_parse_line(line, block.path) for line in text.split("\n") if line.strip()]
     stories = [story.strip() for story in text.split(EOT)]
     # Nothing before the first separator, or after the last, is not an empty story.
     if block.last and not stories[-1]:
@@ -162,16 +161,15 @@ def _decode(data, block, strict):
         return text
 
 
-# ----------------------------------------------------------------------------------------------
-# rows
+def _parse_line(line, path):
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(f"'{path}': a line is not JSON ({error}): {line[:40]!r}") from None
 
 
-def parse_row(row, path, facts=False):
-    """
-    The story of a row, a str or None or a dict with one; with `facts`, its instruct.StoryFacts.
-
-    path: the file, for errors. Raises UserError for any other row.
-    """
+def _parse_row(row, path, facts):
+    """The story of a row; with `facts`, as StoryFacts with the words, features, summary it has."""
     story, fields = row, {}
     if isinstance(row, dict):
         story, fields = row[_story_field(row, path)], row
@@ -196,42 +194,34 @@ def _story_field(names, path):
     raise UserError(f"'{path}' has no 'text' or 'story', only {', '.join(names)}")
 
 
-def _columns(names, path, facts):
-    """Which of the columns `names` of a table are needed."""
-    more = ("summary", "words", "features", "instruction") if facts else ()
-    return [_story_field(names, path), *(name for name in more if name in names)]
+# ----------------------------------------------------------------------------------------------
+# files of rows: each reader yields (row, its part of the file's bytes)
 
 
-def _parse_line(line, path, facts):
-    try:
-        return parse_row(json.loads(line), path, facts)
-    except ValueError as error:
-        raise UserError(f"'{path}': a line is not JSON ({error}): {line[:40]!r}") from None
-
-
-def read_parquet(path, facts=False):
-    """Yield (row, its part of the file's bytes) of each row."""
+def read_parquet(path):
+    """Yield (dict, weight) of each row of a table."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            part = Path(path).stat().st_size // max(1, file.metadata.num_rows)
-            columns = _columns(file.schema_arrow.names, path, facts)
+            weight = Path(path).stat().st_size // max(1, file.metadata.num_rows)
+            names = file.schema_arrow.names
+            columns = [_story_field(names, path), *(name for name in _FACTS if name in names)]
             for batch in file.iter_batches(batch_size=1024, columns=columns):
-                yield from ((parse_row(row, path, facts), part) for row in batch.to_pylist())
+                yield from ((row, weight) for row in batch.to_pylist())
     except pyarrow.ArrowException as error:
         raise UserError(f"'{path}' is not a readable parquet file ({error})") from None
 
 
-def read_tar(path, facts=False):
-    """Yield (row, its part of the compressed bytes) of every .json in an archive."""
+def read_tar(path):
+    """Yield (row, weight) of every .json in an archive; the weight is in compressed bytes."""
     try:
         with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
             before = 0
             for member in archive:
                 if member.isfile() and member.name.endswith(".json"):
-                    for row, _ in read_json(path, facts, archive.extractfile(member)):
+                    for row, _ in read_json(path, archive.extractfile(member)):
                         yield row, raw.tell() - before
                         before = raw.tell()
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -240,8 +230,8 @@ def read_tar(path, facts=False):
         raise UserError(f"'{path}' is a damaged archive ({error})") from None
 
 
-def read_json(path, facts=False, file=None):
-    """Yield (row, its characters) of each object of a JSON array, holding only a chunk of it."""
+def read_json(path, file=None):
+    """Yield (row, weight) of each object of a JSON array, never holding more than a chunk of it."""
     decoder, buffer = json.JSONDecoder(), ""
     with file or open(path, "rb") as raw:
         reader = codecs.getreader("utf-8")(raw, errors="surrogateescape")
@@ -252,14 +242,11 @@ def read_json(path, facts=False, file=None):
             with contextlib.suppress(ValueError):
                 while place < len(buffer):
                     row, stop = decoder.raw_decode(buffer, place)
-                    yield parse_row(row, path, facts), stop - place
+                    yield row, stop - place
                     place = _BETWEEN_OBJECTS.match(buffer, stop).end()
             buffer = buffer[place:]
     if buffer:
         raise UserError(f"'{path}' is not a whole JSON array: no object at {buffer[:40]!r}")
-
-
-_ROW_READERS = {"parquet": read_parquet, "tar": read_tar, "json": read_json}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -288,30 +275,19 @@ def hub_commit(repo, revision):
     return HfApi().dataset_info(repo, revision=revision or None, timeout=20).sha
 
 
-def download_split(name, split, revision):
-    """The local path of a named data set's text file."""
-    return download(
-        name, f"{NAMED[name][2]}-{'train' if split == 'train' else 'valid'}.txt", revision
-    )
-
-
 def download(name, file, revision=""):
-    """The local path of any file of a named data set's repository; broken downloads resume."""
+    """The local path of a file of a named data set's repository. Broken downloads are resumed."""
     repo, pinned, _ = NAMED[name]
-    request = {"repo_id": repo, "repo_type": "dataset", "filename": file}
-    request["revision"] = revision or pinned
+    request = {"repo_id": repo, "repo_type": "dataset", "revision": revision or pinned}
     with hub_errors(name):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        import huggingface_hub
 
-        try:
-            return hf_hub_download(**request, local_files_only=True)
-        except LocalEntryNotFoundError:
-            hub_commit(repo, request["revision"])  # fails at once without a network
-            return hf_hub_download(**request)
+        if not huggingface_hub.try_to_load_from_cache(filename=file, **request):
+            hub_commit(repo, request["revision"])  # without a network this fails at once
+        return huggingface_hub.hf_hub_download(filename=file, **request)
 
 
-def read_hub(source, revision, facts=False):
+def read_hub(source, revision):
     """Yield (row, 1) of hub:owner/name, or of the split named in hub:owner/name:split."""
     _, repo, *split = source.split(":")
     with hub_errors(source):
@@ -320,5 +296,6 @@ def read_hub(source, revision, facts=False):
         # Not streamed: a broken download is resumed, and a second run needs no network.
         split = (split or ["train"])[0]
         table = datasets.load_dataset(repo, split=split, revision=revision or None)
-    table = table.select_columns(_columns(table.column_names, source, facts))
-    yield from ((parse_row(row, source, facts), 1) for row in table)
+    names = table.column_names
+    table = table.select_columns([_story_field(names, source), *(x for x in _FACTS if x in names)])
+    yield from ((row, 1) for row in table)

@@ -19,7 +19,9 @@ from configs import UserError
 from nanostories.storage import read_json, sha256, write_json
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
-_STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash", "<u8", 2)])
+# What is known of a story while a data folder is written: its length in tokens and UTF-8 bytes, the
+# token where its answer starts, and a hash that is equal for equal stories only.
+STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash", "<u8", 2)])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -30,7 +32,7 @@ class Writer:
     """
     Writes one split of a data folder, in two passes.
 
-    `add` appends stories to a temporary file. Once all are there and it is known which are
+    `add` appends stories to temporary files. Once all are there and it is known which are
     duplicates, `finish` writes the others to shards. Memory: about 80 bytes a story.
     """
 
@@ -40,23 +42,16 @@ class Writer:
         self.spill.write_bytes(b"")
         self.index.write_bytes(b"")
 
-    def add(self, tokens, lengths, sizes, answers, hashes):
-        """
-        Append n stories. tokens: uint16, all of them, each with its <|endoftext|> in front;
-        lengths, sizes, answers: (n,) tokens, UTF-8 bytes, where the answer starts; hashes: uint64
-        (n, 2), equal only for equal stories.
-        """
-        rows = np.empty(len(lengths), _STORY)
-        rows["tokens"], rows["bytes"], rows["answer"] = lengths, sizes, answers
-        rows["hash"] = hashes
-        with open(self.spill, "ab") as spill, open(self.index, "ab") as index:
+    def add(self, tokens, index):
+        """Append stories. tokens: uint16, each with <|endoftext|> in front. index: STORY (n,)."""
+        with open(self.spill, "ab") as spill, open(self.index, "ab") as file:
             spill.write(tokens.astype("<u2", copy=False).tobytes())
-            index.write(rows.tobytes())
-        self.stories += len(rows)
+            file.write(index.tobytes())
+        self.stories += len(index)
 
     def hashes(self):
         """The hashes of all stories, uint64 (stories, 2)."""
-        return np.fromfile(self.index, _STORY)["hash"]
+        return np.fromfile(self.index, STORY)["hash"]
 
     def finish(self, drop, shard_tokens=SHARD_TOKENS, answers=False):
         """
@@ -65,43 +60,34 @@ class Writer:
 
         Returns the split's part of the manifest.
         """
-        index, kept = np.fromfile(self.index, _STORY), np.flatnonzero(drop == 0)
-        ends = np.cumsum(index["tokens"], dtype=np.int64)  # of every story in the temporary file
-        lengths = index["tokens"][kept]
-        starts = np.cumsum(lengths, dtype=np.int64) - lengths
-        total = int(lengths.sum(dtype=np.int64))
+        index, kept = np.fromfile(self.index, STORY), np.flatnonzero(drop == 0)
+        spill_ends = np.cumsum(index["tokens"], dtype=np.int64)  # of every story
+        ends = np.cumsum(index["tokens"][kept], dtype=np.int64)  # of those that are kept
+        starts = ends - index["tokens"][kept]
         self._save_array("stories", starts)
         if answers:
             self._save_array("answer", index["answer"][kept].astype(np.int64))
-        shards = []
-        for first, last in _cut(starts, total, shard_tokens):
-            spill = np.memmap(self.spill, "<u2", mode="r")
+        shards, first = [], 0
+        while first < len(kept):
+            # As many stories as fit; one that is longer than a shard has a shard of its own.
+            fit = int(np.searchsorted(ends, starts[first] + shard_tokens, side="right"))
+            stories, first = kept[first : max(fit, first + 1)], max(fit, first + 1)
             shards.append(f"{self.split}_{len(shards):03}.bin")
+            spill = np.memmap(self.spill, "<u2", mode="r")
             with open(self.folder / shards[-1], "wb") as file:
-                stories = kept[first:last]
                 for run in np.split(stories, np.flatnonzero(np.diff(stories) > 1) + 1):
-                    begin = ends[run[0]] - index["tokens"][run[0]]
-                    file.write(spill[begin : ends[run[-1]]])
+                    begin = spill_ends[run[0]] - index["tokens"][run[0]]
+                    file.write(spill[begin : spill_ends[run[-1]]])
         self.spill.unlink()
         self.index.unlink()
-        size = int(index["bytes"][kept].sum(dtype=np.int64))
-        return {"tokens": total, "stories": len(kept), "bytes": size, "shards": shards}
+        tokens, size = (int(index[x][kept].sum(dtype=np.int64)) for x in ("tokens", "bytes"))
+        return {"tokens": tokens, "stories": len(kept), "bytes": size, "shards": shards}
 
     def _save_array(self, name, array):
         # Not np.save to the file itself: on a full disk its error has no errno.
         buffer = io.BytesIO()
         np.save(buffer, array)
         (self.folder / f"{self.split}_{name}.npy").write_bytes(buffer.getbuffer())
-
-
-def _cut(starts, total, shard_tokens):
-    """Yield the (first, last) stories of each shard; a longer story has a shard of its own."""
-    ends, first = np.append(starts[1:], total), 0
-    while first < len(starts):
-        full = int(np.searchsorted(ends, starts[first] + shard_tokens, side="right"))
-        last = max(full, first + 1)
-        yield first, last
-        first = last
 
 
 def write_manifest(folder, facts):
@@ -169,9 +155,14 @@ class Dataset(InMemoryDataset):
         self.manifest = read_manifest(folder)
         counts, files = self.manifest["splits"][split], self.manifest["files"]
         self.tokens, self.stories, self.bytes = map(counts.get, ("tokens", "stories", "bytes"))
-        for name in files:
-            if name.startswith(f"{split}_"):
-                _check_size(self.folder / name, files[name]["bytes"])
+        for path in (self.folder / name for name in files if name.startswith(f"{split}_")):
+            if not path.is_file():
+                raise UserError(f"{path} is missing; run prepare.py again")
+            if path.stat().st_size != (size := files[path.name]["bytes"]):
+                raise UserError(
+                    f"{path} has {path.stat().st_size:,} bytes where manifest.json says {size:,}; "
+                    "run prepare.py again"
+                )
         starts, self.answers = _load(self.folder / f"{split}_stories.npy"), None
         if f"{split}_answer.npy" in files:
             self.answers = _load(self.folder / f"{split}_answer.npy")
@@ -209,13 +200,3 @@ def _load(path):
         return np.load(path, mmap_mode="r")
     except ValueError as error:  # no array, or a pickle, which is not opened
         raise UserError(f"{path} is damaged: {error}") from None
-
-
-def _check_size(path, size):
-    """Raise UserError unless the file is there and has this many bytes."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; run prepare.py again")
-    if (actual := path.stat().st_size) != size:
-        raise UserError(
-            f"{path} has {actual:,} bytes where manifest.json says {size:,}; run prepare.py again"
-        )

@@ -90,7 +90,9 @@ class Source:
     def files(self):
         """The local files of the source, a list of paths; a named data set is downloaded."""
         if self.base in readers.NAMED:
-            return [readers.download_split(self.base, self.split, self.revision)]
+            split = "train" if self.split == "train" else "valid"
+            file = f"{readers.NAMED[self.base][2]}-{split}.txt"
+            return [readers.download(self.base, file, self.revision)]
         return _local_files(self.base)
 
     def total(self):
@@ -103,19 +105,18 @@ class Source:
 
     def blocks(self):
         """Yield the readers.Blocks of the source, in order."""
-        facts = self.name.startswith(INSTRUCT)
         if self.base == "storybook":
             # Other stories for val than for train, of the same seed.
             stories = storybook.stories(self.stories, self.seed + (self.split == "val"))
-            rows = ({"text": story.text} | vars(story) for story in stories)
-            pairs = ((readers.parse_row(row, self.base, facts), 1) for row in rows)
-            yield from readers.row_blocks(pairs, facts)
+            names = ("text", "words", "features", "summary")
+            rows = ({name: getattr(story, name) for name in names} for story in stories)
+            blocks = readers.row_blocks(self.base, zip(rows, itertools.repeat(1)))
         elif self.base.startswith("hub:"):
-            pairs = readers.read_hub(self.base, self.revision, facts)
-            yield from readers.row_blocks(pairs, facts)
+            blocks = readers.row_blocks(self.base, readers.read_hub(self.base, self.revision))
         else:
-            for path in self.files():
-                yield from readers.file_blocks(path, facts)
+            blocks = itertools.chain.from_iterable(map(readers.file_blocks, self.files()))
+        facts = self.name.startswith(INSTRUCT)
+        return (replace(block, facts=facts) for block in blocks)
 
 
 def read(source, **settings):

@@ -237,6 +237,7 @@ def test_named_sources_read_the_hubs_files(monkeypatch, tmp_path):
         return str(tmp_path / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda **request: "cached")
     assert list(read("tinystories-v2")) == ["From TinyStoriesV2-GPT4-valid.txt."]
     assert list(read("tinystories", split="train")) == ["From TinyStories-train.txt."]
     repo, pinned, _ = readers.NAMED["tinystories"]
