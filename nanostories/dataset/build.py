@@ -45,11 +45,7 @@ def check_out(path):
 
 
 def make_tokenizer(name, vocab_size, source, seed=0, val_fraction=0.0):
-    """
-    The Tokenizer called `name`, made from a sample of the Source where it needs one.
-
-    seed, val_fraction: as of build_dataset, so that no story of val is in the sample.
-    """
+    """The Tokenizer called `name`; one that is made reads train stories only (build_dataset's)."""
     if name in ("bpe", "gpt2-10k"):
         print(f"making the {name} tokenizer from {SAMPLE_BYTES // 10**6} MB of text at most ...")
     tokenizer = tokenizers.build(name, vocab_size, sample_texts(source, seed, val_fraction))
@@ -86,12 +82,11 @@ def build_dataset(
     """
     Write the data folder `out`, see shards.py; it replaces an older one when it is complete.
 
-    train, val: Sources; without val, val_fraction of the stories of train are held out. seed: of
-    the hashes that decide which, and of Instruct records that are made. workers: processes, 0 for
-    one a core. held_out: names of Instruct fields that never occur together in one train
-    instruction; those of val stay. add_files: called with the folder before it is complete.
-    manifest: {name: value} that replace entries of manifest.json. Raises UserError where no story
-    is left, or `out` is something else than a data folder.
+    train, val: Sources; without val, val_fraction of train's stories are held out, by their hashes.
+    held_out: names of Instruct fields that never occur together in one train instruction. workers:
+    processes, 0 for one a core. seed: of the hashes and of the instructions made. add_files: called
+    with the folder before it is complete. manifest: {name: value} that replace entries of
+    manifest.json. Raises UserError where no story is left, or `out` holds something else.
     """
     started, out = time.monotonic(), Path(out)
     check_out(out)
@@ -184,21 +179,14 @@ def progress(results, source):
 
 def find_duplicates(val, train):
     """
-    What to drop of two Writers, uint8 arrays (val stories,), (train stories,).
-
-    0 keeps a story; DUPLICATE: an equal one comes before it in its split; IN_VAL: of train, and an
-    equal one is in val.
+    What to drop of two Writers, uint8 arrays (val stories,), (train stories,): 0 keeps a story,
+    IN_VAL is a train story that is in val too, DUPLICATE any other that an equal one precedes.
     """
-    hashes = np.concatenate([val.hashes(), train.hashes()])  # (stories, 2)
-    # Stable, so that of equal stories the first one read leads, and val before train.
-    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
-    hashes = hashes[order]
-    repeated = np.append(False, (hashes[1:] == hashes[:-1]).all(axis=1))
-    places = np.arange(len(order))
-    leader = order[np.maximum.accumulate(np.where(repeated, 0, places))]
-    leaked = (leader < val.stories) & (order >= val.stories)
-    drop = np.zeros(len(order), np.uint8)
-    drop[order] = np.where(repeated, np.where(leaked, IN_VAL, DUPLICATE), 0)
+    hashes = np.concatenate([val.hashes(), train.hashes()]).view("S16")[:, 0]
+    _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    original, place = first[which], np.arange(len(hashes))
+    drop = np.where(original == place, 0, DUPLICATE).astype(np.uint8)
+    drop[(original < val.stories) & (place >= val.stories)] = IN_VAL
     return drop[: val.stories], drop[val.stories :]
 
 

@@ -17,7 +17,7 @@ from nanostories.dataset import instruct
 ENDINGS = (".", "!", "?", '"', "'", "”", "’", "»")
 # Most non-ASCII stories have only these. ftfy never changes them, but takes 0.6 ms to decide.
 TYPOGRAPHY = dict.fromkeys(map(ord, "‘’“”–—…"), "'")
-STRAY_BYTE = re.compile("[\udc80-\udcff]")  # how Python's surrogateescape decodes invalid UTF-8
+STRAY_BYTE = re.compile("[\udc80-\udcff]")  # how surrogateescape decodes a byte of invalid UTF-8
 
 
 def fix_encoding(text, counts):
@@ -40,22 +40,17 @@ def join_surrogates(text):
 
 
 def clean(story, counts):
-    """
-    `story` repaired, or None if it is to be dropped.
-
-    counts: a Counter; its "repaired", "empty" or "truncated" goes up by one.
-    """
+    """`story` repaired, or None to drop it; counts["repaired"], "empty" or "truncated" goes up."""
     story = fix_encoding(story, counts)
-    if reason := _drop_reason(story):
-        counts[reason] += 1
-        return None
-    return story
+    return story if _is_whole(story, counts) else None
 
 
-def _drop_reason(story):
-    if not story:
-        return "empty"
-    return None if story.endswith(ENDINGS) else "truncated"
+def _is_whole(story, counts):
+    """Whether a repaired story is neither empty nor cut off; if not, counts it."""
+    if story.endswith(ENDINGS):
+        return True
+    counts["truncated" if story else "empty"] += 1
+    return False
 
 
 def clean_record(text, seed, counts):
@@ -70,8 +65,7 @@ def clean_record(text, seed, counts):
     else:
         record = instruct.parse_record(fix_encoding(text, counts))
         story = record.story if record else None
-    if story is not None and (reason := _drop_reason(story)):
-        counts[reason] += 1
+    if story is not None and not _is_whole(story, counts):
         return None
     counts["unreadable"] += record is None
     counts["trailing"] += bool(record and record.trailing)
@@ -79,20 +73,20 @@ def clean_record(text, seed, counts):
 
 
 def fix_facts(facts, counts):
-    """instruct.StoryFacts with the encoding of every text repaired; counts: of the story alone."""
-    words, features = (
-        tuple(fix_encoding(text, Counter()) for text in texts)
-        for texts in (facts.words, facts.features)
+    """StoryFacts with the encoding of every text repaired; counts: of the story alone."""
+    ignored = Counter()
+    return instruct.StoryFacts(
+        fix_encoding(facts.story, counts),
+        tuple(fix_encoding(word, ignored) for word in facts.words),
+        tuple(fix_encoding(feature, ignored) for feature in facts.features),
+        fix_encoding(facts.summary, ignored),
     )
-    summary = fix_encoding(facts.summary, Counter())
-    return instruct.StoryFacts(fix_encoding(facts.story, counts), words, features, summary)
 
 
 def clean_all(texts, counts, seed=None):
     """
-    Those of `texts`, as of readers.texts, that are kept, cleaned: a list of str.
-
-    With a seed the texts are Instruct records, or Facts to make some of: a list of instruct.Record.
+    Those of `texts` (as of readers.texts) that are kept, cleaned: a list of str; with a seed, they
+    are Instruct records or StoryFacts to make some of: a list of instruct.Record.
     """
     if seed is None:
         cleaned = (clean(text, counts) for text in texts)
@@ -102,13 +96,9 @@ def clean_all(texts, counts, seed=None):
 
 
 def story_hash(text, seed):
-    """
-    16 bytes that identify a story, salted with `seed`; text: a str, its UTF-8, or a Record.
-
-    Of a Record only the story is hashed: stories that differ in their instruction are duplicates.
-    """
+    """16 bytes that identify a story, salted with `seed`; text: a str, its UTF-8, or a Record."""
     if isinstance(text, instruct.Record):
-        text = text.story
+        text = text.story  # stories that differ in their instruction are duplicates
     data = text.encode() if isinstance(text, str) else text
     salt = seed.to_bytes(8, "little", signed=True)
     return hashlib.blake2b(data, digest_size=16, salt=salt).digest()

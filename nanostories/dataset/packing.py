@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from configs import UserError
 from kernels.cross_entropy import IGNORE_INDEX
@@ -43,21 +44,20 @@ class PackedDataLoader:
     The packed batches of a split. Batch number i is a pure function of (seed, i).
 
     A story of n tokens, <|endoftext|> in front included, gives n inputs and n targets; the last
-    target is <|endoftext|>. A story longer than block_size is cut into chunks that begin `stride`
-    tokens apart. A chunk computes loss only on targets that no earlier chunk had, so every token is
-    a target once, whatever the stride. Training uses stride = block_size; evaluation uses half of
-    it, for context. Positions begin at 0 in every chunk.
+    target is <|endoftext|>. A longer story than block_size is cut into chunks that begin `stride`
+    tokens apart, each with positions from 0. Loss is computed only on targets that no earlier chunk
+    has, so every token is a target once. Training uses stride = block_size (also 0), evaluation
+    half of it, for context.
 
-    Chunks fill rows of row_tokens by best fit decreasing, among 1,024 chunks drawn together by the
-    seed. Each epoch has its own order of the rows, and the epochs make one endless stream of rows.
-    Batch i is rows i * batch_size to (i + 1) * batch_size - 1 of it; `stream` gives any ranges of
-    rows. With shuffle=False the rows come once and in order.
+    Chunks fill rows of row_tokens by best fit decreasing, 1,024 chunks at a time. Each epoch has
+    its own order of the rows, and the epochs make one endless stream of rows. Batch i is rows
+    i * batch_size to (i + 1) * batch_size - 1 of it. With shuffle=False rows come once, in order.
 
-    data: a Dataset. eot: the id of <|endoftext|>. stride: 0 means block_size. answers: int64
-    (stories,); if given, only targets from that token of each story on count (the story of an
-    Instruct record). device: where batches are made. On a GPU the corpus is kept there too, as
-    uint16, if it takes at most a tenth of the memory; then only the place and length of each chunk
-    are copied. Raises UserError if row_tokens is less than block_size.
+    data: a Dataset. eot: the id of <|endoftext|>. answers: int64 (stories,); if given, only targets
+    from that token of each story on count (the story of an Instruct record). device: where batches
+    are made. A GPU keeps the corpus too, as uint16, if that takes at most a tenth of its memory;
+    then only the place and length of each chunk are copied. Raises UserError if row_tokens is less
+    than block_size.
     """
 
     def __init__(
@@ -141,11 +141,9 @@ class PackedDataLoader:
 
     def _plan(self, first, last):
         """
-        What `_make_batch` needs for these rows: (chunks, tokens, number of rows, target count).
-
-        chunks: int64 (4, n), as `split_into_chunks` returns them, which fill the rows; padding is a
-        chunk that skips all of its targets. tokens: int16 bits of uint16, where each chunk's offset
-        points into; None where the corpus is on the device.
+        The arguments of `_make_batch` for these rows: chunks (4, n) that fill them, padding being a
+        chunk that skips all of its targets; the tokens that their offsets point into, int16 bits of
+        uint16, or None where the corpus is on the device; number of rows; target count.
         """
         columns, rows = [], self._rows(first, last)
         for row in rows:
@@ -196,11 +194,11 @@ def split_into_chunks(starts, block_size, stride, answers=None):
     """
     Chunks of at most block_size tokens that begin `stride` tokens apart in each story.
 
-    starts: int64 (stories + 1,), the last the end of all. answers: int64 (stories,), the token of
-    each story that is the first target to count; None: all count. Returns int64 (4, chunks):
-    offset, of the chunk's first token; length; skip, how many of its first targets are ignored
-    because an earlier chunk has them or `answers` excludes them; and last, 1 if its last target is
-    the story's <|endoftext|>, else 0. A chunk without a target that counts is left out.
+    starts: int64 (stories + 1,), the last the end of all. answers: int64 (stories,) or None, the
+    token of each story that is the first target to count. Returns int64 (4, chunks): offset of the
+    first token; length; skip, how many of the first targets an earlier chunk has or `answers`
+    excludes; last, 1 if the last target is the story's <|endoftext|>. A chunk without a target that
+    counts is left out.
     """
     length = np.diff(starts)
     chunks = 1 + -(-np.maximum(length - block_size, 0) // stride)  # of each story
@@ -244,8 +242,8 @@ def split_rows_across_ranks(rows, batch_size, rank, world_size):
     """
     The rows of a step that one rank computes: a list of (first, last), one for each forward pass.
 
-    All ranks get the same number of rows, or one more; so do the passes of a rank, none of which
-    has more than batch_size rows. Together the ranks compute the same rows, whatever world_size is.
+    Ranks, and the passes of a rank, differ by a row at most; no pass has more than batch_size rows.
+    Together the ranks compute the same rows, whatever world_size is.
     """
     first, last = rows * rank // world_size, rows * (rank + 1) // world_size
     passes = -(-(last - first) // batch_size)
@@ -255,13 +253,10 @@ def split_rows_across_ranks(rows, batch_size, rank, world_size):
 
 @dataclass
 class PaddedBatch:
-    """
-    Prompts with their completions, a row each, padded behind. tokens, targets: int64 (N, T);
-    targets are IGNORE_INDEX outside the completion.
-    """
+    """Prompts with their completions, a row each, padded behind."""
 
-    tokens: torch.Tensor
-    targets: torch.Tensor
+    tokens: torch.Tensor  # int64 (N, T)
+    targets: torch.Tensor  # int64 (N, T), IGNORE_INDEX outside the completion
 
     @property
     def completion_mask(self):
@@ -271,23 +266,18 @@ class PaddedBatch:
 
 def pad_batch(prompts, completions, eot, device):
     """The PaddedBatch of prompts, lists of ids, and one generate.Completion of each."""
-    rows = []
+    tokens, targets = [], []
     for prompt, completion in zip(prompts, completions, strict=True):
         ids = completion.ids + [eot] * completion.ended
-        targets = [IGNORE_INDEX] * (len(prompt) - 1) + ids
-        rows.append(([*prompt, *ids][:-1], targets))
-    width = max(len(tokens) for tokens, _ in rows)
-    tokens = [tokens + [eot] * (width - len(tokens)) for tokens, _ in rows]
-    targets = [targets + [IGNORE_INDEX] * (width - len(targets)) for _, targets in rows]
-    return PaddedBatch(torch.tensor(tokens, device=device), torch.tensor(targets, device=device))
+        tokens.append(torch.tensor([*prompt, *ids][:-1], dtype=torch.int64))
+        targets.append(torch.tensor([IGNORE_INDEX] * (len(prompt) - 1) + ids, dtype=torch.int64))
+    tokens = pad_sequence(tokens, batch_first=True, padding_value=eot)
+    targets = pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX)
+    return PaddedBatch(tokens.to(device), targets.to(device))
 
 
 def open_data(settings):
-    """
-    (train Dataset, val Dataset, Tokenizer) of the folder settings.dataset, hashes verified.
-
-    Raises UserError with the command that makes the folder where there is none.
-    """
+    """(train Dataset, val Dataset, Tokenizer) of settings.dataset; UserError where it is not."""
     if not (Path(settings.dataset) / "manifest.json").exists():
         options = f"--source={settings.source} --tokenizer={settings.tokenizer}"
         options = next((word for word in sys.argv[1:] if word.endswith(".py")), options)
@@ -306,8 +296,8 @@ def make_loaders(settings, train, val, tokenizer, device):
     """
     (PackedDataLoader of train, PackedDataLoader of val, bytes of the val text that counts).
 
-    train, val: Datasets. The bytes are the denominator of bits per byte: a story's UTF-8 bytes and
-    one for its separator. Raises UserError for loss_on=story where there are no Instruct records.
+    The bytes are the denominator of bits per byte: UTF-8, and one for each story's separator.
+    Raises UserError for loss_on=story where there are no Instruct records.
     """
     train_answers = val_answers = None
     val_bytes = val.bytes + val.stories

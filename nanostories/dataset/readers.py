@@ -30,7 +30,7 @@ from nanostories.dataset.tokenizer import EOT
 BLOCK_BYTES = 1 << 20
 JSON_CHUNK, MAX_JSON_OBJECT = 1 << 20, 1 << 26  # characters of an array read at a time, of a row
 _BETWEEN_OBJECTS = re.compile(r"[\s,\[\]]*")  # in a JSON array
-_FACTS = ("summary", "words", "features", "instruction")  # columns beside the story
+_FACTS = ("summary", "words", "features", "instruction")  # fields that Instruct records need
 
 # Plain text on the hub: repository, the commit we read (so that runs repeat), start of file names.
 _REPO = ("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64")
@@ -66,13 +66,17 @@ class Block:
 
 
 def file_blocks(path):
-    """Yield the Blocks of a file, in order."""
-    kind = _kind(path)
-    if kind in ("txt", "jsonl"):
-        yield from _text_blocks(path, EOT.encode() if kind == "txt" else b"\n")
-    else:
-        read = {"parquet": read_parquet, "tar": read_tar, "json": read_json}[kind]
-        yield from row_blocks(path, read(path))
+    """The Blocks of a file, in order, an iterator."""
+    row_readers = {".parquet": read_parquet, ".json": read_json}
+    row_readers |= dict.fromkeys((".tar.gz", ".tgz", ".tar"), read_tar)
+    for suffix, read in row_readers.items():
+        if path.lower().endswith(suffix):
+            return row_blocks(path, read(path))
+    return _text_blocks(path, b"\n" if _is_jsonl(path) else EOT.encode())
+
+
+def _is_jsonl(path):
+    return path.lower().endswith(".jsonl")
 
 
 def row_blocks(path, weighted_rows):
@@ -103,14 +107,6 @@ def _text_blocks(path, separator):
             start = stop + len(separator)
 
 
-def _kind(path):
-    name = Path(path).name.lower()
-    if name.endswith((".tar.gz", ".tgz", ".tar")):
-        return "tar"
-    suffix = Path(name).suffix[1:]
-    return suffix if suffix in ("jsonl", "json", "parquet") else "txt"
-
-
 # ----------------------------------------------------------------------------------------------
 # from blocks to stories
 
@@ -134,8 +130,12 @@ def _parse_file(block, strict):
     if block.start == 0:
         data = data.removeprefix(codecs.BOM_UTF8)
     text = _decode(data, block, strict)
-    if _kind(block.path) == "jsonl":
-        return [_parse_line(line, block.path) for line in text.split("\n") if line.strip()]
+    if _is_jsonl(block.path):
+        try:
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        except json.JSONDecodeError as error:
+            message = f"a line is not JSON ({error}): {error.doc[:40]!r}"
+            raise UserError(f"'{block.path}': {message}") from None
     stories = [story.strip() for story in text.split(EOT)]
     # Nothing before the first separator, or after the last, is not an empty story.
     if block.last and not stories[-1]:
@@ -161,18 +161,11 @@ def _decode(data, block, strict):
         return text
 
 
-def _parse_line(line, path):
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise UserError(f"'{path}': a line is not JSON ({error}): {line[:40]!r}") from None
-
-
 def _parse_row(row, path, facts):
     """The story of a row; with `facts`, as StoryFacts with the words, features, summary it has."""
     story, fields = row, {}
     if isinstance(row, dict):
-        story, fields = row[_story_field(row, path)], row
+        story, fields = row[_columns(row, path)[0]], row
     if not isinstance(story, str | None):
         raise UserError(f"'{path}': a story is not text but {story!r:.40}")
     if not facts:
@@ -186,12 +179,12 @@ def _parse_row(row, path, facts):
         ) from None
 
 
-def _story_field(names, path):
-    """Which of the `names` of fields or columns holds the story."""
-    for name in ("text", "story"):
-        if name in names:
-            return name
-    raise UserError(f"'{path}' has no 'text' or 'story', only {', '.join(names)}")
+def _columns(names, path):
+    """Those of the columns `names` that are read: first the story's, then what is known of it."""
+    story = next((name for name in ("text", "story") if name in names), None)
+    if story is None:
+        raise UserError(f"'{path}' has no 'text' or 'story', only {', '.join(names)}")
+    return [story, *(name for name in _FACTS if name in names)]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -206,8 +199,7 @@ def read_parquet(path):
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             weight = Path(path).stat().st_size // max(1, file.metadata.num_rows)
-            names = file.schema_arrow.names
-            columns = [_story_field(names, path), *(name for name in _FACTS if name in names)]
+            columns = _columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield from ((row, weight) for row in batch.to_pylist())
     except pyarrow.ArrowException as error:
@@ -296,6 +288,5 @@ def read_hub(source, revision):
         # Not streamed: a broken download is resumed, and a second run needs no network.
         split = (split or ["train"])[0]
         table = datasets.load_dataset(repo, split=split, revision=revision or None)
-    names = table.column_names
-    table = table.select_columns([_story_field(names, source), *(x for x in _FACTS if x in names)])
+    table = table.select_columns(_columns(table.column_names, source))
     yield from ((row, 1) for row in table)

@@ -19,8 +19,8 @@ from configs import UserError
 from nanostories.storage import read_json, sha256, write_json
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
-# What is known of a story while a data folder is written: its length in tokens and UTF-8 bytes, the
-# token where its answer starts, and a hash that is equal for equal stories only.
+# Of a story being written: its length in tokens and in UTF-8 bytes, the token where its answer
+# starts, and a hash that only equal stories share.
 STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash", "<u8", 2)])
 
 
@@ -30,10 +30,8 @@ STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash
 
 class Writer:
     """
-    Writes one split of a data folder, in two passes.
-
-    `add` appends stories to temporary files. Once all are there and it is known which are
-    duplicates, `finish` writes the others to shards. Memory: about 80 bytes a story.
+    Writes one split of a data folder: `add` appends stories to temporary files, and `finish`, once
+    the duplicates are known, writes the others to shards. Memory: about 80 bytes a story.
     """
 
     def __init__(self, folder, split):
@@ -104,12 +102,7 @@ def write_manifest(folder, facts):
 
 
 class InMemoryDataset:
-    """
-    Stories in memory, with the methods of a Dataset.
-
-    ids: uint16, every story from its <|endoftext|> on. starts: int64 (stories + 1,). answers: int64
-    (stories,) or None, see Dataset.
-    """
+    """Stories in memory. ids: uint16, of all of them. starts, answers: see Dataset."""
 
     def __init__(self, ids, starts, answers=None):
         self.ids, self.starts, self.tokens, self.shards = ids, starts, len(ids), [ids]
@@ -141,13 +134,12 @@ class InMemoryDataset:
 
 class Dataset(InMemoryDataset):
     """
-    One split of a data folder, opened for reading.
+    One split, "train" or "val", of a data folder, opened for reading.
 
-    folder: as prepare.py writes it. split: "train" or "val". Attributes: tokens, stories, bytes
-    (counts; UTF-8 bytes of the stories as stored), starts (int64 (stories + 1,), each story's first
-    token and the end of all), answers (int64 (stories,), the token of each Instruct record at which
-    its story begins; None where there are none), manifest. Raises UserError where the folder or a
-    file is missing, or a size is wrong; `verify` checks the hashes too.
+    Attributes: tokens, stories, bytes (counts; UTF-8 bytes of the stories as stored), starts (int64
+    (stories + 1,), each story's first token and the end of all), answers (int64 (stories,), the
+    token of each Instruct record at which its story begins; else None), manifest. Raises UserError
+    where the folder or a file is missing, or a size is wrong; `verify` checks the hashes too.
     """
 
     def __init__(self, folder, split):

@@ -55,19 +55,13 @@ def is_instruct(source):
 
 @dataclass(frozen=True)
 class Source:
-    """
-    A named place where stories come from. Every method raises UserError where there are none.
-
-    split: "train" or "val", of the sources that have both. stories: how many storybook generates.
-    seed: of storybook, and of the instructions that are made. revision: of a hub source, another
-    commit than the pinned one.
-    """
+    """A named place where stories come from. Methods raise UserError where there are none."""
 
     name: str
-    split: str = "train"
-    stories: int = 1000
-    seed: int = 0
-    revision: str = ""
+    split: str = "train"  # or "val", of the sources that have both
+    stories: int = 1000  # how many storybook generates
+    seed: int = 0  # of storybook, and of the instructions that are made
+    revision: str = ""  # of a hub source: another commit than the pinned one
 
     def __str__(self):
         return f"{self.name}@{self.revision}" if self.revision else self.name
@@ -121,10 +115,10 @@ class Source:
 
 def read(source, **settings):
     """
-    Yield the stories of any source exactly as they are, uncleaned, as str.
+    Yield the texts of a Source(source, **settings) uncleaned; split is "val" by default.
 
-    settings: those of Source; split is "val" by default. Records of instruct:... are made of
-    stories with their encoding repaired. Raises UserError, also for a byte that is not UTF-8.
+    Only the stories that instruct:... makes records of are repaired. Raises UserError, also for a
+    byte that is not UTF-8.
     """
     source = Source(source, **{"split": "val"} | settings)
     for block in source.blocks():

@@ -32,9 +32,8 @@ def worker_pool(function, workers):
     """
     Give a generator function: (blocks, *args) -> (block, function(block, *args)), in order.
 
-    function: picklable; each worker gets one copy. workers: processes, 0 for one a core; 1 runs it
-    in this process. Blocks are read only a little ahead of the results. Raises UserError when a
-    worker dies.
+    function: picklable, sent once to each worker. workers: processes, 0 for one a core; 1 runs it
+    in this process. Blocks are read only a little ahead. Raises UserError when a worker dies.
     """
     workers = workers or cpu_count()
     if workers == 1:
