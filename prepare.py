@@ -32,8 +32,8 @@ class Settings:
     vocab_size: int = 4096  # of bpe, <|endoftext|> included
     out: str = ""  # folder to write; "": data/<source>-<tokenizer>
     stories: int = 100_000  # how many stories storybook generates
-    seed: int = 0  # of storybook, of made instructions, and of the choice of val stories
-    hold_out: str = ""  # words+summary: fields of Instruct that never meet in train; and a control
+    seed: int = 0  # of storybook, of generated instructions, and of the choice of val stories
+    hold_out: str = ""  # words+summary: Instruct fields never together in train; adds a control
     revision: str = ""  # commit of a hub source; "": the pinned one
     workers: int = 0  # processes; 0: one a core
 

@@ -35,8 +35,8 @@ def write_jsonl(path, stories):
     return str(path)
 
 
-def made(tmp_path, source, **settings):
-    """The folder that prepare makes of `source`, in this process, with byte tokens unless told."""
+def prepared(tmp_path, source, **settings):
+    """The folder that prepare makes of `source`, in this process, by default with byte tokens."""
     settings = {"tokenizer": "bytes", "workers": 1, "out": str(tmp_path / "out")} | settings
     return prepare.prepare(Settings(source=source, **settings))
 
@@ -55,7 +55,7 @@ def stories_of(folder, split):
 
 
 def listing(folder):
-    """Every path under a folder with its content, to tell whether anything changed."""
+    """Every path under a folder with its content, to see whether anything changed."""
     return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
@@ -73,7 +73,7 @@ def test_every_text_is_kept(tmp_path, tokenizer):
         *(story.text for story in storybook.stories(40)),
     ]
     val = [f"val {story}" for story in train[:4]]
-    out = made(
+    out = prepared(
         tmp_path,
         write_jsonl(tmp_path / "train.jsonl", train),
         val_source=write_jsonl(tmp_path / "val.jsonl", val),
@@ -87,7 +87,7 @@ def test_every_text_is_kept(tmp_path, tokenizer):
 def test_manifest(tmp_path):
     train, val = ["One 🐉.", "Two.", "Cut off", "Three."], ["Four."]
     source = write(tmp_path / "train.txt", train)
-    out = made(tmp_path, source, val_source=write(tmp_path / "val.txt", val))
+    out = prepared(tmp_path, source, val_source=write(tmp_path / "val.txt", val))
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["format"] == 1
     assert (manifest["tokenizer"], manifest["vocab_size"]) == ("bytes", 257)
@@ -129,8 +129,8 @@ def test_shards_never_cut_a_story(tmp_path):
     facts = writer.finish(drop, shard_tokens=10, answers=True)
     kept = np.split(tokens, np.cumsum(lengths)[:-1])
     expected = [[*kept[0], *kept[1], *kept[2]], kept[3], kept[5], kept[6]]
-    found = [np.fromfile(tmp_path / name, "<u2").tolist() for name in facts["shards"]]
-    assert found == [list(shard) for shard in expected]
+    written = [np.fromfile(tmp_path / name, "<u2").tolist() for name in facts["shards"]]
+    assert written == [list(shard) for shard in expected]
     starts = np.load(tmp_path / "train_stories.npy")
     assert starts.tolist() == [0, 4, 7, 10, 22, 31]
     assert np.load(tmp_path / "train_answer.npy").tolist() == [0, 1, 2, 3, 5, 6]
@@ -141,11 +141,11 @@ def test_shards_never_cut_a_story(tmp_path):
 def test_small_blocks_make_the_same_folder(tmp_path, monkeypatch):
     stories = [story.text for story in storybook.stories(60)]
     source = write(tmp_path / "a.txt", [*stories, *stories[:7]])
-    whole = listing(made(tmp_path, source, val_fraction=0.2))
+    whole = listing(prepared(tmp_path, source, val_fraction=0.2))
     monkeypatch.setattr(readers, "BLOCK_BYTES", 900)
-    assert listing(made(tmp_path, source, val_fraction=0.2)) == whole
+    assert listing(prepared(tmp_path, source, val_fraction=0.2)) == whole
     # And so do several processes.
-    assert listing(made(tmp_path, source, val_fraction=0.2, workers=2)) == whole
+    assert listing(prepared(tmp_path, source, val_fraction=0.2, workers=2)) == whole
 
 
 def test_instruct_answers(tmp_path, capsys):
@@ -161,12 +161,12 @@ def test_instruct_answers(tmp_path, capsys):
     source = write(tmp_path / "TinyStories-Instruct-train.txt", records)
     val = write(tmp_path / "val.txt", ["Story: Val."])
     for tokenizer in ("bytes", "bpe"):
-        out = made(tmp_path, source, val_source=val, tokenizer=tokenizer, vocab_size=300)
+        out = prepared(tmp_path, source, val_source=val, tokenizer=tokenizer, vocab_size=300)
         starts, answers = (np.load(out / f"train_{x}.npy") for x in ("stories", "answer"))
         tokens, decode = np.fromfile(out / "train_000.bin", "<u2"), Tokenizer.load(out).decode
         ends = [*starts[1:], len(tokens)]
-        found = [decode(tokens[s + a : e]) for s, a, e in zip(starts, answers, ends, strict=True)]
-        assert found == ["Tom é saw an oak. Story: the end.", "Once.", "Twice."]
+        stories = [decode(tokens[s + a : e]) for s, a, e in zip(starts, answers, ends, strict=True)]
+        assert stories == ["Tom é saw an oak. Story: the end.", "Once.", "Twice."]
         assert decode(tokens[1 : answers[0]]) == (
             "Features: Dialogue\nWords: quit, oak\nStory: \n\n"
         )
@@ -175,13 +175,13 @@ def test_instruct_answers(tmp_path, capsys):
     rules = dict(read=7, repaired=0, empty=0, truncated=1, duplicate=1, in_val=1)
     assert facts == rules | {"unreadable": 1, "trailing": 1}
     assert "1 in val, 1 unreadable" in capsys.readouterr().out
-    assert not (made(tmp_path, val, val_source=source) / "train_answer.npy").exists()
+    assert not (prepared(tmp_path, val, val_source=source) / "train_answer.npy").exists()
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "gpt2"])
-def test_what_is_asked_has_the_tokens_it_was_trained_on(tmp_path, tokenizer):
+def test_a_prompt_has_the_tokens_it_was_trained_with(tmp_path, tokenizer):
     source = "instruct:storybook"
-    out = made(tmp_path, source, stories=200, tokenizer=tokenizer, vocab_size=600)
+    out = prepared(tmp_path, source, stories=200, tokenizer=tokenizer, vocab_size=600)
     data, tokenizer = shards.Dataset(out, "train"), Tokenizer.load(out)
     for i in range(data.stories):
         prompt = tokenizer.decode(data.prompt(i)[1:])
@@ -195,12 +195,12 @@ def test_what_is_asked_has_the_tokens_it_was_trained_on(tmp_path, tokenizer):
     )
 
 
-def test_made_records_are_mended_first(tmp_path):
+def test_encoding_is_repaired_before_records_are_made(tmp_path):
     stray = b"Tom\x92s dog ran. It ran home.\n<|endoftext|>\n\n<|endoftext|>\nTom sat and the cut"
     path = tmp_path / "damaged.txt"
     path.write_bytes(stray)
     val = write(tmp_path / "val.txt", ["The cat sat. It was red."])
-    out = made(tmp_path, f"instruct:{path}", val_source=f"instruct:{val}")
+    out = prepared(tmp_path, f"instruct:{path}", val_source=f"instruct:{val}")
     [text] = stories_of(out, "train")
     assert instruct.parse_record(text).story == "Tom’s dog ran. It ran home."
     facts = json.loads((out / "manifest.json").read_text())["splits"]["train"]["cleaning"]
@@ -211,21 +211,21 @@ def test_made_records_are_mended_first(tmp_path):
 def test_no_record_at_all(tmp_path):
     lines = write(tmp_path / "instruct.txt", ["Features: Dialogue", "Story: ", "Once."])
     with pytest.raises(UserError, match=r"2 unreadable.*take tinystories-instruct"):
-        made(tmp_path, lines)
+        prepared(tmp_path, lines)
 
 
 @pytest.mark.parametrize("given", ["storybook", "file", "val_source"])
 def test_hold_out(tmp_path, given):
     """In the tokens written the pair never meets in train, and all else is the control's."""
-    how = {"stories": 400, "tokenizer": "bpe", "vocab_size": 500, "hold_out": "words+summary"}
-    how["workers"] = 2 if given == "file" else 1
+    settings = {"stories": 400, "tokenizer": "bpe", "vocab_size": 500, "hold_out": "words+summary"}
+    settings["workers"] = 2 if given == "file" else 1
     source = "instruct:storybook"
     if given != "storybook":
         texts = list(sources.read(source, stories=400, split="train"))
         source = write(tmp_path / "my-instruct.txt", texts)
     if given == "val_source":
-        how["val_source"] = write(tmp_path / "val.txt", texts[:80])
-    control = made(tmp_path, source, val_fraction=0.1, **how)
+        settings["val_source"] = write(tmp_path / "val.txt", texts[:80])
+    control = prepared(tmp_path, source, val_fraction=0.1, **settings)
     held = tmp_path / "out-without-words+summary"
 
     def records(folder, split):
@@ -260,7 +260,7 @@ def test_hold_out(tmp_path, given):
 )
 def test_hold_out_of_what_is_not_there(tmp_path, source, hold_out, message):
     with pytest.raises(UserError, match=message):
-        made(tmp_path, source, hold_out=hold_out)
+        prepared(tmp_path, source, hold_out=hold_out)
     assert not list(tmp_path.iterdir())
 
 
@@ -282,7 +282,7 @@ def test_cleaning_is_counted(tmp_path, capsys):
         "One.",
     ]
     val = ["Leak.", "Val.", "Leak.", "Cut,"]
-    out = made(
+    out = prepared(
         tmp_path,
         write(tmp_path / "train.txt", train),
         val_source=write(tmp_path / "val.txt", val),
@@ -303,16 +303,18 @@ def test_cleaning_is_counted(tmp_path, capsys):
 def test_val_fraction(tmp_path):
     stories = [story.text for story in storybook.stories(400)]
     source = write(tmp_path / "a.txt", [*stories, *stories[:100]])
-    out = made(tmp_path, source, val_fraction=0.25)
+    out = prepared(tmp_path, source, val_fraction=0.25)
     train, val = stories_of(out, "train"), stories_of(out, "val")
     assert not set(train) & set(val) and set(train) | set(val) == set(stories)
     assert 70 < len(val) < 130
-    assert stories_of(made(tmp_path, source, val_fraction=0.25), "val") == val
-    assert stories_of(made(tmp_path, source, val_fraction=0.25, seed=1), "val") != val
+    assert stories_of(prepared(tmp_path, source, val_fraction=0.25), "val") == val
+    assert stories_of(prepared(tmp_path, source, val_fraction=0.25, seed=1), "val") != val
 
 
 def test_val_has_a_story_however_few_there_are(tmp_path):
-    out = made(tmp_path, write(tmp_path / "a.txt", ["One.", "Two.", "Three."]), val_fraction=1e-6)
+    out = prepared(
+        tmp_path, write(tmp_path / "a.txt", ["One.", "Two.", "Three."]), val_fraction=1e-6
+    )
     assert len(stories_of(out, "val")) == 1 and len(stories_of(out, "train")) == 2
     assert (
         json.loads((out / "manifest.json").read_text())["splits"]["train"]["cleaning"]["read"] == 3
@@ -323,7 +325,7 @@ def test_a_tokenizer_is_made_of_train_stories_only(tmp_path):
     stories = [f"{'zq' * 40} {i}." for i in range(50)]
     source = write(tmp_path / "a.txt", stories)
     seen = list(build.sample_texts(sources.Source(source), 0, 0.5))
-    out = made(tmp_path, source, val_fraction=0.5)
+    out = prepared(tmp_path, source, val_fraction=0.5)
     assert seen == stories_of(out, "train")
 
 
@@ -342,10 +344,10 @@ def test_sample_is_bounded_and_from_everywhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def old(tmp_path):
-    """A data folder that is there already, and the source it was made of."""
+    """A data folder that is there already, and the source of its stories."""
     (tmp_path / "data").mkdir()
     source = write(tmp_path / "a.txt", [story.text for story in storybook.stories(30)])
-    made(tmp_path, source, out=str(tmp_path / "data" / "x"))
+    prepared(tmp_path, source, out=str(tmp_path / "data" / "x"))
     return tmp_path / "data" / "x", source
 
 
@@ -405,14 +407,14 @@ def test_interrupted_leaves_all_as_it_was(old, monkeypatch, error):
 
     monkeypatch.setattr(build, "find_duplicates", fail)
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
-        made(out.parent, source, out=str(out))
+        prepared(out.parent, source, out=str(out))
     assert listing(out.parent) == before
 
 
 def test_replaced_when_complete(old, capsys):
     out, source = old
     Path(source).write_text(f"One.{EOT}Two.{EOT}Three.")
-    made(out.parent, source, out=str(out))
+    prepared(out.parent, source, out=str(out))
     assert set(stories_of(out, "train") + stories_of(out, "val")) == {"One.", "Two.", "Three."}
     assert [path.name for path in out.parent.iterdir()] == ["x"]
     assert "is replaced when the new one is complete" in capsys.readouterr().out
@@ -424,7 +426,7 @@ def test_only_data_folders_are_replaced(tmp_path):
     (tmp_path / "home" / "thesis.txt").write_text("important")
     before = listing(tmp_path)
     with pytest.raises(UserError, match="not replaced"):
-        made(tmp_path, source, out=str(tmp_path / "home"))
+        prepared(tmp_path, source, out=str(tmp_path / "home"))
     assert listing(tmp_path) == before
 
 
@@ -449,7 +451,7 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path, content, settings, mess
         (tmp_path / "a.txt").write_bytes(content)
     before = listing(tmp_path)
     with pytest.raises(UserError, match=message) as error:
-        made(tmp_path, str(tmp_path / "a.txt"), out=str(tmp_path / "data" / "x"), **settings)
+        prepared(tmp_path, str(tmp_path / "a.txt"), out=str(tmp_path / "data" / "x"), **settings)
     assert "\n" not in str(error.value)
     assert listing(tmp_path) == before
 

@@ -17,7 +17,7 @@ EOT = 60_000
 
 @dataclass
 class Stories:
-    """Made-up stories whose token number i (globally) is i, so that a batch tells where it read."""
+    """Made-up stories whose token number i (globally) is i, so that a batch shows what it read."""
 
     lengths: list
 
@@ -33,12 +33,12 @@ def lengths(n, longest, seed=0):
     return np.clip(rng.lognormal(5.15, 0.45, n).astype(int), 2, longest).tolist()
 
 
-def everything(batches):
+def epoch_targets(batches):
     """All (token, position, target) of one epoch where a target counts, as three arrays."""
-    got = [batches[i] for i in range(len(batches))]
-    mask = [b.targets != IGNORE_INDEX for b in got]
+    epoch = [batches[i] for i in range(len(batches))]
+    mask = [b.targets != IGNORE_INDEX for b in epoch]
     return [
-        torch.cat([getattr(b, name)[m] for b, m in zip(got, mask, strict=True)]).numpy()
+        torch.cat([getattr(b, name)[m] for b, m in zip(epoch, mask, strict=True)]).numpy()
         for name in ("tokens", "positions", "targets")
     ]
 
@@ -47,7 +47,7 @@ def everything(batches):
 def test_an_epoch_counts_every_token_once(stride):
     data = Stories([1, 5, 64, 65, 66, 200, 3, 129, 97])
     batches = PackedDataLoader(data, EOT, 64, 128, 1, seed=3, stride=stride, shuffle=not stride)
-    tokens, positions, targets = everything(batches)
+    tokens, positions, targets = epoch_targets(batches)
     order = np.argsort(tokens)
     assert tokens[order].tolist() == list(range(data.starts[-1]))
     # The target is the token that follows; of a story's last, <|endoftext|>.
@@ -55,7 +55,7 @@ def test_an_epoch_counts_every_token_once(stride):
     expected[data.starts[1:] - 1] = EOT
     assert targets[order].tolist() == expected.tolist()
     in_story = np.concatenate([np.arange(n) for n in data.lengths])
-    if not stride:  # cut at block_size, each piece from position 0
+    if not stride:  # cut at block_size, each chunk from position 0
         assert positions[order].tolist() == (in_story % 64).tolist()
     else:  # as much context as the window allows: at least block_size - stride
         assert (positions[order] >= np.minimum(in_story, 64 - stride)).all()
@@ -68,7 +68,7 @@ def test_only_answers_count(stride):
     batches = PackedDataLoader(
         data, EOT, 64, 128, 1, seed=3, stride=stride, shuffle=not stride, answers=answers
     )
-    tokens, _, targets = everything(batches)
+    tokens, _, targets = epoch_targets(batches)
     expected = [
         (i, i + 1 if i + 1 < end else EOT)
         for start, end, answer in zip(data.starts, data.starts[1:], answers, strict=False)
@@ -79,7 +79,7 @@ def test_only_answers_count(stride):
     assert sum(batches[i].target_count for i in range(len(batches))) == len(expected)
 
 
-def test_pieces_without_an_answer_are_left_out():
+def test_chunks_without_an_answer_are_left_out():
     starts, answers = np.array([0, 200]), np.array([150])
     assert split_into_chunks(starts, 64, 64, answers).tolist() == [
         [128, 192],
@@ -101,19 +101,19 @@ def test_stories_do_not_mix_and_padding_is_apart():
             b.positions[b.targets != IGNORE_INDEX], (column - start)[b.targets != IGNORE_INDEX]
         )
         stories = torch.from_numpy(story_of)[b.tokens.clamp(max=len(story_of) - 1)]
-        inside = b.targets != IGNORE_INDEX
-        assert torch.equal(stories[inside], stories.gather(1, start)[inside])
+        counted = b.targets != IGNORE_INDEX
+        assert torch.equal(stories[counted], stories.gather(1, start)[counted])
         # Nothing that counts lies at or after the padding's start.
-        first_pad = torch.where(inside, column, -1).amax(1) + 1
+        first_pad = torch.where(counted, column, -1).amax(1) + 1
         assert (start.gather(1, first_pad[:, None].clamp(max=255))[first_pad < 256] ==
                 first_pad[first_pad < 256][:, None]).all()  # fmt: skip
 
 
-@pytest.mark.parametrize("block_size, most", [(512, 0.03), (256, 0.03)])
-def test_padding_is_under_three_percent(block_size, most):
+@pytest.mark.parametrize("block_size, max_padding", [(512, 0.03), (256, 0.03)])
+def test_padding_is_under_three_percent(block_size, max_padding):
     data = Stories(lengths(20_000, 1200))
     batches = PackedDataLoader(data, EOT, block_size, 1024, 4, seed=0)
-    assert batches.padding < most
+    assert batches.padding < max_padding
 
 
 @pytest.mark.parametrize("block_size", [256, 512])
@@ -162,12 +162,12 @@ def test_a_larger_batch_is_the_smaller_ones_together():
     assert torch.equal(large[3].tokens, torch.cat([small[i].tokens for i in (9, 10, 11)]))
 
 
-def test_pack_fits_and_keeps_every_piece():
+def test_pack_fits_and_keeps_every_chunk():
     length = np.array(lengths(3000, 256))
     order = np.random.default_rng(0).permutation(3000)
     rows = pack(length, order, 256)
-    assert sorted(piece for row in rows for piece in row) == list(range(3000))
-    assert max(sum(length[piece] for piece in row) for row in rows) <= 256
+    assert sorted(chunk for row in rows for chunk in row) == list(range(3000))
+    assert max(sum(length[chunk] for chunk in row) for row in rows) <= 256
 
 
 def test_cut_example():
@@ -178,12 +178,12 @@ def test_cut_example():
     assert last.tolist() == [False, False, False, True, True]
 
 
-def test_rows_shorter_than_a_piece_are_refused():
+def test_rows_shorter_than_a_chunk_are_refused():
     with pytest.raises(UserError, match="row_tokens 64 is less than block_size 128"):
         PackedDataLoader(Stories([10]), EOT, 128, 64, 1, seed=0)
 
 
-def test_a_stream_gives_the_rows_asked_for_in_order():
+def test_a_stream_gives_the_requested_rows_in_order():
     batches = PackedDataLoader(Stories(lengths(300, 200)), EOT, 128, 256, 2, seed=5)
     ranges = [(0, 2), (7, 8), (300, 303), *((i, i + 1) for i in range(9))]
     streamed = list(batches.stream(iter(ranges)))

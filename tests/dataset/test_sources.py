@@ -229,10 +229,10 @@ def test_no_network_names_offline_sources(monkeypatch, tmp_path, name):
 def test_named_sources_read_the_hubs_files(monkeypatch, tmp_path):
     import huggingface_hub
 
-    asked = []
+    requests = []
 
-    def download(repo_id, filename, repo_type, revision, **how):
-        asked.append((repo_id, filename, repo_type, revision))
+    def download(repo_id, filename, repo_type, revision, **settings):
+        requests.append((repo_id, filename, repo_type, revision))
         (tmp_path / filename).write_text(f"From {filename}.")
         return str(tmp_path / filename)
 
@@ -241,7 +241,7 @@ def test_named_sources_read_the_hubs_files(monkeypatch, tmp_path):
     assert list(read("tinystories-v2")) == ["From TinyStoriesV2-GPT4-valid.txt."]
     assert list(read("tinystories", split="train")) == ["From TinyStories-train.txt."]
     repo, pinned, _ = readers.NAMED["tinystories"]
-    assert asked[-1] == (repo, "TinyStories-train.txt", "dataset", pinned)
+    assert requests[-1] == (repo, "TinyStories-train.txt", "dataset", pinned)
 
 
 def test_any_hub_data_set(monkeypatch):
@@ -291,7 +291,7 @@ def test_clean(story, kept, rule):
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text("‘’“”–—…'\"a. \n-"))
 def test_typography_is_never_damage(text):
-    # `clean` does not ask ftfy about text of these characters alone; it would not object.
+    # `clean` skips ftfy for text of these characters alone; ftfy would not change it.
     assert cleaning.ftfy.fix_encoding(text) == text
     assert not (set("‘’“”–—…") ^ {chr(i) for i in cleaning.TYPOGRAPHY})
 
