@@ -3,8 +3,8 @@ This folder as model.gguf, by llama.cpp's own converter.
 
     python to_gguf.py ../llama.cpp [--outtype=f16]         # a checkout of llama.cpp
 
-The converter tells how a tokenizer cuts words by a list of tokenizers that it knows; one trained on
-stories is not among them, so it is told here. All else is the converter's.
+The converter recognizes pre-tokenizers by a list of known tokenizers. One trained on stories is not
+in that list, so this script names its pre-tokenizer. The converter does the rest.
 """
 
 import sys
@@ -21,6 +21,6 @@ try:
     from conversion.base import TextModel
 except ImportError:  # an older checkout has all of it in one file
     TextModel = converter.TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: "KIND"
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "PRE_TOKENIZER"
 sys.argv = ["convert", str(here), f"--outfile={here / 'model.gguf'}", *options]
 converter.main()

@@ -40,13 +40,9 @@ LIKELIHOOD_BATCH = 32  # continuations scored in one forward pass
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """The model that a command evaluates."""
+class ModelSettings(checkpoint.ModelSettings):
+    """The model that a command evaluates, and where."""
 
-    out_dir: str = ""  # run folder; default: the newest in out/
-    checkpoint: str = "latest"  # latest or best
-    init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
-    revision: str = ""  # commit, tag or branch of a model of the hub
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
 
 

@@ -46,6 +46,16 @@ RUN_FILES = ("config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss
              "watch.png", "samples.txt", "latest", "best")  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """Which model a script uses; `load_from_settings` loads it."""
+
+    out_dir: str = ""  # run folder; default: the newest in out/
+    checkpoint: str = "latest"  # latest or best
+    init_from: str = ""  # instead of a run: gpt2, a model of the hub, or a folder with one
+    revision: str = ""  # commit, tag or branch of a model of the hub
+
+
 # ----------------------------------------------------------------------------------------------
 # writing
 
@@ -78,15 +88,17 @@ def optimizer_state_dict(model, optimizers):
 
 def load_optimizer_state(model, optimizers, optimizer_state):
     """Put back what `optimizer_state_dict` returned, each tensor on its parameter's device."""
-    for optimizer in optimizers:
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name, parameter in model.named_parameters():
-            if id(parameter) in own:
-                keys = [key for key in optimizer_state if key.rpartition("/")[0] == name]
-                optimizer.state[parameter] = {
-                    key.rpartition("/")[2]: optimizer_state[key].to(parameter.device)
-                    for key in keys
-                }
+    states = {
+        parameter: optimizer.state
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    parameters = dict(model.named_parameters())
+    for key, value in optimizer_state.items():
+        name, _, state_name = key.rpartition("/")
+        parameter = parameters[name]
+        states[parameter][parameter][state_name] = value.to(parameter.device)
 
 
 class CheckpointSaver:
@@ -294,9 +306,8 @@ def load_from_settings(settings, origin, device):
     """
     The LoadedModel that a script's settings name: init_from, or else a run's checkpoint.
 
-    settings, origin: from `configs.load`, with out_dir, checkpoint, init_from and revision. In a
-    config file init_from is where train.py starts from, so here it counts on the command line only.
-    Raises UserError as `load_model` does.
+    settings, origin: ModelSettings from `configs.load`. In a config file init_from is where
+    training starts, so here it counts on the command line only. Raises UserError like `load_model`.
     """
     if settings.init_from and origin["init_from"] == "command line":
         if settings.out_dir:
@@ -327,11 +338,15 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
     """
     config, folder = read_config(out_dir)["model"], resolve_checkpoint(out_dir, which)
     state = read_json(verified_path(folder, "state.json"))
-    saved = state["model"]
-    if differences := [name for name in config if config[name] != saved.get(name)]:
+    saved = state.get("model", {})
+    differences = [
+        f"{name} is {value}, not {saved.get(name)}"
+        for name, value in config.items()
+        if value != saved.get(name)
+    ]
+    if differences:
         raise UserError(
-            f"{out_dir}/config.json is not what {folder} was written with: "
-            + ", ".join(f"{name} is {config[name]}, not {saved[name]}" for name in differences)
+            f"{out_dir}/config.json is not what {folder} was written with: {', '.join(differences)}"
         )
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
     weights = read_tensors(folder, "model.safetensors")
@@ -340,6 +355,7 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
             model = GPT(GPTConfig(**config | changes))
         weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
         model.to_empty(device=device).load_state_dict(weights)
+        max_length = min(state["longest"], model.config.block_size)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder} does not fit {out_dir}/config.json: {error}") from None
     if tokenizer.vocab_size != model.config.vocab_size:
@@ -350,7 +366,7 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
     return LoadedModel(
         model.eval(),
         tokenizer,
-        max_length=min(state["longest"], model.config.block_size),
+        max_length=max_length,
         bos_ids=[tokenizer.eot],
         out_dir=str(out_dir),
         provenance={"step": state["step"], "sha256": _read_sums(folder)["model.safetensors"]},

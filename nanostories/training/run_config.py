@@ -93,7 +93,6 @@ def like_init_from(settings, origin):
     else:
         folder = huggingface.resolve_model(base, settings.revision)
         config, positions = huggingface.read_model_config(folder, base)
-        huggingface.warn_about_unused_positions(base, config, positions)
         stored = asdict(replace(config, block_size=positions))
         published = huggingface.load_tokenizer(folder, config.vocab_size)
         is_gpt2 = published.name == "gpt2" and published.vocab_size == 50257

@@ -260,7 +260,7 @@ def test_maps_on_the_page():
 def test_a_published_model_on_a_text_file(run, tmp_path, monkeypatch, capsys):
     """A folder as transformers writes it, stories of a file, and no tagger: a line says so."""
     monkeypatch.setattr(sys, "argv", ["checkpoint"])
-    export.main([str(run), "--to=hf", f"--out={tmp_path / 'hf'}"])
+    export.main([str(run), f"--out={tmp_path / 'hf'}"])
     monkeypatch.chdir(tmp_path)
     stories = [f"Tom had {n} cats. He fed {n} cats." for n in range(9)]
     Path("mine.txt").write_text("<|endoftext|>".join(stories))
@@ -295,6 +295,6 @@ def test_wrong_settings(run, words, why, tmp_path):
 
 
 def test_a_published_model_has_no_stories_of_its_own(run, tmp_path):
-    export.main([str(run), "--to=hf", f"--out={tmp_path / 'hf'}"])
+    export.main([str(run), f"--out={tmp_path / 'hf'}"])
     with pytest.raises(UserError, match="name some with --source"):
         call(f"--init_from={tmp_path / 'hf'}")
