@@ -1,16 +1,16 @@
 """
-How fast the closest training story is found, among 30 thousand stories and among millions.
+How fast the nearest training story is found, among 30 thousand stories and among millions.
 
     python -m benchmarks.memorization_index "../shared/data/tinystories/train_v[12]_*[adl].txt" \\
         --val_source=../shared/data/tinystories/valid_v2.txt --sizes=0,300000,2700000
 
-Size 0 is the stories as they are; larger ones are their paragraphs dealt anew: each new story has
-as many as one of the real ones, its first paragraph from among the first, its second from among the
-second, and so on. The texts asked about are the last 60 % of held-out stories; with --storybook=N
-also those of N stories of storybook.py, which have so much in common that little can be left early.
-At every size the index must agree with adding up the lists of all bigrams one by one and, for a few
-texts and up to a million stories, with reading every story. rouge_score is timed on pairs of the
-same texts. Writes results/bench/diversity_cpu.json and assets/diversity_speed.png.
+Size 0 is the stories as they are. Larger sizes recombine their paragraphs: a new story has as many
+as one of the real ones, its first paragraph from among the first, its second from among the second,
+and so on. The queries are the last 60 % of held-out stories; with --storybook=N also those of N
+stories of storybook.py, which share so much that pruning helps little. At every size the index must
+agree with adding up the posting lists of all bigrams one by one and, for a few texts and up to a
+million stories, with reading every story. rouge_score is timed on pairs of the same texts. Writes
+results/bench/diversity_cpu.json and assets/diversity_speed.png.
 """
 
 import argparse
@@ -29,13 +29,14 @@ from rouge_score.rouge_scorer import RougeScorer
 
 ROOT = Path(__file__).resolve().parent.parent
 
-from eval.diversity import cut_at  # noqa: E402
+from eval.diversity import split_story  # noqa: E402
 from eval.memorization import nearest_story  # noqa: E402
-from eval.memorization.inverted_index import folder_of, text_of  # noqa: E402
-from eval.memorization.nearest_story import Index  # noqa: E402
+from eval.memorization.inverted_index import index_folder, story_text  # noqa: E402
+from eval.memorization.nearest_story import StoryIndex  # noqa: E402
 from nanostories.dataset import sources  # noqa: E402
 from nanostories.dataset.shards import Dataset  # noqa: E402
 from nanostories.dataset.tokenizer import Tokenizer  # noqa: E402
+from nanostories.plotting import plot_to  # noqa: E402
 from nanostories.text.words import ngrams, words_and_marks  # noqa: E402
 from nanostories.training import device  # noqa: E402
 
@@ -44,12 +45,12 @@ BUILD = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import eval.diversity  # as the command does: its workers import it too
-from eval.segments import open_all
-from shards import Dataset
+from eval.memorization.inverted_index import open_index
+from nanostories.dataset.shards import Dataset
 
 if __name__ == "__main__":
     start = time.perf_counter()
-    open_all(Dataset(sys.argv[1], "train"), int(sys.argv[2]))
+    open_index(Dataset(sys.argv[1], "train"), int(sys.argv[2]))
     print(time.perf_counter() - start)
 """
 
@@ -91,42 +92,44 @@ def build(folder, workers, code):
 
 
 def one_by_one(index, words):
-    """(hits, story) by adding up all lists of every segment, one after the other."""
-    grams, best = ngrams(words, 2), (0, None)
+    """(matched, story) by adding up all posting lists of every segment, one after the other."""
+    best = (0, None)
     for segment, first in zip(index.segments, index.firsts, strict=False):
         numbers = {word: i for i, word in enumerate(segment.words, 1)}
-        hits = np.zeros(segment.stories_in, np.int64)
-        for a, b in grams:
+        matched = np.zeros(segment.stories, np.int64)
+        for a, b in ngrams(words, 2):
             key = numbers.get(a, 0) * segment.size + numbers.get(b, 0)
-            i = int(np.searchsorted(segment.keys, segment.keys.dtype.type(key)))
-            if a in numbers and b in numbers and i < len(segment.keys) and segment.keys[i] == key:
-                hits[segment.stories[segment.ends[i - 1] if i else 0 : segment.ends[i]]] += 1
-        if hits.max() > best[0]:
-            best = (int(hits.max()), int(first + hits.argmax()))
+            i = int(np.searchsorted(segment.bigrams, segment.bigrams.dtype.type(key)))
+            known = a in numbers and b in numbers and i < len(segment.bigrams)
+            if known and segment.bigrams[i] == key:
+                start, end = segment.posting_ends[i - 1] if i else 0, segment.posting_ends[i]
+                matched[segment.postings[start:end]] += 1
+        if matched.max() > best[0]:
+            best = (int(matched.max()), int(first + matched.argmax()))
     return best
 
 
 def by_reading(index, texts):
-    """[(hits, story)] by the definition, reading every story once."""
+    """[(matched, story)] by the definition, reading every story once."""
     grams, best = [ngrams(words, 2) for words in texts], [(0, None)] * len(texts)
     for i in range(index.data.stories):
         story = set(ngrams(words_and_marks(index.text(i)), 2))
-        for j, mine in enumerate(grams):
-            hits = sum(gram in story for gram in mine)
-            if hits > best[j][0]:
-                best[j] = (hits, i)
+        for j, text in enumerate(grams):
+            matched = sum(gram in story for gram in text)
+            if matched > best[j][0]:
+                best[j] = (matched, i)
     return best
 
 
-def asked(index, texts):
-    """Seconds of each text: (texts,), the medians of some rounds; and what was found."""
+def time_queries(index, texts):
+    """Seconds of each query: (texts,), the medians of some rounds; and the nearest stories."""
     seconds = np.empty((ROUNDS, len(texts)))
     for times in seconds:
         for i, words in enumerate(texts):
             start = time.perf_counter()
-            index.closest(words)
+            index.nearest(words)
             times[i] = time.perf_counter() - start
-    return np.median(seconds, axis=0), [index.closest(words) for words in texts]
+    return np.median(seconds, axis=0), [index.nearest(words) for words in texts]
 
 
 def seconds_of_rouge(texts, stories):
@@ -138,58 +141,56 @@ def seconds_of_rouge(texts, stories):
 
 
 def measure(folder, texts, code, cores):
-    """All that is measured of one data folder."""
+    """Measure everything on one data folder."""
     data = Dataset(folder, "train")
     result = {"stories": data.stories, "bytes": data.bytes}
     for workers in sorted({1, cores} if data.stories < 10**6 else {cores}):
-        subprocess.run(["rm", "-rf", folder / "overlap"], check=True)
+        subprocess.run(["rm", "-rf", folder / "inverted_index"], check=True)
         seconds, most = build(folder, workers, code)
         speed = data.bytes / 1e6 / seconds / workers
         result[f"build_{workers}"] = {"seconds": seconds, "MB_s_core": speed, "memory": most}
         print(f"{data.stories:,} stories, {workers} worker(s): {seconds:.1f} s, "
               f"{speed:.1f} MB/s a core, {most / 1e9:.2f} GB", flush=True)  # fmt: skip
-    files = [path for path in folder_of(data).glob("*/*")]
+    files = [path for path in index_folder(data).glob("*/*")]
     result["index_bytes"] = sum(path.stat().st_size for path in files)
     start = time.perf_counter()
-    index = Index(data)
+    index = StoryIndex(data)
     result["open"] = time.perf_counter() - start
     words = [words_and_marks(text) for text in texts]
-    asked(index, words[:10])  # the index comes from the disk once
-    times, found = asked(index, words)
-    assert [one_by_one(index, one) for one in words] == [(x.hits, x.story) for x in found]
-    nearest_story.REST, rest = 0.0, nearest_story.REST
-    result["without_pruning"] = float(np.median(asked(index, words[:30])[0]))
-    nearest_story.REST = rest
+    time_queries(index, words[:10])  # the index comes from the disk once
+    times, nearest = time_queries(index, words)
+    assert [one_by_one(index, one) for one in words] == [(x.matched, x.story) for x in nearest]
+    nearest_story.PRUNING, pruning = 0.0, nearest_story.PRUNING
+    result["without_pruning"] = float(np.median(time_queries(index, words[:30])[0]))
+    nearest_story.PRUNING = pruning
     if data.stories < 10**6:
-        assert by_reading(index, words[:5]) == [(x.hits, x.story) for x in found[:5]]
-    pair = seconds_of_rouge(texts, [index.text(one.story) for one in found])
+        assert by_reading(index, words[:5]) == [(x.matched, x.story) for x in nearest[:5]]
+    pair = seconds_of_rouge(texts, [index.text(one.story) for one in nearest])
     middle, high, most = np.percentile(times, (50, 90, 100)).tolist()
     result |= {"texts": len(words), "words": sum(map(len, words)) / len(words)}
-    result |= {"h": float(np.mean([one.share for one in found]))}
+    result |= {"rouge_nearest": float(np.mean([one.precision for one in nearest]))}
     result |= {"median": middle, "90%": high, "max": most, "rouge_score_pair": pair}
     result |= {"times_rouge_score": pair * data.stories / middle}
     print(f"    {middle * 1e3:.1f} ms a text (90 % {high * 1e3:.1f}, longest {most * 1e3:.1f}), "
-          f"{result['without_pruning'] * 1e3:.0f} without pruning, h {result['h']:.3f}, "
-          f"{result['times_rouge_score']:,.0f} times rouge_score", flush=True)  # fmt: skip
+          f"{result['without_pruning'] * 1e3:.0f} without pruning, ROUGE-2 "
+          f"{result['rouge_nearest']:.3f}, {result['times_rouge_score']:,.0f} times "
+          "rouge_score", flush=True)  # fmt: skip
     return result
 
 
 def plot(rows, path):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4), layout="tight")
-    ax = figure.subplots()
+    """Milliseconds a text over the number of training stories, as a PNG file."""
     n = [row["stories"] for row in rows]
-    for name, label in (("median", "the index, median text"), ("max", "the index, longest of 100"),
-                        ("without_pruning", "without leaving any early")):  # fmt: skip
-        ax.loglog(n, [row[name] * 1e3 for row in rows], "o-", label=label)
-    linear = [rows[0]["median"] * stories / n[0] * 1e3 for stories in n]
-    ax.loglog(n, linear, ":", color="0.5", label="growing with the stories")
-    ax.axhline(50, color="C3", lw=1, ls="--", label="50 ms")
-    ax.set(xlabel="training stories", ylabel="milliseconds a text, one core")
-    ax.grid(alpha=0.3, which="both")
-    ax.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    with plot_to(path, size=(6.5, 4)) as (_, ax):
+        for name, label in (("median", "the index, median text"),
+                            ("max", "the index, longest of 100"),
+                            ("without_pruning", "without pruning")):  # fmt: skip
+            ax.loglog(n, [row[name] * 1e3 for row in rows], "o-", label=label)
+        linear = [rows[0]["median"] * stories / n[0] * 1e3 for stories in n]
+        ax.loglog(n, linear, ":", color="0.5", label="proportional to the stories")
+        ax.axhline(50, color="C3", lw=1, ls="--", label="50 ms")
+        ax.set(xlabel="training stories", ylabel="milliseconds a text, one core")
+        ax.legend(fontsize=8)
 
 
 def main():
@@ -201,7 +202,7 @@ def main():
     parser.add_argument("--texts", type=int, default=100)
     parser.add_argument("--folder", help="keep the data here: made once")
     args = parser.parse_args()
-    held = [cut_at(text, 0.4)[1] for text in sources.read(args.val_source)]
+    held = [split_story(text, 0.4)[1] for text in sources.read(args.val_source)]
     texts = [text for text in held if text][: args.texts]
     cores, rows = len(os.sched_getaffinity(0)), []
     with tempfile.TemporaryDirectory() as temporary:
@@ -228,8 +229,8 @@ def main():
             if not folder.exists():
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             held = Dataset(folder, "val")
-            texts = [text_of(held, Tokenizer.load(folder), i) for i in range(args.texts)]
-            texts = [cut_at(text, 0.4)[1] for text in texts]
+            texts = [story_text(held, Tokenizer.load(folder), i) for i in range(args.texts)]
+            texts = [split_story(text, 0.4)[1] for text in texts]
             result["storybook"] = measure(folder, texts, code, cores)
     path = ROOT / "results" / "bench" / "diversity_cpu.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

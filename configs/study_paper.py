@@ -20,12 +20,12 @@ _REPORT = "64-4-2, 128-8-4, 128-12-4, 256-8-4, 256-12-4, 512-8-4, 512-12-4"
 models = ", ".join([*_PAPER, _REPORT])
 seeds = 1
 heads = "768-2-2, 768-2-4, 768-2-8, 768-1-2, 768-1-4, 768-1-8"
-instructed = ", ".join([*_PAPER, _REPORT])
+instruct = ", ".join([*_PAPER, _REPORT])
 syn = _REPORT
-rewarded = "512-12-4"
-diverse = "512-8-16, 768-4-16"
-inside = "1024-1-16, 64-8-16"
-rivals = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, EleutherAI/gpt-neo-125M"
+reward = "512-12-4"
+diversity = "512-8-16, 768-4-16"
+interpret = "1024-1-16, 64-8-16"
+baselines = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, EleutherAI/gpt-neo-125M"
 options = """
 eval.judge prompts: --beams=5
 reward.py: configs/reward_cat.py

@@ -17,13 +17,13 @@ models = "32-2-2, 64-1-4, 64-2-4, 64-4-4, 128-1-4, 128-2-4, 128-4-4, 256-2-4"
 seeds = 3
 heads = "64-1-2, 64-1-8, 64-2-2, 64-2-8"
 syn = "64-2-4, 128-2-4"
-instructed = "128-1-4, 128-2-4"
-rewarded = "128-2-4"
-diverse = "64-2-4, 256-2-4"
-inside = "64-4-4"
+instruct = "128-1-4, 128-2-4"
+reward = "128-2-4"
+diversity = "64-2-4, 256-2-4"
+interpret = "64-4-4"
 options = """
 eval.instruct: --prompts=150 --max_new_tokens=300
-eval.diversity: --prompts=50 --temperatures=1 --max_new_tokens=300
+eval.diversity: --num_prompts=50 --temperatures=1 --max_new_tokens=300
 eval.interpret: --stories=500 --head_stories=16
 eval.vocabulary: --num_samples=2
 reward.py: configs/reward_cat.py --max_iters=60

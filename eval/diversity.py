@@ -1,35 +1,34 @@
 """
-Does a model copy? Its stories beside each other, and beside every story it was trained on.
+Does a model copy its training stories, and how similar are its completions to each other?
 
     python -m eval.diversity out/ts_33m                              # on the run's own data
     python -m eval.diversity out/a --beside=out/b,out/c --temperatures=1,0.5
     python -m eval.diversity --init_from=gpt2 --dataset=data/tinystories-gpt2
 
-100 random training stories are cut at 40 %, and each model goes on from there. Of what it told, T,
-without the beginning (Eldan & Li 2023, section 4.3, and metrics.py for R):
+100 random training stories are cut after 40 % of their words, and each model continues them. A
+completion, without its beginning, is measured by (Eldan & Li 2023, section 4.3, and metrics.py)
 
-    s    R_2,p(T, what the story went on with): how much of the story itself it tells again
-    r    the largest R_2(T, another T): how alike the completions are; of the stories' own too
-         (intervals of r and self-BLEU: with the other texts as they are)
-    h    the largest R_2,p(T, S) of all training stories S, exactly (nearest_story.py)
-    g    how often each of its k-grams, k = 1 to 5, occurs in them, as a share of all: log10, -10
-         for never
-    run  the most words, and tokens, that stand in one of them in a row: an exact copy, where that
-         is all of it; a simple template, where it is once names and nouns are masked (copying.py)
+    ROUGE-2, original    its precision R_2,p against the original continuation
+    ROUGE-2, another     the largest F1, R_2, against another completion; of the originals among
+                         each other, too. Intervals of this and self-BLEU keep the other texts fixed
+    ROUGE-2, nearest     the largest precision against any training story, exactly (nearest_story)
+    new n-grams          the fraction of its n-grams, n = 1 to 5, that occur in no training story,
+                         and the frequency of the others
+    longest match        the most words, or tokens, in a row that one training story has. An exact
+                         copy is all match, a simple template once names and nouns are masked
 
-beside distinct-n, MTLD and self-BLEU, for each temperature. A word or mark is what
-words.words_and_marks makes of a text, everywhere. Beside it stands what the rest of stories scores
-that no model has seen, the data's val split: so much has any such story in common with the training
-stories. The shorter a text, the larger its h: so h also stands beside that of those same stories
-cut to the lengths of the completions. The index is built once for each data folder, in
-data/<name>/overlap. Of an Instruct record, every model is given all that stands before the story.
+and by distinct-n, MTLD and self-BLEU, at each temperature. Words are words.words_and_marks
+everywhere. Unseen stories, the continuations of stories of the val split, show how much any story
+shares with the training stories. Shorter texts have a higher precision, so they are also cut to the
+lengths of the completions. Of an Instruct record, the prompt holds the instruction, too.
 
-Results are in eval/diversity.json of the run, each completion with its closest story in
-diversity.jsonl, the plots in diversity.png, and the completions nearest to a training story, with
-what they share marked, in diversity.html; with --beside in files that say so in their names.
+The index of the training stories is built once in data/<name>/inverted_index. Results are in
+eval/diversity.json of the run, every completion with its nearest story in diversity.jsonl, plots in
+diversity.png, and the completions nearest to a training story in diversity.html; the names of these
+files also hold those of the models in --beside.
 """
 
-import json
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -38,13 +37,21 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from configs import UserError, load, run
+from configs import NOT_NEGATIVE, POSITIVE, UserError, check_ranges, load, run
 from eval import bootstrap
-from eval.harness import beside_names, completions, fits
+from eval.harness import (
+    ModelSettings,
+    completions,
+    data_folder,
+    fits,
+    open_models,
+    print_table,
+    write_result,
+)
 from eval.memorization import page
-from eval.memorization.copying import copies, summary
-from eval.memorization.inverted_index import text_of
-from eval.memorization.nearest_story import Index
+from eval.memorization.copying import find_copies, summarize
+from eval.memorization.inverted_index import story_text
+from eval.memorization.nearest_story import StoryIndex
 from eval.memorization.page import ORIGINALS, UNSEEN
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
@@ -52,138 +59,190 @@ from nanostories.inference.generate import check_sampling_settings
 from nanostories.text import metrics
 from nanostories.text.words import words_and_marks
 from nanostories.training import checkpoint
-from nanostories.training.device import pick_device
 
 
 @dataclass(frozen=True)
-class Settings:
-    out_dir: str = ""  # run folder; default: the newest in out/
-    checkpoint: str = "latest"  # latest or best
-    init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
-    revision: str = ""  # which commit, tag or branch of a model of the hub
-    beside: str = ""  # other runs or models, with commas, that go on from the same beginnings
+class Settings(ModelSettings):
+    beside: str = ""  # other runs or models, with commas, that continue the same beginnings
     dataset: str = ""  # the data folder trained on; default: the run's
-    prompts: int = 100  # how many beginnings
-    cut: float = 0.4  # which share of a story's words is its beginning
-    temperatures: str = "1,0.7,0.4"  # of the completions; plots and page are of the first
-    top_p: float = 1.0  # choose among the likeliest tokens that hold this share of probability
-    max_new_tokens: int = 500  # tokens of a completion at the most
+    num_prompts: int = 100  # training stories whose beginnings are continued
+    prompt_fraction: float = 0.4  # of a story's words, its beginning
+    temperatures: str = "1,0.7,0.4"  # of the completions; plots and page show the first
+    top_p: float = 1.0  # sample from the likeliest tokens that hold this much probability
+    max_new_tokens: int = 500  # tokens of a completion at most
     seed: int = 1337  # of the choice of stories, the completions and the intervals
-    batch_size: int = 64  # stories generated at a time
-    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
+    batch_size: int = 64  # completions generated at a time
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
-    distinct_words: int = 2000  # distinct-n is of so many words at a time
-    workers: int = 0  # processes that build the index; 0: a core each, four at most
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """A story cut in two. prompt: what a model is given, of an Instruct record all before too."""
-
-    story: int
-    prompt: str
-    text: str
-    rest: str
+    distinct_words: int = 2000  # words of a portion in which distinct-n is counted
+    workers: int = 0  # processes that build the index; 0: one per core, four at most
 
 
 # ----------------------------------------------------------------------------------------------
-# what is told
+# prompts and completions
 
 
-def cut_at(text, share):
-    """A text's first words, so many of them, and what follows: two str; blanks between are lost."""
+@dataclass(frozen=True)
+class StoryPrompt:
+    """A training story cut in two. prompt: its beginning, after the instruction if it has one."""
+
+    story: int
+    prompt: str
+    beginning: str
+    original: str
+
+
+def split_story(text, fraction):
+    """
+    (beginning, continuation) of a text: the first `fraction` of its words, and the others, without
+    the blanks between; two "" where either would be empty.
+    """
     words = list(re.finditer(r"\S+", text))
-    count = round(share * len(words))
+    count = round(fraction * len(words))
     if not 0 < count < len(words):
         return "", ""
     return text[: words[count - 1].end()], text[words[count].start() :].rstrip()
 
 
-def beginnings(index, models, settings):
-    """[Beginning] of training stories, drawn by the seed, whose beginnings fit all models."""
-    found, data = [], index.data
+def story_prompts(index, models, settings):
+    """Random training stories as StoryPrompts that leave every model room to continue, a list."""
+    prompts, data = [], index.data
     for i in np.random.default_rng(settings.seed).permutation(data.stories).tolist():
-        text, rest = cut_at(index.text(i), settings.cut)
-        prompt = text
+        beginning, original = split_story(index.text(i), settings.prompt_fraction)
+        prompt = beginning
         if data.answers is not None:
-            prompt = index.tokenizer.decode(data.prompt(i)[1:]) + text
-        if text and fits(models, prompt):
-            found.append(Beginning(i, prompt, text, rest))
-        if len(found) == settings.prompts:
-            return found
-    if len(found) < 2:
+            prompt = index.tokenizer.decode(data.prompt(i)[1:]) + beginning
+        if beginning and fits(models, prompt):
+            prompts.append(StoryPrompt(i, prompt, beginning, original))
+        if len(prompts) == settings.num_prompts:
+            return prompts
+    if len(prompts) < 2:
         raise UserError(f"'{data.folder}' has fewer than two stories whose beginnings fit")
-    return found
+    return prompts
 
 
-def unseen(index, settings):
+def unseen_continuations(index, settings):
     """
-    What follows the beginnings of as many stories of the val split, a list of str; none where it
-    has fewer: r is the larger the more texts there are.
+    The continuations of as many stories of the val split, a list of str; [] where it has fewer, for
+    the largest similarity to another text grows with their number.
     """
     if not index.data.manifest["splits"].get("val", {}).get("stories"):
         return []
-    data, found = Dataset(index.data.folder, "val"), []
+    data, continuations = Dataset(index.data.folder, "val"), []
     for i in np.random.default_rng(settings.seed).permutation(data.stories).tolist():
-        if rest := cut_at(text_of(data, index.tokenizer, i), settings.cut)[1]:
-            found.append(rest)
-        if len(found) == settings.prompts:
-            return found
+        text = story_text(data, index.tokenizer, i)
+        if continuation := split_story(text, settings.prompt_fraction)[1]:
+            continuations.append(continuation)
+        if len(continuations) == settings.num_prompts:
+            return continuations
     return []
 
 
-def tell(models, found, settings, heats):
-    """{(model's folder, temperature): completions of the beginnings, a list of str}."""
-    told, prompts = {}, [one.prompt for one in found]
-    for model in models:
-        folder = Path(model.out_dir) / "eval"
-        folder.mkdir(parents=True, exist_ok=True)
-        for heat in heats:
-            texts = completions(model, prompts, how(settings, heat), 1, folder)
-            told[model.out_dir, heat] = [one for (one,) in texts]
-    return told
+def sampling_settings(settings, temperature):
+    """The settings of sampling at one of the temperatures."""
+    return SimpleNamespace(**vars(settings) | {"temperature": temperature, "beams": 0})
+
+
+def generate_all(models, prompts, settings, temperatures):
+    """{(model's folder, temperature): completions of the prompts, a list of str}."""
+    texts = [one.prompt for one in prompts]
+    return {
+        (model.out_dir, temperature): [
+            text for (text,) in completions(model, texts, sampling_settings(settings, temperature),
+                                            1, Path(model.out_dir) / "eval")
+        ]
+        for model in models for temperature in temperatures
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------
-# what is measured
+# measures
 
 
-def richness(words, settings):
+def measure(index, prompts, generated, unseen, settings):
     """
-    (what a set of texts, lists of words, holds of different things, its nearest pairs): r, MTLD and
-    self-BLEU, intervals; distinct-1 to -4.
+    ({set: results}, {set: [CopyReport]}, {n: n-grams of the training stories}): all measures of
+    each set of texts, by its name: each model's at each temperature, the originals, unseen stories.
+
+    generated: see `generate_all`. unseen: texts. A set's "values" hold the scores of each text,
+    None where it has none.
     """
-    near, seed = metrics.nearest_texts(words), settings.seed
-    distinct = {n: metrics.distinct_n(words, n, settings.distinct_words) for n in (1, 2, 3, 4)}
-    lengths = [len(metrics.drop_marks(text)) for text in words]
+    models = {f"{model} at {x:g}": texts for (model, x), texts in generated.items()}
+    searched = models | ({UNSEEN: unseen} if unseen else {})
+    flat, training_ngrams = find_copies(
+        index, [text for texts in searched.values() for text in texts]
+    )
+    flat = iter(flat)
+    reports = {name: list(itertools.islice(flat, len(x))) for name, x in searched.items()}
+    words = {name: [report.words for report in rows] for name, rows in reports.items()}
+    words[ORIGINALS] = [words_and_marks(one.original) for one in prompts]
+    results = {}
+    for name, texts in words.items():
+        result, similar = measure_diversity(texts, settings)
+        values = {"rouge_other": [score for score, _ in similar]}
+        if rows := reports.get(name):
+            result |= summarize(rows, training_ngrams, settings.seed)
+            values["rouge_nearest"] = [report.nearest.precision for report in rows]
+            values["longest_match"] = [report.longest[0] for report in rows]
+            values["longest_match_tokens"] = [report.longest_tokens[0] for report in rows]
+        if name in models:
+            pairs = zip(texts, words[ORIGINALS], strict=True)
+            values["rouge_original"] = [metrics.ngram_precision(*pair) for pair in pairs]
+            result["rouge_original"] = bootstrap.mean(values["rouge_original"], settings.seed)
+            own = (a.nearest.story == b.story for a, b in zip(rows, prompts, strict=True))
+            result["nearest_is_original"] = sum(own)
+            result["rouge_nearest_unseen"] = nearest_of_same_length(
+                index, texts, words.get(UNSEEN), settings.seed
+            )
+            texts, originals = models[name], [one.original for one in prompts]
+            nearest = [index.text(report.nearest.story) for report in rows]
+            similar_pairs = [(texts[i], texts[j]) for i, (_, j) in enumerate(similar) if j >= 0]
+            result["rouge_score"] = {
+                "original": rouge(zip(texts, originals, strict=True), "precision", settings.seed),
+                "other": rouge(similar_pairs, "fmeasure", settings.seed),
+                "nearest": rouge(zip(texts, nearest, strict=True), "precision", settings.seed),
+            }
+        values = {x: [None if y != y else y for y in ys] for x, ys in values.items()}
+        results[name] = result | {"values": values}
+    return results, reports, training_ngrams
+
+
+def measure_diversity(texts, settings):
+    """
+    (distinct-n, and intervals of MTLD, self-BLEU and the similarity to the most similar other text;
+    metrics.nearest_texts) of texts, lists of words.
+    """
+    similar, seed = metrics.nearest_texts(texts), settings.seed
+    distinct = {n: metrics.distinct_n(texts, n, settings.distinct_words) for n in (1, 2, 3, 4)}
+    lengths = [len(metrics.drop_marks(text)) for text in texts]
     return {
-        "words": sum(map(len, words)) / max(1, len(words)),
-        "r": bootstrap.mean([score for score, _ in near], seed),
+        "mean_words": sum(map(len, texts)) / max(1, len(texts)),
+        "rouge_other": bootstrap.mean([score for score, _ in similar], seed),
         "distinct": {str(n): None if x != x else x for n, x in distinct.items()},
-        "mtld": bootstrap.ratio(lengths, [metrics.mtld_factors(text) for text in words], seed),
-        "self_bleu": bootstrap.mean(metrics.self_bleu(words), seed),
-    }, near
+        "mtld": bootstrap.ratio(lengths, [metrics.mtld_factors(text) for text in texts], seed),
+        "self_bleu": bootstrap.mean(metrics.self_bleu(texts), seed),
+    }, similar
 
 
-class _Words:
-    """words_and_marks, as rouge_score takes a tokenizer."""
-
-    tokenize = staticmethod(words_and_marks)
+def nearest_of_same_length(index, texts, unseen, seed):
+    """The precision against the nearest story of unseen texts, each cut to the length of a text."""
+    if not unseen:
+        return None
+    cut = (other[: len(text)] for text, other in zip(texts, unseen, strict=False))
+    return bootstrap.mean([index.nearest(words).precision for words in cut], seed)
 
 
 def rouge(pairs, kind, seed):
     """
-    The mean precision or fmeasure of ROUGE-2 by the package rouge_score, of pairs (text, reference)
-    of str: {"clipped": of our words and marks, "default": of rouge_score's own}. Texts without a
-    bigram do not count, as in R.
+    The mean "precision" or "fmeasure" of ROUGE-2 by the package rouge_score, which lets a bigram of
+    the reference match once. pairs: (text, reference) of str; texts without a bigram do not count.
+    Returns {"clipped": of our words, "default": of the package's own words}, intervals.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     pairs = [pair for pair in pairs if len(words_and_marks(pair[0])) > 1]
-    scorers = {
-        "clipped": RougeScorer(["rouge2"], tokenizer=_Words),
-        "default": RougeScorer(["rouge2"]),
-    }
+    words = SimpleNamespace(tokenize=words_and_marks)
+    scorers = {"clipped": RougeScorer(["rouge2"], tokenizer=words),
+               "default": RougeScorer(["rouge2"])}  # fmt: skip
     return {
         name: bootstrap.mean(
             [getattr(scorer.score(pair[1], pair[0])["rouge2"], kind) for pair in pairs], seed
@@ -192,95 +251,36 @@ def rouge(pairs, kind, seed):
     }
 
 
-def measure(index, found, told, others, settings):
+def differences(results, generated, seed):
     """
-    ({set: results}, {set: [Copy]}, k-grams of the training stories): everything about each set of
-    texts, by its name: the models' at each temperature, the originals, those no model has seen.
-
-    found: [Beginning]; told: see `tell`; others: texts of `unseen`. values: s, r, h and runs of
-    each text, None where it has none.
+    {other model at a temperature: {measure: interval}}: the first model's ROUGE-2 less the other's,
+    over the same prompts.
     """
-    rests, seed = [one.rest for one in found], settings.seed
-    models = {f"{model} at {heat:g}": texts for (model, heat), texts in told.items()}
-    asked = models | ({UNSEEN: others} if others else {})
-    seen, totals = copies(index, [text for texts in asked.values() for text in texts])
-    seen, copied = iter(seen), {}
-    for name, texts in asked.items():
-        copied[name] = [next(seen) for _ in texts]
-    words = {name: [copy.words for copy in rows] for name, rows in copied.items()}
-    words[ORIGINALS] = [words_and_marks(text) for text in rests]
-    results = {}
-    for name, texts in words.items():
-        result, near = richness(texts, settings)
-        values = {"r": [score for score, _ in near]}
-        if rows := copied.get(name):
-            result |= summary(rows, totals, seed)
-            values |= {"h": [copy.closest.share for copy in rows]}
-            values |= {"run": [copy.run[0] for copy in rows]}
-            values |= {"run_tokens": [copy.tokens[0] for copy in rows]}
-        if name in models:
-            pairs = zip(texts, words[ORIGINALS], strict=True)
-            values["s"] = [metrics.ngram_precision(*pair) for pair in pairs]
-            own = sum(a.closest.story == b.story for a, b in zip(rows, found, strict=True))
-            result |= {"s": bootstrap.mean(values["s"], seed), "closest_is_the_original": own}
-            result["h_of_unseen_as_long"] = as_long(index, texts, words.get(UNSEEN), seed)
-            closest = [index.text(copy.closest.story) for copy in rows]
-            alike = [(models[name][i], models[name][j]) for i, (_, j) in enumerate(near) if j >= 0]
-            result["rouge_score"] = {
-                "s": rouge(zip(models[name], rests, strict=True), "precision", seed),
-                "r": rouge(alike, "fmeasure", seed),
-                "h": rouge(zip(models[name], closest, strict=True), "precision", seed),
-            }
-        values = {x: [None if y != y else y for y in ys] for x, ys in values.items()}
-        results[name] = result | {"values": values}
-    return results, copied, totals
-
-
-def as_long(index, words, others, seed):
-    """h of the texts that no model has seen, each cut to the length of one of the words' texts."""
-    if not others:
-        return None
-    pairs = zip(words, others, strict=False)
-    return bootstrap.mean([index.closest(real[: len(text)]).share for text, real in pairs], seed)
-
-
-def differences(results, told, seed):
-    """
-    {other model at a temperature: {s, h: interval of the first model's less its}}, over the same
-    beginnings.
-    """
-    first, found = next(iter(told))[0], {}
-    for model, heat in told:
+    first, rows = next(iter(generated))[0], {}
+    for model, x in generated:
         if model == first:
             continue
-        both = [results[f"{name} at {heat:g}"]["values"] for name in (first, model)]
-        found[f"{model} at {heat:g}"] = {}
-        for kind in "sh":
-            sides = [([x or 0 for x in v[kind]], [x is not None for x in v[kind]]) for v in both]
-            found[f"{model} at {heat:g}"][kind] = bootstrap.difference(*sides, seed)
-    return found
+        both = [results[f"{name} at {x:g}"]["values"] for name in (first, model)]
+        row = rows[f"{model} at {x:g}"] = {}
+        for kind in ("rouge_original", "rouge_nearest"):
+            pairs = [([y or 0 for y in v[kind]], [y is not None for y in v[kind]]) for v in both]
+            row[kind] = bootstrap.difference(*pairs, seed)
+    return rows
 
 
 # ----------------------------------------------------------------------------------------------
 # the command
 
 
-def how(settings, temperature):
-    """The settings of telling at a temperature, as completions and check take them."""
-    return SimpleNamespace(**vars(settings) | {"temperature": temperature, "beams": 0})
-
-
-def temperatures_of(settings):
+def parse_temperatures(text):
     """The temperatures as floats, each once; UserError where they are none."""
     try:
-        found = list(dict.fromkeys(float(one) for one in settings.temperatures.split(",")))
+        temperatures = list(dict.fromkeys(map(float, text.split(","))))
     except ValueError:
-        found = [math.nan]
-    if not all(map(math.isfinite, found)):
-        raise UserError(
-            f"temperatures are numbers with commas between them, not '{settings.temperatures}'"
-        )
-    return found
+        temperatures = [math.nan]
+    if not all(map(math.isfinite, temperatures)):
+        raise UserError(f"temperatures are numbers with commas between them, not '{text}'")
+    return temperatures
 
 
 def trained_on(model, data):
@@ -294,105 +294,93 @@ def trained_on(model, data):
 
 
 def show(results):
-    """Print the tables: what is copied, and how rich the texts are."""
-    wide = max(map(len, results))
-    print(f"\n{'':{wide}}{'s':>24}{'r':>24}{'h':>24}{'h of unseen, as long':>24}"
-          f"{'4-grams never seen':>24}{'run: median, max':>18}{'exact':>7}{'template':>9}"
-          f"{'short':>7}")  # fmt: skip
-    for name, row in results.items():
-        cells = [
-            bootstrap.format_interval(row.get(x)) for x in ("s", "r", "h", "h_of_unseen_as_long")
-        ]
-        line = name.ljust(wide) + "".join(cell.rjust(24) for cell in cells)
-        if "g" in row:
-            run, levels = row["run"]["words"], row["levels"]
-            line += bootstrap.format_interval(row["g"]["4"]["never"]).rjust(24)
-            line += (f"{run['median']:g}, {run['max']}" if run else "-").rjust(18)
-            line += f"{levels['exact']:>7}"
-            line += f"{levels['template'] if row['run']['words_masked'] else '-':>9}"
-            line += f"{levels['short']:>7}"
-        print(line)
-    print(f"\n{'':{wide}}{'words':>8}" + "".join(f"{f'distinct-{n}':>12}" for n in (1, 2, 3, 4))
-          + f"{'MTLD':>24}{'self-BLEU':>24}")  # fmt: skip
-    for name, row in results.items():
-        shares = ("-" if x is None else f"{x:.3f}" for x in row["distinct"].values())
-        line = f"{name:{wide}}{row['words']:>8.1f}" + "".join(f"{x:>12}" for x in shares)
-        line += bootstrap.format_interval(row["mtld"], 1).rjust(24)
-        print(line + bootstrap.format_interval(row["self_bleu"]).rjust(24))
+    """Print the tables of copying and of diversity."""
+    print()
+    print_table(
+        ["", "ROUGE-2, original", "ROUGE-2, another", "ROUGE-2, nearest", "nearest, unseen stories",
+         "new 4-grams", "longest match", "copies", "templates", "too short"],
+        [[name, row.get("rouge_original"), row["rouge_other"], *(
+            (row["rouge_nearest"], row.get("rouge_nearest_unseen"), row["ngrams"]["4"]["new"],
+             (match := row["longest_match"])["words"] and match["words"]["max"],
+             row["copies"]["exact"], match["words_masked"] and row["copies"]["template"],
+             row["copies"]["short"]) if "ngrams" in row else [None] * 7)]
+         for name, row in results.items()],
+    )  # fmt: skip
+    print()
+    print_table(
+        ["", "words", *(f"distinct-{n}" for n in (1, 2, 3, 4)), "MTLD", "self-BLEU"],
+        [[name, f"{row['mean_words']:.1f}", *row["distinct"].values(),
+          bootstrap.format_interval(row["mtld"], 1), row["self_bleu"]]
+         for name, row in results.items()],
+    )  # fmt: skip
 
 
-def lines_of(index, found, told, copied, results):
-    """The lines of diversity.jsonl: each completion with all that was found of it."""
-    for (model, heat), texts in told.items():
-        name = f"{model} at {heat:g}"
-        values = results[name]["values"]
-        for i, (one, text, copy) in enumerate(zip(found, texts, copied[name], strict=True)):
+def completion_rows(index, prompts, generated, reports, results):
+    """The lines of diversity.jsonl: each completion with all that was measured of it."""
+    for (model, x), texts in generated.items():
+        values = results[f"{model} at {x:g}"]["values"]
+        rows = zip(prompts, texts, reports[f"{model} at {x:g}"], strict=True)
+        for i, (one, text, report) in enumerate(rows):
+            length, start = report.longest
             yield {
-                "model": model, "temperature": heat, "story": one.story, "beginning": one.text,
-                "original": one.rest, "completion": text, "level": copy.level(),
-                **{x: values[x][i] for x in ("s", "r", "h", "run", "run_tokens")},
-                "run_masked": copy.masked and copy.masked[0],
-                "words": len(copy.words), "tokens": copy.length,
-                "copied": " ".join(copy.words[copy.run[1] : sum(copy.run)]),
-                "closest": copy.closest.story, "closest_text": index.text(copy.closest.story),
+                "model": model, "temperature": x, "story": one.story, "beginning": one.beginning,
+                "original": one.original, "completion": text, "copy_kind": report.kind(),
+                **{name: values[name][i] for name in values},
+                "longest_match_masked": report.longest_masked and report.longest_masked[0],
+                "words": len(report.words), "tokens": report.num_tokens,
+                "longest_match_text": " ".join(report.words[start : start + length]),
+                "nearest_story": report.nearest.story,
+                "nearest_text": index.text(report.nearest.story),
             }  # fmt: skip
 
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    heats = temperatures_of(settings)
-    for heat in heats:
-        check_sampling_settings(how(settings, heat))
-    if settings.prompts < 2:
-        raise UserError("prompts must be at least 2")
-    if settings.distinct_words < 1 or settings.workers < 0:
-        raise UserError("distinct_words must be at least 1, workers not negative")
-    if not 0 < settings.cut < 1:
-        raise UserError("cut must be between 0 and 1")
-    device = pick_device(settings.device)
-    models = [checkpoint.load_from_settings(settings, origin, device)]
-    models += [
-        checkpoint.load_model(name, settings.checkpoint, device) for name in beside_names(settings)
-    ]
-    where = settings.dataset or checkpoint.data_folder(models[0])
-    data = Dataset(where, "train")
+    temperatures = parse_temperatures(settings.temperatures)
+    for temperature in temperatures:
+        check_sampling_settings(sampling_settings(settings, temperature))
+    check_ranges(settings, {POSITIVE: ("distinct_words",), NOT_NEGATIVE: ("workers",)})
+    if settings.num_prompts < 2:
+        raise UserError("num_prompts must be at least 2")
+    if not 0 < settings.prompt_fraction < 1:
+        raise UserError("prompt_fraction must be between 0 and 1")
+
+    models = open_models(settings, origin)
+    folder = data_folder(models[0], settings.dataset)
+    data = Dataset(folder, "train")
     known = {model.out_dir: trained_on(model, data) for model in models}
     for name in (name for name, same in known.items() if same is False):
-        print(f"{name} was trained on other data than {where}")
-    index = Index(data, settings.workers)
-    found = beginnings(index, models, settings)
-    print(f"{len(found)} beginnings of {where}, {index.data.stories:,} stories")
-    told = tell(models, found, settings, heats)
-    others = unseen(index, settings)
-    results, copied, totals = measure(index, found, told, others, settings)
+        print(f"{name} was trained on other data than {folder}")
+    index = StoryIndex(data, settings.workers)
+
+    prompts = story_prompts(index, models, settings)
+    print(f"{len(prompts)} beginnings of {folder}, {data.stories:,} stories")
+    generated = generate_all(models, prompts, settings, temperatures)
+    unseen = unseen_continuations(index, settings)
+    results, reports, training_ngrams = measure(index, prompts, generated, unseen, settings)
+    gaps = differences(results, generated, settings.seed)
     show(results)
-    gaps = differences(results, told, settings.seed)
     for name, gap in gaps.items():
-        print(f"{models[0].out_dir} less {name}: " + ", ".join(
-            f"{kind} {bootstrap.format_interval(x)}" for kind, x in gap.items()))  # fmt: skip
-    names_ = ("cut", "temperatures", "top_p", "max_new_tokens", "weights", "seed", "distinct_words")
-    facts = {"dataset": where, "data": checkpoint.data_hashes(index.data.manifest)}
-    facts |= {"models": {model.out_dir: model.identity() for model in models}}
-    facts |= {"trained_on_it": known}
-    facts |= {"prompts": len(found)} | {name: getattr(settings, name) for name in names_}
-    facts |= {"training_ngrams": totals, "difference": gaps, "sets": results}
-    write(index, models, found, told, copied, facts)
+        intervals = (f"{kind} {bootstrap.format_interval(x)}" for kind, x in gap.items())
+        print(f"{models[0].out_dir} minus {name}: {', '.join(intervals)}")
 
-
-def write(index, models, found, told, copied, results):
-    """diversity.json, .jsonl, .png and .html in eval/ of the first model's folder."""
-    beside = "".join(f"-beside-{Path(model.out_dir).name}" for model in models[1:])
-    path = Path(models[0].out_dir) / "eval" / f"diversity{beside}"
-    lines = list(lines_of(index, found, told, copied, results["sets"]))
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    storage.write_text(f"{path}.jsonl", text)
-    first = [line for line in lines if line["model"] == models[0].out_dir]
-    first = [line for line in first if line["temperature"] == first[0]["temperature"]]
-    storage.write_text(f"{path}.html", page.page(first, results))
-    with storage.atomic_file(f"{path}.png") as part:
-        page.plot(results, part)
-    storage.write_json(f"{path}.json", results)
-    print(f"\n{path}.png shows it, {path}.html what was nearest to a training story")
+    recorded = ("prompt_fraction", "temperatures", "top_p", "max_new_tokens", "weights", "seed",
+                "distinct_words")  # fmt: skip
+    record = {
+        "dataset": folder, "data": checkpoint.data_hashes(data.manifest),
+        "models": {model.out_dir: model.identity() for model in models},
+        "trained_on_dataset": known, "num_prompts": len(prompts),
+        **{name: getattr(settings, name) for name in recorded},
+        "training_ngrams": training_ngrams, "differences": gaps, "sets": results,
+    }  # fmt: skip
+    others = "".join(f"-beside-{Path(model.out_dir).name}" for model in models[1:])
+    lines = list(completion_rows(index, prompts, generated, reports, results))
+    write_result(models[0].out_dir, f"diversity{others}", record, lines)
+    path = Path(models[0].out_dir) / "eval" / f"diversity{others}"
+    page.plot(record, f"{path}.png")
+    shown = lines[: len(prompts)]  # the first model's at the first temperature
+    storage.write_text(f"{path}.html", page.render(shown, record))
+    print(f"{path}.png has the plots, {path}.html the completions nearest to a training story")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from configs import ROOT, UserError
+from eval import bootstrap
 from kernels.cross_entropy import linear_cross_entropy
 from nanostories import storage
 from nanostories.dataset import instruct, readers, sources
@@ -300,3 +301,18 @@ def write_result(out_dir, name, results, lines=None):
         storage.write_text(path.with_suffix(".jsonl"), text)
     storage.write_json(path, results)
     print(f"\n{path}")
+
+
+def print_table(head, rows):
+    """Print a table. head: column titles. rows: lists of str, numbers, intervals or None, "-"."""
+    lines = [head, *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+
+
+def _cell(value):
+    if value is None or isinstance(value, dict):
+        return bootstrap.format_interval(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -166,7 +166,7 @@ def main():
     device = pick_device(settings.device)
     models = [checkpoint.load_from_settings(settings, origin, device)]
     if settings.beside:
-        models.append(checkpoint.load_model(settings.beside, settings.checkpoint, device))
+        models.append(checkpoint.load_run(settings.beside, settings.checkpoint, device))
     records, where = read_records(settings, models[0])
     records = choose_records(records, models, settings.prompts, settings.seed)
     print(f"{len(records)} instructions of {where}, {settings.num_samples} story(s) to each")

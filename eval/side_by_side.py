@@ -16,7 +16,7 @@ from pathlib import Path
 
 from configs import ROOT, load, run
 from eval.harness import beginnings, completions, fits
-from eval.memorization.nearest_story import Index
+from eval.memorization.nearest_story import StoryIndex
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
 from nanostories.inference.generate import check_sampling_settings
@@ -49,7 +49,7 @@ def main():
     check_sampling_settings(settings)
     found = checkpoint.load_from_settings(settings, origin, pick_device(settings.device))
     where = settings.dataset or checkpoint.data_folder(found)
-    index = Index(Dataset(where, "train"))
+    index = StoryIndex(Dataset(where, "train"))
     texts = beginnings(str(ROOT / "eval" / "prompts" / "side_by_side.txt"))
     folder = Path(found.out_dir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,8 +60,8 @@ def main():
     rows, texts = [], [text for _, text in stories]
     told = completions(found, texts, settings, 1, folder) if texts else []
     for (name, text), (one,) in zip(stories, told, strict=True):
-        closest = index.closest(words_and_marks(one))
-        share = closest.share if closest.of else None
+        closest = index.nearest(words_and_marks(one))
+        share = closest.precision if closest.bigrams else None
         rows.append(
             {"name": name, "beginning": text, "completion": one, "h": share,
              "closest": closest.story, "closest_text": index.text(closest.story)}

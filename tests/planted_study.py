@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from eval.plan import Size
 from eval.reporting.results import Run, Study
+from eval.reporting.study_jobs import Size
 
 QUESTIONS = 200
 SIZES = "32-2-2, 64-1-4, 64-2-4, 64-4-4, 128-1-4, 128-2-4, 128-4-4, 256-2-4"
@@ -58,7 +58,7 @@ def study(shares_of, loss_of=lambda size: 3.0, seeds=3, more=(), **changes):
         for seed in range(1, seeds + 1)
     ]
     settings = {"models": SIZES, "dataset": "data/planted", "source": "planted", "judge": "",
-                "rivals": "", "out_dir": "out/planted"}  # fmt: skip
+                "baselines": "", "out_dir": "out/planted"}  # fmt: skip
     data = {"splits": {"train": {"tokens": 6_000_000, "stories": 9, "bytes": 99}},
             "tokenizer": "bpe", "vocab_size": 2048, "files": {}}  # fmt: skip
     return Study(settings, [], [*runs, *more], {"data/planted": data})

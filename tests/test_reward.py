@@ -224,7 +224,7 @@ def test_before_every_prompt_stands_the_end_of_a_story(base, tmp_path, monkeypat
     """Also where a published model's config says to begin with nothing."""
     load = checkpoint.load_model
     monkeypatch.setattr(
-        "reference.checkpoint.load_model",
+        "nanostories.rl.reference.checkpoint.load_model",
         lambda *a, **k: replace(load(*a, **k), bos_ids=[]),
     )
     reference = Reference(asked(base, tmp_path / "run"), torch.device("cpu"))

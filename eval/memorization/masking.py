@@ -1,12 +1,12 @@
 """
-Names and nouns masked, so that a story told again of somebody else, with other things, is the same.
+Masks names and nouns, so that a story retold with other names and things counts as the same.
 
-    masked = nouns(index)            # bool (words + 1,), by the index's numbers
-    is_noun("kite")                  # True
+    masked = masked_words(index)     # bool (words + 1,), by the index's word numbers
+    is_masked("kite")                # True
 
-A word is masked wherever it stands: a noun is a word that WordNet counts most often as one, a name
-one that has a capital letter in most places inside a sentence. Function words, indefinite pronouns
-and a few adverbs that WordNet knows as nouns only are neither.
+A word is masked wherever it occurs. It is a noun if WordNet counts it most often as one, and a name
+if most of its occurrences inside a sentence are capitalized. Function words, indefinite pronouns
+and a few adverbs that WordNet has only as nouns are never masked.
 """
 
 import numpy as np
@@ -18,30 +18,31 @@ _OTHERS = """
     something anything nothing everything someone anyone everyone somebody anybody everybody nobody
     inside outside home today tomorrow yesterday right hello hi goodbye bye wow
 """
-_NEITHER = STOP_WORDS | frozenset(_OTHERS.split())
+_NEVER = STOP_WORDS | frozenset(_OTHERS.split())
 MASK = "<noun>"  # no word: words_and_marks would cut it up
 
 
-def is_noun(word, tally=None):
+def is_masked(word, counts=None):
     """
-    Whether a word is masked. tally: how often the training stories have it inside a sentence and,
-    of these, with a capital letter; None of a word that they do not have: in no dictionary either,
-    it is taken for a name.
+    Whether a word is masked.
+
+    counts: its occurrences inside a sentence of the training stories, and those capitalized; None
+    of a word that they do not have: if it is in no dictionary either, it is taken for a name.
     """
     base = word.removesuffix("'s")
-    if base in _NEITHER or not base[:1].isalpha():
+    if base in _NEVER or not base[:1].isalpha():
         return False
-    if tally is None and not dictionary_lemmas(base):
+    if counts is None and not dictionary_lemmas(base):
         return True
-    inside, capital = tally or (0, 0)
-    return 2 * capital > inside or wordnet.most_frequent_pos(base) == "n"
+    inside, capitalized = counts or (0, 0)
+    return 2 * capitalized > inside or wordnet.most_frequent_pos(base) == "n"
 
 
-def nouns(index):
-    """For each word of an overlap.Index whether it is masked, bool (words + 1,)."""
-    tally = np.zeros((len(index.numbers) + 1, 3), np.int64)
+def masked_words(index):
+    """Which words of a StoryIndex are masked: bool (words + 1,), by their numbers."""
+    counts = np.zeros((len(index.numbers) + 1, 3), np.int64)
     for segment, local in zip(index.segments, index.local, strict=True):
-        have = np.flatnonzero(local)
-        tally[have] += segment.tally[local[have]]
-    rows = zip(index.numbers, tally[1:, 1:].tolist(), strict=True)
-    return np.array([False, *(is_noun(word, row) for word, row in rows)])
+        known = np.flatnonzero(local)
+        counts[known] += segment.word_counts[local[known]]
+    rows = zip(index.numbers, counts[1:, 1:].tolist(), strict=True)
+    return np.array([False, *(is_masked(word, row) for word, row in rows)])

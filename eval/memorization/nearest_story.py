@@ -1,57 +1,55 @@
 """
-The training story closest to a text, exactly, among millions in milliseconds.
+The training story nearest to a text, exactly, among millions in milliseconds.
 
-    index = Index(Dataset("data/tinystories-bpe", "train"))
-    index.closest(words_and_marks(text))        # Closest(hits=31, of=120, story=20413)
+    index = StoryIndex(Dataset("data/tinystories-bpe", "train"))
+    index.nearest(words_and_marks(text))      # NearestStory(matched=31, bigrams=120, story=20413)
 
-Closest is the story S that most of the text's bigrams T occur in: h = max over S of R_2,p(T, S),
-the share of T's bigrams, each as often as it occurs, that S holds (Eldan & Li 2023, section 4.3).
+Nearest is the training story S with the largest ROUGE-2 precision R_2,p(T, S): the fraction of the
+text's bigrams T, each counted as often as it occurs, that S holds (Eldan & Li 2023, section 4.3).
 
-Bigrams are looked up in lists of the stories that hold them (inverted_index.py), the rarest first.
-Once those that are left cannot lift a story above the best one so far, only the stories found by
-then can still win; once they can make up less than what a story still lacks, most of those cannot
-either. A segment begins with the best of the segments before it, so the more stories there are, the
-sooner each is left.
+The posting lists of the text's bigrams (inverted_index.py) are added up, the shortest first. Once
+the remaining bigrams cannot lift a new story above the best so far, only the stories counted by
+then can still win, and most of these drop out as the rest is looked up. A segment starts with the
+best score of the segments before it, so the more stories there are, the sooner each one drops out.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from eval.memorization.inverted_index import open_all, text_of
+from eval.memorization.inverted_index import open_index, story_text
 from nanostories.dataset.tokenizer import Tokenizer
 
-# Lists are added up until the rest weighs this share of the best: a larger one leaves more stories
-# to look at one by one, a smaller one more lists to add up.
-REST = 0.7
+# Posting lists are added up until the remaining bigrams weigh this fraction of the best score. A
+# larger one leaves more stories to look up one by one, a smaller one more lists to add up.
+PRUNING = 0.7
 
 
-class Closest(NamedTuple):
-    """`hits` of the `of` bigrams of a text stand in training story number `story`, or in none."""
+class NearestStory(NamedTuple):
+    """`matched` of a text's `bigrams` occur in training story number `story`, or in none."""
 
-    hits: int
-    of: int
+    matched: int
+    bigrams: int
     story: int | None
 
     @property
-    def share(self):
-        """h, 0 to 1; nan of a text without a bigram."""
-        return self.hits / self.of if self.of else float("nan")
+    def precision(self):
+        """The ROUGE-2 precision, 0 to 1; nan of a text without a bigram."""
+        return self.matched / self.bigrams if self.bigrams else float("nan")
 
 
-class Index:
+class StoryIndex:
     """
-    The training stories of a Dataset, asked by their words; built where it is not there yet.
+    The training stories of a Dataset, searchable by their words; the index is built if missing.
 
-    Attributes: data, segments, firsts (the number of each segment's first story), numbers ({word:
-    1, 2, ...} over all segments), local (segments, words + 1): the number of a word in a segment,
-    0 where it has none.
+    Attributes: data, tokenizer, segments, firsts (each segment's first story), numbers ({word: 1,
+    2, ...} over all segments), local (segments, words + 1): a word's number in each segment, or 0.
     """
 
     def __init__(self, data, workers=0):
-        self.data, self.segments = data, open_all(data, workers)
+        self.data, self.segments = data, open_index(data, workers)
         self.tokenizer = Tokenizer.load(data.folder)
-        self.firsts = np.cumsum([0, *(segment.stories_in for segment in self.segments)])
+        self.firsts = np.cumsum([0, *(segment.stories for segment in self.segments)])
         self.numbers = {}
         for segment in self.segments:
             for word in segment.words:
@@ -62,75 +60,72 @@ class Index:
 
     def text(self, i):
         """Training story number i; "" of None."""
-        return "" if i is None else text_of(self.data, self.tokenizer, i)
+        return "" if i is None else story_text(self.data, self.tokenizer, i)
 
-    def closest(self, words):
+    def nearest(self, words):
         """
-        The Closest training story to a text of these words (words_and_marks), of several as close
-        the first; (0, n, None) where none has a bigram of it.
+        The NearestStory to a text of these words (words_and_marks): the first of several as near,
+        (0, n, None) where no story holds a bigram of it.
         """
         ids = np.array([self.numbers.get(word, 0) for word in words], np.int64)
         bigrams, weights = np.unique(
             np.stack([ids[:-1], ids[1:]]), axis=1, return_counts=True
         )  # (2, bigrams), (bigrams,)
-        hits, story = 0, None
+        matched, story = 0, None
         for segment, local, first in zip(self.segments, self.local, self.firsts, strict=False):
-            if better := segment_closest(segment, *local[bigrams], weights, hits):
-                hits, story = better[0], int(first) + better[1]
-        return Closest(hits, max(0, len(words) - 1), story)
+            if better := nearest_in_segment(segment, *local[bigrams], weights, matched):
+                matched, story = better[0], int(first) + better[1]
+        return NearestStory(matched, max(0, len(words) - 1), story)
 
 
-def segment_closest(segment, first, second, weights, best):
+def nearest_in_segment(segment, first, second, weights, best):
     """
-    (hits, story) of the story of a segment that holds most of these bigrams, if it has more hits
-    than `best`; or None. Of several, the first.
+    (matched bigrams, story) of the first story of a segment that holds most of these bigrams; None
+    unless it holds more than `best`.
 
-    first, second: (bigrams,) int64, their words by the segment's numbers. weights: how often each
-    counts.
+    first, second: (bigrams,) int64, the segment's numbers of their words. weights: occurrences.
     """
-    if not len(segment.keys):
+    if not len(segment.bigrams):
         return None
     keys = first * segment.size + second
-    at = np.searchsorted(segment.keys, keys.astype(segment.keys.dtype))
-    at[at == len(segment.keys)] = 0
-    known = segment.keys[at] == keys  # of words that it has: no key has a 0 in it
+    at = np.searchsorted(segment.bigrams, keys.astype(segment.bigrams.dtype))
+    at[at == len(segment.bigrams)] = 0
+    known = segment.bigrams[at] == keys  # bigrams it has: none has word 0
     at, weights = at[known], weights[known]
-    ends = segment.ends[at].astype(np.int64)
-    starts = np.where(at > 0, segment.ends[at - 1], 0).astype(np.int64)
+    ends = segment.posting_ends[at].astype(np.int64)
+    starts = np.where(at > 0, segment.posting_ends[at - 1], 0).astype(np.int64)
     order = np.argsort(ends - starts, kind="stable")  # rarest first
     weights = weights[order]
-    lists = [
-        segment.stories[i:j]
-        for i, j in zip(starts[order].tolist(), ends[order].tolist(), strict=True)
-    ]
-    rest = weights.sum() - np.cumsum(weights)  # after each list, what the others weigh
-    count = int(np.searchsorted(-rest, -REST * best)) + 1
+    spans = zip(starts[order].tolist(), ends[order].tolist(), strict=True)
+    lists = [segment.postings[i:j] for i, j in spans]
+    rest = weights.sum() - np.cumsum(weights)  # after each list, the weight of the others
+    count = int(np.searchsorted(-rest, -PRUNING * best)) + 1
     added = lists[:count]
     if not added:
         return None
-    hits = np.bincount(np.concatenate(added), minlength=segment.stories_in)
-    for one, more in zip(added, (weights - 1).tolist(), strict=False):
+    matched = np.bincount(np.concatenate(added), minlength=segment.stories)
+    for postings, more in zip(added, (weights - 1).tolist(), strict=False):
         if more:
-            hits[one] += more
+            matched[postings] += more
     left = int(rest[min(count, len(rest)) - 1])
-    stories = np.flatnonzero(hits > best - left)
-    hits = hits[stories]
+    stories = np.flatnonzero(matched > best - left)
+    matched = matched[stories]
     for i in sorted(range(count, len(lists)), key=lambda i: -weights[i]):
         if not len(stories):
             return None
         left -= weights[i]
-        hits += weights[i] * holds(lists[i], stories)
-        able = hits + left > best
-        stories, hits = stories[able], hits[able]
+        matched += weights[i] * contains(lists[i], stories)
+        can_win = matched + left > best
+        stories, matched = stories[can_win], matched[can_win]
     if not len(stories):
         return None
-    top = int(np.argmax(hits))
-    return int(hits[top]), int(stories[top])
+    top = int(np.argmax(matched))
+    return int(matched[top]), int(stories[top])
 
 
-def holds(numbers, stories):
-    """bool (stories,): which of the stories are among the ascending numbers, uint16."""
-    stories = stories.astype(np.uint16)  # of another type, all the numbers would be converted
-    at = np.searchsorted(numbers, stories)
-    at[at == len(numbers)] = 0
-    return numbers[at] == stories
+def contains(postings, stories):
+    """Which of the stories are in an ascending posting list: bool (stories,)."""
+    stories = stories.astype(np.uint16)  # of another type, the whole list would be converted
+    at = np.searchsorted(postings, stories)
+    at[at == len(postings)] = 0
+    return postings[at] == stories

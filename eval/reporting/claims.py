@@ -63,7 +63,7 @@ def claims(study):
     return found
 
 
-def request_seeds(scores):
+def one_seed_note(scores):
     """The note of a claim about scores."""
     return ONE_SEED if scores.seeds == 1 else ""
 
@@ -81,7 +81,7 @@ def plateau(scores):
         value = interval((slopes[1] + slopes[2]) / 2 - slopes[0], len(upper))
     return Claim("Grammar plateaus first", "paper, section 4.1",
                  "what consistency and plot gain by twice the parameters, less what grammar does, "
-                 "among the larger half of the models", value, request_seeds(scores))  # fmt: skip
+                 "among the larger half of the models", value, one_seed_note(scores))  # fmt: skip
 
 
 def before(study):
@@ -136,7 +136,7 @@ def threshold(scores):
         value = interval(means[64] - others, len(means))
     return Claim("Consistency appears between hidden size 64 and 128", "paper, section 4.1",
                  "what consistency gains from width 64 to 128, less the most it gains by another "
-                 "doubling, at the same depth", value, request_seeds(scores))  # fmt: skip
+                 "doubling, at the same depth", value, one_seed_note(scores))  # fmt: skip
 
 
 def depth_and_width(scores):
@@ -150,7 +150,7 @@ def depth_and_width(scores):
     for text, kind, more, less, source in rows:
         slopes = scores.slopes(kind)
         value = slopes and interval(slopes[more] - slopes[less], len(scores.sizes))
-        note = request_seeds(scores)
+        note = one_seed_note(scores)
         if value and scores.counts[kind] < 30:
             note = f"{scores.counts[kind]} prompts only" + (note and f"; {note}")
         yield Claim(text, source, f"what {kind} gains by twice the {more}, less by twice the "
@@ -164,7 +164,7 @@ def shallow(scores):
         value = interval(pair[0]["layers"] - pair[1]["layers"], len(scores.sizes))
     return Claim("Shallow models are better in grammar than in consistency", "paper, section 4.1",
                  "what consistency gains by twice the layers, less what grammar does",
-                 value, request_seeds(scores))  # fmt: skip
+                 value, one_seed_note(scores))  # fmt: skip
 
 
 def creativity(scores):

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from configs import UserError
-from eval.plan import Size, sizes
-from eval.study import DONE, digest
+from eval.reporting.study_jobs import Size, sizes
+from eval.reporting.study_state import DONE, digest
 from model import GPT, GPTConfig
 from nanostories.training import checkpoint, huggingface
 
@@ -111,15 +111,15 @@ def read(out_dir):
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
     try:
-        settings, pieces = study["settings"], study["pieces"]
-        done = {piece["proof"]: piece["sha256"] for piece in pieces if piece["status"] == DONE}
+        settings, pieces = study["settings"], study["jobs"]
+        done = {piece["output"]: piece["sha256"] for piece in pieces if piece["status"] == DONE}
         runs = [found for piece in pieces if piece["run"] and piece["status"] == DONE
                 and (found := run_in(piece["run"]))]  # fmt: skip
-        folders = dict.fromkeys(piece["proof"] for piece in pieces
-                                if Path(piece["proof"]).name == "manifest.json")  # fmt: skip
+        folders = dict.fromkeys(piece["output"] for piece in pieces
+                                if Path(piece["output"]).name == "manifest.json")  # fmt: skip
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no study of this version: {error}") from None
-    for name in settings["rivals"].replace(",", " ").split():
+    for name in settings["baselines"].replace(",", " ").split():
         runs.append(Run(name, huggingface.results_folder(name), "rival"))
     for run in runs:
         for name in PROOFS:

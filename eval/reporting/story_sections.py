@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup, escape
 
-from eval import compliance, published
+from eval import published
 from eval.memorization.copying import BINS
-from eval.memorization.page import marked
+from eval.memorization.page import highlight
 from eval.prompts import knowledge_prompts
 from eval.reporting import charts
 from eval.reporting.page import Cell, Section, figure, missing, stories, table, text
@@ -51,7 +51,7 @@ def side_by_side(study):
             shared = set(ngrams(words_and_marks(last["completion"]), 2))
             shared &= set(ngrams(words_and_marks(last["closest_text"]), 2))
             columns.append((f"closest training story to that of {model}",
-                            Markup(marked(last["closest_text"].strip(), shared)),
+                            highlight(last["closest_text"].strip(), shared),
                             f"Rouge precision {last['h']:.2f}; the paper prints "
                             f"{published.CLOSEST} for a model of 28 M and the laser"))  # fmt: skip
         blocks.append(stories(name, beginning, columns))
@@ -102,7 +102,7 @@ def instruct(study):
     blocks = []
     if runs:
         every = [run.found["instruct"]["checks"] for run in runs]
-        names = [name for name in ("joint", *compliance.NAMES) if any(name in one for one in every)]
+        names = list(dict.fromkeys(["joint", *(name for one in every for name in one)]))
         rows = []
         for run in runs:
             checks = run.found["instruct"]["checks"]
@@ -137,23 +137,24 @@ def diversity(study):
         for name, row in results["sets"].items():
             sets.setdefault(name.replace(run.out_dir, run.name), row)
     rows = [
-        [name, *(row.get(x) for x in ("s", "r", "h", "h_of_unseen_as_long")),
-         row["g"]["4"]["never"] if "g" in row else None,
-         row["levels"]["exact"] if "levels" in row else None, row["mtld"], row["self_bleu"]]
+        [name, *(row.get(f"rouge_{x}") for x in ("original", "other", "nearest", "nearest_unseen")),
+         row["ngrams"]["4"]["new"] if "ngrams" in row else None,
+         row["copies"]["exact"] if "copies" in row else None, row["mtld"], row["self_bleu"]]
         for name, row in sets.items()
     ]  # fmt: skip
-    head = ["texts", "s: of its original", "r: of another", "h: of the closest training story",
-            "h of unseen stories as long", "4-grams never seen", "exact copies", "MTLD",
-            "self-BLEU"]  # fmt: skip
+    head = ["texts", "ROUGE-2 with the original", "with the most similar other text",
+            "with the nearest training story", "nearest, unseen stories of the same length",
+            "new 4-grams", "exact copies", "MTLD", "self-BLEU"]  # fmt: skip
     draws, titles = [], []
-    for key, what in (("s", "s, with the original"), ("r", "r, with each other"),
-                      ("h", "h, with the closest")):  # fmt: skip
+    for key, what in (("rouge_original", "ROUGE-2 with the original"),
+                      ("rouge_other", "with the most similar other"),
+                      ("rouge_nearest", "with the nearest training story")):  # fmt: skip
         values = {name: row["values"][key] for name, row in sets.items() if key in row["values"]}
         if values:
             draws.append(charts.draw_histograms(values, [i / 20 for i in range(21)]))
             titles.append(what)
-    grams = {name: {k: one["histogram"] for k, one in row["g"].items()}
-             for name, row in sets.items() if "g" in row}  # fmt: skip
+    grams = {name: {k: one["histogram"] for k, one in row["ngrams"].items()}
+             for name, row in sets.items() if "ngrams" in row}  # fmt: skip
     middles = [(a + b) / 2 for a, b in pairwise(BINS)]
     name, first = next(iter(grams.items()))
     g = {f"{k}-grams": [(x, n / max(1, sum(counts))) for x, n in zip(middles, counts, strict=True)]
@@ -166,8 +167,8 @@ def diversity(study):
         figure(charts.chart(*draws, size=(3 * len(draws), 3), title=titles, ylabel="completions"),
                "Histograms of the paper's three measures."),
         figure(charts.lines(g, log=False, marks=".", xlabel="log10 of the share of the training "
-                            "k-grams; -10: never", ylabel="share of the k-grams told"),
-               f"How often the k-grams of {name} stand in the training stories."),
+                            "n-grams; -10: new", ylabel="fraction of the completions' n-grams"),
+               f"How often the n-grams of {name} occur in the training stories."),
     ])  # fmt: skip
 
 

@@ -112,10 +112,10 @@ def test_a_summary_told_after_the_story_is_no_part_of_it(runs, monkeypatch):
             def decode(ids):
                 return " He ran.\nSummary: He ran."
 
-        limit = 9
+        max_length = 9
 
         @staticmethod
-        def prompt(text):
+        def encode_prompt(text):
             return [0]
 
     class Story:

@@ -442,7 +442,7 @@ def test_files_that_hold_none(tmp_path, text):
         (["--mode=prompts", "--prompts=ours"], "prompts is paper or storybook"),
         (["--mode=prompts", "--beside=out/nowhere"], "out/nowhere"),
         (["--mode=prompts", "--dry_run"], "--judge=<model>"),
-        (["--judge=a", "--temperature=nan"], "temperature must not be negative"),
+        (["--judge=a", "--temperature=nan"], "temperature must be 0 or more"),
     ],
 )
 def test_errors(runs, capfd, monkeypatch, arguments, message):

@@ -12,12 +12,12 @@ from planted_study import GRID, KINDS, interval, run, study
 from configs import UserError
 from eval import report
 from eval.memorization.copying import BINS
-from eval.plan import Size
 from eval.reporting import charts, model_sections
 from eval.reporting import results as gather
 from eval.reporting.claims import claims
 from eval.reporting.page import Cell, Section, cell, figure, stories, table, text
-from eval.study import digest
+from eval.reporting.study_jobs import Size
+from eval.reporting.study_state import digest
 
 CHART = charts.chart
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&amp; {{ 7 * 7 }} \ud800'
@@ -91,7 +91,7 @@ def full():
     planted.runs[0].env = {"torch": "9.9", "data": {}}
     planted.runs[0].recipe = {"batch_size": 2, "learning_rate": HOSTILE}
     planted.pieces.append({"name": HOSTILE, "command": ["train.py", HOSTILE], "status": "failed",
-                           "proof": "x", "run": ""})  # fmt: skip
+                           "output": "x", "run": ""})  # fmt: skip
     size = Size(64, 2, 4)
     for kind in ("instruct", "syn", "reward"):
         more = run(size, 1, {}, kind=kind)
@@ -117,15 +117,15 @@ def results(one):
     shown = [{"layer": 0, "neuron": 3, "coherence_again": 0.9,
               "examples": [{"tokens": ["a ", HOSTILE, " c"], "at": 1}]}]  # fmt: skip
     texts = {
-        "s": interval(0.1),
-        "r": interval(0.1),
-        "h": interval(0.3),
+        "rouge_original": interval(0.1),
+        "rouge_other": interval(0.1),
+        "rouge_nearest": interval(0.3),
         "mtld": interval(50.0),
-        "h_of_unseen_as_long": interval(0.3),
+        "rouge_nearest_unseen": interval(0.3),
         "self_bleu": interval(0.3),
-        "levels": {"exact": 0},
-        "values": {"s": [0.1], "r": [0.2, None], "h": [0.3]},
-        "g": {k: {"never": interval(0.2), "histogram": [1] * (len(BINS) - 1)} for k in "1234"},
+        "copies": {"exact": 0},
+        "values": {"rouge_original": [0.1], "rouge_other": [0.2, None], "rouge_nearest": [0.3]},
+        "ngrams": {k: {"new": interval(0.2), "histogram": [1] * (len(BINS) - 1)} for k in "1234"},
     }
     told = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE, "h": 0.2,
             "closest": 3, "closest_text": f"They made a snowman. {HOSTILE}"}  # fmt: skip
@@ -137,9 +137,9 @@ def results(one):
         "graded": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
         "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
                       "shown": shown},
-        "diversity": {"sets": {f"{one.out_dir} at 1": texts, "the originals": {
-            "r": interval(0.1), "mtld": interval(9.0), "self_bleu": interval(0.2),
-            "values": {"r": [0.2]}}}},
+        "diversity": {"sets": {f"{one.out_dir} at 1": texts, "original continuations": {
+            "rouge_other": interval(0.1), "mtld": interval(9.0), "self_bleu": interval(0.2),
+            "values": {"rouge_other": [0.2]}}}},
     }  # fmt: skip
 
 
@@ -286,8 +286,14 @@ def test_stories_are_escaped_but_for_what_is_marked():
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     """On a folder with a study in which nothing is done yet."""
-    settings = {"models": "64-2-4", "rivals": "", "dataset": "nowhere", "judge": "", "source": "x"}
-    (tmp_path / "study.json").write_text(json.dumps({"settings": settings, "pieces": []}))
+    settings = {
+        "models": "64-2-4",
+        "baselines": "",
+        "dataset": "nowhere",
+        "judge": "",
+        "source": "x",
+    }
+    (tmp_path / "study.json").write_text(json.dumps({"settings": settings, "jobs": []}))
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     report.main()
     found = json.loads((tmp_path / "report.json").read_text())
@@ -320,12 +326,19 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
         return one
 
     monkeypatch.setattr(gather, "run_in", found_in)
-    row = {"name": "train", "proof": "t", "run": "r", "status": "done", "command": [], "sha256": ""}
-    one = row | {"name": "skills", "proof": str(proof), "run": "", "sha256": digest(proof)}
-    settings = {"models": "64-2-4", "rivals": "", "dataset": "nowhere"}
+    row = {
+        "name": "train",
+        "output": "t",
+        "run": "r",
+        "status": "done",
+        "command": [],
+        "sha256": "",
+    }
+    one = row | {"name": "skills", "output": str(proof), "run": "", "sha256": digest(proof)}
+    settings = {"models": "64-2-4", "baselines": "", "dataset": "nowhere"}
     for change, expected in (({}, {"told": {}}), ({"status": "failed"}, None),
                              ({"sha256": "other"}, None)):  # fmt: skip
-        study_ = {"settings": settings, "pieces": [row, one | change]}
+        study_ = {"settings": settings, "jobs": [row, one | change]}
         (tmp_path / "study.json").write_text(json.dumps(study_))
         found = gather.read(tmp_path)
         assert len(found.runs) == 1 and found.runs[0].found["skills"] == expected

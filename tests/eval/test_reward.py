@@ -181,7 +181,7 @@ def test_the_judge_is_blind(runs, capsys):
     (["nowhere"], "no run in 'nowhere'"),
     (["{runs}/reward", "--instruct=./none"], "none"),
     (["{runs}/reward", "--stories=1"], "stories must be at least 2"),
-    (["{runs}/reward", "--temperature=-1"], "temperature must not be negative"),
+    (["{runs}/reward", "--temperature=-1"], "temperature must be 0 or more"),
 ])  # fmt: skip
 def test_what_it_refuses(words, why, runs):
     with pytest.raises(UserError, match=re.escape(why)) as error:

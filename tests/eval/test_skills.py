@@ -64,7 +64,7 @@ def test_told_by_hand(monkeypatch):
 def test_what_a_model_cannot_read_is_left_out():
     encode = lambda text: list(range(len(text.split())))  # noqa: E731
     found = SimpleNamespace(
-        tokenizer=SimpleNamespace(encode=encode), prompt=encode,
+        tokenizer=SimpleNamespace(encode=encode), encode_prompt=encode,
         model=SimpleNamespace(config=SimpleNamespace(block_size=5)),
     )  # fmt: skip
     short = ("plot", Prompt("plot", "a b c", ((" d e", " e d"),)))

@@ -1,4 +1,4 @@
-"""python -m eval.study: its plan, what is done and left, failures, and a kill in the middle."""
+"""python -m eval.study: its jobs, their status, failures, and a kill in the middle."""
 
 import json
 import os
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from configs import ROOT, UserError
-from eval import plan, study
-from eval.plan import Piece, Size, sizes
-from eval.study import DONE, FAILED, LEFT, Record, Runner, Settings, alone, key_of
+from eval import study
+from eval.reporting.study_jobs import Job, Size, parse_options, plan_jobs, sizes
+from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState, hash_commands
+from eval.study import Runner, Settings, only_study_in
 from nanostories.training import checkpoint
 
 TINY = """
@@ -44,8 +45,8 @@ eval_stories = 8
 def settings(tmp_path):
     return Settings(
         out_dir=str(tmp_path / "study"), dataset=str(tmp_path / "data"), source="mine.txt",
-        models="64-2-4, 128-2-4", heads="64-2-8", syn="64-2-4", instructed="128-2-4",
-        rewarded="128-2-4", diverse="64-2-4", inside="64-2-4", seeds=2,
+        models="64-2-4, 128-2-4", heads="64-2-8", syn="64-2-4", instruct="128-2-4",
+        reward="128-2-4", diversity="64-2-4", interpret="64-2-4", seeds=2,
     )  # fmt: skip
 
 
@@ -64,79 +65,75 @@ def test_sizes():
     assert sizes("64-2-4, 128-1-8 64-2-4", "models") == [Size(64, 2, 4), Size(128, 1, 8)]
     assert str(Size(64, 2, 4)) == "64-2-4" and Size(64, 2, 4).parameters == 12 * 2 * 64**2
     for text in ("64-2", "64-2-4-1", "a-2-4", "64-0-4", "64-2-3", "64--4"):
-        with pytest.raises(UserError, match=f"models: '{text}'"):
+        with pytest.raises(UserError, match=f"models: .*'{text}'"):
             sizes(text, "models")
 
 
 def test_the_plan(settings):
-    pieces = plan.plan(settings, {"batch_size": 2, "source": "other", "seed": 9})
-    runs = sorted(Path(piece.run).name for piece in pieces.values() if piece.run)
+    jobs = plan_jobs(settings, {"batch_size": 2, "source": "other", "seed": 9})
+    runs = sorted(Path(job.run).name for job in jobs.values() if job.run)
     assert runs == sorted([
         "64-2-4-s1", "64-2-4-s2", "128-2-4-s1", "128-2-4-s2", "64-2-8-s1", "64-2-8-s2",
         "syn-64-2-4-s1", "instruct-128-2-4-s1", "reward-128-2-4-s1"])  # fmt: skip
-    assert len({piece.proof for piece in pieces.values()}) == len(pieces)
+    assert len({job.output for job in jobs.values()}) == len(jobs)
     seen = []
-    for name, piece in pieces.items():  # each after what it needs
-        assert set(piece.needs) <= set(seen), name
+    for name, job in jobs.items():  # each after what it needs
+        assert set(job.needs) <= set(seen), name
         seen.append(name)
-    words = pieces["train 64-2-4-s2"].command
+    words = jobs["train 64-2-4-s2"].command
     assert {"--batch_size=2", "--n_embd=64", "--n_layer=2", "--n_head=4", "--seed=2"} <= set(words)
     assert not {"--source=other", "--seed=9", "--save_steps=log"} & set(words)
-    assert "--save_steps=log" in pieces["train 64-2-4-s1"].command
-    for name, piece in pieces.items():
+    assert "--save_steps=log" in jobs["train 64-2-4-s1"].command
+    for name, job in jobs.items():
         if name.startswith("eval.skills"):
-            assert ("--steps" in piece.command) == name.endswith(("64-2-4-s1", "128-2-4-s1")), name
+            assert ("--steps" in job.command) == name.endswith(("64-2-4-s1", "128-2-4-s1")), name
     for script in ("vocabulary", "instruct", "diversity", "interpret", "reward", "side_by_side"):
-        assert any(name.startswith(f"eval.{script}") for name in pieces), script
-    assert not any("paper" in name for name in pieces)
+        assert any(name.startswith(f"eval.{script}") for name in jobs), script
+    assert not any("paper" in name for name in jobs)
 
 
-def test_a_judge_and_rivals(settings):
-    more = replace(settings, judge="a-teacher", rivals="gpt2, gpt2-xl")
-    pieces = plan.plan(more, {})
-    graded = [name for name in pieces if name.startswith("eval.judge paper")]
-    assert len(graded) == 4 and "--judge=a-teacher" in pieces[graded[0]].command
-    assert "eval.interpret gpt2" in pieces and "eval.interpret gpt2-xl" not in pieces
+def test_a_judge_and_baselines(settings):
+    more = replace(settings, judge="a-teacher", baselines="gpt2, gpt2-xl")
+    jobs = plan_jobs(more, {})
+    graded = [name for name in jobs if name.startswith("eval.judge paper")]
+    assert len(graded) == 4 and "--judge=a-teacher" in jobs[graded[0]].command
+    assert "eval.interpret gpt2" in jobs and "eval.interpret gpt2-xl" not in jobs
     for script in ("judge report", "judge synonyms syn", "judge instruct"):
-        assert any(name.startswith(f"eval.{script}") for name in pieces), script
-    assert "--judge=a-teacher" in pieces["eval.reward reward-128-2-4-s1"].command
-    assert pieces["eval.skills gpt2-xl"].proof == "out/published/gpt2-xl/eval/skills.json"
+        assert any(name.startswith(f"eval.{script}") for name in jobs), script
+    assert "--judge=a-teacher" in jobs["eval.reward reward-128-2-4-s1"].command
+    assert jobs["eval.skills gpt2-xl"].output == "out/published/gpt2-xl/eval/skills.json"
 
 
-def test_options(settings):
-    settings = replace(
-        settings, options="eval.judge prompts: --beams=5\n\neval.skills: --seed=1 'a b'"
-    )
-    assert plan.options(settings, "eval.judge prompts") == ["--beams=5"]
-    assert plan.options(settings, "eval.skills") == ["--seed=1", "a b"]
-    assert plan.options(settings, "eval.judge") == []
+def test_options():
+    options = parse_options("eval.judge prompts: --beams=5\n\neval.skills: --seed=1 'a b'")
+    assert options == {"eval.judge prompts": ["--beams=5"], "eval.skills": ["--seed=1", "a b"]}
     for wrong in ("--beams=5", "eval.skill: --seed=1", "eval.skills: a\neval.skills: b"):
         with pytest.raises(UserError, match="options are lines"):
-            plan.options(replace(settings, options=wrong), "eval.skills")
+            parse_options(wrong)
     with pytest.raises(UserError, match="No closing quotation"):
-        plan.options(replace(settings, options="eval.skills: 'a"), "eval.skills")
+        parse_options("eval.skills: 'a")
 
 
 @pytest.mark.parametrize("name", ["study_small", "study_paper"])
 def test_the_configs(name, no_words):
-    settings, recipe = study.complete(Settings(), [f"configs/{name}.py"])
-    values = study.read_file(f"configs/{name}.py")
+    settings, recipe = study.complete_settings(Settings(), [f"configs/{name}.py"])
+    values = study.read_config_file(f"configs/{name}.py")
     known = {field: values[field] for field in vars(settings) if field in values}
     settings = replace(settings, **known)
     study.check(settings)
     assert settings.out_dir == f"out/{name}" and settings.dataset == f"data/{name}"
-    assert plan.plan(settings, recipe) and "learning_rate" in recipe
+    assert plan_jobs(settings, recipe) and "learning_rate" in recipe
 
 
 @pytest.mark.parametrize("change, why", [
     ({"models": ""}, "name the models"), ({"seeds": 0}, "seeds"), ({"jobs": -1}, "jobs"),
-    ({"syn": "32-1-2"}, "syn: 32-1-2 is none of the models"), ({"heads": "64-2"}, None),
+    ({"syn": "32-1-2"}, "syn: 32-1-2 is not one of the models"), ({"heads": "64-2"}, None),
 ])  # fmt: skip
 def test_wrong_settings(change, why, settings, no_words):
     settings = replace(settings, **change)
     with pytest.raises(UserError, match=why or "heads: '64-2'"):
         study.check(settings)
-        plan.plan(settings, {})
+        plan_jobs(settings, {})
 
 
 def test_what_synonyms_need_is_asked_for_first(settings, monkeypatch):
@@ -162,107 +159,107 @@ def test_a_judge_without_a_key(settings, monkeypatch):
 # what is done
 
 
-def shell(name, code, proof, needs=(), weight=1.0):
-    return Piece(name, ("-c", code), str(proof), needs, weight)
+def shell(name, code, output, needs=(), weight=1.0):
+    return Job(name, ("-c", code), str(output), needs, weight)
 
 
 def made(path):
     return f"open({str(path)!r}, 'a').write('made ')"
 
 
-def go(settings, pieces, jobs=2):
-    with alone(Path(settings.out_dir)) as lock:
-        record = Record(settings, pieces)
-        Runner(settings, record, jobs, lock).run()
-    return record
+def go(settings, jobs, count=2):
+    with only_study_in(Path(settings.out_dir)) as lock:
+        state = StudyState(settings, jobs)
+        Runner(settings, state, count, lock).run()
+    return state
 
 
 def test_what_is_made_stays_and_what_fails_stops_nothing(settings, tmp_path, capsys):
     a, b, c, d = (tmp_path / name for name in "abcd")
-    pieces = {
+    jobs = {
         "a": shell("a", made(a), a), "b": shell("b", made(b), b, ("a",)),
         "bad": shell("bad", made(tmp_path / "half") + "; raise SystemExit(3)", tmp_path / "half",
                      ("a",)),
         "after": shell("after", made(d), d, ("bad",)),
         "lies": shell("lies", "pass", tmp_path / "nothing"),
     }  # fmt: skip
-    record = go(settings, pieces)
-    expected = {"a": DONE, "b": DONE, "bad": FAILED, "after": LEFT, "lies": FAILED}
-    assert record.status == expected
+    state = go(settings, jobs)
+    expected = {"a": DONE, "b": DONE, "bad": FAILED, "after": PENDING, "lies": FAILED}
+    assert state.status == expected
     out = capsys.readouterr().out
     assert "bad FAILED: see" in out and "logs/bad.log" in out
-    pieces["bad"] = shell("bad", made(c), c, ("a",))
-    record = go(settings, pieces)
-    assert record.status == expected | {"bad": DONE, "after": DONE}
+    jobs["bad"] = shell("bad", made(c), c, ("a",))
+    state = go(settings, jobs)
+    assert state.status == expected | {"bad": DONE, "after": DONE}
     assert a.read_text() == "made " == b.read_text()
-    b.unlink()  # a proof that is gone is made again, and nothing else
-    go(settings, pieces)
+    b.unlink()  # a output that is gone is made again, and nothing else
+    go(settings, jobs)
     assert b.read_text() == "made " == a.read_text()
 
 
 def test_another_command_is_run_again_with_what_follows(settings, tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
-    pieces = {"a": shell("a", made(a), a), "b": shell("b", made(b), b, ("a",))}
-    go(settings, pieces)
-    before = key_of(pieces["b"], pieces)
-    pieces["a"] = shell("a", made(a) + "  # other", a)
-    assert key_of(pieces["b"], pieces) != before
-    go(settings, pieces)
+    jobs = {"a": shell("a", made(a), a), "b": shell("b", made(b), b, ("a",))}
+    go(settings, jobs)
+    before = hash_commands(jobs)["b"]
+    jobs["a"] = shell("a", made(a) + "  # other", a)
+    assert hash_commands(jobs)["b"] != before
+    go(settings, jobs)
     assert a.read_text() == b.read_text() == "made made "
 
 
 def test_a_run_of_other_settings_is_not_gone_on_with(settings, monkeypatch):
-    piece = Piece("train x", ("train.py", "--seed=1"), "x/latest", run="x")
+    job = Job("train x", ("train.py", "--seed=1"), "x/latest", run="x")
     Path(settings.out_dir).mkdir()
-    Record(settings, {"train x": piece}).write()
+    StudyState(settings, {"train x": job}).write()
     monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [10])
-    Record(settings, {"train x": piece})
-    with pytest.raises(UserError, match="'x' was made with other settings"):
-        Record(settings, {"train x": replace(piece, command=("train.py", "--seed=2"))})
+    StudyState(settings, {"train x": job})
+    with pytest.raises(UserError, match="'x' was trained with other settings"):
+        StudyState(settings, {"train x": replace(job, command=("train.py", "--seed=2"))})
 
 
 def test_a_part_of_a_study_forgets_nothing_of_the_rest(settings, tmp_path, monkeypatch):
     """Called for a part, then for all with another recipe: what the first call made is known."""
     Path(settings.out_dir).mkdir()
-    one, two = (Piece(f"train {x}", ("train.py", "--lr=1"), f"{x}/latest", run=x) for x in "ab")
-    Record(settings, {"train a": one, "train b": two}).write()
-    Record(settings, {"train a": one}).write()
+    one, two = (Job(f"train {x}", ("train.py", "--lr=1"), f"{x}/latest", run=x) for x in "ab")
+    StudyState(settings, {"train a": one, "train b": two}).write()
+    StudyState(settings, {"train a": one}).write()
     monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [10])
-    assert Record(settings, {"train a": one, "train b": two}).others == []
-    with pytest.raises(UserError, match="'b' was made with other settings"):
-        Record(settings, {"train b": replace(two, command=("train.py", "--lr=2"))})
-    with pytest.raises(UserError, match="'c' was made with other settings"):  # and by whom?
-        Record(settings, {"c": Piece("c", ("train.py",), "c/latest", run="c")})
+    assert StudyState(settings, {"train a": one, "train b": two}).other_jobs == []
+    with pytest.raises(UserError, match="'b' was trained with other settings"):
+        StudyState(settings, {"train b": replace(two, command=("train.py", "--lr=2"))})
+    with pytest.raises(UserError, match="'c' was trained with other settings"):  # and by whom?
+        StudyState(settings, {"c": Job("c", ("train.py",), "c/latest", run="c")})
 
 
 def test_a_result_that_was_changed_since_is_made_again(settings, tmp_path):
     a = tmp_path / "a"
-    pieces = {"a": shell("a", made(a), a)}
-    go(settings, pieces)
+    jobs = {"a": shell("a", made(a), a)}
+    go(settings, jobs)
     a.write_text("of another study")
-    assert Record(settings, pieces).status == {"a": LEFT}
+    assert StudyState(settings, jobs).status == {"a": PENDING}
 
 
 def test_a_training_that_was_stopped_is_not_done(settings, tmp_path, monkeypatch):
     """It has saved and ends well, but has not come to its end."""
     monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [])
     out = tmp_path / "run"
-    for said, expected in (("stopped after step 3", FAILED), ("done with step 9", DONE)):
-        code = f"print('\\n{said}; ...'); {made(out)}"
-        piece = Piece("train", ("-c", code), str(out), run=str(out))
-        assert go(settings, {"train": piece}).status == {"train": expected}
+    for line, expected in (("stopped after step 3", FAILED), ("done with step 9", DONE)):
+        code = f"print('\\n{line}; ...'); {made(out)}"
+        job = Job("train", ("-c", code), str(out), run=str(out))
+        assert go(settings, {"train": job}).status == {"train": expected}
 
 
-def test_an_error_of_one_piece_is_its_own(settings, tmp_path, monkeypatch, capsys):
+def test_an_error_of_one_job_is_its_own(settings, tmp_path, monkeypatch, capsys):
     b = tmp_path / "b"
-    call = Runner.call
+    run_job = Runner.run_job
     monkeypatch.setattr(
         Runner,
-        "call",
-        lambda self, piece, slot: 1 / 0 if piece.name == "a" else call(self, piece, slot),
+        "run_job",
+        lambda self, job, cores: 1 / 0 if job.name == "a" else run_job(self, job, cores),
     )
-    pieces = {"a": shell("a", "", tmp_path / "a"), "b": shell("b", made(b), b)}
-    assert go(settings, pieces, jobs=1).status == {"a": FAILED, "b": DONE}
+    jobs = {"a": shell("a", "", tmp_path / "a"), "b": shell("b", made(b), b)}
+    assert go(settings, jobs, count=1).status == {"a": FAILED, "b": DONE}
     assert "a: ZeroDivisionError" in capsys.readouterr().out
 
 
@@ -270,57 +267,57 @@ def test_asked_to_stop(settings, tmp_path):
     """What is under way gets the signal; what was done by then is noted, the rest is left."""
     done, late = tmp_path / "done", tmp_path / "late"
     wait = f"import os, time; os.kill({os.getpid()}, 15); time.sleep(60); {made(late)}"
-    pieces = {"done": shell("done", made(done), done, weight=9), "late": shell("late", wait, late)}
+    jobs = {"done": shell("done", made(done), done, weight=9), "late": shell("late", wait, late)}
     begun = time.monotonic()
-    with pytest.raises(UserError, match="the same command goes on"):
-        go(settings, pieces, jobs=1)
+    with pytest.raises(UserError, match="the same command continues"):
+        go(settings, jobs, count=1)
     assert time.monotonic() - begun < 30 and not late.exists()
-    assert Record(settings, pieces).status == {"done": DONE, "late": LEFT}
+    assert StudyState(settings, jobs).status == {"done": DONE, "late": PENDING}
 
 
 def test_what_ends_well_while_stopping_is_noted(settings, tmp_path):
     last = tmp_path / "last"
     code = "import os, signal, time; signal.signal(15, signal.SIG_IGN)"
     code += f"; os.kill({os.getpid()}, 15); time.sleep(0.5); {made(last)}"
-    pieces = {"last": shell("last", code, last)}
-    with pytest.raises(UserError, match="the same command goes on"):
-        go(settings, pieces, jobs=1)
-    assert Record(settings, pieces).status == {"last": DONE}
+    jobs = {"last": shell("last", code, last)}
+    with pytest.raises(UserError, match="the same command continues"):
+        go(settings, jobs, count=1)
+    assert StudyState(settings, jobs).status == {"last": DONE}
 
 
 def test_what_most_depends_on_comes_first(settings, tmp_path):
     Path(settings.out_dir).mkdir()
-    pieces = {"short": shell("short", "", "s", weight=1), "long": shell("long", "", "l", weight=5),
+    jobs = {"short": shell("short", "", "s", weight=1), "long": shell("long", "", "l", weight=5),
               "base": shell("base", "", "b", weight=2),
               "on base": shell("on base", "", "o", ("base",), weight=4)}  # fmt: skip
-    record = Record(settings, pieces)
-    assert record.ready(set()) == ["base", "long", "short"]
-    record.set("base", DONE)
-    assert record.ready({"long"}) == ["on base", "short"]
+    state = StudyState(settings, jobs)
+    assert state.ready(set()) == ["base", "long", "short"]
+    state.set("base", DONE)
+    assert state.ready({"long"}) == ["on base", "short"]
 
 
 def test_one_study_at_a_time(settings):
-    with (alone(Path(settings.out_dir)), pytest.raises(UserError, match="a study runs in"),
-          alone(Path(settings.out_dir))):  # fmt: skip
+    with (only_study_in(Path(settings.out_dir)), pytest.raises(UserError, match="a study runs in"),
+          only_study_in(Path(settings.out_dir))):  # fmt: skip
         pass
 
 
-def test_a_damaged_record(settings):
+def test_a_damaged_state(settings):
     Path(settings.out_dir).mkdir()
     (Path(settings.out_dir) / "study.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        Record(settings, {})
+        StudyState(settings, {})
 
 
 def test_each_job_has_its_cores():
     if not hasattr(os, "sched_getaffinity"):
-        assert study.slots(2) == [None, None]
+        assert study.split_cores(2) == [None, None]
         return
     cores = os.sched_getaffinity(0)
-    assert set.union(*study.slots(1)) == cores
-    both = study.slots(2) if len(cores) > 1 else [set(), set()]
+    assert set.union(*study.split_cores(1)) == cores
+    both = study.split_cores(2) if len(cores) > 1 else [set(), set()]
     assert not both[0] & both[1]
-    assert study.slots(len(cores) + 1) == [None] * (len(cores) + 1)
+    assert study.split_cores(len(cores) + 1) == [None] * (len(cores) + 1)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -358,11 +355,11 @@ def test_killed_in_the_middle_it_ends_with_the_same_report(tmp_path):
         time.sleep(8)
         run.send_signal(signal.SIGTERM)
         _, said = run.communicate(timeout=60)
-        assert not run.returncode or "the same command goes on" in said
+        assert not run.returncode or "the same command continues" in said
         subprocess.run(command(tmp_path, two), cwd=ROOT, check=True, capture_output=True)
     assert normal(tmp_path / one) == normal(tmp_path / two)
-    record = json.loads((tmp_path / two / "study.json").read_text())
-    assert {piece["status"] for piece in record["pieces"]} == {DONE}
+    state = json.loads((tmp_path / two / "study.json").read_text())
+    assert {job["status"] for job in state["jobs"]} == {DONE}
 
 
 def locked(path):
@@ -393,4 +390,4 @@ def test_dry_run_makes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", command(tmp_path, "none", "--dry_run")[2:])
     study.main()
     out = capsys.readouterr().out
-    assert "left     python train.py" in out and not (tmp_path / "none").exists()
+    assert "pending  python train.py" in out and not (tmp_path / "none").exists()

@@ -14,7 +14,7 @@ from story_data import made
 
 from configs import UserError
 from eval.memorization import inverted_index, nearest_story
-from eval.memorization.nearest_story import Closest, Index
+from eval.memorization.nearest_story import NearestStory, StoryIndex
 from nanostories.dataset import storybook, tokenizer
 from nanostories.dataset.shards import Dataset
 from nanostories.text.metrics import ngram_precision
@@ -40,13 +40,13 @@ def bigrams(stories):
 
 def by_reading(words, stories):
     """
-    The Closest by the definition: of equals the first, and (0, n, None) where none shares any.
+    The NearestStory by the definition: of equals the first, and (0, n, None) where none shares any.
     stories: the bigrams of each, a set.
     """
     grams = ngrams(words, 2)
     hits = [sum(gram in story for gram in grams) for story in stories]
     best = max(hits)
-    return Closest(best, max(0, len(words) - 1), hits.index(best) if best else None)
+    return NearestStory(best, max(0, len(words) - 1), hits.index(best) if best else None)
 
 
 def test_words_and_marks():
@@ -81,12 +81,12 @@ TOKENIZERS = [tokenizer.build("bytes"), tokenizer.build("bpe", 300, SOME * 3)]
 def test_words_from_tokens_are_those_of_the_text(stories):
     """However a tokenizer cuts it: blanks before, after and between tokens, and half letters."""
     for one in TOKENIZERS:
-        chunks = inverted_index._Chunks(one)
+        chunks = inverted_index.ChunkNumbering(one)
         for _ in range(2):  # the second time, all chunks are known
             ids, lengths = one.encode_stories(stories)
-            stream, _, words = inverted_index._stream([chunks.numbers(ids)], chunks.texts)
-            told = [["", *words][i] for i in stream]
-            assert told == [word for text in stories for word in ["", *words_and_marks(text)]]
+            stream, _, words = inverted_index.word_stream([chunks.numbers(ids)], chunks.texts)
+            words_read = [["", *words][i] for i in stream]
+            assert words_read == [word for text in stories for word in ["", *words_and_marks(text)]]
         assert len(lengths) == len(stories)
 
 
@@ -96,21 +96,21 @@ number = iter(range(10**6))
 @settings(deadline=None, max_examples=40)
 @given(
     stories=st.lists(texts, min_size=1, max_size=9),
-    asked=st.lists(texts, max_size=4),
-    at_once=st.integers(1, 60),
+    texts_searched=st.lists(texts, max_size=4),
+    block=st.integers(1, 60),
 )
-def test_the_index_is_as_right_as_reading(stories, asked, at_once, tmp_path_factory):
+def test_the_index_is_as_right_as_reading(stories, texts_searched, block, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inverted_index, "STORIES", 3)
         patch.setattr(os, "fsync", lambda file: None)
-        patch.setattr(inverted_index, "AT_ONCE", at_once)
+        patch.setattr(inverted_index, "BLOCK", block)
         folder = tmp_path_factory.getbasetemp() / f"index-{next(number)}"
-        index = Index(made(folder, stories), workers=1)
+        index = StoryIndex(made(folder, stories), workers=1)
         assert len(index.segments) == -(-len(stories) // 3)
         every = bigrams(stories)
-        for text in [*asked, *stories, " ".join(stories)]:
+        for text in [*texts_searched, *stories, " ".join(stories)]:
             words = words_and_marks(text)
-            assert index.closest(words) == by_reading(words, every)
+            assert index.nearest(words) == by_reading(words, every)
         assert [index.text(i) for i in range(len(stories))] == stories
 
 
@@ -118,48 +118,50 @@ def test_many_stories(quick, tmp_path, monkeypatch):
     """Stories that share much, in segments of 50, and every way to split the work."""
     monkeypatch.setattr(inverted_index, "STORIES", 50)
     stories = [story.text for story in storybook.stories(330, seed=5)]
-    index = Index(made(tmp_path / "data", stories[:300]), workers=1)
+    index = StoryIndex(made(tmp_path / "data", stories[:300]), workers=1)
     cut = [text[len(text) // 3 :] for text in [*stories[::40], *stories[300:]]]
     asked = [words_and_marks(text) for text in cut]
     every = bigrams(stories[:300])
     expected = [by_reading(words, every) for words in asked]
-    for rest in (0.0, 0.3, 0.55, 1.0):
-        monkeypatch.setattr(nearest_story, "REST", rest)
-        assert [index.closest(words) for words in asked] == expected
+    for pruning in (0.0, 0.3, 0.55, 1.0):
+        monkeypatch.setattr(nearest_story, "PRUNING", pruning)
+        assert [index.nearest(words) for words in asked] == expected
     for words, near in zip(asked, expected, strict=True):
         story = words_and_marks(stories[near.story])
-        assert near.share == pytest.approx(ngram_precision(words, story))
+        assert near.precision == pytest.approx(ngram_precision(words, story))
 
 
 def test_the_first_of_equals(quick, tmp_path):
     """In one segment and over several."""
-    index = Index(made(tmp_path / "data", ["x y.", "a b c.", "a b c!", "z.", "a b c d."]), 1)
-    assert index.closest(["a", "b", "c"]) == (2, 2, 1)
-    assert index.closest(["a", "b", "c", "d"]) == (3, 3, 4)
-    assert index.closest(["q", "r"]) == (0, 1, None) and np.isnan(index.closest(["a"]).share)
+    index = StoryIndex(made(tmp_path / "data", ["x y.", "a b c.", "a b c!", "z.", "a b c d."]), 1)
+    assert index.nearest(["a", "b", "c"]) == (2, 2, 1)
+    assert index.nearest(["a", "b", "c", "d"]) == (3, 3, 4)
+    assert index.nearest(["q", "r"]) == (0, 1, None) and np.isnan(index.nearest(["a"]).precision)
 
 
 def test_repeated_bigrams_count_as_often(tmp_path):
     """a b a b a b: story 0 has ba, 2 of 5; story 1 has ab, 3 of 5."""
-    index = Index(made(tmp_path / "data", ["b a", "a b", "c c"]), 1)
-    assert index.closest(list("ababab")) == (3, 5, 1)
+    index = StoryIndex(made(tmp_path / "data", ["b a", "a b", "c c"]), 1)
+    assert index.nearest(list("ababab")) == (3, 5, 1)
 
 
 def test_the_files(quick, tmp_path):
     """What the head of inverted_index.py says of them, for a segment of two stories."""
     data = made(tmp_path / "data", ["The cat. Then Tom saw the cat", "A cat"])
-    index = Index(data, 1)
+    index = StoryIndex(data, 1)
     (one,) = index.segments
     assert sorted(one.words) == [".", "a", "cat", "saw", "the", "then", "tom"]
-    told = ["", "the", "cat", ".", "then", "tom", "saw", "the", "cat", "", "a", "cat"]
-    assert [["", *one.words][i] for i in one.stream] == told
-    names = {tuple(divmod(int(key), 8)): i for i, key in enumerate(one.keys)}
+    expected = ["", "the", "cat", ".", "then", "tom", "saw", "the", "cat", "", "a", "cat"]
+    assert [["", *one.words][i] for i in one.stream] == expected
+    names = {tuple(divmod(int(key), 8)): i for i, key in enumerate(one.bigrams)}
     cat = names[one.words.index("the") + 1, one.words.index("cat") + 1]
-    assert one.ends[-1] == len(one.stories) == 7
-    assert one.stories[one.ends[cat - 1] if cat else 0 : one.ends[cat]].tolist() == [0]
+    assert one.posting_ends[-1] == len(one.postings) == 7
+    assert one.postings[
+        one.posting_ends[cat - 1] if cat else 0 : one.posting_ends[cat]
+    ].tolist() == [0]
     # Tom has a capital inside a sentence; Then stands at the beginning of one.
-    tally = dict(zip(["", *one.words], one.tally.tolist(), strict=True))
-    assert tally["tom"] == [1, 1, 1] and tally["then"] == [1, 0, 0] and tally["the"] == [2, 1, 0]
+    counts = dict(zip(["", *one.words], one.word_counts.tolist(), strict=True))
+    assert counts["tom"] == [1, 1, 1] and counts["then"] == [1, 0, 0] and counts["the"] == [2, 1, 0]
 
 
 def test_stories_as_the_data_has_them(quick, tmp_path):
@@ -168,38 +170,38 @@ def test_stories_as_the_data_has_them(quick, tmp_path):
     prompts = ["Words: dog cat\nStory: "] * 4
     data = made(tmp_path / "data", stories, prompts=prompts, shard_tokens=60)
     assert len(data.shards) > 1
-    index = Index(data, 1)
+    index = StoryIndex(data, 1)
     assert [index.text(i) for i in range(4)] == stories
-    assert index.closest(["dog", "cat"]).hits == 0 and "dog" not in index.numbers
-    assert index.closest(words_and_marks("<|endoftext|> more")) == (5, 5, 0)
+    assert index.nearest(["dog", "cat"]).matched == 0 and "dog" not in index.numbers
+    assert index.nearest(words_and_marks("<|endoftext|> more")) == (5, 5, 0)
 
 
 def test_another_data_folder_has_another_index(quick, tmp_path):
     """Also where it takes the place of the old one, whose index has stayed."""
     data = made(tmp_path / "data", ["a b"])
-    Index(data, 1)
-    (tmp_path / "data" / "overlap").rename(tmp_path / "kept")
+    StoryIndex(data, 1)
+    (tmp_path / "data" / "inverted_index").rename(tmp_path / "kept")
     shutil.rmtree(tmp_path / "data")
     other = made(tmp_path / "data", ["c d"])
-    (tmp_path / "kept").rename(tmp_path / "data" / "overlap")
-    assert inverted_index.folder_of(other) != inverted_index.folder_of(data)
-    assert Index(other, 1).closest(["c", "d"]).hits == 1
-    assert Index(other, 1).closest(["a", "b"]).hits == 0
+    (tmp_path / "kept").rename(tmp_path / "data" / "inverted_index")
+    assert inverted_index.index_folder(other) != inverted_index.index_folder(data)
+    assert StoryIndex(other, 1).nearest(["c", "d"]).matched == 1
+    assert StoryIndex(other, 1).nearest(["a", "b"]).matched == 0
 
 
 def test_an_index_is_built_once(quick, tmp_path, monkeypatch):
     data = made(tmp_path / "data", ["a b", "b c", "c d", "d e"])
-    Index(data, 1)
+    StoryIndex(data, 1)
     monkeypatch.setattr(inverted_index, "build", None)
-    assert Index(data, 1).closest(["d", "e"]) == (1, 1, 3)
+    assert StoryIndex(data, 1).nearest(["d", "e"]) == (1, 1, 3)
 
 
 def test_large_segments_are_cut_by_tokens(quick, tmp_path, monkeypatch):
     """At most 12 tokens, a byte and <|endoftext|> each; a longer story is alone."""
     monkeypatch.setattr(inverted_index, "TOKENS", 12)
     data = made(tmp_path / "data", ["aaaa", "bbbb", "cccc", "d" * 40, "e", "f", "g", "h"])
-    assert inverted_index.cuts(data) == [0, 2, 3, 4, 7, 8]
-    assert Index(data, 1).closest(["e", "f"]).hits == 0
+    assert inverted_index.segment_boundaries(data) == [0, 2, 3, 4, 7, 8]
+    assert StoryIndex(data, 1).nearest(["e", "f"]).matched == 0
 
 
 # ----------------------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ def _slow_build(folder, pause):
         build(data, tokenizer, first, last, to)
 
     inverted_index.build = logged
-    Index(Dataset(folder, "train"), 1)
+    StoryIndex(Dataset(folder, "train"), 1)
 
 
 @pytest.mark.parametrize("seconds", [0.15, 0.4])
@@ -232,7 +234,7 @@ def test_killed_and_gone_on_with(seconds, quick, tmp_path):
     """kill -9 in the middle; the segments that are there are whole, and the others are made."""
     stories = [story.text for story in storybook.stories(12)]
     data = made(tmp_path / "data", stories)
-    folder = inverted_index.folder_of(data)
+    folder = inverted_index.index_folder(data)
     process = multiprocessing.get_context("fork").Process(
         target=_slow_build, args=(data.folder, 0.02)
     )
@@ -245,13 +247,13 @@ def test_killed_and_gone_on_with(seconds, quick, tmp_path):
     process.join()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix == ""}
     assert len(before) < 4
-    index = Index(data, 1)
+    index = StoryIndex(data, 1)
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert sorted(after) == ["0000", "0001", "0002", "0003"]
     assert before.items() <= after.items()
     for text in stories:
         words = words_and_marks(text)[4:]
-        assert index.closest(words) == by_reading(words, bigrams(stories))
+        assert index.nearest(words) == by_reading(words, bigrams(stories))
 
 
 @pytest.mark.slow
@@ -259,7 +261,7 @@ def test_killed_again_and_again(quick, tmp_path):
     """Twelve times at any moment: what is there is always whole, and in the end all of it."""
     stories = [story.text for story in storybook.stories(30)]
     data = made(tmp_path / "data", stories)
-    folder, draw = inverted_index.folder_of(data), np.random.default_rng(0)
+    folder, draw = inverted_index.index_folder(data), np.random.default_rng(0)
     every = bigrams(stories)
     for _ in range(12):
         process = multiprocessing.get_context("fork").Process(
@@ -272,24 +274,24 @@ def test_killed_again_and_again(quick, tmp_path):
         for path in folder.glob("????"):
             one = inverted_index.Segment(path)
             first = 3 * int(path.name)
-            told = " ".join(["", *one.words][i] for i in one.stream)
+            words_read = " ".join(["", *one.words][i] for i in one.stream)
             words = (["", *words_and_marks(text)] for text in stories[first : first + 3])
-            assert told == " ".join(" ".join(each) for each in words)
-    index = Index(data, 1)
-    assert len(index.segments) == 10 and not list(folder.glob("*.part"))
+            assert words_read == " ".join(" ".join(each) for each in words)
+    index = StoryIndex(data, 1)
+    assert len(index.segments) == 10 and all(path.name.isdigit() for path in folder.iterdir())
     for text in stories:
         words = words_and_marks(text)[4:]
-        assert index.closest(words) == by_reading(words, every)
+        assert index.nearest(words) == by_reading(words, every)
 
 
 def test_what_a_killed_command_left_is_removed(quick, tmp_path):
     """Half a segment, one that was about to be removed, and the index of other data."""
     data = made(tmp_path / "data", ["a b", "b c"])
-    folder = inverted_index.folder_of(data)
-    for name in ("0000-1-aa.part", "0001-2-bb.part.old", "../train-0123456789abcdef"):
+    folder = inverted_index.index_folder(data)
+    for name in (".0000.1.new", ".0001.2.old", "..0001.2.new.removed", "../train-0123456789abcdef"):
         (folder / name).mkdir(parents=True)
         (folder / name / "stream.npy").write_bytes(b"x")
-    assert Index(data, 1).closest(["b", "c"]) == (1, 1, 1)
+    assert StoryIndex(data, 1).nearest(["b", "c"]) == (1, 1, 1)
     assert [path.name for path in folder.iterdir()] == ["0000"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["lock", folder.name]
     assert (folder / "0000").stat().st_mode & 0o777 == folder.stat().st_mode & 0o777
@@ -302,16 +304,18 @@ def test_a_failed_build_leaves_nothing(quick, tmp_path, monkeypatch):
     data = made(tmp_path / "data", ["a b"])
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match="No space"):
-        Index(data, 1)
-    assert not list(inverted_index.folder_of(data).iterdir())
+        StoryIndex(data, 1)
+    assert not list(inverted_index.index_folder(data).iterdir())
 
 
-@pytest.mark.parametrize("name", ["stream", "tally", "keys", "ends", "stories", "words"])
-def test_damage_is_told(name, quick, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["stream", "word_counts", "bigrams", "posting_ends", "postings", "words"]
+)
+def test_damage_is_reported(name, quick, tmp_path):
     """A file that is missing, empty, cut off or, whole in itself, of another length."""
     data = made(tmp_path / "data", ["a b c", "b c d"])
-    Index(data, 1)
-    (path,) = inverted_index.folder_of(data).glob(f"0000/{name}.*")
+    StoryIndex(data, 1)
+    (path,) = inverted_index.index_folder(data).glob(f"0000/{name}.*")
     before = path.read_bytes()
     shorter = before[: before.rfind(b"\n", 0, -1) + 1]
     if name != "words":
@@ -322,10 +326,10 @@ def test_damage_is_told(name, quick, tmp_path):
         if damaged is not None:
             path.write_bytes(damaged)
         with pytest.raises(UserError, match="is damaged: remove it"):
-            Index(data, 1)
+            StoryIndex(data, 1)
         path.touch()
     path.write_bytes(before)
-    assert Index(data, 1).closest(["c", "d"]) == (1, 1, 1)
+    assert StoryIndex(data, 1).nearest(["c", "d"]) == (1, 1, 1)
 
 
 @pytest.mark.slow
@@ -333,10 +337,10 @@ def test_workers_build_the_same(tmp_path, monkeypatch):
     """Two processes, five segments; and stories on both sides of number 65,535."""
     many = [f"w{i % 500} x{i // 500}" for i in range(inverted_index.STORIES + 3)]
     data = made(tmp_path / "data", many)
-    index = Index(data, 2)
+    index = StoryIndex(data, 2)
     assert len(index.segments) == 2
     for i in (0, 65_535, 65_536, 65_538):
-        assert index.closest(many[i].split()) == (1, 1, i)
+        assert index.nearest(many[i].split()) == (1, 1, i)
 
 
 def test_two_at_once(quick, tmp_path):
@@ -350,4 +354,4 @@ def test_two_at_once(quick, tmp_path):
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
     assert (data.folder / "built").read_text().split() == ["0000", "0001", "0002"]
-    assert Index(data, 1).closest(["g", "h"]) == (1, 1, 6)
+    assert StoryIndex(data, 1).nearest(["g", "h"]) == (1, 1, 6)

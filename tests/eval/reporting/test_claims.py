@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from planted_study import GRID, KINDS, interval, run, study
 
-from eval.plan import Size
 from eval.reporting.claims import FAILS, HOLDS, OPEN, Claim, claims, reached
 from eval.reporting.scores import Scores
+from eval.reporting.study_jobs import Size
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,102 @@
+"""
+What a study has done: out/<study>/study.json, a row for each of its jobs.
+
+    state = StudyState(settings, jobs)      # eval.study's settings, and study_jobs.plan_jobs
+    state.status["train 64-2-4-s1"]         # "done"
+
+A job is done when its output is there, unchanged since it was made by the very same command.
+"""
+
+import json
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+from configs import ROOT, UserError
+from nanostories import storage
+from nanostories.training import checkpoint
+
+DONE, FAILED, PENDING = "done", "failed", "pending"  # the status of a job
+
+
+def hash_commands(jobs):
+    """{name: a hash of the job's command and of those of all jobs that it needs}."""
+    keys = {}
+    for name, job in jobs.items():  # each after those that it needs
+        text = json.dumps([job.command, [keys[need] for need in job.needs]])
+        keys[name] = sha256(text.encode()).hexdigest()[:16]
+    return keys
+
+
+def digest(output):
+    """The sha256 of an output that is a file, "" for a folder, None where there is none."""
+    path = ROOT / output
+    return storage.sha256(path) if path.is_file() else "" if path.exists() else None
+
+
+class StudyState:
+    """
+    The file out/<study>/study.json: the study's settings, and a row for each of its jobs, with the
+    hash of its command and the status and hash of its output. It is written at each change.
+
+    jobs: {name: Job}. rows: {name: row of the file}. other_jobs: rows of jobs that an earlier call
+    planned and this one does not; they are kept.
+    """
+
+    def __init__(self, settings, jobs):
+        self.path, self.jobs, self.rows = Path(settings.out_dir) / "study.json", jobs, {}
+        self.settings = {k: v for k, v in vars(settings).items() if k != "dry_run"}
+        before, keys = self.read(), hash_commands(jobs)
+        self.other_jobs = [row for name, row in before.items() if name not in jobs]
+        for name, job in jobs.items():
+            old = before.get(name, {})
+            same = old.get("key") == keys[name]
+            if job.run and not same and checkpoint.steps_of(job.run):
+                raise UserError(
+                    f"'{job.run}' was trained with other settings: remove it, or name another "
+                    "--out_dir"
+                )
+            made = same and old["status"] == DONE and old["sha256"] is not None
+            made = made and old["sha256"] == digest(job.output)
+            row = {k: v for k, v in asdict(job).items() if k != "weight"}
+            row |= {"key": keys[name], "status": DONE if made else PENDING}
+            self.rows[name] = row | {"sha256": digest(job.output)}
+
+    def read(self):
+        """{name: row} of the file, {} where there is none."""
+        if not self.path.exists():
+            return {}
+        try:
+            study = storage.read_json(self.path)
+            return {row["name"]: row for row in [*study["jobs"], *study["other_jobs"]]}
+        except (UserError, KeyError, TypeError):
+            raise UserError(
+                f"{self.path} is damaged or from another version: remove it and the runs beside "
+                "it, or name another --out_dir"
+            ) from None
+
+    def write(self):
+        study = {"settings": self.settings, "jobs": [*self.rows.values()]}
+        storage.write_json(self.path, study | {"other_jobs": self.other_jobs})
+
+    @property
+    def status(self):
+        return {name: row["status"] for name, row in self.rows.items()}
+
+    def set(self, name, status):
+        """Record the status of a job and the hash of its output."""
+        self.rows[name] |= {"status": status, "sha256": digest(self.jobs[name].output)}
+        self.write()
+
+    def ready(self, started):
+        """Names of the jobs that can start now, first those that the longest chain waits for."""
+        chain = {}  # the weight of a job and of the heaviest chain of jobs after it
+        for name, job in reversed(self.jobs.items()):
+            after = [chain[x] for x, other in self.jobs.items() if name in other.needs]
+            chain[name] = job.weight + max(after, default=0.0)
+        status = self.status
+        names = [
+            name for name, job in self.jobs.items() if status[name] == PENDING
+            and name not in started and all(status[need] == DONE for need in job.needs)
+        ]  # fmt: skip
+        return sorted(names, key=lambda name: -chain[name])
