@@ -1,23 +1,22 @@
 """
-What a model's heads look at and what its neurons fire at, in numbers and on a page to explore.
+What a model's attention heads look at and what its neurons fire at, in numbers and on a page.
 
     python -m eval.interpret out/interpret_heads
     python -m eval.interpret out/interpret_neurons --neurons=7:1,7:54
     python -m eval.interpret --init_from=gpt2 --source=mine.txt --stories=500 --head_stories=16
 
-On held-out stories every head is classified by how much of its attention follows from distance,
-repetition or words alone (attention_heads.py), and every neuron ranked by how alike the tokens are
-at which it is highest (neurons.py; shown are of each layer the first, the best ones and random
-ones), beside the neurons of the same architecture with random weights. Each head and each neuron
-shown is then replaced by its average, to see what the model loses by it: how much higher the loss
-of targets of each part of speech is, in nats, over the same stories, with 95 % bootstrap intervals.
-The paper's section on interpretability (Eldan & Li 2023) has one text and looks at it; that text is
-the one whose attention the page shows.
+On held-out stories, every head is classified by how much of its attention distance, repetition and
+content explain (attention_heads.py), and every neuron ranked by how alike the tokens of its highest
+activations are (neurons.py), beside the neurons of the same architecture with random weights. The
+page shows of each layer the first neuron, the most coherent and random ones. Each head, and each
+neuron shown, is then mean-ablated, to see what the model loses: how much higher the loss of targets
+of each part of speech is, in nats, over the same stories, with 95 % bootstrap intervals. The
+paper's section on interpretability (Eldan & Li 2023) looks at one text; the page shows the
+attention on that text.
 
-Most of the time goes into that replacing: a pass over head_stories for each head and each neuron
-shown. Results are in eval/interpret.json of the run, and in eval/interpret.html: one file that
-needs no network. Parts of speech are NLTK's: without its tagger they are left out, and a line says
-so.
+Ablation takes most of the time: a pass over head_stories for each head and each neuron shown.
+Results are in eval/interpret.json of the run, and in eval/interpret.html: one file that needs no
+network. Parts of speech are NLTK's: without its tagger they are left out, and a line says so.
 """
 
 import itertools
@@ -29,88 +28,79 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import UserError, load, run
+from configs import NOT_NEGATIVE, UserError, check_ranges, load, run
 from eval import bootstrap
+from eval.harness import ModelSettings, data_folder, open_models, print_table, write_result
 from eval.interpretability import hooks, neurons
-from eval.interpretability.attention_heads import GUESSES, Story, classify
-from eval.interpretability.hooks import Unit, without
-from eval.interpretability.page import page
+from eval.interpretability.attention_heads import PREDICTORS, classify
+from eval.interpretability.hooks import TaggedStory, Unit, mean_ablate
+from eval.interpretability.page import render
 from model import GPT
 from nanostories import storage
 from nanostories.dataset import sources
 from nanostories.dataset.shards import Dataset
 from nanostories.text import wordnet
 from nanostories.text.pos_tags import POS, tag_tokens
-from nanostories.training import checkpoint
-from nanostories.training.device import pick_device
 
 # The text in which the paper looks at attention (Eldan & Li 2023, section 5.1).
-LUCY = (
+PAPER_TEXT = (
     'One day, Lucy asks Tom: "I am looking for a banana but I can\'t find it". Tom says: "Don\'t '
     'worry, I will help you". Lucy and Tom go to the park. They look for the banana together. '
     'After a while, they found the banana. Lucy is happy. She says: "Thank you, Tom. You are a '
     'good friend." Tom: "You are welcome, Lucy. I am happy to help you. Let\'s eat the banana '
     'together!"'
 )
-PAPER = {"distance": 7, "semantic": 3}  # heads of its 16, one layer, 1,024 wide
-WORD_STORIES = 500  # other stories in which each word is averaged
-SHOWN = 8_000_000  # attention weights on the page, at most: 21 MB of it
-DISTANCES = ("previous token", "distance")  # kinds that the paper calls distance-based
+PAPER_HEADS = {"distance": 7, "semantic": 3}  # of its 16, one layer, 1,024 wide
+CONTENT_STORIES = 500  # other stories, over which each token's residual stream is averaged
+MAX_WEIGHTS = 8_000_000  # attention weights on the page: 21 MB of it
 
 
 @dataclass(frozen=True)
-class Settings:
-    out_dir: str = ""  # run folder; default: the newest in out/
-    checkpoint: str = "latest"  # latest or best
-    init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
-    revision: str = ""  # which commit, tag or branch of a model of the hub
+class Settings(ModelSettings):
     source: str = ""  # the first stories of any source of prepare.py; default: the run's val split
     text: str = ""  # whose attention the page shows, or FILE:<path>; default: the paper's
-    stories: int = 2000  # how many stories the neurons are looked for in; 0: all there are
-    head_stories: int = 64  # how many of these the heads are classified on, and units taken away
+    stories: int = 2000  # stories in which neurons are ranked; 0: all there are
+    head_stories: int = 64  # of these, for classifying heads and for ablation
     neurons: str = ""  # further neurons to show, layer:neuron, with commas; both count from 0
-    best: int = 5  # neurons of a layer that are shown because they are most coherent
-    random: int = 3  # and because they were drawn
+    top_neurons: int = 5  # most coherent neurons of a layer to show
+    random_neurons: int = 3  # random neurons of a layer to show
     seed: int = 1337  # of the choice of stories and neurons, and of the intervals
-    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
 
 
 # ----------------------------------------------------------------------------------------------
-# what is read
+# input
 
 
-def texts_of(found, settings):
-    """The stories that are read: a list of str, and what they are called."""
+def read_stories(loaded, settings):
+    """(texts of stories, a list of str, and the name of their source)."""
     if settings.source:
-        name = settings.source
-        texts = list(itertools.islice(sources.read(name), settings.stories or None))
-    else:
-        name = checkpoint.data_folder(found, "source")
-        data = Dataset(name, "val")
-        order = np.random.default_rng(settings.seed).permutation(data.stories)
-        chosen = order[: settings.stories or None].tolist()
-        texts = [found.tokenizer.decode(data.story(i)[1:]) for i in chosen]
-    return texts, name
+        texts = sources.read(settings.source)
+        return list(itertools.islice(texts, settings.stories or None)), settings.source
+    folder = data_folder(loaded, setting="source")
+    data = Dataset(folder, "val")
+    order = np.random.default_rng(settings.seed).permutation(data.stories)
+    chosen = order[: settings.stories or None].tolist()
+    return [loaded.tokenizer.decode(data.story(i)[1:]) for i in chosen], folder
 
 
-def stories_of(found, texts, tagged):
+def tag_stories(loaded, texts, tagged):
     """
-    The heads.Story of each text, cut where the model's training would have; those of under three
-    tokens, in which nothing can be seen, are left out.
+    The TaggedStory of each text, cut where training would have cut it, without those of under three
+    tokens. tagged: whether NLTK's tagger is there.
     """
-    stories, tokenizer = [], found.tokenizer
+    stories, tokenizer = [], loaded.tokenizer
     for text in tqdm(texts, "stories", disable=None):
-        ids = [*found.bos_ids, *tokenizer.encode(text), tokenizer.eot]
-        ids = ids[: found.max_length + 1]  # the last is read as a target only
-        parts = tag_tokens(ids, tokenizer) if tagged else None
+        ids = [*loaded.bos_ids, *tokenizer.encode(text), tokenizer.eot]
+        ids = ids[: loaded.max_length + 1]  # the last is only a target
+        pos = tag_tokens(ids, tokenizer) if tagged else None
         if len(ids) > 3:
-            ends = parts and parts[:-1], ids[-1], parts[-1] if parts else "end"
-            stories.append(Story(ids[:-1], *ends))
+            rest = pos and pos[:-1], ids[-1], pos[-1] if pos else "end"
+            stories.append(TaggedStory(ids[:-1], *rest))
     return stories
 
 
-def can_tag():
-    """Whether NLTK's tagger is there; a line says so where not."""
+def has_tagger():
+    """Whether NLTK's tagger is there; prints a line where it is not."""
     try:
         wordnet.pos_tags(["a"])
     except UserError as error:
@@ -119,9 +109,9 @@ def can_tag():
     return True
 
 
-def text_of(settings):
-    """The text that is shown."""
-    text, name = settings.text or LUCY, settings.text.removeprefix("FILE:")
+def read_text(settings):
+    """The text whose attention is shown."""
+    text, name = settings.text or PAPER_TEXT, settings.text.removeprefix("FILE:")
     if name != settings.text:
         try:
             text = Path(name).read_text(encoding="utf-8")
@@ -132,93 +122,119 @@ def text_of(settings):
     return text.strip()
 
 
-def fitting(found, story, text):
-    """The beginning of a text's Story that fits the page; a line says so where that is not all."""
-    config = found.model.config
-    most = int((2 * SHOWN / (config.n_layer * config.n_head)) ** 0.5)
-    n = min(len(story.ids), most)
-    if n < len(found.bos_ids) + len(found.tokenizer.encode(text)):
-        print(f"of the text its first {n - len(found.bos_ids)} tokens are shown")
-    return Story(story.ids[:n], story.parts and story.parts[:n])
+def cut_for_page(loaded, story, text):
+    """The beginning of a text's TaggedStory that fits the page; prints a line where it is cut."""
+    config = loaded.model.config
+    most = int((2 * MAX_WEIGHTS / (config.n_layer * config.n_head)) ** 0.5)
+    n, bos = min(len(story.ids), most), len(loaded.bos_ids)
+    if n < bos + len(loaded.tokenizer.encode(text)):
+        print(f"of the text, the first {n - bos} tokens are shown")
+    return TaggedStory(story.ids[:n], story.pos and story.pos[:n])
 
 
-def asked_for(settings, config):
-    """[(layer, neuron)] that the setting `neurons` names; UserError where there is no such one."""
-    found = []
-    for word in filter(None, (x.strip() for x in settings.neurons.split(","))):
-        layer, colon, index = word.partition(":")
+def parse_neurons(settings, config):
+    """[(layer, neuron)] of the setting `neurons`; UserError where there is no such neuron."""
+    places = []
+    for name in filter(None, map(str.strip, settings.neurons.split(","))):
+        layer, colon, index = name.partition(":")
         if not (colon and layer.isdecimal() and index.isdecimal()):
-            raise UserError(f"neurons are named layer:neuron, with commas, not '{word}'")
+            raise UserError(f"neurons are named layer:neuron, with commas, not '{name}'")
         if int(layer) >= config.n_layer or int(index) >= 4 * config.n_embd:
             raise UserError(
-                f"there is no neuron {word}: the model has layers 0 to {config.n_layer - 1} of "
+                f"there is no neuron {name}: the model has layers 0 to {config.n_layer - 1} of "
                 f"neurons 0 to {4 * config.n_embd - 1}"
             )
-        found.append((int(layer), int(index)))
-    return found
+        places.append((int(layer), int(index)))
+    return places
 
 
 # ----------------------------------------------------------------------------------------------
-# what is measured
+# measures
 
 
-def read_heads(model, stories, others, settings):
+def measure_heads(model, stories, others, decode, seed):
     """
-    One dict for each head of the model: its layer and number, and what `classify` says of it on
-    some stories. others: those that say what a word is on average.
+    A dict for each head: its layer, its number and what `classify` returns, with tokens as text.
+
+    others: the stories over which each token's residual stream is averaged.
     """
-    found, device = [], model.wte.weight.device
-    batches = hooks.rows_of(others, device)
-    asked = itertools.chain(*(one.ids for one in stories))
-    row_of, vectors = hooks.average_words(model, batches, asked)
+    results, device = [], model.wte.weight.device
+    ids = itertools.chain(*(one.ids for one in stories))
+    row_of, residuals = hooks.mean_residuals(model, hooks.make_batches(others, device), ids)
     for layer in tqdm(range(model.config.n_layer), "heads", disable=None):
-        maps, scores = [], []
+        patterns, scores = [], []
         for one in stories:
             tokens = torch.tensor([one.ids], device=device)
-            maps.append(hooks.attention_maps(model, tokens, layer)[0])
-            average = vectors[layer][[row_of[i] for i in one.ids]]  # (T, C)
-            scores.append(hooks.word_scores(model, layer, average))
-        rows = classify(maps, scores, stories, model.window(layer), settings.seed)
-        found += [{"layer": layer, "head": h} | row for h, row in enumerate(rows)]
-    return found
+            patterns.append(hooks.attention_patterns(model, tokens, layer)[0])
+            means = residuals[layer][[row_of[i] for i in one.ids]]  # (T, C)
+            scores.append(hooks.content_scores(model, layer, means))
+        rows = classify(patterns, scores, stories, model.window(layer), seed)
+        for head, row in enumerate(rows):
+            row["top_keys"] = [(decode([k]), *rest) for k, *rest in row["top_keys"]]
+            row["top_pairs"] = [
+                (decode([q]), decode([k]), *rest) for q, k, *rest in row["top_pairs"]
+            ]
+            results.append({"layer": layer, "head": head} | row)
+    return results
 
 
-def kinds_of_targets(stories):
-    """
-    ["all", and each part of speech, where it is known], and which targets of each Story are of each
-    kind: bool (kinds, tokens).
-    """
-    found = []
-    for one in stories:
-        rows = [np.ones(len(one.ids), bool)]
-        if one.parts:
-            named = np.array([*one.parts[1:], one.last_part])
-            rows += [named == part for part in POS]
-        found.append(np.stack(rows))
-    return ["all", *(POS if stories[0].parts else [])], found
+def choose_neurons(order, config, requested, settings):
+    """{(layer, neuron): why it is shown}; order: of all neurons, the most coherent first."""
+    rng, width = np.random.default_rng(settings.seed), 4 * config.n_embd
+    shown = dict.fromkeys(requested, "requested")
+    for layer in range(config.n_layer):
+        top = [int(i) % width for i in order if i // width == layer][: settings.top_neurons]
+        random = rng.choice(width, min(settings.random_neurons, width), replace=False).tolist()
+        reasons = {"first": [0], "most coherent": top, "random": random}
+        for reason, indices in reasons.items():
+            for index in indices:
+                shown.setdefault((layer, index), reason)
+    return shown
 
 
-def losses_without(model, units, stories, seed):
-    """
-    {unit: {"all" and each part of speech: interval}}: how much higher the loss of targets of that
-    part of speech is without the Unit, in nats.
-    """
-    batches = hooks.rows_of(stories, model.wte.weight.device)
-    averages = hooks.means(model, batches)
-    whole = hooks.losses(model, batches)
-    kinds, of = kinds_of_targets(stories)
-    counts = np.array([which.sum(1) for which in of])  # (stories, kinds)
-    found = {}
-    for unit in tqdm(units, "without", disable=None):
-        with without(model, unit, averages):
-            now = hooks.losses(model, batches)
-        more = np.array([w @ (a - b) for w, a, b in zip(of, now, whole, strict=True)])
-        rows = {k: bootstrap.ratio(more[:, i], counts[:, i], seed) for i, k in enumerate(kinds)}
-        found[unit] = {kind: row for kind, row in rows.items() if row}
-    return found
+def measure_neurons(model, stories, decode, settings, requested):
+    """(a dict of the coherence of all neurons, a list of one dict per neuron shown)."""
+    config, seed = model.config, settings.seed
+    device, width = model.wte.weight.device, 4 * config.n_embd
+    batches = hooks.make_batches(stories, device)
+    halves = neurons.top_activations(model, batches)
+    random = neurons.top_activations(random_weights(model, seed), batches, "random weights")[1]
+    first, held_out, baseline = (
+        neurons.coherence(top, stories, seed) for top in (*halves, random)
+    )  # fmt: skip
+    order = neurons.rank(first)
+    ranks = np.argsort(order) + 1
+    shown = choose_neurons(order, config, requested, settings)
+    indices = {place: place[0] * width + place[1] for place in sorted(shown)}
+    examples = neurons.examples(model, stories, halves[0], list(indices.values()), device)
+    rows = []
+    for (layer, neuron), i in indices.items():
+        for example in examples[i]:
+            example["tokens"] = [decode([token]) for token in example.pop("ids")]
+        rows.append({
+            "layer": layer, "neuron": neuron, "shown_as": shown[layer, neuron],
+            "rank": int(ranks[i]), "coherence": float(first["coherence"][i]),
+            "coherence_held_out": float(held_out["coherence"][i]),
+            "readable": bool(held_out["readable"][i]),
+            **{x: float(first[x][i]) for x in ("token_entropy", "pos_entropy") if x in first},
+            "examples": examples[i],
+        })  # fmt: skip
+    readable = held_out["readable"].reshape(config.n_layer, width)
+    by_layer = lambda x: np.round(x["coherence"], 4).reshape(config.n_layer, width)  # noqa: E731
+    return {
+        "examples": int(halves[0].values.shape[1]),
+        "threshold": held_out["threshold"],
+        "readable": bootstrap.mean(readable.flatten(), seed),
+        "readable_by_layer": [bootstrap.mean(row, seed) for row in readable],
+        "readable_random_weights": bootstrap.mean(baseline["readable"], seed),
+        "mean_coherence": bootstrap.mean(held_out["coherence"], seed),
+        "mean_coherence_random_weights": bootstrap.mean(baseline["coherence"], seed),
+        "coherence": by_layer(first).tolist(),
+        "coherence_held_out": by_layer(held_out).tolist(),
+    }, rows
 
 
-def untrained(model, seed):
+def random_weights(model, seed):
     """A GPT of the same architecture with the random weights that training begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -227,156 +243,135 @@ def untrained(model, seed):
     return fresh.to(model.wte.weight.device).eval()
 
 
-def read_neurons(model, stories, settings, asked):
+def target_kinds(stories):
     """
-    (facts, [neuron]): the coherence of all neurons, and of those shown everything but the loss.
+    (["all", and each part of speech, where they are known], which targets of each TaggedStory are
+    of each kind: a list of bool (kinds, tokens)).
     """
-    config, rng = model.config, np.random.default_rng(settings.seed)
-    device, width = model.wte.weight.device, 4 * model.config.n_embd
-    batches = hooks.rows_of(stories, device)
-    ranks, checks = neurons.search(model, batches)
-    random = neurons.search(untrained(model, settings.seed), batches, "random weights")[1]
-    first, again, chance = (
-        neurons.coherence(one, stories, settings.seed) for one in (ranks, checks, random)
-    )
-    order = neurons.ranked(first)
-    why = {(layer, index): "asked for" for layer, index in asked}
-    for layer in range(config.n_layer):
-        mine = [int(i) % width for i in order if i // width == layer]
-        drawn = rng.choice(width, min(settings.random, width), replace=False).tolist()
-        why.setdefault((layer, 0), "the first")
-        for name, some in (("most coherent", mine[: settings.best]), ("drawn", drawn)):
-            for index in some:
-                why.setdefault((layer, index), name)
-    numbers = {place: place[0] * width + place[1] for place in why}
-    shown = neurons.examples(model, stories, ranks, list(numbers.values()), device)
-    place_of = {int(neuron): place for place, neuron in enumerate(order, 1)}
-    rows = [
-        {
-            "layer": place[0], "neuron": place[1], "why": why[place], "rank": place_of[i],
-            "coherence": float(first["coherence"][i]),
-            "coherence_again": float(again["coherence"][i]),
-            "readable": bool(again["readable"][i]),
-            **{f"entropy_of_{x}": float(first[x][i]) for x in ("tokens", "parts") if x in first},
-            "examples": shown[i],
-        }
-        for place, i in sorted(numbers.items())
-    ]  # fmt: skip
-    readable = again["readable"].reshape(config.n_layer, width)
-    facts = {
-        "examples": int(ranks.values.shape[1]),
-        "chance": again["chance"],
-        "readable": bootstrap.mean(readable.flatten(), settings.seed),
-        "readable_by_layer": [bootstrap.mean(row, settings.seed) for row in readable],
-        "readable_of_random_weights": bootstrap.mean(chance["readable"], settings.seed),
-        "mean": bootstrap.mean(again["coherence"], settings.seed),
-        "mean_of_random_weights": bootstrap.mean(chance["coherence"], settings.seed),
-        "coherence": np.round(first["coherence"], 4).reshape(config.n_layer, width).tolist(),
-        "coherence_again": np.round(again["coherence"], 4).reshape(config.n_layer, width).tolist(),
-    }
-    return facts, rows
+    masks = []
+    for one in stories:
+        rows = [np.ones(len(one.ids), bool)]
+        if one.pos:
+            targets = np.array([*one.pos[1:], one.next_pos])
+            rows += [targets == pos for pos in POS]
+        masks.append(np.stack(rows))
+    return ["all", *(POS if stories[0].pos else [])], masks
+
+
+def ablation_losses(model, units, stories, seed):
+    """
+    {Unit: {"all" and each part of speech: interval}}: how much mean-ablating it raises the loss of
+    targets of that part of speech, in nats.
+    """
+    batches = hooks.make_batches(stories, model.wte.weight.device)
+    means = hooks.mean_activations(model, batches)
+    intact = hooks.token_losses(model, batches)
+    kinds, masks = target_kinds(stories)
+    counts = np.array([mask.sum(1) for mask in masks])  # (stories, kinds)
+    results = {}
+    for unit in tqdm(units, "ablation", disable=None):
+        with mean_ablate(model, unit, means):
+            ablated = hooks.token_losses(model, batches)
+        rises = np.array([m @ (a - b) for m, a, b in zip(masks, ablated, intact, strict=True)])
+        rows = {k: bootstrap.ratio(rises[:, i], counts[:, i], seed) for i, k in enumerate(kinds)}
+        results[unit] = {kind: row for kind, row in rows.items() if row}
+    return results
 
 
 # ----------------------------------------------------------------------------------------------
 # the command
 
 
-def show(results):
-    """Print what was found of the heads and of the neurons."""
-    print(f"\n{'head':>8} {'kind':<15}{'distance':>24}{'median':>7}{'repetition':>26}{'words':>26}"
-          f"{'first':>7}{'loss without':>26}  looks at")  # fmt: skip
-    for row in results["heads"]:
-        cells = [bootstrap.format_interval(row[x]) for x in GUESSES]
-        words = " ".join(token.strip() for token, *_ in row["keys"][:4])
-        print(f"{row['layer']:>5}.{row['head']:<2} {row['kind']:<15}{cells[0]:>24}"
-              f"{row['median']:>7}{cells[1]:>26}{cells[2]:>26}{row['first']['mean']:>7.2f}"
-              f"{bootstrap.format_interval(row['loss']['all']):>26}  {words}")  # fmt: skip
-    print(f"\n{results['summary']}")
-    facts = results["neurons"]
-    print(f"\n{'neuron':>8} {'shown as':<14}{'rank':>7}{'coherence':>11}{'again':>8}"
-          f"{'loss without':>29}  fires at")  # fmt: skip
-    for row in results["shown"]:
-        tokens = (one["tokens"][one["at"]].strip() for one in row["examples"])
-        words = " ".join(dict.fromkeys(tokens))
-        print(f"{row['layer']:>3}.{row['neuron']:<5}{row['why']:<14}{row['rank']:>7}"
-              f"{row['coherence']:>11.3f}{row['coherence_again']:>8.3f}"
-              f"{bootstrap.format_interval(row['loss']['all'], 4):>29}  {words[:60]}")  # fmt: skip
-    print("\ncoherence of all neurons: " + bootstrap.format_interval(facts["mean"])
-          + "; readable, above 99 of 100 sets of random tokens: "
-          + bootstrap.format_interval(facts["readable"]) + "; of random weights: "
-          + bootstrap.format_interval(facts["mean_of_random_weights"]) + ", "
-          + bootstrap.format_interval(facts["readable_of_random_weights"]))  # fmt: skip
-
-
-def summary(heads):
-    """The paper's count of heads beside ours."""
+def summarize(heads):
+    """The heads of each kind, beside those that the paper counts."""
     kinds = [row["kind"] for row in heads]
-    ours = {kind: kinds.count(kind) for kind in dict.fromkeys(sorted(kinds))}
-    near = sum(kinds.count(kind) for kind in DISTANCES)
-    said = ", ".join(f"{count} {kind}" for kind, count in ours.items())
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    by_distance = kinds.count("previous token") + kinds.count("distance")
     return (
-        f"{len(heads)} heads: {said}; so {near} by distance and {kinds.count('semantic')} "
-        f"semantic, where the paper has {PAPER['distance']} and {PAPER['semantic']} of 16"
+        f"{len(heads)} heads: {counts}; {by_distance} by distance and {kinds.count('semantic')} "
+        f"semantic, where the paper has {PAPER_HEADS['distance']} and {PAPER_HEADS['semantic']} "
+        "of 16"
     )
+
+
+def show(results):
+    """Print the tables of heads and neurons."""
+    interval = bootstrap.format_interval
+    print("\nHeads: the fraction of attention variance explained, and the loss rise when ablated")
+    print_table(
+        ["head", "kind", *PREDICTORS, "median distance", "on first token", "loss rise", "looks at"],
+        [[f"{row['layer']}.{row['head']}", row["kind"], *(row[x] for x in PREDICTORS),
+          row["median_distance"], f"{row['first_token']['mean']:.2f}", row["ablation_loss"]["all"],
+          " ".join(token.strip() for token, *_ in row["top_keys"][:4])]
+         for row in results["heads"]],
+    )  # fmt: skip
+    print(f"\n{results['summary']}\n")
+    rows = []
+    for row in results["shown_neurons"]:
+        peaks = (one["tokens"][one["peak"]].strip() for one in row["examples"])
+        rows.append([f"{row['layer']}.{row['neuron']}", row["shown_as"], row["rank"],
+                     row["coherence"], row["coherence_held_out"],
+                     interval(row["ablation_loss"]["all"], 4),
+                     " ".join(dict.fromkeys(peaks))[:60]])  # fmt: skip
+    print_table(
+        ["neuron", "shown as", "rank", "coherence", "held out", "loss rise", "fires at"], rows
+    )
+    facts = results["neurons"]
+    print("\nAll neurons on held-out stories; readable: more coherent than 99 % of random tokens")
+    print_table(
+        ["", "coherence", "readable"],
+        [["trained", facts["mean_coherence"], facts["readable"]],
+         ["random weights", facts["mean_coherence_random_weights"],
+          facts["readable_random_weights"]]],
+    )  # fmt: skip
 
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    if settings.stories < 0 or settings.head_stories < 4:
-        raise UserError("stories must not be negative, head_stories at least 4")
-    if settings.best < 0 or settings.random < 0:
-        raise UserError("best and random must not be negative")
-    found = checkpoint.load_from_settings(settings, origin, pick_device(settings.device))
-    asked = asked_for(settings, found.model.config)
-    tagged = can_tag()
-    texts, source = texts_of(found, settings)
-    text = text_of(settings)
-    shown = stories_of(found, [text], tagged)
-    stories = stories_of(found, texts, tagged)
+    check_ranges(settings, {NOT_NEGATIVE: ("stories", "top_neurons", "random_neurons")})
+    if settings.head_stories < 4:
+        raise UserError("head_stories must be at least 4")
+    [loaded] = open_models(settings, origin)
+    model, decode = loaded.model, loaded.tokenizer.decode
+
+    requested, tagged = parse_neurons(settings, model.config), has_tagger()
+    texts, source = read_stories(loaded, settings)
+    text = read_text(settings)
+    shown = tag_stories(loaded, [text], tagged)
+    stories = tag_stories(loaded, texts, tagged)
     if len(stories) < 4:
         raise UserError(f"'{source}' has fewer than four stories")
     if not shown:
         raise UserError("the text has fewer than three tokens")
-    shown = fitting(found, shown[0], text)
-    results, maps = measure(found, stories, shown, settings, asked)
-    digest = sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
-    facts = {"checkpoint": found.identity(), "model": asdict(found.model.config)}
-    facts |= {"source": source, "stories": len(stories), "stories_sha256": digest}
-    facts |= {"head_stories": min(len(stories), settings.head_stories), "seed": settings.seed}
-    results = facts | results
-    show(results)
-    path = Path(found.out_dir) / "eval" / "interpret"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_json(f"{path}.json", results)
-    storage.write_text(f"{path}.html", page(results, maps, found))
-    print(f"\n{path}.html shows all of it: heads, neurons, examples")
+    shown = cut_for_page(loaded, shown[0], text)
 
-
-def measure(found, stories, shown, settings, asked):
-    """(results, the attention maps of the shown Story: of each layer (H, T, T))."""
-    model, name = found.model, found.tokenizer
     few = stories[: settings.head_stories]
-    others = stories[settings.head_stories :][:WORD_STORIES]
-    others = stories if len(others) < len(few) else others  # too few to average a word over
-    heads = read_heads(model, few, others, settings)
-    facts, rows = read_neurons(model, stories, settings, asked)
+    others = stories[settings.head_stories :][:CONTENT_STORIES]
+    others = stories if len(others) < len(few) else others  # too few for averages
+    heads = measure_heads(model, few, others, decode, settings.seed)
+    facts, neuron_rows = measure_neurons(model, stories, decode, settings, requested)
     units = [Unit("head", row["layer"], row["head"]) for row in heads]
-    units += [Unit("neuron", row["layer"], row["neuron"]) for row in rows]
-    lost = losses_without(model, units, few, settings.seed)
-    for unit, row in zip(units, [*heads, *rows], strict=True):
-        row["loss"] = lost[unit]
-    word = lambda i: name.decode([i])  # noqa: E731
-    for row in heads:
-        row["keys"] = [(word(k), *rest) for k, *rest in row["keys"]]
-        row["links"] = [(word(q), word(k), *rest) for q, k, *rest in row["links"]]
-    for row in rows:
-        for one in row["examples"]:
-            one["tokens"] = [word(i) for i in one.pop("ids")]
+    units += [Unit("neuron", row["layer"], row["neuron"]) for row in neuron_rows]
+    losses = ablation_losses(model, units, few, settings.seed)
+    for unit, row in zip(units, [*heads, *neuron_rows], strict=True):
+        row["ablation_loss"] = losses[unit]
     tokens = torch.tensor([shown.ids], device=model.wte.weight.device)
-    maps = [hooks.attention_maps(model, tokens, i)[0].cpu() for i in range(model.config.n_layer)]
-    text = {"tokens": [word(i) for i in shown.ids], "parts": shown.parts}
-    results = {"text": text, "heads": heads, "summary": summary(heads)}
-    return results | {"neurons": facts, "shown": rows}, maps
+    layers = range(model.config.n_layer)
+    patterns = [hooks.attention_patterns(model, tokens, layer)[0].cpu() for layer in layers]
+
+    results = {
+        "checkpoint": loaded.identity(), "model": asdict(model.config), "source": source,
+        "stories": len(stories), "head_stories": len(few), "seed": settings.seed,
+        "stories_sha256": sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest(),
+        "text": {"tokens": [decode([i]) for i in shown.ids], "pos": shown.pos},
+        "heads": heads, "summary": summarize(heads), "neurons": facts,
+        "shown_neurons": neuron_rows,
+    }  # fmt: skip
+    show(results)
+    write_result(loaded.out_dir, "interpret", results)
+    path = Path(loaded.out_dir) / "eval" / "interpret.html"
+    storage.write_text(path, render(results, patterns, loaded))
+    print(f"{path} shows it all: heads, neurons, examples")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,29 @@
 """
-What a head looks at: how much of its attention follows from distance, repetition or words alone.
+What an attention head looks at: how much of its attention distance, repetition and content explain.
 
-    rows = classify(maps, scores, stories)   # of each story (H, T, T), twice; a dict for each head
+    rows = classify(patterns, scores, stories)   # of each story (H, T, T), twice; a dict per head
 
-The question is put as guesses that know too little. Let query i give its attention to the tokens j
-before it in proportion to
+Three predictors of the attention know more and more. Query i attends to the tokens j before it in
+proportion to
 
     distance       u(i - j)
-    repetition     u(i - j) r(i, j)                 r: whether j is the same token, or follows one
-    words          u(i - j) r(i, j) exp(t s(i, j))
+    repetition     u(i - j) r(i, j)                r: whether j is the same token, or follows one
+    content        u(i - j) r(i, j) exp(t s(i, j))
 
-where s is the head's own score for the two words by themselves, whatever stands around them and
-wherever they stand: for two vectors each of which is the average of its token's, over other stories
-(inside.average_words). u, r and t are fitted to half of the stories: the factors u and r are each
-multiplied by (attention seen) / (attention expected), in turn, until they stand (iterative scaling,
-Darroch & Ratcliff 1972), t takes Newton steps in between. A head that scores by distance and words
-is of exactly this form, whatever the softmax makes of it. On the other half counts how much of the
-variance of the attention inside each query's row a guess explains:
+where s is the head's own score for the two tokens without their context: for the mean residual
+stream of each, over other stories (hooks.mean_residuals). The predictors are fitted to half of the
+stories: the factors u and r are multiplied in turn by (attention observed) / (attention predicted)
+until they converge (iterative scaling, Darroch & Ratcliff 1972), with Newton steps of t in between.
+A head that scores by distance and content alone is of exactly this form, whatever its softmax makes
+of it. On the other half, the fraction of variance that a predictor P of the attention A explains is
 
     1 - sum (A_ij - P_ij)^2 / sum (A_ij - m_i / n_i)^2
 
-over the causal region and no further: the pairs j <= i, n_i of them. The first token is left out,
-and P_i sums to m_i, what A_i gives to the others: heads with nothing to say rest on the first
-token, and how much they do so is a figure of its own. What a guess explains beyond the one before
-it is due to what it knows besides.
+over the n_i visible keys j <= i of each query, whose mean attention is m_i / n_i. The first token
+is left out, and each row of P sums to m_i, what A gives to the other tokens: a head with nothing to
+do attends to the first token (an attention sink), and how much it does is a measure of its own.
+What a predictor explains beyond the one before it is due to what it knows more.
 """
-
-import copy
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,312 +31,313 @@ import torch
 from eval import bootstrap
 from nanostories.text.pos_tags import POS
 
-GUESSES = ("distance", "repetition", "words")
+PREDICTORS = ("distance", "repetition", "content")
 REPEATS = ("duplicate", "induction")
-EXACT, PER_OCTAVE = 128, 4  # distances told apart one by one; then so many steps to each doubling
+EXACT, PER_OCTAVE = 128, 4  # distances with buckets of their own; buckets of each doubling beyond
 BUCKETS = EXACT + 16 * PER_OCTAVE  # far beyond any story
-SPARSE = 200  # distances of fewer pairs than this, or than half of the most, are one with the last
-EVERY = 4  # of the stories fitted to, one query in so many: a head has about 150 numbers to fit
-ROUNDS = 15  # of the fit: shares move by less than 0.001 after it
-STEP = 0.5  # of t in a round, at the most: Newton's overshoots where words are rare
-STEEPEST = 8.0  # t, at the most
-FLOOR = 1e-3  # attention added to what was seen and what was expected: neither is 0
-EVEN = 0.005  # variance of a query's row, as a sum of squares, below which there is nothing to name
-NAMED = 0.25  # a share of the variance from which on a head is named after what explains it
-RESTS = 0.9  # and the share of attention on the first token from which on it is said to rest
-LEAST = 2.0  # attention that a pair of words must have got to be shown
+MIN_PAIRS = 200  # buckets with fewer pairs, or less than half of the most, share the last's factor
+QUERY_STEP = 4  # the fit reads every fourth query: a head has about 150 numbers to fit
+ROUNDS = 15  # of the fit: explained fractions change by less than 0.001 after it
+MAX_STEP, MAX_WEIGHT = 0.5, 8.0  # of t in a round, and in all: Newton overshoots for rare tokens
+SMOOTHING = 1e-3  # attention added to the observed and the predicted: neither is 0
+# How a head gets its name, see `head_kind`.
+MIN_VARIANCE = 0.005  # of a query's row, as a sum of squares; below it attention is uniform
+MIN_EXPLAINED = 0.25  # fraction of the variance that a named cause explains
+MIN_SINK = 0.9  # attention of a sink on the first token
+MIN_ATTENTION = 2.0  # in all, of the tokens and pairs that are listed
 
 
-@dataclass(frozen=True)
-class Story:
-    """
-    A story as it is read: token ids, each one's part of speech, and those of what follows the last.
-    """
-
-    ids: list
-    parts: list | None = None  # of speech.POS; None without a tagger
-    last: int = 0  # <|endoftext|> or, where the story was cut, the next token
-    last_part: str = "end"
-
-
-def bucket(distance):
-    """The number that distances share which are not told apart, of an int64 tensor of them."""
+def distance_bucket(distance):
+    """The buckets of an int64 tensor of distances."""
     octave = torch.log2(distance.clamp(min=EXACT) / EXACT)
     return distance.clamp(max=EXACT) + (octave * PER_OCTAVE).long()
 
 
-class Pairs:
-    """What may explain a story's attention, for each pair of query and key: (n, n), n = T - 1."""
+class PairFeatures:
+    """
+    What may explain a story's attention, for each pair of query and key: (n, n), n = T - 1.
 
-    def __init__(self, story, scores=None, window=0, device="cpu"):
-        """scores: the words' own, (H, n, n). window: how many tokens a query sees; 0: all."""
+    story: a hooks.TaggedStory, whose first token is left out. scores: of its contents, (H, n, n).
+    window: how many keys a query sees; 0: all. query_step: 4 takes every fourth query alone.
+    """
+
+    def __init__(self, story, scores=None, window=0, device="cpu", query_step=1):
         ids = torch.tensor(story.ids, device=device)
-        ids, before = ids[1:], ids[:-1]  # without the first token; the token before each
-        n = len(ids)
-        place = torch.arange(n, device=device)
-        self.apart = place[:, None] - place  # (n, n), query before key
-        self.visible = self.apart >= 0
+        self.ids, previous = ids[1:], ids[:-1]
+        position, queries = (
+            torch.arange(len(self.ids), device=device),
+            slice(None, None, query_step),
+        )
+        self.distance = position[queries, None] - position  # query minus key
+        self.visible = self.distance >= 0
         if window:
-            self.visible &= self.apart < window
-        self.distance = bucket(self.apart.clamp(min=0))
-        earlier = self.visible & (self.apart > 0)
-        self.same, self.follows = (earlier & (ids[:, None] == other) for other in (ids, before))
-        self.repetition = self.same.long() + 2 * self.follows.long()  # 0 to 3
-        self.ids, self.parts, self.scores = ids, None, scores
-        if story.parts is not None:
-            self.parts = torch.tensor([POS.index(x) for x in story.parts[1:]], device=device)
-
-    def thinned(self):
-        """The same for one query in EVERY, for Guess.fit alone."""
-        thin = copy.copy(self)
-        for name in ("visible", "distance", "repetition"):
-            setattr(thin, name, getattr(self, name)[::EVERY])
-        thin.scores = None if self.scores is None else self.scores[:, ::EVERY]
-        return thin
+            self.visible &= self.distance < window
+        self.bucket = distance_bucket(self.distance.clamp(min=0))
+        earlier = self.visible & (self.distance > 0)
+        self.duplicate = earlier & (self.ids[queries, None] == self.ids)  # the same token
+        self.induction = earlier & (
+            self.ids[queries, None] == previous
+        )  # it follows the same token
+        self.repetition = self.duplicate.long() + 2 * self.induction.long()  # 0 to 3
+        self.scores, self.pos = None if scores is None else scores[:, queries], None
+        if story.pos is not None:
+            self.pos = torch.tensor([POS.index(x) for x in story.pos[1:]], device=device)
 
 
 # ----------------------------------------------------------------------------------------------
-# what attention would be
+# predictors
 
 
-class Guess:
-    """What attention would be if every head of a layer knew one of GUESSES and no more."""
+class AttentionPredictor:
+    """The attention of a layer's heads as predicted from `knowledge`, one of PREDICTORS."""
 
-    def __init__(self, knows, begin=None):
-        """knows: a name in GUESSES. begin: a fitted Guess that knows less, from which to go on."""
-        self.knows = knows
-        self.factors = dict(begin.factors) if begin else {}  # u and r, each (H, values)
-        self.steep = None  # t, (H,)
-        self.farthest = begin.farthest if begin else BUCKETS - 1
+    def __init__(self, knowledge, start=None):
+        """start: a fitted predictor with less knowledge, from which to go on."""
+        self.knowledge = knowledge
+        self.factors = (
+            dict(start.factors) if start else {}
+        )  # u "bucket", r "repetition": (H, values)
+        self.weight = None  # t, (H,)
+        self.last_bucket = start.last_bucket if start else BUCKETS - 1
 
-    def expect(self, pairs, mass):
+    def predict(self, pairs, mass):
         """P of a story, (H, n, n). mass: what each query gives to these keys, (H, n)."""
-        odds = self.factors["distance"][:, pairs.distance.clamp(max=self.farthest)] * pairs.visible
+        odds = self.factors["bucket"][:, pairs.bucket.clamp(max=self.last_bucket)] * pairs.visible
         if "repetition" in self.factors:
             odds = odds * self.factors["repetition"][:, pairs.repetition]
-        if self.steep is not None:
-            score = self.steep[:, None, None] * pairs.scores
+        if self.weight is not None:
+            score = self.weight[:, None, None] * pairs.scores
             score = score.masked_fill(~pairs.visible, float("-inf"))
             odds = odds * (score - score.amax(-1, keepdim=True)).exp()
         return odds * (mass / odds.sum(-1).clamp(min=1e-30))[..., None]
 
-    def fit(self, maps, pairs):
-        """Fit it to the maps of some stories, (H, n, n) each, and their Pairs; returns itself."""
-        masses = [attention.sum(-1) for attention in maps]
-        heads, device = len(maps[0]), maps[0].device
+    def fit(self, patterns, pairs):
+        """Fit to the patterns of some stories, (H, n, n) each, and their PairFeatures; itself."""
+        masses = [pattern.sum(-1) for pattern in patterns]
+        heads, device = len(patterns[0]), patterns[0].device
         if not self.factors:
-            self._begin(maps, pairs)
+            self._start(patterns, pairs)
         elif "repetition" not in self.factors:
             self.factors["repetition"] = torch.ones(heads, 4, device=device)
-        if self.knows == "words":
-            self.steep = torch.zeros(heads, device=device)
-        seen = {name: self._total(name, maps, pairs) for name in self.factors}
+        if self.knowledge == "content":
+            self.weight = torch.zeros(heads, device=device)
+        observed = {name: self._sum_by_value(name, patterns, pairs) for name in self.factors}
         for _ in range(ROUNDS):
             for name in self.factors:
                 both = zip(pairs, masses, strict=True)
-                expected = self._total(name, (self.expect(*one) for one in both), pairs)
-                self.factors[name] = self.factors[name] * (seen[name] + FLOOR) / (expected + FLOOR)
-            if self.steep is not None:
-                self.steep = self._newton(maps, pairs, masses)
+                predicted = self._sum_by_value(name, (self.predict(*one) for one in both), pairs)
+                ratio = observed[name] + SMOOTHING
+                self.factors[name] = self.factors[name] * ratio / (predicted + SMOOTHING)
+            if self.weight is not None:
+                self.weight = self._newton_step(patterns, pairs, masses)
         return self
 
-    def _begin(self, maps, pairs):
-        """u as the mean attention at each distance; rare ones are one with the last before them."""
+    def _start(self, patterns, pairs):
+        """Start u as the mean attention of each bucket; rare ones join the last before them."""
         visible = [one.visible[None].float() for one in pairs]
-        count = self._total("distance", visible, pairs)[0]
-        self.farthest = int((count >= min(SPARSE, count.max() / 2)).nonzero()[-1])
-        count = self._total("distance", visible, pairs)[0]
-        seen = self._total("distance", maps, pairs)
-        self.factors["distance"] = (seen + FLOOR) / (count + 1)
+        count = self._sum_by_value("bucket", visible, pairs)[0]
+        self.last_bucket = int((count >= min(MIN_PAIRS, count.max() / 2)).nonzero()[-1])
+        count = self._sum_by_value("bucket", visible, pairs)[0]
+        observed = self._sum_by_value("bucket", patterns, pairs)
+        self.factors["bucket"] = (observed + SMOOTHING) / (count + 1)
 
-    def _total(self, name, maps, pairs):
-        """The attention of all pairs that share one value of a factor, (H, values)."""
-        total = 0
-        for attention, one in zip(maps, pairs, strict=True):
-            which = getattr(one, name).clamp(max=self.farthest).flatten()
-            sums = attention.new_zeros(len(attention), 4 if name == "repetition" else BUCKETS)
-            total = total + sums.index_add_(1, which, attention.flatten(1))
-        return total
+    def _sum_by_value(self, name, patterns, pairs):
+        """The attention of all pairs with each value of a factor, (H, values)."""
+        sums = 0
+        for pattern, one in zip(patterns, pairs, strict=True):
+            values = getattr(one, name).clamp(max=self.last_bucket).flatten()
+            zeros = pattern.new_zeros(len(pattern), 4 if name == "repetition" else BUCKETS)
+            sums = sums + zeros.index_add_(1, values, pattern.flatten(1))
+        return sums
 
-    def _newton(self, maps, pairs, masses):
-        """t after a step towards the likeliest: where the scores seen are those expected."""
-        slope, curve = 0, 0
-        for attention, one, mass in zip(maps, pairs, masses, strict=True):
-            expected = self.expect(one, mass)
-            mean = (expected * one.scores).sum(-1) / mass.clamp(min=1e-30)  # (H, n)
-            slope = slope + ((attention - expected) * one.scores).sum((-2, -1))
-            curve = curve + (expected * (one.scores - mean[..., None]) ** 2).sum((-2, -1))
-        step = slope / (curve + FLOOR)
-        return (self.steep + step.clamp(-STEP, STEP)).clamp(0, STEEPEST)
+    def _newton_step(self, patterns, pairs, masses):
+        """t one step nearer to its maximum likelihood: scores observed equal those predicted."""
+        slope, curvature = 0, 0
+        for pattern, one, mass in zip(patterns, pairs, masses, strict=True):
+            predicted = self.predict(one, mass)
+            mean = (predicted * one.scores).sum(-1) / mass.clamp(min=1e-30)  # (H, n)
+            slope = slope + ((pattern - predicted) * one.scores).sum((-2, -1))
+            deviation = one.scores - mean[..., None]
+            curvature = curvature + (predicted * deviation**2).sum((-2, -1))
+        step = slope / (curvature + SMOOTHING)
+        return (self.weight + step.clamp(-MAX_STEP, MAX_STEP)).clamp(0, MAX_WEIGHT)
 
 
 # ----------------------------------------------------------------------------------------------
-# what is measured
+# measures of a layer's heads
 
 
-def classify(maps, scores, stories, window=0, seed=0):
+def classify(patterns, scores, stories, window=0, seed=0):
     """
-    What each head of a layer looks at: a list of dicts of numbers and intervals, over the stories.
+    What each head of a layer looks at: a list of dicts of numbers and intervals over the stories.
 
-    maps, scores: of each Story (H, T, T) float, from inside.attention_maps and word_scores. Every
-    second story tests the guesses fitted to the others; raises ValueError for fewer than two.
+    patterns, scores: of each TaggedStory (H, T, T) float, from hooks.attention_patterns and
+    content_scores. Every second story tests the predictors fitted to the others; raises ValueError
+    for fewer than two.
     """
     if len(stories) < 2:
         raise ValueError("heads are fitted to one half of the stories and tested on the other")
-    both = zip(stories, scores, strict=True)
-    pairs = [Pairs(story, score[:, 1:, 1:], window, score.device) for story, score in both]
-    text = [attention[:, 1:, 1:] for attention in maps]
-    guess, guesses = None, {}
-    fitted = [x[:, ::EVERY] for x in text[::2]], [one.thinned() for one in pairs[::2]]
-    for knows in GUESSES:
-        guess = guesses[knows] = Guess(knows, guess).fit(*fitted)
-    explained = shares(guesses, text[1::2], pairs[1::2], seed)
-    seen = looks(guesses["distance"], maps, text, pairs, seed)
-    words = favourites(guesses["repetition"], text, pairs)
-    rows = [explained[h] | seen[h] | words[h] for h in range(len(maps[0]))]
-    return [{"kind": kind_of(row)} | row for row in rows]
+    inputs = [(one, x[:, 1:, 1:], window, x.device) for one, x in zip(stories, scores, strict=True)]
+    pairs = [PairFeatures(*one) for one in inputs]
+    text = [pattern[:, 1:, 1:] for pattern in patterns]
+    fitted = [x[:, ::QUERY_STEP] for x in text[::2]]
+    fitted_pairs = [PairFeatures(*one, QUERY_STEP) for one in inputs[::2]]
+    predictor, predictors = None, {}
+    for knowledge in PREDICTORS:
+        predictor = predictors[knowledge] = AttentionPredictor(knowledge, predictor).fit(
+            fitted, fitted_pairs
+        )
+    explained = explained_variance(predictors, text[1::2], pairs[1::2], seed)
+    statistics = attention_statistics(predictors["distance"], patterns, text, pairs, seed)
+    tops = top_tokens(predictors["repetition"], text, pairs)
+    rows = [explained[h] | statistics[h] | tops[h] for h in range(len(patterns[0]))]
+    return [{"kind": head_kind(row)} | row for row in rows]
 
 
 def _floats(tensor):
-    """A tensor as a float64 array: not before it is on the CPU, for MPS has no float64."""
+    """A tensor as a float64 array; it moves to the CPU first, for MPS has no float64."""
     return tensor.cpu().double().numpy()
 
 
-def shares(guesses, text, pairs, seed):
+def explained_variance(predictors, text, pairs, seed):
     """
-    The share of each head's variance that each guess explains beyond the one before it, and under
-    "uneven" that variance, a query's.
+    The fraction of each head's variance that each predictor explains beyond the one before it, and
+    as "row_variance" that variance, the mean of a query's sum of squares.
     """
-    left = []  # a story's sums of squares: of nothing known, then of each guess; (guesses + 1, H)
-    for attention, one in zip(text, pairs, strict=True):
-        mass = attention.sum(-1)
-        even = one.visible * (mass / one.visible.sum(-1))[..., None]
-        guessed = [even, *(guess.expect(one, mass) for guess in guesses.values())]
-        left.append(torch.stack([((attention - p) ** 2).sum((-2, -1)) for p in guessed]))
-    left = _floats(torch.stack(left))  # (stories, guesses + 1, H)
+    errors = []  # a story's sums of squares: of the mean, then each predictor; (predictors + 1, H)
+    for pattern, one in zip(text, pairs, strict=True):
+        mass = pattern.sum(-1)
+        uniform = one.visible * (mass / one.visible.sum(-1))[..., None]
+        predicted = [uniform, *(predictor.predict(one, mass) for predictor in predictors.values())]
+        errors.append(torch.stack([((pattern - p) ** 2).sum((-2, -1)) for p in predicted]))
+    errors = _floats(torch.stack(errors))  # (stories, predictors + 1, H)
     queries = np.array([len(one.ids) for one in pairs])
     rows = []
-    for sums in np.moveaxis(left, 2, 0):  # a head's, (stories, guesses + 1)
-        row = {"uneven": bootstrap.ratio(sums[:, 0], queries, seed)}
-        for i, name in enumerate(guesses):
+    for sums in np.moveaxis(errors, 2, 0):  # a head's, (stories, predictors + 1)
+        row = {"row_variance": bootstrap.ratio(sums[:, 0], queries, seed)}
+        for i, name in enumerate(predictors):
             row[name] = bootstrap.ratio(sums[:, i] - sums[:, i + 1], sums[:, 0], seed)
         rows.append(row)
     return rows
 
 
-def looks(guess, maps, text, pairs, seed):
+def attention_statistics(predictor, patterns, text, pairs, seed):
     """
-    Plain means over the queries: attention on the first token, on itself, on the token before, on
-    the same token earlier and on what followed it; "spread", the entropy of a row in bits.
+    Means over the queries: attention to the first token, the query's own, the previous one, an
+    earlier duplicate and what followed one (induction); "entropy", a row's, in bits.
 
-    Beside "duplicate" and "induction", of queries where there is such a token, stands what `guess`,
-    which knows distances alone, expects there. "profile" is the attention at each distance up to
-    EXACT, where there is such a token; "peak" the distance where that is highest, and "median" the
-    one up to which half of the attention on the text goes.
+    Beside "duplicate" and "induction", over queries that have such a token, stands as "_expected"
+    what `predictor`, of distance, predicts there. "attention_by_distance" is the mean attention at
+    each distance up to EXACT over queries with such a token, "peak_distance" where it is highest,
+    and "median_distance" the distance within which half of the attention on the text lies.
     """
-    names = ["first", "self", "previous", "spread"]
-    names += [f"{name}{by}" for name in REPEATS for by in ("", "_by_distance")]
-    tops, bottoms = {name: [] for name in names}, {name: [] for name in names}
+    names = ["first_token", "own_token", "previous_token", "entropy"]
+    names += [f"{name}{suffix}" for name in REPEATS for suffix in ("", "_expected")]
+    sums, counts = {name: [] for name in names}, {name: [] for name in names}
     longest = max(len(one.ids) for one in pairs)
-    at, queries = np.zeros((len(maps[0]), longest)), np.zeros(longest)  # by distance
-    for whole, attention, one in zip(maps, text, pairs, strict=True):
+    by_distance, queries = np.zeros((len(patterns[0]), longest)), np.zeros(longest)
+    for whole, pattern, one in zip(patterns, text, pairs, strict=True):
         n = len(one.ids)
         logs = torch.where(whole > 0, whole, 1).log2()
-        now = {
-            "first": whole[:, 1:, 0].sum(-1),
-            "self": attention.diagonal(0, 1, 2).sum(-1),
-            "previous": attention.diagonal(-1, 1, 2).sum(-1),
-            "spread": -(whole * logs)[:, 1:].sum((-2, -1)),
+        values = {
+            "first_token": whole[:, 1:, 0].sum(-1),
+            "own_token": pattern.diagonal(0, 1, 2).sum(-1),
+            "previous_token": pattern.diagonal(-1, 1, 2).sum(-1),
+            "entropy": -(whole * logs)[:, 1:].sum((-2, -1)),
         }
-        count = {"first": n, "self": n, "previous": n - 1, "spread": n}
-        expected = guess.expect(one, attention.sum(-1))
-        for name, where in zip(REPEATS, (one.same, one.follows), strict=True):
-            now[name] = (attention * where).sum((-2, -1))
-            now[f"{name}_by_distance"] = (expected * where).sum((-2, -1))
-            count[name] = count[f"{name}_by_distance"] = int(where.any(-1).sum())
+        count = dict.fromkeys(values, n) | {"previous_token": n - 1}
+        predicted = predictor.predict(one, pattern.sum(-1))
+        for name in REPEATS:
+            mask = getattr(one, name)
+            values[name] = (pattern * mask).sum((-2, -1))
+            values[f"{name}_expected"] = (predicted * mask).sum((-2, -1))
+            count[name] = count[f"{name}_expected"] = int(mask.any(-1).sum())
         for name in names:
-            tops[name].append(_floats(now[name]))
-            bottoms[name].append(count[name])
-        sums = attention.new_zeros(len(attention), n)
-        sums.index_add_(1, one.apart.clamp(min=0).flatten(), attention.flatten(1))
-        at[:, :n] += _floats(sums)
+            sums[name].append(_floats(values[name]))
+            counts[name].append(count[name])
+        zeros, distances = pattern.new_zeros(len(pattern), n), one.distance.clamp(min=0).flatten()
+        by_distance[:, :n] += _floats(zeros.index_add_(1, distances, pattern.flatten(1)))
         queries[:n] += n - np.arange(n)
-    profile = at / queries
-    half = np.cumsum(at, 1) >= at.sum(1, keepdims=True) / 2
-    rows = []
-    for h in range(len(at)):
-        row = {name: bootstrap.ratio([x[h] for x in tops[name]], bottoms[name], seed)
-               for name in names}  # fmt: skip
-        row |= {"peak": int(profile[h, :EXACT].argmax()), "median": int(half[h].argmax())}
-        rows.append(row | {"profile": [round(float(x), 4) for x in profile[h, :EXACT]]})
-    return rows
+    profile = (by_distance / queries)[:, :EXACT]
+    half = np.cumsum(by_distance, 1) >= by_distance.sum(1, keepdims=True) / 2
+    return [
+        {name: bootstrap.ratio([x[h] for x in sums[name]], counts[name], seed) for name in names}
+        | {"peak_distance": int(profile[h].argmax()), "median_distance": int(half[h].argmax())}
+        | {"attention_by_distance": [round(float(x), 4) for x in profile[h]]}
+        for h in range(len(by_distance))
+    ]
 
 
-def favourites(guess, text, pairs, most=8):
+def top_tokens(predictor, text, pairs, count=8):
     """
-    Which words a head attends to, and from which, beyond what `guess` expects: those with the most
-    attention above it, for each head {"keys": [(token, attention, times what was expected)],
-    "links": [(query token, key token, ...)], "parts": [(query's part of speech, key's, ...)]}, the
-    last where parts of speech are known.
+    The tokens that a head attends to most above what `predictor` predicts, and from which.
+
+    For each head {"top_keys": [(token, attention, times the predicted)], "top_pairs": [(query's
+    token, key's token, ...)], "top_pos": [(query's part of speech, key's, ...)]}, the last where
+    parts of speech are known.
     """
-    expected = [guess.expect(one, x.sum(-1)) for x, one in zip(text, pairs, strict=True)]
-    size = 1 + max(int(one.ids.max()) for one in pairs)
-    # All pairs of tokens that occur, numbered; and the attention of each, seen and expected.
-    links = [(one.ids[:, None] * size + one.ids)[one.visible] for one in pairs]
-    known, number = torch.unique(torch.cat(links), return_inverse=True)
-    queries, keys = known // size, known % size
-    by_link, by_key, by_part = [], [], []
-    for maps in (text, expected):
-        flat = torch.cat([x[:, one.visible] for x, one in zip(maps, pairs, strict=True)], 1)
-        by_link.append(flat.new_zeros(len(flat), len(known)).index_add_(1, number, flat))
-        by_key.append(flat.new_zeros(len(flat), size).index_add_(1, keys, by_link[-1]))
-        if pairs[0].parts is not None:
-            by_part.append(sum(_by_part(x, one) for x, one in zip(maps, pairs, strict=True)))
+    predicted = [predictor.predict(one, x.sum(-1)) for x, one in zip(text, pairs, strict=True)]
+    vocab_size = 1 + max(int(one.ids.max()) for one in pairs)
+    # All pairs of tokens that occur, numbered; and the attention of each, observed and predicted.
+    codes = [(one.ids[:, None] * vocab_size + one.ids)[one.visible] for one in pairs]
+    known, number = torch.unique(torch.cat(codes), return_inverse=True)
+    queries, keys = known // vocab_size, known % vocab_size
+    by_pair, by_key, by_pos = [], [], []
+    for patterns in (text, predicted):
+        flat = torch.cat([x[:, one.visible] for x, one in zip(patterns, pairs, strict=True)], 1)
+        by_pair.append(flat.new_zeros(len(flat), len(known)).index_add_(1, number, flat))
+        by_key.append(flat.new_zeros(len(flat), vocab_size).index_add_(1, keys, by_pair[-1]))
+        if pairs[0].pos is not None:
+            by_pos.append(sum(_by_pos(x, one) for x, one in zip(patterns, pairs, strict=True)))
     rows = []
     for h in range(len(text[0])):
-        top = _above(by_link[0][h], by_link[1][h], most)
-        row = {"keys": _above(by_key[0][h], by_key[1][h], most)}
-        row["links"] = [(int(queries[i]), int(keys[i]), *figures) for i, *figures in top]
-        if by_part:
-            top = _above(by_part[0][h].flatten(), by_part[1][h].flatten(), most)
-            row["parts"] = [(POS[i // len(POS)], POS[i % len(POS)], *x) for i, *x in top]
+        top = _most_above(by_pair[0][h], by_pair[1][h], count)
+        row = {"top_keys": _most_above(by_key[0][h], by_key[1][h], count)}
+        row["top_pairs"] = [(int(queries[i]), int(keys[i]), *figures) for i, *figures in top]
+        if by_pos:
+            top = _most_above(by_pos[0][h].flatten(), by_pos[1][h].flatten(), count)
+            row["top_pos"] = [(POS[i // len(POS)], POS[i % len(POS)], *x) for i, *x in top]
         rows.append(row)
     return rows
 
 
-def _by_part(attention, pairs):
-    """(H, parts, parts): the attention from queries of each part of speech to keys of each."""
-    which = torch.nn.functional.one_hot(pairs.parts, len(POS)).float()  # (n, parts)
-    return which.T @ attention @ which
+def _by_pos(pattern, pairs):
+    """The attention from queries to keys of each part of speech: (H, parts, parts)."""
+    one_hot = torch.nn.functional.one_hot(pairs.pos, len(POS)).float()  # (n, parts)
+    return one_hot.T @ pattern @ one_hot
 
 
-def _above(seen, expected, most):
-    """[(number, attention seen, times what was expected)] of those furthest above it."""
-    beyond = torch.where(seen >= LEAST, seen - expected, -1.0)
-    best = beyond.argsort(descending=True)[:most].tolist()
+def _most_above(observed, predicted, count):
+    """[(index, attention observed, times the predicted)] of those furthest above it."""
+    excess = torch.where(observed >= MIN_ATTENTION, observed - predicted, -1.0)
     return [
-        (i, round(float(seen[i]), 2), round(float(seen[i] / expected[i].clamp(min=1e-9)), 2))
-        for i in best
-        if beyond[i] > 0
+        (
+            i,
+            round(float(observed[i]), 2),
+            round(float(observed[i] / predicted[i].clamp(min=1e-9)), 2),
+        )
+        for i in excess.argsort(descending=True)[:count].tolist()
+        if excess[i] > 0
     ]
 
 
-def kind_of(row):
-    """The name of what a head does, by the figures that `classify` has of it."""
-    names = (*GUESSES, "first", "previous", "uneven", *REPEATS)
+def head_kind(row):
+    """The name of what a head does, by its measures in `classify`."""
+    names = (*PREDICTORS, *REPEATS, "first_token", "previous_token", "row_variance")
+    names += tuple(f"{name}_expected" for name in REPEATS)
     mean = {name: row[name]["mean"] if row[name] else 0.0 for name in names}
-    best = max(GUESSES, key=mean.get)
-    if mean["first"] >= RESTS:
-        return "rests"
-    if mean["uneven"] < EVEN:
-        return "even"
-    if mean[best] < NAMED:
+    best = max(PREDICTORS, key=mean.get)
+    if mean["first_token"] >= MIN_SINK:
+        return "attention sink"
+    if mean["row_variance"] < MIN_VARIANCE:
+        return "uniform"
+    if mean[best] < MIN_EXPLAINED:
         return "mixed"
     if best == "distance":
-        return "previous token" if row["peak"] == 1 and mean["previous"] >= 0.5 else "distance"
-    if best == "words":
+        previous = row["peak_distance"] == 1 and mean["previous_token"] >= 0.5
+        return "previous token" if previous else "distance"
+    if best == "content":
         return "semantic"
-    by_distance = {x: (row[f"{x}_by_distance"] or {"mean": 0.0})["mean"] for x in REPEATS}
-    beyond = {x: mean[x] - by_distance[x] for x in REPEATS}
-    repeat = max(beyond, key=beyond.get)
-    return repeat if beyond[repeat] > 0 else "mixed"  # what avoids repetition is none of these
+    excess = {name: mean[name] - mean[f"{name}_expected"] for name in REPEATS}
+    repeat = max(excess, key=excess.get)
+    return repeat if excess[repeat] > 0 else "mixed"  # a head that avoids repetition is neither

@@ -1,22 +1,20 @@
 """
-What a neuron fires at: the tokens over many stories at which it is highest, and how alike they are.
+What a neuron fires at: its highest activations over many stories, and how alike their tokens are.
 
-    ranks, checks = search(model, batches)        # of every neuron, its highest places, twice
-    found = coherence(ranks, stories, seed=0)     # arrays, a number for each neuron
+    halves = top_activations(model, batches)         # of every neuron, in each half of the stories
+    scores = coherence(halves[0], stories, seed=0)   # arrays, a number for each neuron
 
-A neuron's examples are the stories in which it gets highest, each with the one token where it does:
-no story's hero is counted twenty times. The first token, the same in all, is left out. How much
-they have in common is told by two entropies, of the tokens and of their parts of speech, beside
-those of as many tokens drawn at random, one a story:
+A neuron's examples are the stories in which its activation gets highest, each with the one token
+where it does, so no story counts twice. The first token, the same in all, is left out. How alike
+the examples are is measured by two entropies, of the tokens and of their parts of speech, relative
+to those of as many random tokens, one per story:
 
-    coherence = 1 - (H(tokens) / H(random tokens) + H(parts) / H(random parts)) / 2
+    coherence = 1 - (H(tokens) / H(random tokens) + H(pos) / H(random pos)) / 2
 
-1 where all are the same token, about 0 where they might as well be any. Of thousands of neurons
-some look coherent by chance, so the stories are dealt into two halves: the first ranks the neurons,
-and the second measures the ranked ones again, with examples of its own.
-
-A neuron of random weights, too, fires more at some words than at others: how coherent those of an
-untrained model are says what of it was learned.
+It is 1 where all tokens are the same, and about 0 where they look random. Of thousands of neurons
+some look coherent by chance, so the stories are split in two: the first half ranks the neurons, the
+second measures them again, with examples of its own. Since a neuron with random weights, too, fires
+more at some tokens than at others, an untrained model shows how much of the coherence was learned.
 """
 
 from dataclasses import dataclass
@@ -26,19 +24,18 @@ import torch
 from tqdm import tqdm
 
 from eval.interpretability import hooks
-from kernels.cross_entropy import IGNORE_INDEX
 from nanostories.text.pos_tags import POS
 
 TOP = 20  # examples of a neuron in each half of the stories
-DRAWS = 1000  # random sets of as many tokens
-READABLE = 99  # a neuron is readable if it is more coherent than so many per cent of these
+RANDOM_SETS = 1000  # of as many random tokens
+READABLE = 99  # a neuron is readable if it is more coherent than this percentage of them
 
 
 @dataclass(frozen=True)
-class Tops:
+class TopActivations:
     """
-    Of each neuron its TOP stories in one half: values (neurons, TOP), descending, and the number of
-    each story and of the token in it. Where a half has fewer stories, as many as it has.
+    The TOP stories of each neuron in one half, or as many as the half has: activations (neurons,
+    TOP), descending, and the indices of the stories and of the token in each.
     """
 
     values: np.ndarray
@@ -46,37 +43,34 @@ class Tops:
     tokens: np.ndarray
 
 
-def search(model, batches, name="neurons"):
+def top_activations(model, batches, name="neurons"):
     """
-    The highest places of every neuron, layer after layer, in stories of even number and of odd:
-    two Tops. batches: [inside.Rows]. name: of the bar that shows progress on a terminal.
-    """
-    halves = [[None] * len(model.h), [None] * len(model.h)]  # of each layer what `_merged` returns
-    for rows in tqdm(batches, name, disable=None):
-        out = rows.targets == IGNORE_INDEX  # (B, T): padding
-        out[:, 0] = True
-        story = torch.tensor(rows.stories, device=out.device)
+    The TopActivations of all neurons, layer after layer, in stories of even index and of odd: two.
 
-        def see(layer, values, out=out, story=story):
-            values = values.float().masked_fill(out[..., None], float("-inf"))
-            best, token = values.max(1)  # (B, neurons)
+    batches: hooks.StoryBatches. name: of the progress bar.
+    """
+    halves = [[None] * len(model.h), [None] * len(model.h)]  # (values, stories, tokens) by layer
+    for batch in tqdm(batches, name, disable=None):
+        ignored = ~batch.mask  # (B, T)
+        ignored[:, 0] = True
+        stories = torch.tensor(batch.stories, device=ignored.device)
+
+        def merge(layer, values, ignored=ignored, stories=stories):
+            values = values.float().masked_fill(ignored[..., None], float("-inf"))
+            values, tokens = values.max(1)  # (B, neurons)
             for half in (0, 1):
-                mine = story % 2 == half
-                found = best[mine].T, story[mine].expand(best.shape[1], -1), token[mine].T
-                halves[half][layer] = _merged(halves[half][layer], found)
+                rows = stories % 2 == half
+                new = (values[rows].T, stories[rows].expand(values.shape[1], -1), tokens[rows].T)
+                if old := halves[half][layer]:
+                    new = tuple(torch.cat(both, 1) for both in zip(old, new, strict=True))
+                top, order = new[0].topk(min(TOP, new[0].shape[1]), dim=1)
+                halves[half][layer] = (top, *(x.gather(1, order) for x in new[1:]))
 
-        hooks.activations(model, rows.tokens, see)
+        hooks.neuron_activations(model, batch.tokens, merge)
     return [
-        Tops(*(torch.cat(x).cpu().numpy() for x in zip(*layers, strict=True))) for layers in halves
+        TopActivations(*(torch.cat(x).cpu().numpy() for x in zip(*layers, strict=True)))
+        for layers in halves
     ]
-
-
-def _merged(old, new):
-    """The TOP of two sets of places: (values, stories, tokens), each (neurons, places)."""
-    if old:
-        new = tuple(torch.cat(both, 1) for both in zip(old, new, strict=True))
-    values, order = new[0].topk(min(TOP, new[0].shape[1]), dim=1)
-    return values, *(x.gather(1, order) for x in new[1:])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -86,75 +80,61 @@ def _merged(old, new):
 def entropies(kinds):
     """The entropy of each row of an int array (rows, n), in bits, float64 (rows,)."""
     rows, n = kinds.shape
-    ranked = np.sort(kinds, axis=1)
+    ascending = np.sort(kinds, axis=1)
     # Each run of equal numbers ends where the next begins.
-    ends = np.concatenate([ranked[:, 1:] != ranked[:, :-1], np.ones((rows, 1), bool)], axis=1)
+    ends = np.concatenate([ascending[:, 1:] != ascending[:, :-1], np.ones((rows, 1), bool)], axis=1)
     row, end = np.nonzero(ends)
     count = np.diff(end, prepend=-1)
     first = np.diff(row, prepend=-1) > 0
     count[first] = end[first] + 1
-    share = count / n
-    return np.bincount(row, -share * np.log2(share), rows)
+    probability = count / n
+    return np.bincount(row, -probability * np.log2(probability), rows)
 
 
-def kinds_of(stories):
+def coherence(top, stories, seed=0):
     """
-    [(tokens, parts)] of each heads.Story as int arrays; parts None where they are not known.
+    Scores of the neurons of TopActivations, each an array (neurons,), over TaggedStories.
+
+    Returns {"coherence"; "token_entropy" and, where parts of speech are known, "pos_entropy", in
+    bits; "rarity": the mean of -log2 of the tokens' frequencies; "readable": bool, whether it is
+    above "threshold", the READABLE percentile of the coherence of random tokens, a float}.
     """
-    number = {part: i for i, part in enumerate(POS)}
-    return [
-        (np.array(one.ids), None if one.parts is None else np.array([number[x] for x in one.parts]))
-        for one in stories
-    ]
+    kinds = {"token": [np.array(one.ids) for one in stories]}
+    if stories[0].pos is not None:
+        number = {pos: i for i, pos in enumerate(POS)}
+        kinds["pos"] = [np.array([number[x] for x in one.pos]) for one in stories]
+    counts = np.bincount(np.concatenate([ids[1:] for ids in kinds["token"]]))
+    places = _random_places(kinds["token"], np.unique(top.stories), top.stories.shape[1], seed)
+    scores, relative, random_relative = {}, [], []
+    for name, values in kinds.items():
+        at = np.array([
+            [values[s][t] for s, t in zip(*row, strict=True)]
+            for row in zip(top.stories, top.tokens, strict=True)
+        ])  # fmt: skip
+        if name == "token":
+            scores["rarity"] = -np.log2(counts[at] / counts.sum()).mean(1)
+        scores[f"{name}_entropy"] = entropies(at)
+        random = entropies(np.array([[values[s][t] for s, t in row] for row in places]))
+        typical = max(random.mean(), 1e-9)  # 0 only where all tokens are the same
+        relative.append(scores[f"{name}_entropy"] / typical)
+        random_relative.append(random / typical)
+    scores["coherence"] = 1 - np.mean(relative, axis=0)
+    scores["threshold"] = float(np.percentile(1 - np.mean(random_relative, axis=0), READABLE))
+    scores["readable"] = scores["coherence"] > scores["threshold"]
+    return scores
 
 
-def coherence(tops, stories, seed=0):
-    """
-    {"tokens", "parts", "coherence", "rarity": float64 (neurons,)} of a Tops: entropies in bits
-    ("parts" only where they are known), and the mean of -log2 of the tokens' shares of all; under
-    "chance" and "readable" the READABLE percentile of random sets' coherence and which neurons are
-    above it.
-    """
-    kinds = kinds_of(stories)
-    counts = np.bincount(np.concatenate([tokens[1:] for tokens, _ in kinds]))
-    draws = _random(kinds, np.unique(tops.stories), tops.stories.shape[1], seed)
-    found, scores, chances = {}, [], []
-    for i, name in enumerate(("tokens", "parts")):
-        if draws[i] is None:
-            continue
-        at = [
-            [kinds[s][i][t] for s, t in zip(*row, strict=True)]
-            for row in zip(tops.stories, tops.tokens, strict=True)
-        ]
-        at = np.array(at)
-        if name == "tokens":
-            found["rarity"] = -np.log2(counts[at] / counts.sum()).mean(1)
-        found[name], chance = entropies(at), entropies(draws[i])
-        typical = max(chance.mean(), 1e-9)  # 0 only where all tokens are the same
-        scores.append(found[name] / typical)
-        chances.append(chance / typical)
-    found["coherence"] = 1 - np.mean(scores, axis=0)
-    chance = 1 - np.mean(chances, axis=0)
-    found["chance"] = float(np.percentile(chance, READABLE))
-    found["readable"] = found["coherence"] > found["chance"]
-    return found
+def _random_places(ids, stories, n, seed):
+    """RANDOM_SETS lists of n places (story, token), each in a different one of these stories."""
+    rng, sets = np.random.default_rng(seed), []
+    for _ in range(RANDOM_SETS):
+        chosen = rng.choice(stories, n, replace=len(stories) < n)
+        sets.append([(s, int(rng.integers(1, len(ids[s])))) for s in chosen])
+    return sets
 
 
-def _random(kinds, stories, n, seed):
-    """DRAWS sets of n tokens of different stories: their (tokens, parts), each (DRAWS, n)."""
-    rng = np.random.default_rng(seed)
-    sets = [[], []]
-    for _ in range(DRAWS):
-        chosen = [kinds[s] for s in rng.choice(stories, n, replace=len(stories) < n)]
-        places = [int(rng.integers(1, len(one[0]))) for one in chosen]
-        for i in (0, 1):
-            sets[i].append([one[i][p] for one, p in zip(chosen, places, strict=True)]
-                           if chosen[0][i] is not None else None)  # fmt: skip
-    return [np.array(x) if x[0] is not None else None for x in sets]
-
-
-def ranked(scores):
-    """The neurons' numbers by coherence, the best first; among equals those of rarer tokens."""
+def rank(scores):
+    """The neurons' indices by coherence, descending; equals by the rarity of their tokens."""
     return np.lexsort((-scores["rarity"], -scores["coherence"]))
 
 
@@ -162,31 +142,30 @@ def ranked(scores):
 # examples
 
 
-@torch.no_grad()
-def examples(model, stories, tops, chosen, device, before=12, after=8):
+def examples(model, stories, top, chosen, device, before=12, after=8):
     """
-    {neuron: [{"story", "at", "ids", "values"}]}: the highest places of the chosen neurons, with the
-    tokens around each and the neuron's value at every one of these.
+    {neuron: [{"story", "peak", "ids", "values"}]}: the top activations of the chosen neurons, with
+    the tokens around each, the neuron's activation at every one, and the index of the highest.
 
-    stories: heads.Story. chosen: numbers of neurons, layer after layer.
+    stories: TaggedStories. chosen: indices of neurons, layer after layer.
     """
     width = 4 * model.config.n_embd
-    wanted = {}  # story -> [(neuron, rank, token)]
+    places = {}  # story -> [(neuron, rank, token)]
     for neuron in chosen:
-        for rank, (s, t) in enumerate(zip(tops.stories[neuron], tops.tokens[neuron], strict=True)):
-            wanted.setdefault(int(s), []).append((neuron, rank, int(t)))
-    found = {neuron: {} for neuron in chosen}
-    for s, places in wanted.items():
+        for i, (s, t) in enumerate(zip(top.stories[neuron], top.tokens[neuron], strict=True)):
+            places.setdefault(int(s), []).append((neuron, i, int(t)))
+    rows = {neuron: {} for neuron in chosen}
+    for s, story_places in places.items():
 
-        def see(layer, values, s=s, places=places):
-            for neuron, rank, t in places:
+        def add(layer, values, s=s, story_places=story_places):
+            for neuron, i, t in story_places:
                 if neuron // width == layer:
                     begin = max(0, t - before)
                     span = slice(begin, t + after + 1)
-                    found[neuron][rank] = {
-                        "story": s, "at": t - begin, "ids": stories[s].ids[span],
+                    rows[neuron][i] = {
+                        "story": s, "peak": t - begin, "ids": stories[s].ids[span],
                         "values": [round(x, 3) for x in values[0, span, neuron % width].tolist()],
                     }  # fmt: skip
 
-        hooks.activations(model, torch.tensor([stories[s].ids], device=device), see)
-    return {neuron: [rows[rank] for rank in sorted(rows)] for neuron, rows in found.items()}
+        hooks.neuron_activations(model, torch.tensor([stories[s].ids], device=device), add)
+    return {neuron: [row[i] for i in sorted(row)] for neuron, row in rows.items()}

@@ -300,14 +300,13 @@ def readable(study):
               if "gpt2" in run.name and run.found.get("interpret")]  # fmt: skip
     source, measure = "paper, section 5.2", "how alike the tokens are that a neuron fires at"
     facts = [run.found["interpret"]["neurons"] for run in (*ours[:1], *theirs[:1])]
-    value = (
-        independent_difference(facts[0]["mean"], facts[0]["mean_of_random_weights"])
-        if ours
-        else None
-    )
+    trained = [row["mean_coherence"] for row in facts]
+    value = None
+    if ours:
+        value = independent_difference(trained[0], facts[0]["mean_coherence_random_weights"])
     yield Claim("Neurons of TinyStories models are readable", source,
                 f"{measure} (coherence), less with random weights", value,
                 ONE_SEED if ours else "no model was looked into")  # fmt: skip
-    value = independent_difference(facts[0]["mean"], facts[1]["mean"]) if ours and theirs else None
+    value = independent_difference(*trained) if ours and theirs else None
     yield Claim("Neurons of GPT-2 are less so", source, f"{measure}, ours less GPT-2's", value,
                 "each by its own tokens" if value else "no GPT-2 was looked into")  # fmt: skip

@@ -174,7 +174,7 @@ def diversity(study):
 
 def fired(example):
     """A neuron's example as HTML, the token at which it fires marked."""
-    tokens, at = example["tokens"], example["at"]
+    tokens, at = example["tokens"], example["peak"]
     parts = ("".join(tokens[:at]), tokens[at], "".join(tokens[at + 1 :]))
     before, here, after = (escape(part) for part in parts)
     return Markup("{}<mark>{}</mark>{}").format(before, here, after)
@@ -200,15 +200,15 @@ def inside(study):
         blocks.append(table(
             f"{run.name}: how alike the tokens are that a neuron fires at (1: always the same).",
             ["", "coherence", "readable"],
-            [["trained", facts["mean"], facts["readable"]],
-             ["random weights", facts["mean_of_random_weights"],
-              facts["readable_of_random_weights"]]]))  # fmt: skip
-        layers = {f"layer {i}": row for i, row in enumerate(facts["coherence_again"])}
+            [["trained", facts["mean_coherence"], facts["readable"]],
+             ["random weights", facts["mean_coherence_random_weights"],
+              facts["readable_random_weights"]]]))  # fmt: skip
+        layers = {f"layer {i}": row for i, row in enumerate(facts["coherence_held_out"])}
         blocks.append(figure(
             charts.chart(charts.draw_histograms(layers, np.linspace(-0.2, 1, 25)),
                          xlabel="coherence", ylabel="neurons"),
             f"{run.name}: how alike the tokens are at which its neurons are highest."))  # fmt: skip
-        for row in sorted(found["shown"], key=lambda row: -row["coherence_again"])[:4]:
+        for row in sorted(found["shown_neurons"], key=lambda row: -row["coherence_held_out"])[:4]:
             columns = [("", fired(one), "") for one in row["examples"][:6]]
             blocks.append(stories(f"{run.name}, layer {row['layer']}, neuron {row['neuron']}", "",
                                   columns))  # fmt: skip

@@ -111,11 +111,11 @@ def results(one):
              "verdict": "success"} for kind in ("context", "reasoning", "facts")]  # fmt: skip
     scores = {kind: {"right": interval(0.5)} for kind in ("context", "reasoning", "facts")}
     said = {grade: interval(6.0) for grade in ("creativity", "grammar", "consistency", "plot")}
-    neurons = {"mean": interval(0.5), "mean_of_random_weights": interval(0.3),
-               "readable": interval(0.9), "readable_of_random_weights": interval(0.8),
-               "coherence_again": [[0.1, 0.5], [0.2, 0.6]]}  # fmt: skip
-    shown = [{"layer": 0, "neuron": 3, "coherence_again": 0.9,
-              "examples": [{"tokens": ["a ", HOSTILE, " c"], "at": 1}]}]  # fmt: skip
+    neurons = {"mean_coherence": interval(0.5), "mean_coherence_random_weights": interval(0.3),
+               "readable": interval(0.9), "readable_random_weights": interval(0.8),
+               "coherence_held_out": [[0.1, 0.5], [0.2, 0.6]]}  # fmt: skip
+    shown = [{"layer": 0, "neuron": 3, "coherence_held_out": 0.9,
+              "examples": [{"tokens": ["a ", HOSTILE, " c"], "peak": 1}]}]  # fmt: skip
     texts = {
         "rouge_original": interval(0.1),
         "rouge_other": interval(0.1),
@@ -136,7 +136,7 @@ def results(one):
         "judge-report": {"grades": said},
         "graded": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
         "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
-                      "shown": shown},
+                      "shown_neurons": shown},
         "diversity": {"sets": {f"{one.out_dir} at 1": texts, "original continuations": {
             "rouge_other": interval(0.1), "mtld": interval(9.0), "self_bleu": interval(0.2),
             "values": {"rouge_other": [0.2]}}}},

@@ -1,11 +1,17 @@
-"""Heads with planted behaviour: what explains them, what they are called, what they look at."""
+"""Heads with planted behavior: what explains it, their kind, what they look at."""
 
 import numpy as np
 import pytest
 import torch
 
 from eval.interpretability import attention_heads, hooks
-from eval.interpretability.attention_heads import Guess, Pairs, Story, bucket, classify
+from eval.interpretability.attention_heads import (
+    AttentionPredictor,
+    PairFeatures,
+    classify,
+    distance_bucket,
+)
+from eval.interpretability.hooks import TaggedStory
 from model import GPT, GPTConfig
 from nanostories.text.pos_tags import POS
 
@@ -17,7 +23,7 @@ LENGTH, STORIES = 40, 24
 def story(rng):
     """Tokens at random, with the parts of speech that they always have here."""
     ids = [0, *rng.integers(1, VOCAB, LENGTH).tolist()]
-    return Story(ids, ["end", *(POS[i % 7] for i in ids[1:])])
+    return TaggedStory(ids, ["end", *(POS[i % 7] for i in ids[1:])])
 
 
 def planted(scores, one, rng):
@@ -35,27 +41,27 @@ def follows(one, i, j):
 
 
 def links(one, i, j):
-    return one.parts[i] == "name" and one.parts[j] == "noun"
+    return one.pos[i] == "name" and one.pos[j] == "noun"
 
 
 HEADS = {
     "distance 3": lambda one, i, j: 7 * (i - j == 3),
     "previous token": lambda one, i, j: 7 * (i - j == 1),
     "near by": lambda one, i, j: -0.4 * (i - j),
-    # With nothing to say, these rest on the first token.
+    # With nothing to do, these attend to the first token.
     "induction": lambda one, i, j: 9 * follows(one, i, j) + 4 * (j == 0),
     "duplicate": lambda one, i, j: 9 * (j < i and one.ids[j] == one.ids[i]) + 4 * (j == 0),
     "semantic": lambda one, i, j: 6 * (one.ids[j] in NAMES),
     "semantic, few keys": lambda one, i, j: 8 * (j > 0 and one.ids[j] == one.ids[3]),
     "semantic by part": lambda one, i, j: 6 * links(one, i, j) + 3 * (j == 0),
-    "rests": lambda one, i, j: 9 * (j == 0),
-    "even": lambda one, i, j: 0,
+    "attention sink": lambda one, i, j: 9 * (j == 0),
+    "uniform": lambda one, i, j: 0,
 }
 TABLE = np.random.default_rng(7).standard_normal((VOCAB, VOCAB))
 
 
-def words_of(name, one):
-    """What a head's words score by themselves: where they are not what it goes by, anything."""
+def contents_of(name, one):
+    """The scores of a head's contents; those of a head that ignores content are random."""
     n = len(one.ids)
     if name.startswith("semantic"):  # another scale, or their own
         scale = 1 if "few" in name else 3
@@ -73,7 +79,7 @@ def world():
         for one in stories
     ]
     scores = [
-        torch.tensor(np.stack([words_of(x, one) for x in HEADS]), dtype=torch.float32)
+        torch.tensor(np.stack([contents_of(x, one) for x in HEADS]), dtype=torch.float32)
         for one in stories
     ]
     return stories, maps, dict(zip(HEADS, classify(maps, scores, stories), strict=True))
@@ -85,12 +91,12 @@ def test_what_was_planted_is_named(world):
     assert kinds == {
         "distance 3": "distance", "previous token": "previous token", "near by": "distance",
         "induction": "induction", "duplicate": "duplicate", "semantic": "semantic",
-        "semantic, few keys": "semantic", "semantic by part": "semantic", "rests": "rests",
-        "even": "even",
+        "semantic, few keys": "semantic", "semantic by part": "semantic",
+        "attention sink": "attention sink", "uniform": "uniform",
     }  # fmt: skip
-    assert rows["distance 3"]["peak"] == 3 and rows["previous token"]["peak"] == 1
-    assert rows["near by"]["peak"] == 0 and rows["near by"]["median"] == 1
-    assert rows["distance 3"]["median"] == 3 and rows["even"]["median"] >= 8
+    assert rows["distance 3"]["peak_distance"] == 3 and rows["previous token"]["peak_distance"] == 1
+    assert rows["near by"]["peak_distance"] == 0 and rows["near by"]["median_distance"] == 1
+    assert rows["distance 3"]["median_distance"] == 3 and rows["uniform"]["median_distance"] >= 8
 
 
 def test_what_explains_it(world):
@@ -98,40 +104,44 @@ def test_what_explains_it(world):
     rows = world[2]
     for name, by in {"distance 3": "distance", "previous token": "distance",
                      "near by": "distance", "induction": "repetition", "duplicate": "repetition",
-                     "semantic": "words", "semantic, few keys": "words",
-                     "semantic by part": "words"}.items():  # fmt: skip
+                     "semantic": "content", "semantic, few keys": "content",
+                     "semantic by part": "content"}.items():  # fmt: skip
         assert rows[name][by]["mean"] > 0.85, name
-        for other in {*attention_heads.GUESSES} - {by}:
+        for other in {*attention_heads.PREDICTORS} - {by}:
             assert abs(rows[name][other]["mean"]) < 0.15, (name, other)
-    assert all(rows["even"][name]["mean"] < 0.1 for name in attention_heads.GUESSES)
+    assert all(rows["uniform"][name]["mean"] < 0.1 for name in attention_heads.PREDICTORS)
     assert (
-        rows["even"]["uneven"]["mean"]
-        < attention_heads.EVEN
-        < rows["near by"]["uneven"]["mean"] / 10
+        rows["uniform"]["row_variance"]["mean"]
+        < attention_heads.MIN_VARIANCE
+        < rows["near by"]["row_variance"]["mean"] / 10
     )
-    assert rows["rests"]["first"]["mean"] > 0.99 > rows["induction"]["first"]["mean"]
+    assert (
+        rows["attention sink"]["first_token"]["mean"]
+        > 0.99
+        > rows["induction"]["first_token"]["mean"]
+    )
     assert rows["duplicate"]["duplicate"]["mean"] > 0.9
-    assert rows["duplicate"]["duplicate_by_distance"]["mean"] < 0.5
+    assert rows["duplicate"]["duplicate_expected"]["mean"] < 0.5
     assert rows["induction"]["induction"]["mean"] > 0.9 > 2 * rows["duplicate"]["induction"]["mean"]
 
 
 def test_what_avoids_repetition_is_not_named_after_it(world):
     """It explains the attention as well, but the other way round."""
     row = dict(world[2]["duplicate"])
-    assert attention_heads.kind_of(row) == "duplicate"
+    assert attention_heads.head_kind(row) == "duplicate"
     for name in attention_heads.REPEATS:
         row[name] = {"mean": 0.0}
-    assert attention_heads.kind_of(row) == "mixed"
+    assert attention_heads.head_kind(row) == "mixed"
 
 
 def test_which_words(world):
     """The semantic head's words are found; of the one by parts of speech, which look at which."""
     rows = world[2]
-    keys = [token for token, *_ in rows["semantic"]["keys"]]
+    keys = [token for token, *_ in rows["semantic"]["top_keys"]]
     assert set(keys[:2]) == set(NAMES)
-    assert all(times > 3 for _, _, times in rows["semantic"]["keys"][:2])
-    assert rows["semantic by part"]["parts"][0][:2] == ("name", "noun")
-    assert all(k in NAMES for _, k, *_ in rows["semantic"]["links"][:4])
+    assert all(times > 3 for _, _, times in rows["semantic"]["top_keys"][:2])
+    assert rows["semantic by part"]["top_pos"][0][:2] == ("name", "noun")
+    assert all(k in NAMES for _, k, *_ in rows["semantic"]["top_pairs"][:4])
 
 
 def test_the_masked_triangle_counts_for_nothing():
@@ -143,19 +153,23 @@ def test_the_masked_triangle_counts_for_nothing():
     stories = [story(rng) for _ in range(6)]
     even = torch.ones(1, LENGTH + 1, LENGTH + 1).tril()
     [row] = classify([even / even.sum(-1, keepdim=True)] * 6, [even] * 6, stories)
-    assert row["kind"] == "even" and row["uneven"]["mean"] < 1e-9
+    assert row["kind"] == "uniform" and row["row_variance"]["mean"] < 1e-9
 
 
 def test_an_untrained_head_is_even():
-    """What random weights do is no behaviour, however much of its little variance is explained."""
+    """Random weights have no behavior, however much of its little variance is explained."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(VOCAB, LENGTH + 1, n_layer=1, n_head=2, n_embd=32)).eval()
     rng = np.random.default_rng(1)
     stories = [story(rng) for _ in range(8)]
-    row_of, [vectors] = hooks.average_words(model, hooks.rows_of(stories, "cpu"), range(VOCAB))
-    maps = [hooks.attention_maps(model, torch.tensor([one.ids]), 0)[0] for one in stories]
-    scores = [hooks.word_scores(model, 0, vectors[[row_of[i] for i in one.ids]]) for one in stories]
-    assert [row["kind"] for row in classify(maps, scores, stories)] == ["even", "even"]
+    row_of, [residuals] = hooks.mean_residuals(
+        model, hooks.make_batches(stories, "cpu"), range(VOCAB)
+    )
+    maps = [hooks.attention_patterns(model, torch.tensor([one.ids]), 0)[0] for one in stories]
+    scores = [
+        hooks.content_scores(model, 0, residuals[[row_of[i] for i in one.ids]]) for one in stories
+    ]
+    assert [row["kind"] for row in classify(maps, scores, stories)] == ["uniform", "uniform"]
 
 
 def test_the_share_is_of_stories_not_fitted():
@@ -167,10 +181,11 @@ def test_the_share_is_of_stories_not_fitted():
         for one, d in zip(stories, [3, 7] * 4, strict=True)
     ]
     maps = [torch.tensor(one[None], dtype=torch.float32) for one in maps]
-    scores = [torch.tensor(words_of("", one)[None], dtype=torch.float32) for one in stories]
+    scores = [torch.tensor(contents_of("", one)[None], dtype=torch.float32) for one in stories]
     [row] = classify(maps, scores, stories)
     assert (
-        all(row[name]["mean"] < 0.05 for name in attention_heads.GUESSES) and row["kind"] == "mixed"
+        all(row[name]["mean"] < 0.05 for name in attention_heads.PREDICTORS)
+        and row["kind"] == "mixed"
     )
 
 
@@ -180,10 +195,11 @@ def test_noise_is_not_explained():
     stories = [story(rng) for _ in range(8)]
     noise = lambda one, i, j: 3 * rng.standard_normal()  # noqa: E731
     maps = [torch.tensor(planted(noise, one, rng)[None], dtype=torch.float32) for one in stories]
-    scores = [torch.tensor(words_of("", one)[None], dtype=torch.float32) for one in stories]
+    scores = [torch.tensor(contents_of("", one)[None], dtype=torch.float32) for one in stories]
     [row] = classify(maps, scores, stories)
     assert (
-        all(row[name]["mean"] < 0.05 for name in attention_heads.GUESSES) and row["kind"] == "mixed"
+        all(row[name]["mean"] < 0.05 for name in attention_heads.PREDICTORS)
+        and row["kind"] == "mixed"
     )
 
 
@@ -192,35 +208,40 @@ def test_distances_by_hand():
     Tokens 0 | 1 1: query 2 sees keys 1 and 2 at distances 1 and 0, and gives them 0.6 and 0.2 of
     its attention; query 1 gives all, 0.9, to itself. So near : far must be 1 : 3.
     """
-    pairs = Pairs(Story([0, 1, 1]))
+    pairs = PairFeatures(TaggedStory([0, 1, 1]))
     attention = torch.tensor([[[0.9, 0.0], [0.6, 0.2]]])
-    guess = Guess("distance").fit([attention], [pairs])
-    near, far = guess.factors["distance"][0, :2].tolist()
+    predictor = AttentionPredictor("distance").fit([attention], [pairs])
+    near, far = predictor.factors["bucket"][0, :2].tolist()
     assert far / near == pytest.approx(3, rel=0.02)
-    expected = guess.expect(pairs, attention.sum(-1))[0]
-    assert expected.flatten().tolist() == pytest.approx([0.9, 0, 0.6, 0.2], abs=5e-3)
+    predicted = predictor.predict(pairs, attention.sum(-1))[0]
+    assert predicted.flatten().tolist() == pytest.approx([0.9, 0, 0.6, 0.2], abs=5e-3)
 
 
-def test_looks_by_hand():
+def test_statistics_by_hand():
     """
     Tokens 0 | 1 1, two queries: half of the first one's attention stays on the first token, a
     quarter of the second's; 1 bit and 1.5 bits of entropy.
     """
     whole = torch.tensor([[[1, 0, 0], [0.5, 0.5, 0], [0.25, 0.5, 0.25]]])
-    pairs, text = [Pairs(Story([0, 1, 1]))], [whole[:, 1:, 1:]]
-    [row] = attention_heads.looks(Guess("distance").fit(text, pairs), [whole], text, pairs, seed=0)
+    pairs, text = [PairFeatures(TaggedStory([0, 1, 1]))], [whole[:, 1:, 1:]]
+    [row] = attention_heads.attention_statistics(
+        AttentionPredictor("distance").fit(text, pairs), [whole], text, pairs, seed=0
+    )
     mean = {name: value["mean"] for name, value in row.items() if isinstance(value, dict)}
-    assert mean["first"] == mean["self"] == 0.375 and mean["spread"] == 1.25
-    assert mean["previous"] == mean["duplicate"] == 0.5 and row["induction"] is None
-    assert mean["duplicate_by_distance"] == pytest.approx(0.5, abs=5e-3)
-    assert row["profile"][:2] == [0.375, 0.5] and (row["peak"], row["median"]) == (1, 0)
+    assert mean["first_token"] == mean["own_token"] == 0.375 and mean["entropy"] == 1.25
+    assert mean["previous_token"] == mean["duplicate"] == 0.5 and row["induction"] is None
+    assert mean["duplicate_expected"] == pytest.approx(0.5, abs=5e-3)
+    assert row["attention_by_distance"][:2] == [0.375, 0.5] and (
+        row["peak_distance"],
+        row["median_distance"],
+    ) == (1, 0)
 
 
 @pytest.mark.parametrize("length", [40, 150, 300])
 def test_stories_longer_than_those_fitted_to(length):
     """A head that looks near by does so in any story: far away it is as at the farthest known."""
     rng = np.random.default_rng(0)
-    stories = [Story([0, *rng.integers(1, VOCAB, n).tolist()]) for n in [40, length] * 6]
+    stories = [TaggedStory([0, *rng.integers(1, VOCAB, n).tolist()]) for n in [40, length] * 6]
     maps, scores = [], []
     for one in stories:
         place = torch.arange(len(one.ids), dtype=torch.float32)
@@ -231,40 +252,42 @@ def test_stories_longer_than_those_fitted_to(length):
         scores.append(torch.zeros(1, len(place), len(place)))
     [row] = classify(maps, scores, stories)
     assert row["distance"]["low"] > 0.999
-    assert abs(row["repetition"]["mean"]) < 1e-3 > abs(row["words"]["mean"])
+    assert abs(row["repetition"]["mean"]) < 1e-3 > abs(row["content"]["mean"])
 
 
 def test_pairs():
     """Tokens 0 | 7 8 7 9 8: what is the same, and what follows the same, over the causal region."""
-    pairs = Pairs(Story([0, 7, 8, 7, 9, 8]))
+    pairs = PairFeatures(TaggedStory([0, 7, 8, 7, 9, 8]))
     where = lambda x: {tuple(pair) for pair in x.nonzero().tolist()}  # noqa: E731
-    assert where(pairs.same) == {(2, 0), (4, 1)}
-    assert where(pairs.follows) == {(2, 1), (4, 2)}
+    assert where(pairs.duplicate) == {(2, 0), (4, 1)}
+    assert where(pairs.induction) == {(2, 1), (4, 2)}
     assert where(pairs.visible) == {(i, j) for i in range(5) for j in range(i + 1)}
-    near = Pairs(Story([0, 7, 8, 7, 9, 8]), None, window=2)
+    near = PairFeatures(TaggedStory([0, 7, 8, 7, 9, 8]), None, window=2)
     assert where(near.visible) == {(i, j) for i in range(5) for j in range(max(0, i - 1), i + 1)}
-    assert where(near.same) == set() and where(near.follows) == {(2, 1)}
+    assert where(near.duplicate) == set() and where(near.induction) == {(2, 1)}
     # The first token itself may be what a key follows: GPT-2's has no <|endoftext|>.
-    assert where(Pairs(Story([7, 8, 7])).follows) == {(1, 0)}
+    assert where(PairFeatures(TaggedStory([7, 8, 7])).induction) == {(1, 0)}
 
 
 def test_buckets():
     distances = torch.tensor([0, 1, 127, 128, 129, 255, 256, 2047])
-    assert bucket(distances).tolist() == [0, 1, 127, 128, 128, 131, 132, 143]
+    assert distance_bucket(distances).tolist() == [0, 1, 127, 128, 128, 131, 132, 143]
 
 
-def test_how_steep_the_words_are(world):
+def test_the_weight_of_content(world):
     """Planted scores are three times those given, or as given: so is t; 0 for words at random."""
     stories, maps, _ = world
     for name, t in (("semantic", 3), ("semantic, few keys", 1), ("near by", 0)):
         h = list(HEADS).index(name)
         text = [x[h : h + 1, 1:, 1:] for x in maps]
-        scores = [torch.tensor(np.array(words_of(name, one)))[None, 1:, 1:] for one in stories]
-        pairs = [Pairs(one, x.float()) for one, x in zip(stories, scores, strict=True)]
-        guess = Guess("words", Guess("distance").fit(text, pairs)).fit(text, pairs)
-        assert guess.steep.item() == pytest.approx(t, abs=0.1)
+        scores = [torch.tensor(np.array(contents_of(name, one)))[None, 1:, 1:] for one in stories]
+        pairs = [PairFeatures(one, x.float()) for one, x in zip(stories, scores, strict=True)]
+        predictor = AttentionPredictor(
+            "content", AttentionPredictor("distance").fit(text, pairs)
+        ).fit(text, pairs)
+        assert predictor.weight.item() == pytest.approx(t, abs=0.1)
 
 
 def test_too_few_stories():
     with pytest.raises(ValueError):
-        classify([torch.ones(1, 3, 3)], [torch.ones(1, 3, 3)], [Story([0, 1, 2])])
+        classify([torch.ones(1, 3, 3)], [torch.ones(1, 3, 3)], [TaggedStory([0, 1, 2])])

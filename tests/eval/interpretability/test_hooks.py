@@ -1,4 +1,4 @@
-"""What hooks read is what the model computes with, and what they take away is gone."""
+"""Hooks read what the model computes with, and ablation takes away what it should."""
 
 import math
 
@@ -9,8 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from eval.interpretability import hooks
-from eval.interpretability.attention_heads import Story, classify
-from eval.interpretability.hooks import Unit, attention_maps, losses, means, rows_of, without
+from eval.interpretability.attention_heads import classify
+from eval.interpretability.hooks import (
+    TaggedStory,
+    Unit,
+    attention_patterns,
+    make_batches,
+    mean_ablate,
+    mean_activations,
+    token_losses,
+)
 from model import GPT, GPTConfig
 
 EOT = 0
@@ -29,13 +37,13 @@ def random_model(**changes):
 def some_stories(count=5, seed=0, vocab_size=50):
     rng = np.random.default_rng(seed)
     ids = [rng.integers(1, vocab_size, 5 + 4 * i).tolist() for i in range(count)]
-    return [Story([EOT, *one]) for one in ids]
+    return [TaggedStory([EOT, *one]) for one in ids]
 
 
 def activations(model, tokens):
-    found = []
-    hooks.activations(model, tokens, lambda layer, values: found.insert(layer, values))
-    return found
+    by_layer = []
+    hooks.neuron_activations(model, tokens, lambda layer, values: by_layer.insert(layer, values))
+    return by_layer
 
 
 def by_hand(model, tokens, layer):
@@ -76,7 +84,7 @@ def test_the_true_tensors(changes):
     for layer in (0, 1):
         with torch.no_grad():
             maps, neurons = by_hand(model, tokens, layer)
-        found = attention_maps(model, torch.tensor([tokens]), layer)[0]
+        found = attention_patterns(model, torch.tensor([tokens]), layer)[0]
         assert torch.allclose(found, maps, atol=1e-5)
         assert torch.allclose(found.sum(-1), torch.ones(2, len(tokens)))
         assert torch.allclose(activations(model, torch.tensor([tokens]))[layer][0], neurons,
@@ -90,7 +98,7 @@ def test_whichever_attention_the_model_runs(changes):
     maps = {}
     for name in ("math", "sdpa", "triton"):
         model.attn = name
-        maps[name] = [attention_maps(model, tokens, layer) for layer in (0, 1)]
+        maps[name] = [attention_patterns(model, tokens, layer) for layer in (0, 1)]
     for name in ("sdpa", "triton"):
         for mine, theirs in zip(maps[name], maps["math"], strict=True):
             assert torch.allclose(mine, theirs, atol=1e-5), name
@@ -99,74 +107,80 @@ def test_whichever_attention_the_model_runs(changes):
 
 def test_rows():
     """Stories of like length together; targets are the next tokens, what follows, then none."""
-    stories = [Story([0, 5, 6], last=EOT), Story([0, 7], last=EOT), Story([0, 8, 9, 3], last=4)]
-    [rows] = rows_of(stories, "cpu")
-    assert rows.stories == [1, 0, 2] and rows.lengths == [2, 3, 4]
-    assert rows.tokens.tolist() == [[0, 7, 0, 0], [0, 5, 6, 0], [0, 8, 9, 3]]
-    assert rows.targets.tolist() == [[7, 0, -1, -1], [5, 6, 0, -1], [8, 9, 3, 4]]
-    assert sum(len(rows.stories) for rows in rows_of(stories * 9, "cpu")) == 27
+    stories = [
+        TaggedStory([0, 5, 6], next_id=EOT),
+        TaggedStory([0, 7], next_id=EOT),
+        TaggedStory([0, 8, 9, 3], next_id=4),
+    ]
+    [batch] = make_batches(stories, "cpu")
+    assert batch.stories == [1, 0, 2] and batch.lengths == [2, 3, 4]
+    assert batch.tokens.tolist() == [[0, 7, 0, 0], [0, 5, 6, 0], [0, 8, 9, 3]]
+    assert batch.targets.tolist() == [[7, 0, -1, -1], [5, 6, 0, -1], [8, 9, 3, 4]]
+    assert sum(len(batch.stories) for batch in make_batches(stories * 9, "cpu")) == 27
 
 
 def test_losses_of_padded_rows():
     """Each story's losses are those of the story by itself."""
     model, stories = random_model(), some_stories()
-    found = losses(model, rows_of(stories, "cpu"))
+    found = token_losses(model, make_batches(stories, "cpu"))
     for story, mine in zip(stories, found, strict=True):
-        alone = losses(model, rows_of([story], "cpu"))[0]
+        alone = token_losses(model, make_batches([story], "cpu"))[0]
         logits = model(torch.tensor([story.ids]))[0]
         expected = F.cross_entropy(logits, torch.tensor([*story.ids[1:], EOT]), reduction="none")
         assert np.allclose(mine, expected.detach(), atol=1e-4) and np.allclose(mine, alone)
 
 
-def test_means():
-    """What units say on average, over the stories' tokens and over no padding."""
+def test_mean_activations():
+    """The means are over the stories' tokens and over no padding."""
     model, stories = random_model(), some_stories()
-    averages = means(model, rows_of(stories, "cpu"))
+    means = mean_activations(model, make_batches(stories, "cpu"))
     neurons = torch.cat([activations(model, torch.tensor([one.ids]))[1][0] for one in stories])
-    assert torch.allclose(averages["neuron", 1], neurons.mean(0), atol=1e-5)
-    assert averages["head", 0].shape == (32,) and averages["neuron", 0].shape == (128,)
+    assert torch.allclose(means["neuron", 1], neurons.mean(0), atol=1e-5)
+    assert means["head", 0].shape == (32,) and means["neuron", 0].shape == (128,)
 
 
-def test_words():
-    """Each token as the average of its kind, at each layer; unknown ones as that of all."""
-    model, stories = random_model(), [Story([EOT, 7, 8, 7]), Story([EOT, 8])]
-    row_of, vectors = hooks.average_words(model, rows_of(stories, "cpu"), [7, 8, 9])
+def test_mean_residuals():
+    """The mean over each token's occurrences, at each layer; over all tokens for unknown ones."""
+    model, stories = random_model(), [TaggedStory([EOT, 7, 8, 7]), TaggedStory([EOT, 8])]
+    row_of, residuals = hooks.mean_residuals(model, make_batches(stories, "cpu"), [7, 8, 9])
     taken = []
     hook = model.h[1].ln_1.register_forward_hook(lambda _, args, y: taken.append(args[0][0]))
     for story in stories:
         model(torch.tensor([story.ids]))
     hook.remove()
     x, y = taken
-    assert torch.allclose(vectors[1][row_of[7]], (x[1] + x[3]) / 2, atol=1e-5)
-    assert torch.allclose(vectors[1][row_of[8]], (x[2] + y[1]) / 2, atol=1e-5)
-    assert torch.allclose(vectors[1][row_of[9]], torch.cat([x, y]).mean(0), atol=1e-5)
+    assert torch.allclose(residuals[1][row_of[7]], (x[1] + x[3]) / 2, atol=1e-5)
+    assert torch.allclose(residuals[1][row_of[8]], (x[2] + y[1]) / 2, atol=1e-5)
+    assert torch.allclose(residuals[1][row_of[9]], torch.cat([x, y]).mean(0), atol=1e-5)
     # In the first layer the average of a token that stands at one place is the token there.
-    row_of, vectors = hooks.average_words(model, rows_of([Story([EOT, 7, 8])], "cpu"), [EOT, 7, 8])
+    row_of, residuals = hooks.mean_residuals(
+        model, make_batches([TaggedStory([EOT, 7, 8])], "cpu"), [EOT, 7, 8]
+    )
     tokens = torch.tensor([[EOT, 7, 8]])
-    scores = hooks.word_scores(model, 0, vectors[0][[row_of[i] for i in (EOT, 7, 8)]])
+    scores = hooks.content_scores(model, 0, residuals[0][[row_of[i] for i in (EOT, 7, 8)]])
     mask = torch.ones(3, 3).tril() == 0
     maps = scores.masked_fill(mask, float("-inf")).softmax(-1)
-    assert torch.allclose(maps, attention_maps(model, tokens, 0)[0], atol=1e-5)
+    assert torch.allclose(maps, attention_patterns(model, tokens, 0)[0], atol=1e-5)
 
 
-def test_one_unit_is_replaced_by_its_average():
-    """Only its columns change, only within the context, and nothing stays."""
+def test_one_unit_is_replaced_by_its_mean():
+    """Only its columns change, only within the context, and no hook stays."""
     model, tokens = random_model(), torch.tensor([some_stories()[3].ids])
-    averages = means(model, rows_of(some_stories(), "cpu"))
+    means = mean_activations(model, make_batches(some_stories(), "cpu"))
     before, first = model(tokens), activations(model, tokens)[0]
-    with without(model, Unit("neuron", 1, 9), averages):
+    with mean_ablate(model, Unit("neuron", 1, 9), means):
         assert torch.equal(activations(model, tokens)[0], first)
         changed = activations(model, tokens)[1]
         assert not torch.equal(model(tokens), before)
     whole = activations(model, tokens)[1]
     assert torch.equal(model(tokens), before)
-    assert (changed[..., 9] == averages["neuron", 1][9]).all()
+    assert (changed[..., 9] == means["neuron", 1][9]).all()
     rest = [i for i in range(128) if i != 9]
     assert torch.equal(changed[..., rest], whole[..., rest])
     # A head's columns are those of its values.
     assert Unit("head", 0, 1).columns(model.config) == slice(16, 32)
     assert Unit("neuron", 0, 5).columns(model.config) == slice(5, 6)
-    with pytest.raises(ZeroDivisionError), without(model, Unit("head", 0, 0), averages):
+    with pytest.raises(ZeroDivisionError), mean_ablate(model, Unit("head", 0, 0), means):
         _ = 1 / 0
     assert torch.equal(model(tokens), before)
 
@@ -179,52 +193,56 @@ def test_one_unit_is_replaced_by_its_average():
 def made():
     model, rng = planted.model(), np.random.default_rng(0)
     ids = [[EOT, *rng.integers(1, planted.VOCAB, planted.LENGTH - 1).tolist()] for _ in range(24)]
-    return model, [Story(one) for one in ids]
+    return model, [TaggedStory(one) for one in ids]
 
 
 def test_heads_of_a_made_model(made):
     """Weights that look 3 back, 1 back, at one word, at the same word: so they are classified."""
     model, stories = made
-    maps = [attention_maps(model, torch.tensor([one.ids]), 0)[0] for one in stories]
-    row_of, [vectors] = hooks.average_words(model, rows_of(stories, "cpu"), range(planted.VOCAB))
-    scores = [hooks.word_scores(model, 0, vectors[[row_of[i] for i in one.ids]]) for one in stories]
+    maps = [attention_patterns(model, torch.tensor([one.ids]), 0)[0] for one in stories]
+    row_of, [residuals] = hooks.mean_residuals(
+        model, make_batches(stories, "cpu"), range(planted.VOCAB)
+    )
+    scores = [
+        hooks.content_scores(model, 0, residuals[[row_of[i] for i in one.ids]]) for one in stories
+    ]
     rows = classify(maps, scores, stories)
     kinds = [row["kind"] for row in rows]
-    assert kinds[planted.DISTANCE] == "distance" and rows[planted.DISTANCE]["peak"] == 3
+    assert kinds[planted.DISTANCE] == "distance" and rows[planted.DISTANCE]["peak_distance"] == 3
     assert kinds[planted.PREVIOUS] == "previous token"
     assert kinds[planted.CONTENT] == "semantic"
-    assert rows[planted.CONTENT]["keys"][0][0] == planted.LOOKED_AT
+    assert rows[planted.CONTENT]["top_keys"][0][0] == planted.LOOKED_AT
     assert kinds[planted.DUPLICATE] == "duplicate"
 
 
-def test_without_the_head_that_knows_it(made):
+def test_ablating_the_head_that_knows_it(made):
     """
     Two tokens by turns: the next is the one before. Head PREVIOUS says so, and without it the model
     cannot know; the others say nothing, and without them nothing changes.
     """
     model, _ = made
-    stories = [Story([EOT, *([a, b] * 11)]) for a in (1, 4, 6) for b in (5, 7, 8)]
-    batches = rows_of(stories, "cpu")
-    averages, whole = means(model, batches), losses(model, batches)
-    told = np.concatenate([one[3:-1] for one in whole])  # the first two and the end are not known
-    assert told.max() < 0.1
+    stories = [TaggedStory([EOT, *([a, b] * 11)]) for a in (1, 4, 6) for b in (5, 7, 8)]
+    batches = make_batches(stories, "cpu")
+    means, intact = mean_activations(model, batches), token_losses(model, batches)
+    known = np.concatenate([one[3:-1] for one in intact])  # the first two and the end are not known
+    assert known.max() < 0.1
     for head in range(4):
-        with without(model, Unit("head", 0, head), averages):
-            now = np.concatenate([one[3:-1] for one in losses(model, batches)])
+        with mean_ablate(model, Unit("head", 0, head), means):
+            ablated = np.concatenate([one[3:-1] for one in token_losses(model, batches)])
         if head == planted.PREVIOUS:
-            assert (now - told).min() > 1
+            assert (ablated - known).min() > 1
         else:
-            assert np.allclose(now, told, atol=1e-4)
+            assert np.allclose(ablated, known, atol=1e-4)
 
 
-def test_without_the_neuron_that_knows_it(made):
+def test_ablating_the_neuron_that_knows_it(made):
     """After WORD comes NEXT: NEURON says so, no other does."""
     model, _ = made
-    stories = [Story([EOT, x, planted.WORD, planted.NEXT, x]) for x in (1, 4, 6, 7)]
-    batches = rows_of(stories, "cpu")
-    averages, whole = means(model, batches), losses(model, batches)
+    stories = [TaggedStory([EOT, x, planted.WORD, planted.NEXT, x]) for x in (1, 4, 6, 7)]
+    batches = make_batches(stories, "cpu")
+    means, intact = mean_activations(model, batches), token_losses(model, batches)
     for neuron in (planted.NEURON, planted.NEURON + 1):
-        with without(model, Unit("neuron", 0, neuron), averages):
-            now = losses(model, batches)
-        more = np.array([b[2] - a[2] for a, b in zip(whole, now, strict=True)])
-        assert more.min() > 1 if neuron == planted.NEURON else np.allclose(more, 0, atol=1e-4)
+        with mean_ablate(model, Unit("neuron", 0, neuron), means):
+            ablated = token_losses(model, batches)
+        rises = np.array([b[2] - a[2] for a, b in zip(intact, ablated, strict=True)])
+        assert rises.min() > 1 if neuron == planted.NEURON else np.allclose(rises, 0, atol=1e-4)

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from eval.interpretability import hooks, neurons
-from eval.interpretability.attention_heads import Story
-from eval.interpretability.neurons import Tops, coherence, entropies, examples, ranked, search
+from eval.interpretability.hooks import TaggedStory
+from eval.interpretability.neurons import (
+    TopActivations,
+    coherence,
+    entropies,
+    examples,
+    rank,
+    top_activations,
+)
 from nanostories.dataset.tokenizer import build
 from nanostories.text.pos_tags import POS, tag_tokens
 
@@ -15,38 +22,38 @@ from nanostories.text.pos_tags import POS, tag_tokens
 def stories_of(count, rng, length=planted.LENGTH):
     ids = rng.integers(1, planted.VOCAB, (count, length))
     ids[:, 0] = planted.EOT
-    return [Story(one, ["end", *(POS[i % 5] for i in one[1:])]) for one in ids.tolist()]
+    return [TaggedStory(one, ["end", *(POS[i % 5] for i in one[1:])]) for one in ids.tolist()]
 
 
 def values_of(model, story):
-    found = []
-    hooks.activations(model, torch.tensor([story.ids]), lambda layer, x: found.append(x[0]))
-    return found[0]
+    values = []
+    hooks.neuron_activations(model, torch.tensor([story.ids]), lambda layer, x: values.append(x[0]))
+    return values[0]
 
 
 @pytest.fixture(scope="module")
 def world():
-    """(the made model, stories, their Rows, the two Tops)."""
+    """(the made model, stories, their StoryBatches, the two TopActivations)."""
     model, stories = planted.model(), stories_of(120, np.random.default_rng(0))
-    batches = hooks.rows_of(stories, "cpu")
-    return model, stories, batches, search(model, batches)
+    batches = hooks.make_batches(stories, "cpu")
+    return model, stories, batches, top_activations(model, batches)
 
 
 def test_a_planted_neuron_is_found_first(world):
     """Of 576 neurons the only one that fires at a word, not at a place, is ranked first."""
     model, stories, _, halves = world
     for half in halves:
-        found = coherence(half, stories)
-        assert ranked(found)[0] == planted.NEURON
-        assert found["coherence"][planted.NEURON] == 1 and found["readable"][planted.NEURON]
-        assert found["tokens"][planted.NEURON] == found["parts"][planted.NEURON] == 0
-        others = np.delete(found["coherence"], planted.NEURON)
+        scores = coherence(half, stories)
+        assert rank(scores)[0] == planted.NEURON
+        assert scores["coherence"][planted.NEURON] == 1 and scores["readable"][planted.NEURON]
+        assert scores["token_entropy"][planted.NEURON] == scores["pos_entropy"][planted.NEURON] == 0
+        others = np.delete(scores["coherence"], planted.NEURON)
         assert abs(np.median(others)) < 0.15
     rows = examples(model, stories, halves[0], [planted.NEURON], "cpu")[planted.NEURON]
-    assert [row["ids"][row["at"]] for row in rows] == [planted.WORD] * neurons.TOP
+    assert [row["ids"][row["peak"]] for row in rows] == [planted.WORD] * neurons.TOP
 
 
-def test_search_is_by_story(world):
+def test_top_activations_are_by_story(world):
     """A story's highest place, once; even stories in one half, odd in the other; the highest."""
     model, stories, batches, halves = world
     best = np.array([
@@ -59,7 +66,7 @@ def test_search_is_by_story(world):
         expected = -np.sort(-best[half::2].T, axis=1)[:, : neurons.TOP]
         assert np.allclose(tops.values, expected, atol=1e-5)
     # In any order and any grouping of the stories.
-    again = search(model, batches[::-1])
+    again = top_activations(model, batches[::-1])
     assert all(np.allclose(a.values, b.values) for a, b in zip(halves, again, strict=True))
 
 
@@ -67,8 +74,8 @@ def test_padding_never_counts():
     """Neurons that fire at late places find none after a story's end."""
     model, rng = planted.model(), np.random.default_rng(1)
     stories = [*stories_of(3, rng, 5), *stories_of(3, rng)]
-    rows = hooks.rows_of(stories, "cpu")
-    for tops in search(model, rows):
+    rows = hooks.make_batches(stories, "cpu")
+    for tops in top_activations(model, rows):
         for s, t in zip(tops.stories.flatten(), tops.tokens.flatten(), strict=True):
             assert t < len(stories[s].ids)
 
@@ -79,11 +86,11 @@ def test_examples(world):
     neuron = planted.NEURON
     for before in (4, 30):  # some begin where the story does
         rows = examples(model, stories, halves[1], [neuron, 3], "cpu", before, after=2)[neuron]
-        peaks = [row["values"][row["at"]] for row in rows]
+        peaks = [row["values"][row["peak"]] for row in rows]
         assert np.allclose(peaks, halves[1].values[neuron], atol=1e-3)
         places = zip(rows, halves[1].stories[neuron], halves[1].tokens[neuron], strict=True)
         for row, s, t in places:
-            assert row["story"] == s and row["at"] == min(before, t)
+            assert row["story"] == s and row["peak"] == min(before, t)
             span = slice(max(0, t - before), t + 3)
             assert row["ids"] == stories[s].ids[span]
             assert np.allclose(row["values"], values_of(model, stories[s])[span, neuron], atol=1e-3)
@@ -102,15 +109,15 @@ def test_coherence_by_hand():
     A random pair has both tokens alike half of the time: H is 0 or 1, half a bit on average. One
     neuron's are alike, coherence 1 - 0 / 0.5; the other's are not, 1 - 1 / 0.5.
     """
-    stories = [Story([0, 1, 2]), Story([0, 2, 1])]
-    tops = Tops(np.zeros((2, 2)), np.array([[0, 1], [0, 1]]), np.array([[1, 2], [1, 1]]))
-    found = coherence(tops, stories)
-    assert found["coherence"] == pytest.approx([1, -1], abs=0.1) and "parts" not in found
-    assert found["chance"] == pytest.approx(1) and not found["readable"].any()
-    assert found["rarity"].tolist() == [1, 1]  # bits: each token is half of all
-    assert ranked(found).tolist() == [0, 1]
+    stories = [TaggedStory([0, 1, 2]), TaggedStory([0, 2, 1])]
+    tops = TopActivations(np.zeros((2, 2)), np.array([[0, 1], [0, 1]]), np.array([[1, 2], [1, 1]]))
+    scores = coherence(tops, stories)
+    assert scores["coherence"] == pytest.approx([1, -1], abs=0.1) and "pos_entropy" not in scores
+    assert scores["threshold"] == pytest.approx(1) and not scores["readable"].any()
+    assert scores["rarity"].tolist() == [1, 1]  # bits: each token is half of all
+    assert rank(scores).tolist() == [0, 1]
     both = {"coherence": np.array([0.5, 1, 1]), "rarity": np.array([9, 1, 3])}
-    assert ranked(both).tolist() == [2, 1, 0]
+    assert rank(both).tolist() == [2, 1, 0]
 
 
 def test_parts_of_speech_count_as_much_as_tokens():
@@ -118,11 +125,11 @@ def test_parts_of_speech_count_as_much_as_tokens():
     stories = stories_of(40, np.random.default_rng(5))
     at = [next(t for t, i in enumerate(one.ids) if i in (1, 6)) for one in stories]
     where = np.arange(40)[None, :20]
-    found = coherence(Tops(where, where, np.array(at)[None, :20]), stories)
-    [tokens], [parts] = found["tokens"], found["parts"]
+    scores = coherence(TopActivations(where, where, np.array(at)[None, :20]), stories)
+    [tokens], [pos] = scores["token_entropy"], scores["pos_entropy"]
     typical = np.log2(planted.VOCAB - 1)  # random tokens: all but <|endoftext|>, equally frequent
-    assert parts == 0 and 0.8 < tokens <= 1
-    assert found["coherence"][0] == pytest.approx(1 - tokens / typical / 2, abs=0.03)
+    assert pos == 0 and 0.8 < tokens <= 1
+    assert scores["coherence"][0] == pytest.approx(1 - tokens / typical / 2, abs=0.03)
 
 
 def test_random_neurons_are_rarely_readable():
@@ -131,7 +138,7 @@ def test_random_neurons_are_rarely_readable():
     stories = stories_of(200, rng)
     where = np.array([rng.choice(200, neurons.TOP, replace=False) for _ in range(2000)])
     at = rng.integers(1, planted.LENGTH, size=where.shape)
-    readable = coherence(Tops(at, where, at), stories)["readable"].mean()
+    readable = coherence(TopActivations(at, where, at), stories)["readable"].mean()
     assert 0.002 < readable < 0.03
 
 

@@ -227,10 +227,10 @@ def test_rivals(theirs, expected):
 
 def test_neurons():
     planted = study(lambda size: shares(size))
-    facts = {"mean": interval(0.5), "mean_of_random_weights": interval(0.3)}
+    facts = {"mean_coherence": interval(0.5), "mean_coherence_random_weights": interval(0.3)}
     planted.runs[0].found["interpret"] = {"neurons": facts}
     assert verdict("Neurons of TinyStories", planted) == HOLDS
-    facts["mean_of_random_weights"] = interval(0.5)
+    facts["mean_coherence_random_weights"] = interval(0.5)
     assert verdict("Neurons of TinyStories", planted) == OPEN
     assert verdict("Neurons of GPT-2", planted) == OPEN
 
