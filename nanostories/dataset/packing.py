@@ -10,7 +10,6 @@ packed batch computes exactly what one story a row would, without the padding.
 """
 
 import bisect
-import collections
 import functools
 import itertools
 import sys
@@ -26,6 +25,7 @@ from configs import UserError
 from kernels.cross_entropy import IGNORE_INDEX
 from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.dataset.workers import in_order
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,8 @@ class PackedDataLoader:
     def stream(self, ranges, prefetch=4):
         """Yield the Batch of each (first, last); a thread plans the next ones meanwhile."""
         with ThreadPoolExecutor(1) as worker:
-            plans = collections.deque()
-            for first, last in ranges:
-                plans.append(worker.submit(self._plan, first, last))
-                if len(plans) > prefetch:
-                    yield self._make_batch(*plans.popleft().result())
-            while plans:
-                yield self._make_batch(*plans.popleft().result())
+            plans = in_order(lambda rows: worker.submit(self._plan, *rows), ranges, prefetch)
+            yield from (self._make_batch(*plan) for plan in plans)
 
     def _plan(self, first, last):
         """

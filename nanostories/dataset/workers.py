@@ -2,11 +2,11 @@
 A pool of processes that all run one function on the blocks of a source.
 
     with worker_pool(Encoder(tokenizer), workers=0) as encode:
-        for block, (stories, counts) in encode(source.blocks()): ...
+        for block, (tokens, index, counts) in encode(source.blocks()): ...
 """
 
 import contextlib
-import functools
+import itertools
 import multiprocessing
 import os
 import signal
@@ -30,7 +30,7 @@ def cpu_count():
 @contextlib.contextmanager
 def worker_pool(function, workers):
     """
-    Give a generator function: (blocks, *args) -> (block, function(block, *args)), in order.
+    Give a function: (blocks, *args) -> an iterator of (block, function(block, *args)), in order.
 
     function: picklable, sent once to each worker. workers: processes, 0 for one a core; 1 runs it
     in this process. Blocks are read only a little ahead. Raises UserError when a worker dies.
@@ -42,30 +42,34 @@ def worker_pool(function, workers):
     # Spawned, as the threads that rustbpe leaves behind do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (function,))
+
+    def run(blocks, *args):
+        blocks, todo = itertools.tee(blocks)
+        results = in_order(lambda block: pool.submit(_call, block, *args), todo, 2 * workers + 64)
+        return zip(blocks, results, strict=True)
+
     try:
         # Started while SIGINT is ignored, the workers never see Ctrl-C; this process handles it.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for _ in range(workers):
             pool.submit(os.getpid)  # each starts a process, as none is idle yet
         signal.signal(signal.SIGINT, handler)
-        yield functools.partial(_in_order, pool, 2 * workers + 64)
+        yield run
     except BrokenProcessPool:
         raise UserError("a worker died, probably of too little memory: lower --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool, ahead, blocks, *args):
-    """Keep `ahead` blocks submitted; each result that is taken lets one more in."""
+def in_order(submit, items, ahead):
+    """Yield the results of the Futures submit(item), in order, `ahead` of them at work."""
     pending = deque()
-    for block in blocks:
-        pending.append((block, pool.submit(_call, block, *args)))
-        if len(pending) == ahead:
-            block, future = pending.popleft()
-            yield block, future.result()
+    for item in items:
+        pending.append(submit(item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
     while pending:
-        block, future = pending.popleft()
-        yield block, future.result()
+        yield pending.popleft().result()
 
 
 def _call(*args):
