@@ -128,7 +128,7 @@ def build_dataset(
         density = f"{info['bytes'] / (tokens - stories):.2f} bytes/token"
         print(f"{split}: {describe_cleaning(Counter(info['cleaning']))}")
         print(f"{split}: {stories:,} stories, {tokens:,} tokens, {density}")
-    print(f"{out} is ready, after {time.monotonic() - started:.1f} s")
+    print(f"{out} is ready, written in {time.monotonic() - started:.1f} s")
 
 
 def encode_splits(folder, encode, train, val, held_out, val_limit):
