@@ -29,7 +29,6 @@ files also hold those of the models in --beside.
 """
 
 import itertools
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,15 +102,22 @@ def split_story(text, fraction):
     return text[: words[count - 1].end()], text[words[count].start() :].rstrip()
 
 
+def split_stories(data, tokenizer, settings):
+    """Yield (number, beginning, continuation) of a Dataset's stories, drawn by the seed."""
+    for i in np.random.default_rng(settings.seed).permutation(data.stories).tolist():
+        parts = split_story(story_text(data, tokenizer, i), settings.prompt_fraction)
+        if all(parts):
+            yield i, *parts
+
+
 def story_prompts(index, models, settings):
     """Random training stories as StoryPrompts that leave every model room to continue, a list."""
     prompts, data = [], index.data
-    for i in np.random.default_rng(settings.seed).permutation(data.stories).tolist():
-        beginning, original = split_story(index.text(i), settings.prompt_fraction)
+    for i, beginning, original in split_stories(data, index.tokenizer, settings):
         prompt = beginning
         if data.answers is not None:
             prompt = index.tokenizer.decode(data.prompt(i)[1:]) + beginning
-        if beginning and fits(models, prompt):
+        if fits(models, prompt):
             prompts.append(StoryPrompt(i, prompt, beginning, original))
         if len(prompts) == settings.num_prompts:
             return prompts
@@ -127,14 +133,9 @@ def unseen_continuations(index, settings):
     """
     if not index.data.manifest["splits"].get("val", {}).get("stories"):
         return []
-    data, continuations = Dataset(index.data.folder, "val"), []
-    for i in np.random.default_rng(settings.seed).permutation(data.stories).tolist():
-        text = story_text(data, index.tokenizer, i)
-        if continuation := split_story(text, settings.prompt_fraction)[1]:
-            continuations.append(continuation)
-        if len(continuations) == settings.num_prompts:
-            return continuations
-    return []
+    splits = split_stories(Dataset(index.data.folder, "val"), index.tokenizer, settings)
+    texts = [text for *_, text in itertools.islice(splits, settings.num_prompts)]
+    return texts if len(texts) == settings.num_prompts else []
 
 
 def sampling_settings(settings, temperature):
@@ -166,41 +167,34 @@ def measure(index, prompts, generated, unseen, settings):
     generated: see `generate_all`. unseen: texts. A set's "values" hold the scores of each text,
     None where it has none.
     """
+    seed, originals = settings.seed, [one.original for one in prompts]
     models = {f"{model} at {x:g}": texts for (model, x), texts in generated.items()}
     searched = models | ({UNSEEN: unseen} if unseen else {})
-    flat, training_ngrams = find_copies(
-        index, [text for texts in searched.values() for text in texts]
-    )
+    flat, training_ngrams = find_copies(index, list(itertools.chain(*searched.values())))
     flat = iter(flat)
     reports = {name: list(itertools.islice(flat, len(x))) for name, x in searched.items()}
     words = {name: [report.words for report in rows] for name, rows in reports.items()}
-    words[ORIGINALS] = [words_and_marks(one.original) for one in prompts]
+    words[ORIGINALS] = [words_and_marks(text) for text in originals]
     results = {}
     for name, texts in words.items():
         result, similar = measure_diversity(texts, settings)
         values = {"rouge_other": [score for score, _ in similar]}
         if rows := reports.get(name):
-            result |= summarize(rows, training_ngrams, settings.seed)
+            result |= summarize(rows, training_ngrams, seed)
             values["rouge_nearest"] = [report.nearest.precision for report in rows]
             values["longest_match"] = [report.longest[0] for report in rows]
             values["longest_match_tokens"] = [report.longest_tokens[0] for report in rows]
         if name in models:
             pairs = zip(texts, words[ORIGINALS], strict=True)
             values["rouge_original"] = [metrics.ngram_precision(*pair) for pair in pairs]
-            result["rouge_original"] = bootstrap.mean(values["rouge_original"], settings.seed)
+            result["rouge_original"] = bootstrap.mean(values["rouge_original"], seed)
             own = (a.nearest.story == b.story for a, b in zip(rows, prompts, strict=True))
             result["nearest_is_original"] = sum(own)
-            result["rouge_nearest_unseen"] = nearest_of_same_length(
-                index, texts, words.get(UNSEEN), settings.seed
-            )
-            texts, originals = models[name], [one.original for one in prompts]
+            pairs = zip(texts, words.get(UNSEEN, []), strict=False)
+            cut = (index.nearest(other[: len(text)]).precision for text, other in pairs)
+            result["rouge_nearest_unseen"] = bootstrap.mean(list(cut), seed)
             nearest = [index.text(report.nearest.story) for report in rows]
-            similar_pairs = [(texts[i], texts[j]) for i, (_, j) in enumerate(similar) if j >= 0]
-            result["rouge_score"] = {
-                "original": rouge(zip(texts, originals, strict=True), "precision", settings.seed),
-                "other": rouge(similar_pairs, "fmeasure", settings.seed),
-                "nearest": rouge(zip(texts, nearest, strict=True), "precision", settings.seed),
-            }
+            result["rouge_score"] = rouge_scores(models[name], originals, similar, nearest, seed)
         values = {x: [None if y != y else y for y in ys] for x, ys in values.items()}
         results[name] = result | {"values": values}
     return results, reports, training_ngrams
@@ -223,32 +217,36 @@ def measure_diversity(texts, settings):
     }, similar
 
 
-def nearest_of_same_length(index, texts, unseen, seed):
-    """The precision against the nearest story of unseen texts, each cut to the length of a text."""
-    if not unseen:
-        return None
-    cut = (other[: len(text)] for text, other in zip(texts, unseen, strict=False))
-    return bootstrap.mean([index.nearest(words).precision for words in cut], seed)
-
-
-def rouge(pairs, kind, seed):
+def rouge_scores(texts, originals, similar, nearest, seed):
     """
-    The mean "precision" or "fmeasure" of ROUGE-2 by the package rouge_score, which lets a bigram of
-    the reference match once. pairs: (text, reference) of str; texts without a bigram do not count.
-    Returns {"clipped": of our words, "default": of the package's own words}, intervals.
+    Means of ROUGE-2 by the package rouge_score, which lets a bigram of the reference match once.
+
+    texts, originals, nearest: str. similar: of metrics.nearest_texts. Returns {"original", "other",
+    "nearest": {"clipped": of our words, "default": of the package's words}}, intervals over the
+    texts that have a bigram; "other" is the F1, the others are precisions.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    pairs = [pair for pair in pairs if len(words_and_marks(pair[0])) > 1]
-    words = SimpleNamespace(tokenize=words_and_marks)
-    scorers = {"clipped": RougeScorer(["rouge2"], tokenizer=words),
-               "default": RougeScorer(["rouge2"])}  # fmt: skip
-    return {
-        name: bootstrap.mean(
-            [getattr(scorer.score(pair[1], pair[0])["rouge2"], kind) for pair in pairs], seed
-        )
-        for name, scorer in scorers.items()
+    scorers = {
+        "clipped": RougeScorer(["rouge2"], tokenizer=SimpleNamespace(tokenize=words_and_marks)),
+        "default": RougeScorer(["rouge2"]),
     }
+    others = [texts[j] if j >= 0 else None for _, j in similar]
+    references = {"original": originals, "other": others, "nearest": nearest}
+    results = {}
+    for name, column in references.items():
+        kind = "fmeasure" if name == "other" else "precision"
+        pairs = [
+            (text, reference) for text, reference in zip(texts, column, strict=True)
+            if reference is not None and len(words_and_marks(text)) > 1
+        ]  # fmt: skip
+        results[name] = {
+            version: bootstrap.mean(
+                [getattr(scorer.score(b, a)["rouge2"], kind) for a, b in pairs], seed
+            )
+            for version, scorer in scorers.items()
+        }
+    return results
 
 
 def differences(results, generated, seed):
@@ -273,24 +271,20 @@ def differences(results, generated, seed):
 
 
 def parse_temperatures(text):
-    """The temperatures as floats, each once; UserError where they are none."""
+    """The temperatures as floats, each once; UserError where one is no number."""
     try:
-        temperatures = list(dict.fromkeys(map(float, text.split(","))))
+        return list(dict.fromkeys(map(float, text.split(","))))
     except ValueError:
-        temperatures = [math.nan]
-    if not all(map(math.isfinite, temperatures)):
-        raise UserError(f"temperatures are numbers with commas between them, not '{text}'")
-    return temperatures
+        message = f"temperatures are numbers with commas between them, not '{text}'"
+        raise UserError(message) from None
 
 
 def trained_on(model, data):
     """Whether a model was trained on a Dataset; None of one that was not trained here."""
     if not model.is_run():
         return None
-    known = checkpoint.read_state(model.out_dir)["data"]
-    return all(
-        known.get(name) == sha for name, sha in checkpoint.data_hashes(data.manifest).items()
-    )
+    hashes = checkpoint.read_state(model.out_dir)["data"]
+    return checkpoint.data_hashes(data.manifest).items() <= hashes.items()
 
 
 def show(results):

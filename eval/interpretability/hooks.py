@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from kernels.attention import attention_scores, attention_weights, windowed
-from kernels.cross_entropy import IGNORE_INDEX
+from nanostories.dataset.packing import pad_batch
+from nanostories.inference.generate import Completion
 
 BATCH_SIZE = 8  # stories of one forward pass
 
@@ -53,34 +54,17 @@ class TaggedStory:
     next_pos: str = "end"
 
 
-@dataclass(frozen=True)
-class StoryBatch:
-    """Stories padded at the end; their indices and lengths; int64 tokens and targets (B, T)."""
-
-    stories: list
-    lengths: list
-    tokens: torch.Tensor
-    targets: torch.Tensor  # the next token, after the last one next_id; IGNORE_INDEX: padding
-
-    @property
-    def mask(self):
-        """Which positions hold a token, not padding: bool (B, T)."""
-        return self.targets != IGNORE_INDEX
-
-
 def make_batches(stories, device):
-    """StoryBatches of TaggedStories, a list, those of like length together."""
+    """
+    TaggedStories of like length together: a list of (their indices, their packing.PaddedBatch). Its
+    targets are the next tokens, and of a story's last token its next_id.
+    """
     order, batches = sorted(range(len(stories)), key=lambda i: len(stories[i].ids)), []
     for first in range(0, len(order), BATCH_SIZE):
         indices = order[first : first + BATCH_SIZE]
-        lengths = [len(stories[i].ids) for i in indices]
-        tokens = torch.zeros(len(indices), max(lengths), dtype=torch.int64)
-        targets = torch.full_like(tokens, IGNORE_INDEX)
-        for row, i in enumerate(indices):
-            ids = [*stories[i].ids, stories[i].next_id]
-            tokens[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-            targets[row, : len(ids) - 1] = torch.tensor(ids[1:])
-        batches.append(StoryBatch(indices, lengths, tokens.to(device), targets.to(device)))
+        some = [stories[i] for i in indices]
+        rest = [Completion([*one.ids[1:], one.next_id]) for one in some]
+        batches.append((indices, pad_batch([one.ids[:1] for one in some], rest, 0, device)))
     return batches
 
 
@@ -131,8 +115,8 @@ def mean_residuals(model, batches, ids):
     """
     The mean residual stream of each token id at the input of each layer, whatever its context.
 
-    Returns ({id: row}, [(rows, C) of each layer]), over the StoryBatches; an id that does not occur
-    gets the mean over all tokens.
+    batches: of `make_batches`. Returns ({id: row}, [(rows, C) of each layer]); an id that does not
+    occur gets the mean over all tokens.
     """
     wanted = sorted(set(ids))
     row_of = {token: row for row, token in enumerate(wanted)}
@@ -141,11 +125,12 @@ def mean_residuals(model, batches, ids):
     rows[torch.tensor(wanted, device=device)] = torch.arange(len(wanted), device=device)
     sums = torch.zeros(len(model.h), len(wanted) + 1, width, device=device)
     counts = torch.zeros(len(wanted) + 1, device=device)
-    for batch in batches:
-        batch_rows = rows[batch.tokens[batch.mask]]
+    for _, batch in batches:
+        mask = batch.completion_mask
+        batch_rows = rows[batch.tokens[mask]]
         counts += torch.bincount(batch_rows, minlength=len(counts))
 
-        def add(layer, x, y, batch_rows=batch_rows, mask=batch.mask):
+        def add(layer, x, y, batch_rows=batch_rows, mask=mask):
             sums[layer].index_add_(0, batch_rows, x[mask].float())
 
         run_with_hooks(model, batch.tokens, [block.ln_1 for block in model.h], add)
@@ -174,13 +159,13 @@ def mean_activations(model, batches):
     places = [(kind, layer) for kind in ("head", "neuron") for layer in range(len(model.h))]
     modules = [output_projection(model, *place) for place in places]
     sums, count = dict.fromkeys(places, 0), 0
-    for batch in batches:
+    for _, batch in batches:
 
-        def add(i, x, y, mask=batch.mask):
+        def add(i, x, y, mask=batch.completion_mask):
             sums[places[i]] = sums[places[i]] + x[mask].float().sum(0).cpu().double()
 
         run_with_hooks(model, batch.tokens, modules, add)
-        count += int(batch.mask.sum())
+        count += int(batch.completion_mask.sum())
     device = model.wte.weight.device
     return {place: (total / count).float().to(device) for place, total in sums.items()}
 
@@ -212,8 +197,8 @@ def mean_ablate(model, unit, means):
 def token_losses(model, batches):
     """The loss of every token's target in nats: a list of float64 (tokens,), one per story."""
     losses = {}
-    for batch in batches:
-        loss = model(batch.tokens, batch.targets, mean=False).cpu().double().numpy()
-        for i, length, row in zip(batch.stories, batch.lengths, loss, strict=True):
-            losses[i] = row[:length]
+    for indices, batch in batches:
+        loss = model(batch.tokens, batch.targets, mean=False).cpu().double()
+        for i, row, mask in zip(indices, loss, batch.completion_mask.cpu(), strict=True):
+            losses[i] = row[mask].numpy()
     return [losses[i] for i in sorted(losses)]

@@ -47,13 +47,13 @@ def top_activations(model, batches, name="neurons"):
     """
     The TopActivations of all neurons, layer after layer, in stories of even index and of odd: two.
 
-    batches: hooks.StoryBatches. name: of the progress bar.
+    batches: of hooks.make_batches. name: of the progress bar.
     """
     halves = [[None] * len(model.h), [None] * len(model.h)]  # (values, stories, tokens) by layer
-    for batch in tqdm(batches, name, disable=None):
-        ignored = ~batch.mask  # (B, T)
+    for indices, batch in tqdm(batches, name, disable=None):
+        ignored = ~batch.completion_mask  # (B, T)
         ignored[:, 0] = True
-        stories = torch.tensor(batch.stories, device=ignored.device)
+        stories = torch.tensor(indices, device=ignored.device)
 
         def merge(layer, values, ignored=ignored, stories=stories):
             values = values.float().masked_fill(ignored[..., None], float("-inf"))

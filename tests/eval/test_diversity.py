@@ -230,7 +230,7 @@ def test_models_beside_and_instructions(runs, capsys, monkeypatch):
         (["--num_prompts=1"], "num_prompts must be at least 2"),
         (["--dataset=nowhere"], "no data in 'nowhere'"),
         (["--top_p=0"], "top_p must be"),
-        (["--temperatures=1,inf"], "temperatures are numbers with commas"),
+        (["--temperatures=1,inf"], "temperature must be 0 or more, not inf"),
         (["--workers=-1"], "workers must be 0 or more"),
         (["--beside=nowhere"], "'nowhere'"),
     ],

@@ -112,11 +112,11 @@ def test_rows():
         TaggedStory([0, 7], next_id=EOT),
         TaggedStory([0, 8, 9, 3], next_id=4),
     ]
-    [batch] = make_batches(stories, "cpu")
-    assert batch.stories == [1, 0, 2] and batch.lengths == [2, 3, 4]
+    [(indices, batch)] = make_batches(stories, "cpu")
+    assert indices == [1, 0, 2] and batch.completion_mask.sum(1).tolist() == [2, 3, 4]
     assert batch.tokens.tolist() == [[0, 7, 0, 0], [0, 5, 6, 0], [0, 8, 9, 3]]
     assert batch.targets.tolist() == [[7, 0, -1, -1], [5, 6, 0, -1], [8, 9, 3, 4]]
-    assert sum(len(batch.stories) for batch in make_batches(stories * 9, "cpu")) == 27
+    assert sum(len(indices) for indices, _ in make_batches(stories * 9, "cpu")) == 27
 
 
 def test_losses_of_padded_rows():

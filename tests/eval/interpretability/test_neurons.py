@@ -33,7 +33,7 @@ def values_of(model, story):
 
 @pytest.fixture(scope="module")
 def world():
-    """(the made model, stories, their StoryBatches, the two TopActivations)."""
+    """(the made model, stories, their batches, the two TopActivations)."""
     model, stories = planted.model(), stories_of(120, np.random.default_rng(0))
     batches = hooks.make_batches(stories, "cpu")
     return model, stories, batches, top_activations(model, batches)
