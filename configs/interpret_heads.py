@@ -1,5 +1,5 @@
 """
-The paper's model whose attention heads are read: one layer, 1,024 wide, 16 heads.
+The paper's model for looking at attention heads: one layer, 1,024 wide, 16 heads.
 
 Sized for an hour or less on a CPU. On a GPU, one epoch of all of TinyStories:
 python train.py configs/interpret_heads.py --max_minutes=0 --batch_size=32
@@ -7,7 +7,9 @@ python train.py configs/interpret_heads.py --max_minutes=0 --batch_size=32
 
 source = "tinystories"
 tokenizer = "bpe"
-vocab_size = 4096  # a word is a token as with GPT-2's, and the head costs a twelfth
+vocab_size = (
+    4096  # words are tokens as with GPT-2's 50,257, at a twelfth of the output layer's cost
+)
 
 block_size = 512
 n_layer = 1
@@ -16,7 +18,9 @@ n_embd = 1024
 
 batch_size = 2  # 2,048 tokens a step
 row_tokens = 1024
-optimizer = "adamw"  # Muon's iteration would cost more than the step itself: few tokens, wide
+optimizer = (
+    "adamw"  # with few tokens and wide layers, Muon's iteration would cost more than the step
+)
 learning_rate = 1e-3
 schedule = "linear"
 warmup_iters = 100

@@ -1,9 +1,8 @@
 """
-The paper's model whose neurons are read: 64 wide, 8 layers, about a million weights in all.
+The paper's model for looking at neurons: 64 wide, 8 layers, 1.07 M parameters.
 
-With the 10,000 most frequent of GPT-2's tokens, as the paper has them: 1.07 M parameters, and the
-same words as GPT-2, beside which its neurons are read. Sized for an hour or less on a CPU. On a
-GPU, one epoch of all of TinyStories:
+It has the 10,000 most frequent of GPT-2's tokens, as in the paper, so its neurons compare with
+GPT-2's. Sized for an hour or less on a CPU. On a GPU, one epoch of all of TinyStories:
 python train.py configs/interpret_neurons.py --max_minutes=0 --batch_size=32
 """
 

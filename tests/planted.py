@@ -1,13 +1,13 @@
-"""A GPT whose weights are set by hand: heads and neurons that do one thing, and say which."""
+"""A GPT whose weights are set by hand: heads and neurons that do one known thing."""
 
 import torch
 
 from model import GPT, GPTConfig
 
 VOCAB, LENGTH = 9, 24  # tokens 0 to 8, 0 is <|endoftext|>; positions
-EOT, WORD, NEXT = 0, 2, 3  # the neuron fires at WORD and says NEXT
+EOT, WORD, NEXT = 0, 2, 3  # the neuron fires at WORD and predicts NEXT
 DISTANCE, PREVIOUS, CONTENT, DUPLICATE = range(4)  # its heads
-LOOKED_AT = 5  # the token that all queries of the content head look at
+KEY_TOKEN = 5  # the token that all queries of the content head attend to
 NEURON = 7
 AGAIN = VOCAB + LENGTH
 
@@ -16,7 +16,7 @@ def model():
     """
     One layer, four heads. Embeddings are one-hot: token t in channel t and, for the MLP, in channel
     AGAIN + t, position p in channel VOCAB + p; a layer norm only scales that and moves it. Head
-    PREVIOUS says which token stood before, the others say nothing; of the neurons, NEURON fires at
+    PREVIOUS outputs the token before, the other heads nothing; of the neurons, NEURON fires at
     WORD and makes NEXT likely, and each of the others fires at some position.
     """
     config = GPTConfig(VOCAB, LENGTH, n_layer=1, n_head=4, n_embd=4 * 36)
@@ -38,14 +38,14 @@ def model():
             )
             key[head, :LENGTH, places] = torch.eye(LENGTH)
         net.h[0].attn.c_attn.bias.view(3, 4, size)[0, CONTENT, 0] = 12.0
-        key[CONTENT, 0, LOOKED_AT] = 1.0
+        key[CONTENT, 0, KEY_TOKEN] = 1.0
         query[DUPLICATE, :VOCAB, :VOCAB] = key[DUPLICATE, :VOCAB, :VOCAB] = torch.eye(VOCAB)
         # Not itself: against its own position.
         query[DUPLICATE, VOCAB : VOCAB + LENGTH, places] = -torch.eye(LENGTH)
         key[DUPLICATE, VOCAB : VOCAB + LENGTH, places] = torch.eye(LENGTH)
         value[PREVIOUS, :VOCAB, :VOCAB] = torch.eye(VOCAB)
-        said = net.h[0].attn.c_proj.weight.view(-1, 4, size)
-        said[:VOCAB, PREVIOUS, :VOCAB] = 10 * torch.eye(VOCAB)
+        output = net.h[0].attn.c_proj.weight.view(-1, 4, size)
+        output[:VOCAB, PREVIOUS, :VOCAB] = 10 * torch.eye(VOCAB)
         fires = net.h[0].mlp.c_fc.weight
         for neuron in range(len(fires)):
             fires[neuron, VOCAB + neuron % LENGTH] = 3.0

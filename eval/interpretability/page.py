@@ -54,6 +54,6 @@ def render(results, patterns, loaded):
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     nonce = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    values = {"{title}": escape(f"Inside {name}"), "{nonce}": nonce, "{data}": text}
+    values = {"{title}": escape(f"Heads and neurons of {name}"), "{nonce}": nonce, "{data}": text}
     # In one pass: nothing that was put in is replaced again.
     return re.sub("{title}|{nonce}|{data}", lambda match: values[match[0]], template)

@@ -155,8 +155,8 @@ def word_stream(numbers, texts):
         lengths = sizes[chunks]
         at = np.cumsum(lengths) - lengths  # of each chunk's words in the stream
         words = flat[np.arange(lengths.sum()) + np.repeat(starts[chunks] - at, lengths)]
-        inside = chunks[1:][~ended[chunks[:-1]] & (chunks[1:] > 0)]
-        for i, some in enumerate((words, first_word[inside], first_word[inside[capital[inside]]])):
+        later = chunks[1:][~ended[chunks[:-1]] & (chunks[1:] > 0)]  # no first word of a sentence
+        for i, some in enumerate((words, first_word[later], first_word[later[capital[later]]])):
             counts[:, i] += np.bincount(some, minlength=len(counts))
         stream.append(words.astype(dtype))
     return np.concatenate(stream), counts, list(vocabulary)[1:]

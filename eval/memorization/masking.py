@@ -34,8 +34,8 @@ def is_masked(word, counts=None):
         return False
     if counts is None and not dictionary_lemmas(base):
         return True
-    inside, capitalized = counts or (0, 0)
-    return 2 * capitalized > inside or wordnet.most_frequent_pos(base) == "n"
+    mid_sentence, capitalized = counts or (0, 0)
+    return 2 * capitalized > mid_sentence or wordnet.most_frequent_pos(base) == "n"
 
 
 def masked_words(index):

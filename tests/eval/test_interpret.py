@@ -99,7 +99,7 @@ def test_the_page_in_a_browser(run, browser):
     text = lambda css: find(css)[0].text  # noqa: E731
     browser.get((run / "eval" / "interpret.html").as_uri())
     # The hostile text is text: no element of its own, no script, nothing loaded.
-    assert browser.title == "Inside tiny" and not find("img")
+    assert browser.title == "Heads and neurons of tiny" and not find("img")
     shown = browser.execute_script("return document.getElementById('text').textContent")
     assert shown == "<|endoftext|>" + HOSTILE
     assert len(find("#small button")) == 2 and "Layer 0, head 0" in text("#head-name")
@@ -193,7 +193,7 @@ def test_every_word_of_the_data_is_hostile(run, browser, tmp_path):
     for css in ("#layers button", "#heads tbody tr", "#neurons button", "#shown tbody tr"):
         browser.find_elements(By.CSS_SELECTOR, css)[-1].click()
     assert browser.find_elements(By.CSS_SELECTOR, "img") == []
-    assert browser.title == f"Inside {bad.replace('/', ' ')}"
+    assert browser.title == f"Heads and neurons of {bad.replace('/', ' ')}"
     cells = browser.find_elements(By.CSS_SELECTOR, "#heads td:nth-child(2)")
     assert cells[0].text == bad
     assert browser.get_log("browser") == []

@@ -56,16 +56,16 @@ def by_hand(model, tokens, layer):
             F.layer_norm(x, [config.n_embd], block.ln_1.weight, block.ln_1.bias),
             block.attn.c_attn.weight, block.attn.c_attn.bias,
         ).chunk(3, dim=-1)  # fmt: skip
-        maps, said = torch.zeros(H, T, T), torch.zeros(T, config.n_embd)
+        maps, output = torch.zeros(H, T, T), torch.zeros(T, config.n_embd)
         for h in range(H):
-            mine = slice(h * D, (h + 1) * D)
+            columns = slice(h * D, (h + 1) * D)
             for i in range(T):
                 first = max(0, i - config.window + 1) if config.window and number % 2 else 0
-                scores = [q[i, mine] @ k[j, mine] for j in range(first, i + 1)]
+                scores = [q[i, columns] @ k[j, columns] for j in range(first, i + 1)]
                 scale = 1 / math.sqrt(D) if config.scale_attention else 1
                 maps[h, i, first : i + 1] = (torch.stack(scores) * scale).softmax(0)
-            said[:, mine] = maps[h] @ v[:, mine]
-        x = x + F.linear(said, block.attn.c_proj.weight, block.attn.c_proj.bias)
+            output[:, columns] = maps[h] @ v[:, columns]
+        x = x + F.linear(output, block.attn.c_proj.weight, block.attn.c_proj.bias)
         y = F.layer_norm(x, [config.n_embd], block.ln_2.weight, block.ln_2.bias)
         y = F.linear(y, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
         neurons = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
@@ -100,9 +100,9 @@ def test_whichever_attention_the_model_runs(changes):
         model.attn = name
         maps[name] = [attention_patterns(model, tokens, layer) for layer in (0, 1)]
     for name in ("sdpa", "triton"):
-        for mine, theirs in zip(maps[name], maps["math"], strict=True):
-            assert torch.allclose(mine, theirs, atol=1e-5), name
-            assert torch.equal(mine > 0, theirs > 0)
+        for pattern, reference in zip(maps[name], maps["math"], strict=True):
+            assert torch.allclose(pattern, reference, atol=1e-5), name
+            assert torch.equal(pattern > 0, reference > 0)
 
 
 def test_rows():
@@ -122,12 +122,12 @@ def test_rows():
 def test_losses_of_padded_rows():
     """Each story's losses are those of the story by itself."""
     model, stories = random_model(), some_stories()
-    found = token_losses(model, make_batches(stories, "cpu"))
-    for story, mine in zip(stories, found, strict=True):
+    losses = token_losses(model, make_batches(stories, "cpu"))
+    for story, batched in zip(stories, losses, strict=True):
         alone = token_losses(model, make_batches([story], "cpu"))[0]
         logits = model(torch.tensor([story.ids]))[0]
         expected = F.cross_entropy(logits, torch.tensor([*story.ids[1:], EOT]), reduction="none")
-        assert np.allclose(mine, expected.detach(), atol=1e-4) and np.allclose(mine, alone)
+        assert np.allclose(batched, expected.detach(), atol=1e-4) and np.allclose(batched, alone)
 
 
 def test_mean_activations():
@@ -211,14 +211,14 @@ def test_heads_of_a_made_model(made):
     assert kinds[planted.DISTANCE] == "distance" and rows[planted.DISTANCE]["peak_distance"] == 3
     assert kinds[planted.PREVIOUS] == "previous token"
     assert kinds[planted.CONTENT] == "semantic"
-    assert rows[planted.CONTENT]["top_keys"][0][0] == planted.LOOKED_AT
+    assert rows[planted.CONTENT]["top_keys"][0][0] == planted.KEY_TOKEN
     assert kinds[planted.DUPLICATE] == "duplicate"
 
 
 def test_ablating_the_head_that_knows_it(made):
     """
-    Two tokens by turns: the next is the one before. Head PREVIOUS says so, and without it the model
-    cannot know; the others say nothing, and without them nothing changes.
+    Two alternating tokens: the next is the one before. Head PREVIOUS outputs it, and without it the
+    model cannot know; the others output nothing, and without them nothing changes.
     """
     model, _ = made
     stories = [TaggedStory([EOT, *([a, b] * 11)]) for a in (1, 4, 6) for b in (5, 7, 8)]
@@ -236,7 +236,7 @@ def test_ablating_the_head_that_knows_it(made):
 
 
 def test_ablating_the_neuron_that_knows_it(made):
-    """After WORD comes NEXT: NEURON says so, no other does."""
+    """After WORD comes NEXT: NEURON predicts it, no other does."""
     model, _ = made
     stories = [TaggedStory([EOT, x, planted.WORD, planted.NEXT, x]) for x in (1, 4, 6, 7)]
     batches = make_batches(stories, "cpu")
