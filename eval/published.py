@@ -1,11 +1,11 @@
 """
-What the TinyStories paper (Eldan & Li 2023) measured, to stand beside what is measured here.
+The published results of the TinyStories paper (Eldan & Li 2023) and of the student report.
 
-    relative("grammar", 7.72)      0.767: where a grade lies between the worst model's and GPT-4's
-    MODELS["256-8"]["grammar"]     (7.72, 0.77): the grade, and the relative one as printed
+    relative("grammar", 7.72)      # 0.767: between the paper's worst model and GPT-4
+    MODELS["256-8"]["grammar"]     # (7.72, 0.77): the grade, and the relative one as printed
 
-The grades are GPT-4's, out of 10. Those of another judge are not comparable with them, only with
-those of the same judge; relative ones are a little more so.
+The paper's grades are GPT-4's, out of 10. Grades compare only with those of the same judge;
+relative grades compare a little better.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import statistics
 
 GRADES = ("creativity", "grammar", "consistency", "instruct", "plot")
 
-# The paper's large table: width-layers, evaluation loss, then grade/relative for each of GRADES.
+# The paper's large table: width-layers, validation loss, then grade/relative for each of GRADES.
 _TABLE = """
 64-12 2.02 4.84/0.36 6.19/0.42 4.75/0.31 4.34/0.23 4.39/0.20
 64-8 2.08 4.68/0.33 6.14/0.41 4.45/0.27 4.34/0.23 4.40/0.21
@@ -49,28 +49,27 @@ GPT-4 - 8.21/1.00 8.75/1.00 9.93/1.00 9.31/1.00 8.26/1.00
 """
 
 
-def _row(line):
+def _parse(line):
     name, loss, *cells = line.split()
     grades = {
         grade: tuple(map(float, cell.split("/")))
-        for grade, cell in zip(GRADES, cells, strict=True)
-        if cell != "-"
-    }
+        for grade, cell in zip(GRADES, cells, strict=True) if cell != "-"
+    }  # fmt: skip
     return name, grades | ({} if loss == "-" else {"loss": float(loss)})
 
 
-MODELS = dict(map(_row, _TABLE.strip().splitlines()))
-WORST, BEST = MODELS["64-2"], MODELS["GPT-4"]  # the ends of the relative scale
+MODELS = dict(map(_parse, _TABLE.strip().splitlines()))
+WORST, BEST = MODELS["64-2"], MODELS["GPT-4"]  # 0 and 1 of the relative scale
 
 
 def relative(grade, score):
-    """(score - worst) / (GPT-4 - worst), clipped to 0..1, of a score out of 10 of one of GRADES."""
+    """(score - worst) / (GPT-4 - worst), clipped to 0..1; score: out of 10, for one of GRADES."""
     worst, best = WORST[grade][0], BEST[grade][0]
     return min(1.0, max(0.0, (score - worst) / (best - worst)))
 
 
 def step(grade):
-    """What a step in size is worth: the median gain of the next width at the same depth."""
+    """The median gain of a grade from one width of the paper's table to the next, same depth."""
     gains = []
     for layers in (2, 4, 8, 12):
         grades = [MODELS[f"{width}-{layers}"][grade][0] for width in (64, 128, 256, 512, 768)]
@@ -78,16 +77,16 @@ def step(grade):
     return statistics.median(gains)
 
 
-# The paper's table of attention heads: width-layers-heads, loss, grammar, creativity, consistency.
+# The paper's table of attention heads: width-layers-heads: loss, grammar, creativity, consistency.
 HEADS = {
     "768-2-2": (1.38, 7.77, 6.50, 7.78), "768-2-4": (1.34, 8.05, 6.57, 8.16),
     "768-2-8": (1.33, 8.25, 6.53, 8.16), "768-1-2": (1.58, 7.13, 5.83, 6.38),
     "768-1-4": (1.56, 7.43, 5.90, 6.75), "768-1-8": (1.54, 7.45, 6.28, 7.02),
 }  # fmt: skip
 
-# The student report's table 6: of models of plain stories / of stories with synonyms, grammar,
-# creativity, consistency, plot, vocabulary; its table 2 has the first four of the plain ones.
-# 512-12-4 is printed twice, with different values.
+# The student report's table 6: grades of a model of plain stories, then of one of stories with
+# synonyms, for grammar, creativity, consistency, plot, vocabulary. Its table 2 has the first four
+# of the plain ones. 512-12-4 is printed twice, with different values.
 REPORT = (
     ("64-4-2", (1.87, 1.53, 1.93, 1.07, 0.79), (1.85, 1.60, 1.85, 1.10, 1.15)),
     ("128-8-4", (2.93, 1.73, 2.13, 2.33, 1.67), (3.00, 1.80, 2.10, 2.31, 2.82)),
@@ -98,16 +97,16 @@ REPORT = (
     ("512-12-4", (5.93, 2.87, 5.73, 4.33, 3.14), (6.10, 2.75, 5.70, 4.41, 4.10)),
     ("512-12-4", (5.93, 2.87, 5.73, 4.33, 3.07), (5.95, 2.98, 5.91, 4.52, 4.25)),
 )
-# Its recipe, table 1.
+# Its recipe, from its table 1.
 RECIPE = {
     "batch": "32 stories", "block_size": "512", "learning_rate": "1e-4", "epochs": "1",
     "warmup_iters": "1000", "weight_decay": "0.01", "optimizer": "Adam",
 }  # fmt: skip
-CLOSEST = 0.29  # Rouge precision of the laser's completion and its closest training story
-SLIPS = (
+NEAREST = 0.29  # ROUGE precision of the paper's laser story and its nearest training story
+ERRORS = (
     "The report names GPT-3 as its judge where it used Gemini.",
     "It gives a story 70 words on average; the stories have about 175.",
-    "It prints 512-12-4 twice, with different values; both stand here.",
+    "It prints 512-12-4 twice, with different values; both are shown here.",
     "GPT-2 has more parameters than its models by “a factor of 500”: its largest have 41 and 81 "
     "million, GPT-2 124 million to 1.5 billion, so it is a factor of 1.5 to 37.",
     "Its 8.3, 41 and 81 million parameters fit none of the models it lists.",

@@ -1,15 +1,16 @@
 """
-The report of a study: one HTML file that holds everything, the paper's results beside ours.
+The report of a study: one HTML file with everything, the paper's results beside ours.
 
     python -m eval.report out/study_small      # writes out/study_small/report.html and report.json
 
-It reads what eval.study has made and measures nothing; what is missing is marked as such. The file
-loads nothing, from the network or elsewhere, reads in light and dark and on a phone, and prints.
-report.json has the claims and the scaling law, headline.png the figure that it opens with.
+It reads what eval.study has made and measures nothing; what is missing is marked as such. The page
+loads nothing, from the network or elsewhere, follows the light or dark setting, fits a phone and
+prints. report.json holds the claims and the scaling law, headline.png the first figure.
 """
 
 import shlex
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import jinja2
 
 from configs import UserError, load, run
 from eval import bootstrap, published
-from eval.reporting import charts, model_sections, results, scaling_law, story_sections
-from eval.reporting.claims import FAILS, HOLDS, claims
+from eval.reporting import charts, model_sections, scaling_law, story_sections
+from eval.reporting.claims import evaluate_claims
 from eval.reporting.page import Section, figure, folded, listing, table, text
+from eval.reporting.results import read_study
+from eval.reporting.study_state import FAILED, PENDING
 from nanostories import storage
 
 
@@ -28,101 +31,101 @@ class Settings:
     out_dir: str = ""  # folder of the study
 
 
-def opening(study, found):
-    """The headline: what this study is, its figure, and the claims in a word each."""
-    grid = study.grid
-    what = (
-        f"{len({run.name for run in grid})} models from {min(r.blocks for r in grid):,} to "
-        f"{max(r.blocks for r in grid):,} parameters without embeddings, "
-        f"{max(r.seed for r in grid)} seeds of each, {grid[0].tokens:,} tokens a run."
-        if grid else "No model of the grid has been trained yet."
-    )  # fmt: skip
-    said = [
-        f"{verdict}: {'; '.join(claim.text for claim in found if claim.verdict == verdict)}"
-        for verdict in dict.fromkeys((HOLDS, FAILS, *(claim.verdict for claim in found)))
-        if any(claim.verdict == verdict for claim in found)
+def make_sections(study, claims, law):
+    """The [Section] of a results.Study, its claims and its scaling law."""
+    models, generated = model_sections, story_sections
+    sources = [text("Where the paper and the student report contradict themselves or the data."),
+               listing(published.ERRORS)]  # fmt: skip
+    return [
+        Section("headline", "In short", headline(study, claims)),
+        Section("claims", "The claims, tested", models.verdicts(claims)),
+        Section("models", "Models and data", models.models(study)),
+        Section("losses", "Loss", models.losses(study)),
+        Section("grid", "Size and skill", models.grid(study)),
+        Section("trends", "What improves with size, and when", models.trends(study)),
+        Section("stories", "Stories side by side", generated.side_by_side(study)),
+        Section("knowledge", "Facts, reasoning, context", generated.knowledge(study)),
+        Section("instruct", "Instructions", generated.instruct(study)),
+        Section("diversity", "Do they copy?", generated.diversity(study)),
+        Section("interpret", "Heads and neurons", generated.interpret(study)),
+        Section("scaling", "Scaling law", models.scaling(study, law)),
+        Section("heads", "Attention heads", models.heads(study)),
+        Section("syn", "TinyStories-Syn", generated.syn(study)),
+        Section("reward", "TinyStories-Reward", generated.reward(study)),
+        Section("sources", "Errors in the sources", sources),
+        Section("commands", "How it was made", commands(study)),
     ]
-    shown = model_sections.headline(study)
-    return Section("headline", "In short", [
-        text(f"TinyStories (Eldan & Li 2023) once more: {what}"),
-        figure(shown and charts.chart(*shown[0], **shown[1]),
+
+
+def headline(study, claims):
+    """What this study is, its main figure, and the verdicts on the claims."""
+    grid, summary = study.grid, "No model of the grid has been trained yet."
+    if grid:
+        blocks = [run.block_parameters for run in grid]
+        summary = (f"{len({run.name for run in grid})} models with {min(blocks):,} to "
+                   f"{max(blocks):,} parameters without embeddings, {max(r.seed for r in grid)} "
+                   f"seeds of each, {grid[0].tokens:,} training tokens a run.")  # fmt: skip
+    verdicts = {}
+    for claim in claims:
+        verdicts.setdefault(claim.verdict, []).append(claim.text)
+    return [
+        text(f"TinyStories (Eldan & Li 2023), reproduced: {summary}"),
+        figure(model_sections.headline(study, charts.chart),
                "Left: validation loss along training. Right: grammar, consistency and plot against "
-               "size with 95 % intervals, relative: 0 is chance, 1 all right (with a judge: 0 the "
-               "paper's model 64-2, 1 GPT-4)."),
-        text("Of what the paper claims"),
-        listing(said),
-    ])  # fmt: skip
+               "size with 95 % intervals, relative: 0 is chance, 1 is all right (with a judge: 0 "
+               "is the paper's model 64-2, 1 is GPT-4)."),
+        text("The paper's claims:"),
+        listing([f"{verdict}: {'; '.join(texts)}" for verdict, texts in verdicts.items()]),
+    ]  # fmt: skip
 
 
-def made(study):
+def commands(study):
     """Where all of it comes from: commands, hashes, versions, and what failed."""
-    failed = [piece["name"] for piece in study.pieces if piece["status"] == "failed"]
-    left = [piece["name"] for piece in study.pieces if piece["status"] == "left"]
-    env = study.grid[0].env if study.grid else {}
-    env = {name: value for name, value in env.items() if name != "data"}
+    names = {
+        status: [job["name"] for job in study.jobs if job["status"] == status]
+        for status in (FAILED, PENDING)
+    }
+    env = {k: v for k, v in study.grid[0].env.items() if k != "data"} if study.grid else {}
     files = [[f"{folder}/{name}", facts["sha256"]] for folder, manifest in study.data.items()
              for name, facts in manifest["files"].items()]  # fmt: skip
-    lines = [f"python {shlex.join(piece['command'])}" for piece in study.pieces]
-    blocks = [text(f"{len(study.pieces)} pieces: {len(failed)} failed, {len(left)} not made.")]
-    blocks += [listing([f"failed: {name}" for name in failed] + [f"not made: {x}" for x in left])]
-    return Section("made", "How it was made", [
-        *blocks,
-        table("The machine and its versions, of the first run.", ["what", "which"],
+    lines = [f"python {shlex.join(job['command'])}" for job in study.jobs]
+    return [
+        text(f"{len(lines)} jobs: {len(names[FAILED])} failed, {len(names[PENDING])} pending."),
+        listing([f"{status}: {name}" for status in names for name in names[status]]),
+        table("The machine and its versions, from the first run.", ["what", "value"],
               [[name, str(value)] for name, value in env.items()], "wrap"),
         table("sha256 of the data.", ["file", "sha256"], files),
         folded(f"all {len(lines)} commands", lines),
-    ])  # fmt: skip
-
-
-def report(study):
-    """([Section], [Claim], scaling law) of a gather.Study."""
-    found = claims(study)
-    law = scaling_law.law(scaling_law.curves_of(study))
-    slips = Section("slips", "Slips of the sources", [
-        text("Where the seeds of this study contradict themselves or the data, noted and not "
-             "copied."),
-        listing(published.SLIPS),
-    ])  # fmt: skip
-    models, told = model_sections, story_sections
-    sections = [
-        opening(study, found), models.verdicts(found), models.models(study), models.losses(study),
-        models.grid(study), models.trends(study), told.side_by_side(study), told.knowledge(study),
-        told.instruct(study), told.diversity(study), told.inside(study),
-        models.scaling(study, law), models.heads(study), told.syn(study), told.reward(study),
-        slips, made(study),
     ]  # fmt: skip
-    return sections, found, law
 
 
-def render(title, facts, sections):
+def render(title, subtitle, sections):
     """The page, a str. All texts are escaped but those that are Markup."""
     template = (Path(__file__).parent / "reporting" / "page.html").read_text(encoding="utf-8")
-    nonce = sha256(repr((title, facts, sections)).encode("utf-8", "surrogatepass")).hexdigest()
+    nonce = sha256(repr((title, subtitle, sections)).encode("utf-8", "surrogatepass")).hexdigest()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.from_string(template)
-    return page.render(title=title, facts=facts, sections=sections, nonce=nonce[:24])
+    return page.render(title=title, subtitle=subtitle, sections=sections, nonce=nonce[:24])
 
 
 def main():
     settings, _ = load(Settings, positional="out_dir")
     if not settings.out_dir:
         raise UserError("usage: python -m eval.report out/<study>")
-    study = results.read(settings.out_dir)
-    sections, found, law = report(study)
-    out, name = Path(settings.out_dir), Path(settings.out_dir).name
-    judge = study.settings["judge"] or "no judge"
-    facts = f"{name}: {study.settings['source']}, {judge}"
-    page = render("The TinyStories study, re-run", facts, sections)
+    study, out = read_study(settings.out_dir), Path(settings.out_dir)
+    claims, law = evaluate_claims(study), scaling_law.fit(scaling_law.curves_of(study))
+    sections = make_sections(study, claims, law)
+    subtitle = f"{out.name}: {study.settings['source']}, {study.settings['judge'] or 'no judge'}"
+    page = render("The TinyStories study, reproduced", subtitle, sections)
     storage.write_text(out / "report.html", page.encode("utf-8", "replace").decode())
-    rows = [asdict(claim) | {"verdict": claim.verdict} for claim in found]
+    rows = [asdict(claim) | {"verdict": claim.verdict} for claim in claims]
     storage.write_json(out / "report.json", {"claims": rows, "scaling": law})
-    if shown := model_sections.headline(study):
-        charts.picture(out / "headline.png", *shown[0], **shown[1])
-    print(f"\n{'':58}{'verdict':14}value")
-    for claim in found:
-        print(f"{claim.text:58}{claim.verdict:14}{bootstrap.format_interval(claim.value)}")
+    model_sections.headline(study, partial(charts.picture, out / "headline.png"))
+    print(f"\n{'':58}{'verdict':15}value")
+    for claim in claims:
+        print(f"{claim.text:58}{claim.verdict:15}{bootstrap.format_interval(claim.value)}")
     print(f"\n{out / 'report.html'}")
 
 

@@ -1,4 +1,4 @@
-"""A study made up of numbers, whose claims are known: tests of claims, scaling and the report."""
+"""A study with planted results: for tests of the claims, the scaling law and the report."""
 
 import numpy as np
 
@@ -11,49 +11,50 @@ GRID = [Size(*map(int, name.split("-"))) for name in SIZES.split(", ")]
 KINDS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
 
 
-def told(share, seed):
-    """Questions of which this share is told, the same ones for a higher share, noise apart."""
+def answers(accuracy, seed):
+    """Answers of this accuracy; a higher one has the same right ones and more, noise apart."""
     rng = np.random.default_rng(99)
     hard = rng.permutation(QUESTIONS) / QUESTIONS + np.random.default_rng(seed).normal(
         0, 0.02, QUESTIONS
     )
-    return (hard < share).astype(float).tolist()
+    return (hard < accuracy).astype(float).tolist()
 
 
 def interval(mean, half=0.01):
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": QUESTIONS}
 
 
-def skills(shares, seed, along=None):
-    """What eval/skills.json has, {kind: share}."""
-    found = {
+def skills(accuracies, seed, along=None):
+    """What eval/skills.json holds, from {kind: accuracy}."""
+    results = {
         "questions_sha256": "same",
-        "skills": {k: {"right": interval(x), "margin": interval(x)} for k, x in shares.items()},
-        "told": {kind: told(share, seed) for kind, share in shares.items()},
+        "skills": {k: {"right": interval(x), "margin": interval(x)} for k, x in accuracies.items()},
+        "told": {kind: answers(x, seed) for kind, x in accuracies.items()},
     }
     if along:
-        found["along"] = [
+        results["along"] = [
             {"step": n // 2000, "tokens": n,
              "skills": {kind: {"right": interval(x)} for kind, x in row.items()}}
             for n, row in along
         ]  # fmt: skip
-    return found
+    return results
 
 
-def run(size, seed, shares, loss=3.0, kind="", along=None, tokens=2_000_000):
-    """A Run; shares: {kind: share told}."""
+def run(size, seed, accuracies, loss=3.0, kind="", along=None, tokens=2_000_000):
+    """A Run; accuracies: {kind: accuracy}."""
     curve = [(n, loss + 1 - n / tokens) for n in np.linspace(tokens / 8, tokens, 8)]
-    blocks = size.parameters
-    one = Run(str(size), f"out/planted/{kind}{size}-s{seed}", kind, size, seed, blocks + 200_000,
-              blocks, 512 * size.width, tokens, curve, curve)  # fmt: skip
-    one.found = {"skills": skills(shares, seed, along)} if shares else {}
-    return one
+    return Run(
+        str(size), f"out/planted/{kind}{size}-s{seed}", kind, size, seed,
+        parameters=size.parameters + 200_000, block_parameters=size.parameters,
+        position_parameters=512 * size.width, tokens=tokens, curve=curve, train_curve=curve,
+        results={"skills": skills(accuracies, seed, along)} if accuracies else {},
+    )  # fmt: skip
 
 
-def study(shares_of, loss_of=lambda size: 3.0, seeds=3, more=(), **changes):
-    """A Study of GRID; shares_of(size): {kind: share told}; loss_of(size): the last loss."""
+def study(accuracies_of, loss_of=lambda size: 3.0, seeds=3, more=(), **changes):
+    """A Study of GRID; accuracies_of(size): {kind: accuracy}; loss_of(size): the last loss."""
     runs = [
-        run(size, seed, shares_of(size), loss_of(size), **changes)
+        run(size, seed, accuracies_of(size), loss_of(size), **changes)
         for size in GRID
         for seed in range(1, seeds + 1)
     ]

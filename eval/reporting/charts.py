@@ -1,10 +1,10 @@
 """
-The report's figures, as SVG that takes the page's colours: dark on light, or light on dark.
+The report's figures, as SVG that takes the colors of the page: dark on light, or light on dark.
 
     svg = chart(lambda axes: axes.plot([1, 2], [3, 4]), xlabel="tokens", ylabel="loss")
     svg = lines({"64-2-4": [(1e6, 3.1), (2e6, 2.9)]}, xlabel="tokens", ylabel="loss")
 
-What a figure says in words is text in it, not paths, so a page can search it and a reader hear it.
+Words in a figure stay text, not paths, so that a page can be searched and read aloud.
 """
 
 import io
@@ -14,8 +14,8 @@ import numpy as np
 
 from nanostories.storage import atomic_file
 
-INK, LINE = "#123456", "#654321"  # stand for what the page's style decides
-_RC = {
+INK, LINE = "#123456", "#654321"  # placeholders for the colors of the page's style
+_STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "study", "font.family": "sans-serif", "font.size": 9,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
     "ytick.color": INK, "grid.color": LINE, "axes.facecolor": "none", "figure.facecolor": "none",
@@ -24,21 +24,21 @@ _RC = {
 }  # fmt: skip
 
 
-def colours(n):
-    """n colours from cold to warm, none so light or so dark that white or black would hide it."""
+def colors(n):
+    """n colors from cold to warm, readable on white and on black."""
     import matplotlib
 
-    found = []
+    readable = []
     for x in np.linspace(0.08, 0.92, max(2, n))[:n]:
         rgb = np.array(matplotlib.colormaps["turbo"](x)[:3])
-        light = rgb**2.2 @ (0.2126, 0.7152, 0.0722)  # WCAG's relative luminance, nearly
-        rgb = rgb * (np.clip(light, 0.12, 0.26) / light) ** (1 / 2.2)
-        found.append(tuple(np.clip(rgb, 0, 1)))
-    return found
+        luminance = rgb**2.2 @ (0.2126, 0.7152, 0.0722)  # WCAG's relative luminance, nearly
+        rgb = rgb * (np.clip(luminance, 0.12, 0.26) / luminance) ** (1 / 2.2)
+        readable.append(tuple(np.clip(rgb, 0, 1)))
+    return readable
 
 
-def saved(out, draws, size, labels, style, **how):
-    """Draw a figure and save it to a path or file."""
+def _save(out, draws, size, labels, style, **options):
+    """Draw a panel for each of the draws, and save the figure to a path or file."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -49,39 +49,69 @@ def saved(out, draws, size, labels, style, **how):
             axes.grid(alpha=0.4, lw=0.5)
             draw(axes)
             axes.set(**{k: v[i] if isinstance(v, list) else v for k, v in labels.items()})
-        figure.savefig(out, **how)
+        figure.savefig(out, **options)
 
 
 def chart(*draws, size=(7, 3.6), **labels):
     """
-    One SVG, a str, with a panel for each draw(axes). labels: of axes.set, the same for all panels,
-    or a list with one for each.
+    One SVG, a str, with a panel for each function draw(axes).
+
+    labels: of axes.set, the same for all panels, or a list with one for each.
     """
     out = io.StringIO()
-    saved(out, draws, size, labels, _RC, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # As wide as the page allows, up to what its letters are made for.
-    return re.sub(
-        r' width="[^"]*" height="[^"]*"', f' style="max-width: {7 * size[0]:g}rem"', text, count=1
-    )
+    _save(out, draws, size, labels, _STYLE, format="svg", metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # As wide as the page, but no wider than its letters are made for.
+    width = f' style="max-width: {7 * size[0]:g}rem"'
+    return re.sub(r' width="[^"]*" height="[^"]*"', width, svg, count=1)
+
+
+def panels(draws, width=2.8, **labels):
+    """`chart`s of {title: draw}, a list, with up to four panels, `width` inches each."""
+    rows = [list(draws.items())[i : i + 4] for i in range(0, len(draws), 4)]
+    return [
+        chart(*dict(row).values(), size=(width * len(row), 2.8), title=[*dict(row)], **labels)
+        for row in rows
+    ]
 
 
 def picture(path, *draws, size=(7, 3.6), **labels):
-    """The same as a PNG file, black on white."""
-    style = {k: {INK: "black", LINE: "#cccccc", "none": "white"}.get(v, v) for k, v in _RC.items()}
+    """`chart` as a PNG file, black on white."""
+    plain = {INK: "black", LINE: "#cccccc", "none": "white"}
+    style = {k: plain.get(v, v) for k, v in _STYLE.items()} | {"svg.fonttype": "path"}
     with atomic_file(path) as part:
-        saved(part, draws, size, labels, style | {"svg.fonttype": "path"}, format="png", dpi=130)
+        _save(part, draws, size, labels, style, format="png", dpi=130)
 
 
-def draw_lines(series, log=True, marks=""):
-    """A draw of `chart`: {name: [(x, y)]}, x in logarithms or not."""
+def lines(series, log=True, marker="", size=(7, 3.6), **labels):
+    """A `chart` of one panel with `draw_lines`, None where there are no points."""
+    series = {name: points for name, points in series.items() if len(points)}
+    return chart(draw_lines(series, log, marker), size=size, **labels) if series else None
+
+
+def smooth(points, fraction=0.05):
+    """[(x, y)] of the running means of a curve over a fraction of its points."""
+    width = max(1, round(fraction * len(points)))
+    if len(points) < 2 * width:
+        return points
+    x, y = np.array(points, np.float64).T
+    means = np.convolve(y, np.ones(width) / width, "valid")
+    return list(zip(x[width - 1 :], means, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------
+# functions that draw on matplotlib Axes
+
+
+def draw_lines(series, log=True, marker=""):
+    """Draw {name: [(x, y)]} as lines, x on a logarithmic scale or not."""
 
     def draw(axes):
-        for colour, (name, points) in zip(colours(len(series)), series.items(), strict=True):
+        for color, (name, points) in zip(colors(len(series)), series.items(), strict=True):
             x, y = np.array(points, np.float64).reshape(-1, 2).T
-            axes.plot(x, y, marks + "-", color=colour, lw=1.2, ms=3.5, label=name)
+            axes.plot(x, y, marker + "-", color=color, lw=1.2, ms=3.5, label=name)
         if log:
             axes.set_xscale("log")
         if len(series) > 1:
@@ -90,49 +120,34 @@ def draw_lines(series, log=True, marks=""):
     return draw
 
 
-def lines(series, log=True, marks="", size=(7, 3.6), **labels):
-    """One panel of lines, SVG; None of no points."""
-    series = {name: points for name, points in series.items() if len(points)}
-    return chart(draw_lines(series, log, marks), size=size, **labels) if series else None
+def draw_points(series):
+    """Draw {name: [(x, y)]} as points."""
+
+    def draw(axes):
+        for color, (name, points) in zip(colors(len(series)), series.items(), strict=True):
+            if points:
+                axes.plot(*np.array(points).T, "o", color=color, ms=4, label=name)
+        axes.legend()
+
+    return draw
 
 
-def smooth(points, share=0.05):
-    """A curve's running means over a share of its points, [(x, y)]."""
-    width = max(1, round(share * len(points)))
-    x, y = np.array(points, np.float64).T if len(points) else (np.zeros(0), np.zeros(0))
-    if len(x) < 2 * width:
-        return points
-    kernel = np.ones(width) / width
-    return list(zip(x[width - 1 :], np.convolve(y, kernel, "valid"), strict=True))
-
-
-def draw_intervals(rows, at, ticks=()):
+def draw_intervals(rows, positions, ticks=()):
     """
-    A draw of `chart`: {name: {key: interval}} at the places {key: x}: a line a name, with what the
-    intervals reach. ticks: of the x axis, if not matplotlib's own.
+    Draw {name: {key: interval}} as a line a name with error bars, at positions, {key: x}, on a
+    logarithmic scale. ticks: of the x axis, instead of matplotlib's own.
     """
 
     def draw(axes):
-        for i, (colour, (name, cells)) in enumerate(
-            zip(colours(len(rows)), rows.items(), strict=True)
-        ):
-            keys = sorted((key for key in cells if cells[key]), key=lambda key: at[key])
-            x = np.array([at[key] for key in keys]) * 1.02**i  # beside each other
-            y = np.array(
-                [[cells[key][end] for end in ("mean", "low", "high")] for key in keys]
-            ).reshape(-1, 3)
-            error = np.abs(y[:, 1:].T - y[:, 0])
+        for i, (name, cells) in enumerate(rows.items()):
+            keys = sorted((key for key in cells if cells[key]), key=positions.get)
+            x = np.array([positions[key] for key in keys]) * 1.02**i  # beside each other
+            ends = [[cells[key][end] for end in ("mean", "low", "high")] for key in keys]
+            y, low, high = np.array(ends).reshape(-1, 3).T
             axes.errorbar(
-                x,
-                y[:, 0],
-                error,
-                fmt="o-",
-                color=colour,
-                lw=1.2,
-                ms=3.5,
-                label=name,
-                elinewidth=0.8,
-            )
+                x, y, np.abs([low - y, high - y]), fmt="o-", color=colors(len(rows))[i],
+                lw=1.2, ms=3.5, label=name, elinewidth=0.8,
+            )  # fmt: skip
         axes.set_xscale("log")
         if ticks:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
@@ -143,12 +158,12 @@ def draw_intervals(rows, at, ticks=()):
 
 
 def draw_histograms(rows, bins):
-    """A draw of `chart`: {name: values}, as outlines."""
+    """Draw {name: values} as outlined histograms; a value that is None does not count."""
 
     def draw(axes):
-        for colour, (name, values) in zip(colours(len(rows)), rows.items(), strict=True):
+        for color, (name, values) in zip(colors(len(rows)), rows.items(), strict=True):
             values = [x for x in values if x is not None]
-            axes.hist(values, bins, histtype="step", color=colour, lw=1.3, label=name)
+            axes.hist(values, bins, histtype="step", color=color, lw=1.3, label=name)
         axes.legend()
 
     return draw

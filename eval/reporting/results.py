@@ -1,14 +1,15 @@
 """
-What a study has made, read back: its runs, their losses, and whatever was found of them.
+Read back what a study has made: its runs, their losses, and the results of every evaluation.
 
-    study = read("out/study_small")
+    study = read_study("out/study_small")
     run = study.grid[0]
-    run.size, run.seed, run.loss            # Size(64, 2, 4), 1, 3.04
-    run.found["skills"]["skills"]["plot"]   # of eval/skills.json; None stands for what is missing
+    run.size, run.seed, run.loss              # Size(64, 2, 4), 1, 3.04
+    run.results["skills"]["skills"]["plot"]   # of eval/skills.json; None where it is missing
 
-Only what study.json calls done is read: a file that an older command left is no result.
+Only what study.json calls done is read: a file that an older command left is not a result.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,20 +21,24 @@ from configs import UserError
 from eval.reporting.study_jobs import Size, sizes
 from eval.reporting.study_state import DONE, digest
 from model import GPT, GPTConfig
+from nanostories import storage
 from nanostories.training import checkpoint, huggingface
 
-PROOFS = ("skills", "judge-prompts", "judge-paper", "judge-report", "judge-instruct",
-          "side_by_side", "vocabulary", "diversity", "instruct", "interpret", "reward")  # fmt: skip
+EVALUATIONS = ("skills", "judge-prompts", "judge-paper", "judge-report", "judge-instruct",
+               "side_by_side", "vocabulary", "diversity", "instruct", "interpret",
+               "reward")  # fmt: skip
 
 
 @dataclass
 class Run:
     """
-    A run of a study, or a published model. name: "64-2-4". kind: "" plain, syn, instruct, reward or
-    rival. parameters: with embeddings; blocks: without; positions: of wpe. tokens: trained on.
-    curve, train_curve: [(tokens, loss)], of validation and training stories. steps: the lines of
+    A run of a study, or a published model.
+
+    name: "64-2-4". kind: "" for plain stories, syn, instruct, reward or baseline. parameters: with
+    embeddings; block_parameters: without; position_parameters: of wpe. tokens: trained on. curve,
+    train_curve: [(tokens, loss)] on validation and training stories. steps: the lines of
     metrics.jsonl of a run of reward.py. env: the machine and its versions. recipe: its settings.
-    found: {name: what eval/<name>.json has}.
+    results: {evaluation: what its JSON file holds, or None}; "grades": the lines of judge-paper.
     """
 
     name: str
@@ -42,139 +47,130 @@ class Run:
     size: Size | None = None
     seed: int = 1
     parameters: int = 0
-    blocks: int = 0
-    positions: int = 0
+    block_parameters: int = 0
+    position_parameters: int = 0
     tokens: int = 0
     curve: list = field(default_factory=list)
     train_curve: list = field(default_factory=list)
     steps: list = field(default_factory=list)
     env: dict = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
-    found: dict = field(default_factory=dict)
+    results: dict = field(default_factory=dict)
 
     @property
     def loss(self):
-        """The last loss on the validation stories, nats a token; None where there is none."""
+        """The last loss on the validation stories, in nats per token; None where there is none."""
         return self.curve[-1][1] if self.curve else None
 
     @property
-    def multiplied(self):
-        """The weights that a token is multiplied with: the blocks' and the head's."""
-        return self.parameters - self.positions
+    def matmul_parameters(self):
+        """The weights that each token is multiplied with: those of the blocks and the head."""
+        return self.parameters - self.position_parameters
 
 
 @dataclass
 class Study:
     """
-    All of a study: settings, pieces (rows of study.json), runs, and data: {folder: its manifest},
-    of which `plain` is that of the plain stories.
+    A whole study: its settings, jobs (rows of study.json), runs, and data, {folder: manifest}.
     """
 
     settings: dict
-    pieces: list
+    jobs: list
     runs: list
     data: dict
 
     @property
-    def plain(self):
+    def plain_data(self):
         """The manifest of the plain stories, {} where there is none."""
         return self.data.get(self.settings["dataset"], {})
 
     @property
     def grid(self):
-        """The plain runs of the sizes in `models`, as they stand there, seed by seed."""
-        asked = sizes(self.settings["models"], "models")
-        mine = [run for run in self.runs if run.kind == "" and run.size in asked]
-        return sorted(mine, key=lambda run: (asked.index(run.size), run.seed))
+        """The plain runs of the sizes in `models`, in their order, seed by seed."""
+        order = sizes(self.settings["models"], "models")
+        runs = [run for run in self.runs if run.kind == "" and run.size in order]
+        return sorted(runs, key=lambda run: (order.index(run.size), run.seed))
 
-    def of(self, kind):
+    def of_kind(self, kind):
         """The runs of a kind, by size and seed."""
-        return sorted(
-            (run for run in self.runs if run.kind == kind), key=lambda r: (r.size or (), r.seed)
-        )
+        runs = [run for run in self.runs if run.kind == kind]
+        return sorted(runs, key=lambda run: (run.size or (), run.seed))
 
     def first(self, size, kind=""):
-        """The run of a size with the first seed that there is, or None."""
-        mine = [run for run in self.runs if run.kind == kind and run.size == size]
-        return min(mine, key=lambda run: run.seed, default=None)
+        """The run of a size and kind with the lowest seed, or None."""
+        return next((run for run in self.of_kind(kind) if run.size == size), None)
 
 
-def read(out_dir):
+def read_study(out_dir):
     """The Study in a folder; UserError where there is none."""
     path = Path(out_dir) / "study.json"
+    missing = f"no study in '{out_dir}'; run one first: python -m eval.study configs/study_small.py"
+    study = storage.read_json(path, missing)
     try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(
-            f"no study in '{out_dir}'; run one first: python -m eval.study configs/study_small.py"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    try:
-        settings, pieces = study["settings"], study["jobs"]
-        done = {piece["output"]: piece["sha256"] for piece in pieces if piece["status"] == DONE}
-        runs = [found for piece in pieces if piece["run"] and piece["status"] == DONE
-                and (found := run_in(piece["run"]))]  # fmt: skip
-        folders = dict.fromkeys(piece["output"] for piece in pieces
-                                if Path(piece["output"]).name == "manifest.json")  # fmt: skip
+        settings, jobs = study["settings"], study["jobs"]
+        done = {job["output"]: job["sha256"] for job in jobs if job["status"] == DONE}
+        folders = [job["run"] for job in jobs if job["run"] and job["status"] == DONE]
+        manifests = [job["output"] for job in jobs if Path(job["output"]).name == "manifest.json"]
+        baselines = settings["baselines"].replace(",", " ").split()
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no study of this version: {error}") from None
-    for name in settings["baselines"].replace(",", " ").split():
-        runs.append(Run(name, huggingface.results_folder(name), "rival"))
+        raise UserError(f"{path} is not a study of this version: {error}") from None
+    runs = [run for folder in folders if (run := read_run(folder))]
+    runs += [Run(name, huggingface.results_folder(name), "baseline") for name in baselines]
     for run in runs:
-        for name in PROOFS:
-            proof = f"{run.out_dir}/eval/{name}.json"
-            run.found[name] = _json(proof) if done.get(proof) == digest(proof) else None
+        for name in EVALUATIONS:
+            output = f"{run.out_dir}/eval/{name}.json"
+            run.results[name] = _read_json(output) if done.get(output) == digest(output) else None
         grades = Path(run.out_dir) / "eval" / "judge-paper.jsonl"
-        if run.found["judge-paper"] and grades.exists():
-            lines = grades.read_text(encoding="utf-8").splitlines()
-            run.found["graded"] = [json.loads(line) for line in lines]
-    kept = [run for run in runs if run.kind != "rival" or any(run.found.values())]
-    data = {str(Path(proof).parent): _json(proof) for proof in folders}
-    return Study(settings, pieces, kept, {name: facts for name, facts in data.items() if facts})
+        if run.results["judge-paper"] and grades.exists():
+            run.results["grades"] = _read_lines(grades)
+    runs = [run for run in runs if run.kind != "baseline" or any(run.results.values())]
+    data = {str(Path(path).parent): _read_json(path) for path in manifests}
+    return Study(settings, jobs, runs, {k: manifest for k, manifest in data.items() if manifest})
 
 
-def _json(path):
-    """A JSON file, or None where there is none that can be read."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def _read_json(path):
+    """A JSON file, None where there is none that can be read."""
+    with contextlib.suppress(UserError):
+        return storage.read_json(path)
 
 
-def run_in(folder):
+def _read_lines(path):
+    """The values of a JSON lines file."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def read_run(folder):
     """
-    The Run of a run folder, by its name: [kind-]width-layers-heads-s<seed>. None where it is gone
-    or damaged: then nothing of it has been measured.
+    The Run of a run folder, which is named [kind-]width-layers-heads-s<seed>.
+
+    None where the folder is missing or damaged.
     """
     *kind, width, layers, heads, seed = Path(folder).name.split("-")
+    kind, size = "-".join(kind), Size(int(width), int(layers), int(heads))
     try:
         config, state = checkpoint.read_config(folder), checkpoint.read_state(folder)
-        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = _read_lines(Path(folder) / "metrics.jsonl")
     except (UserError, OSError):
         return None
     with torch.device("meta"):
         model = GPT(GPTConfig(**config["model"]))
-    size, lines = Size(int(width), int(layers), int(heads)), [json.loads(line) for line in lines]
-    curve, train_curve = curves(lines)
+    curve, train_curve = loss_curves(lines)
     return Run(
-        str(size), folder, "-".join(kind), size, int(seed[1:]), model.num_params(),
-        model.num_params(embeddings=False), model.wpe.weight.numel(), state["tokens"], curve,
-        train_curve, lines if kind == ["reward"] else [], _json(f"{folder}/env.json") or {},
-        config["train"],
+        str(size), folder, kind, size, int(seed[1:]),
+        parameters=model.num_params(), block_parameters=model.num_params(embeddings=False),
+        position_parameters=model.wpe.weight.numel(), tokens=state["tokens"],
+        curve=curve, train_curve=train_curve, steps=lines if kind == "reward" else [],
+        env=_read_json(f"{folder}/env.json") or {}, recipe=config["train"],
     )  # fmt: skip
 
 
-def curves(lines):
+def loss_curves(lines):
     """([(tokens, validation loss)], [(tokens, training loss)]) of the lines of metrics.jsonl."""
     train = [line for line in lines if "tok_s" in line]
     val = [line for line in lines if "val_loss" in line]
     if not train:  # of reward.py
         return [], []
-    at = np.interp(
-        [v["step"] for v in val], [t["step"] for t in train], [t["tokens"] for t in train]
-    )
-    return (
-        [(float(x), v["val_loss"]) for x, v in zip(at, val, strict=True)],
-        [(t["tokens"], t["loss"]) for t in train],
-    )
+    steps, tokens = [line["step"] for line in train], [line["tokens"] for line in train]
+    val_tokens = np.interp([line["step"] for line in val], steps, tokens).tolist()
+    val_curve = list(zip(val_tokens, [line["val_loss"] for line in val], strict=True))
+    return val_curve, list(zip(tokens, [line["loss"] for line in train], strict=True))

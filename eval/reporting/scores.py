@@ -1,16 +1,16 @@
 """
-The scores of a grid of models, with resamples to take differences and slopes of.
+The scores of a grid of models, resampled, to take differences and slopes of.
 
-    scores = Scores(study.grid)               # gather.Runs
-    scores.of("plot")                         # (sizes, 1 + ROUNDS): the estimate, then resamples
+    scores = Scores(study.grid)               # results.Runs
+    scores.draws["plot"]                      # (sizes, 1 + ROUNDS): the estimate, then resamples
     interval(scores.slopes("plot")["width"], n=8)
 
-Scores are relative: 0 is chance, 1 is all right. A resample draws questions, the same for all
-models, and adds what another seed of the training would change: a t-distributed error of the
-spread between seeds, pooled over all sizes. The sizes themselves stay: an interval is about these.
+A score is relative: 0 is chance, 1 is every question right. A resample draws questions, the same
+for all models, and adds what another training seed would change (bootstrap.resample_models). The
+sizes stay: an interval is about these models.
 
-Where a judge has graded every size, its grades stand in for grammar, consistency and plot,
-relative as the paper's (published.py: 0 its 64-2, 1 GPT-4), and creativity has no other score.
+Where a judge has graded every size, its grades replace the scores of grammar, consistency and plot,
+and add creativity; they are relative as the paper's (published.py: 0 is its 64-2, 1 is GPT-4).
 """
 
 import numpy as np
@@ -18,93 +18,97 @@ import numpy as np
 from eval import published
 from eval.bootstrap import resample_models
 
-FEW = 4  # sizes below which no slope is fitted
+MIN_SIZES = 4  # below which no slope is fitted
 CHANCE = 0.5
-GRADES = ("grammar", "consistency", "plot", "creativity")  # what a judge says of a story
+ONE_SEED = "one seed per model: the interval leaves out what another seed would change"
+GRADES = ("grammar", "consistency", "plot", "creativity")  # that a judge gives
 
 
 class Scores:
     """
-    The relative scores of a grid. sizes: [Size]; kinds: {name: float64 (sizes, 1 + ROUNDS)}, the
-    estimate first; counts: {name: how many questions}; judge: whose grades they are, "" nobody's;
-    seeds: the fewest runs of a size.
+    The relative scores of a grid. sizes: [Size]; draws: {kind: float64 (sizes, 1 + ROUNDS)}, the
+    estimate first; counts: {kind: number of questions}; judge: the model that graded, "" for none;
+    seed_note: ONE_SEED where a size has only one run, else "".
     """
 
     def __init__(self, runs, seed=0):
-        """runs: gather.Runs."""
-        told = {run.out_dir: answers(run) for run in runs}
+        """runs: results.Runs."""
+        answers = {run.out_dir: relative_answers(run) for run in runs}
         self.sizes = list(dict.fromkeys(run.size for run in runs))
-        graded = [run for run in runs if run.found.get("judge-paper") and run.found.get("graded")]
-        self.judge = ""
+        seeds = min((sum(run.size == size for run in runs) for size in self.sizes), default=0)
+        self.seed_note = ONE_SEED * (seeds == 1)
+        self.judge, self.draws, self.counts = "", {}, {}
+        graded = [
+            run for run in runs if run.results.get("judge-paper") and run.results.get("grades")
+        ]
         if graded and {run.size for run in graded} == set(self.sizes):
-            self.judge = graded[0].found["judge-paper"]["judge"]["model"]
+            self.judge = graded[0].results["judge-paper"]["judge"]["model"]
             for run in runs:
-                plain = {kind: x for kind, x in told[run.out_dir].items() if kind not in GRADES}
-                told[run.out_dir] = plain | grades(run)
-        self.kinds, self.counts, rng = {}, {}, np.random.default_rng(seed)
-        self.seeds = min((sum(run.size == size for run in runs) for size in self.sizes), default=0)
-        for kind in sorted({kind for some in told.values() for kind in some}):
-            columns = [
-                [told[run.out_dir][kind] for run in runs
-                 if run.size == size and kind in told[run.out_dir]] for size in self.sizes
+                kept = {k: v for k, v in answers[run.out_dir].items() if k not in GRADES}
+                answers[run.out_dir] = kept | relative_grades(run)
+        rng = np.random.default_rng(seed)
+        for kind in sorted({kind for by_kind in answers.values() for kind in by_kind}):
+            by_size = [
+                [answers[run.out_dir][kind] for run in runs
+                 if run.size == size and kind in answers[run.out_dir]] for size in self.sizes
             ]  # fmt: skip
-            lengths = {len(one) for some in columns for one in some}
-            if len(lengths) == 1 and all(columns):
-                self.kinds[kind] = resample_models([np.array(some) for some in columns], rng)
+            lengths = {len(row) for rows in by_size for row in rows}
+            if len(lengths) == 1 and all(by_size):
+                self.draws[kind] = resample_models([np.array(rows) for rows in by_size], rng)
                 self.counts[kind] = lengths.pop()
 
-    def of(self, kind):
-        """(sizes, 1 + ROUNDS) of a kind; None where a size has none."""
-        return self.kinds.get(kind)
+    def by_size(self, kind):
+        """{size: (1 + ROUNDS,)} of a kind, {} where a size has no score of it."""
+        return dict(zip(self.sizes, self.draws[kind], strict=True)) if kind in self.draws else {}
 
     def slopes(self, kind):
         """
-        {"width", "layers": (1 + ROUNDS,)}: how much a kind gains by twice the width and by twice
-        the layers, each as the other stays; None of too few sizes, or where they go together.
+        {"width", "layers": (1 + ROUNDS,)}: what a kind gains from twice the width and from twice
+        the layers, the other fixed. [nan] for too few sizes, or where both grow together.
         """
-        scores = self.of(kind)
         x = np.array([[1, np.log2(s.width), np.log2(s.layers)] for s in self.sizes])
-        if scores is None or len(x) < FEW or np.linalg.matrix_rank(x) < 3:
-            return None
-        _, width, layers = np.linalg.lstsq(x, scores, rcond=None)[0]
+        if kind not in self.draws or len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
+            return {"width": np.array([np.nan]), "layers": np.array([np.nan])}
+        _, width, layers = np.linalg.lstsq(x, self.draws[kind], rcond=None)[0]
         return {"width": width, "layers": layers}
 
     def slope(self, kind, chosen):
         """
-        (1 + ROUNDS,): how much a kind gains by twice the parameters, among the sizes with these
-        numbers, int (n,); None of fewer than two.
+        (1 + ROUNDS,): what a kind gains from twice the parameters, among the sizes with the indices
+        `chosen`, int (n,). [nan] for fewer than two.
         """
-        if self.of(kind) is None or len(chosen) < 2:
-            return None
+        if kind not in self.draws or len(chosen) < 2:
+            return np.array([np.nan])
         x = np.log2([self.sizes[i].parameters for i in chosen])
         x = x - x.mean()
-        return x @ self.of(kind)[chosen] / (x @ x)
+        return x @ self.draws[kind][chosen] / (x @ x)
 
 
-def of_grid(study):
-    """The Scores of a gather.Study's grid: of the runs that were asked."""
-    return Scores([run for run in study.grid if run.found.get("skills")])
+def grid_scores(study):
+    """The Scores of those runs of a study's grid that eval.skills has evaluated."""
+    return Scores([run for run in study.grid if run.results.get("skills")])
 
 
-def answers(run):
-    """{kind: float64 (questions,)} of eval.skills: 1 told, 0 not, relative to chance."""
-    skills = run.found.get("skills")
-    told = skills["told"] if skills else {}
-    return {kind: (np.array(some) - CHANCE) / (1 - CHANCE) for kind, some in told.items()}
+def relative_answers(run):
+    """{kind: float64 (questions,)} of eval.skills: 1 is right, 0 is chance."""
+    skills = run.results.get("skills")
+    correct = skills["told"] if skills else {}
+    return {kind: (np.array(x) - CHANCE) / (1 - CHANCE) for kind, x in correct.items()}
 
 
-def grades(run):
+def relative_grades(run):
     """
     {grade: float64 (beginnings,)} of a judge, relative: means over the completions of a beginning,
-    nan where none could be read.
+    nan where no reply could be read.
     """
-    lines, found = run.found.get("graded") or (), {}
-    prompts = sorted({line["number"][0] for line in lines})
+    lines, relative = run.results.get("grades") or (), {}
+    beginnings = sorted({line["number"][0] for line in lines})
     for grade in GRADES if lines else ():
         worst, best = published.WORST[grade][0], published.BEST[grade][0]
-        said = {prompt: [] for prompt in prompts}
+        values = {beginning: [] for beginning in beginnings}
         for line in lines:
             if line["verdict"]:
-                said[line["number"][0]].append((line["verdict"][grade] - worst) / (best - worst))
-        found[grade] = np.array([np.mean(some) if some else np.nan for some in said.values()])
-    return found
+                value = (line["verdict"][grade] - worst) / (best - worst)
+                values[line["number"][0]].append(value)
+        relative[grade] = np.array([np.mean(x) if x else np.nan for x in values.values()])
+    return relative

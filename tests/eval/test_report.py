@@ -12,9 +12,9 @@ from planted_study import GRID, KINDS, interval, run, study
 from configs import UserError
 from eval import report
 from eval.memorization.copying import BINS
-from eval.reporting import charts, model_sections
-from eval.reporting import results as gather
-from eval.reporting.claims import claims
+from eval.reporting import charts, model_sections, scaling_law
+from eval.reporting import results as study_results
+from eval.reporting.claims import evaluate_claims
 from eval.reporting.page import Cell, Section, cell, figure, stories, table, text
 from eval.reporting.study_jobs import Size
 from eval.reporting.study_state import digest
@@ -23,7 +23,7 @@ CHART = charts.chart
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&amp; {{ 7 * 7 }} \ud800'
 
 
-def shares(size):
+def accuracies(size):
     return {kind: 0.6 + 0.002 * size.width**0.5 * size.layers for kind in KINDS}
 
 
@@ -50,8 +50,8 @@ class Reader(HTMLParser):
 
 
 def page_of(planted):
-    sections, _, _ = report.report(planted)
-    return report.render("The study", "facts", sections)
+    claims, law = evaluate_claims(planted), scaling_law.fit(scaling_law.curves_of(planted))
+    return report.render("The study", "subtitle", report.make_sections(planted, claims, law))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,29 +84,30 @@ def page():
 
 def full():
     """A planted study with every kind of result in it."""
-    planted = study(shares, lambda size: 5 - 0.2 * size.width**0.4)
+    planted = study(accuracies, lambda size: 5 - 0.2 * size.width**0.4)
     planted.settings["judge"] = HOSTILE
     for one in planted.runs:
-        one.found |= results(one)
+        one.results |= results(one)
     planted.runs[0].env = {"torch": "9.9", "data": {}}
     planted.runs[0].recipe = {"batch_size": 2, "learning_rate": HOSTILE}
-    planted.pieces.append({"name": HOSTILE, "command": ["train.py", HOSTILE], "status": "failed",
+    planted.jobs.append({"name": HOSTILE, "command": ["train.py", HOSTILE], "status": "failed",
                            "output": "x", "run": ""})  # fmt: skip
     size = Size(64, 2, 4)
     for kind in ("instruct", "syn", "reward"):
         more = run(size, 1, {}, kind=kind)
-        more.found = {"instruct": instruct(), "syn": vocabulary(), "reward": rewarded()}[kind]
+        more.results = {"instruct": instruct(), "syn": vocabulary(), "reward": rewarded()}[kind]
         more.steps = [{"step": n, "reward": 0.1 * n, "kl": n, "loss": n} for n in range(9)]
         planted.runs.append(more)
-    rival = run(size, 1, shares(size), kind="rival")
-    rival.name, rival.size, rival.curve, rival.positions = "gpt2-xl", None, [], 0
-    rival.found |= results(rival)
-    planted.runs.append(rival)
+    baseline = run(size, 1, accuracies(size), kind="baseline")
+    baseline.name, baseline.size = "gpt2-xl", None
+    baseline.curve, baseline.position_parameters = [], 0
+    baseline.results |= results(baseline)
+    planted.runs.append(baseline)
     return planted
 
 
 def results(one):
-    """What the evaluations of a plain run have found."""
+    """What the evaluations of a plain run measure."""
     rows = [{"kind": kind, "prompt": HOSTILE, "completion": HOSTILE, "margins": [1.0],
              "verdict": "success"} for kind in ("context", "reasoning", "facts")]  # fmt: skip
     scores = {kind: {"right": interval(0.5)} for kind in ("context", "reasoning", "facts")}
@@ -134,7 +135,7 @@ def results(one):
         "judge-prompts": {"models": [{"rows": rows, "scores": scores}]},
         "judge-paper": {"judge": {"model": HOSTILE}, "grades": said, "ages": {"A": 1, "C": 3}},
         "judge-report": {"grades": said},
-        "graded": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
+        "grades": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
         "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
                       "shown_neurons": shown},
         "diversity": {"sets": {f"{one.out_dir} at 1": texts, "original continuations": {
@@ -182,7 +183,7 @@ def test_with_half_of_it_missing(page, quick):
     """Every section is there, what no run has measured is marked, and nothing else is."""
     planted = full()
     for one in planted.runs[::2]:
-        one.found = {}
+        one.results = {}
     for one in planted.runs[::3]:
         one.curve = one.train_curve = []
     less = page_of(planted)
@@ -193,7 +194,7 @@ def test_with_half_of_it_missing(page, quick):
 
 
 @pytest.mark.parametrize("name", [
-    "skills", "side_by_side", "judge-prompts", "judge-paper", "graded", "interpret", "diversity",
+    "skills", "side_by_side", "judge-prompts", "judge-paper", "grades", "interpret", "diversity",
     "instruct", "vocabulary", "reward",
 ])  # fmt: skip
 def test_with_one_of_them_missing(name, quick):
@@ -201,11 +202,11 @@ def test_with_one_of_them_missing(name, quick):
     for some in (slice(None), slice(0, None, 3)):
         planted = full()
         for one in planted.runs[some]:
-            one.found.pop(name, None)
+            one.results.pop(name, None)
         assert "not measured" in page_of(planted)
 
 
-@pytest.mark.parametrize("kind", ["", "syn", "instruct", "reward", "rival"])
+@pytest.mark.parametrize("kind", ["", "syn", "instruct", "reward", "baseline"])
 def test_with_one_kind_of_run_missing(kind, quick):
     planted = full()
     planted.runs = [one for one in planted.runs if one.kind != kind]
@@ -222,14 +223,14 @@ def test_of_a_kind_no_question_could_be_made(quick):
     """A corpus without any name: no consistency."""
     planted = full()
     for one in planted.runs:
-        for table_ in (one.found.get("skills") or {"told": {}, "skills": {}}).values():
+        for table_ in (one.results.get("skills") or {"told": {}, "skills": {}}).values():
             if isinstance(table_, dict):
                 table_.pop("consistency", None)
     page_of(planted)
 
 
 def test_with_nothing_at_all(quick):
-    page = page_of(study(shares, seeds=0))
+    page = page_of(study(accuracies, seeds=0))
     assert page.count("not measured") > 26 and "cannot tell" in page  # all of the paper's table
     assert "No model of the grid" in page
 
@@ -237,7 +238,7 @@ def test_with_nothing_at_all(quick):
 def test_published_numbers_stand_beside_ours(page, quick):
     for text_ in ("9.34 / 0.92", "5.93 / 6.10", "2.94 / 0.00", "a factor of 500", "70 words"):
         assert text_ in page, text_
-    blocks = model_sections.grid(full()).blocks
+    blocks = model_sections.grid(full())
     tables = [block for block in blocks if block["kind"] == "table"]
     [row] = [row for row in tables[1]["rows"] if row[0].text == "128-2"]
     assert row[1].text == "1.920" and row[7].text.startswith("3.")  # the paper's loss, and ours
@@ -245,12 +246,12 @@ def test_published_numbers_stand_beside_ours(page, quick):
     assert row[7].text == "not measured" == row[8].text
 
 
-def test_a_failed_piece_is_shown(page):
+def test_a_failed_job_is_shown(page):
     assert "failed: </script>" in "".join(Reader(page).texts)
 
 
 def test_with_figures():
-    """They take the page's colours, say what they show, and load nothing."""
+    """They take the page's colors, say what they show, and load nothing."""
     page = page_of(full())
     assert page.count("<svg") > 6 and "currentColor" in page and "var(--line)" in page
     assert page.count('<svg role="img" aria-label="') == page.count("<svg")
@@ -266,16 +267,16 @@ def test_the_same_study_makes_the_same_page(page, quick):
 
 
 def test_cells():
-    assert cell(None).text == "not measured" and cell(None).by is None
+    assert cell(None).text == "not measured" and cell(None).sort_key is None
     assert cell(interval(0.5)) == Cell("0.500", 0.5, below="0.490 to 0.510")
-    assert cell(1234).text == "1,234" and cell(0.5).text == "0.500" and cell("x").by == "x"
+    assert cell(1234).text == "1,234" and cell(0.5).text == "0.500" and cell("x").sort_key == "x"
 
 
 def test_tables_can_be_sorted():
     block = table("a", ["model", "loss"], [["x", 3.0], ["y", None]])
     page = report.render("t", "f", [Section("s", "S", [block, text("words")])])
     assert '<button type="button">loss</button>' in page
-    assert 'data-by="3.0"' in page and page.count("data-by=") == 3
+    assert 'data-sort-key="3.0"' in page and page.count("data-sort-key=") == 3
 
 
 def test_stories_are_escaped_but_for_what_is_marked():
@@ -297,18 +298,19 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     report.main()
     found = json.loads((tmp_path / "report.json").read_text())
-    assert len(found["claims"]) == len(claims(study(shares, seeds=0))) and found["scaling"] is None
+    expected = evaluate_claims(study(accuracies, seeds=0))
+    assert len(found["claims"]) == len(expected) and found["scaling"] is None
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert "cannot tell" in capsys.readouterr().out
 
 
 def test_no_study(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no study in"):
-        gather.read(tmp_path)
-    for text_, why in (("{", "damaged"), ("{}", "no study of this version")):
+        study_results.read_study(tmp_path)
+    for text_, why in (("{", "damaged"), ("{}", "not a study of this version")):
         (tmp_path / "study.json").write_text(text_)
         with pytest.raises(UserError, match=why):
-            gather.read(tmp_path)
+            study_results.read_study(tmp_path)
     monkeypatch.setattr(sys, "argv", ["report.py"])
     with pytest.raises(UserError, match="usage"):
         report.main()
@@ -325,7 +327,7 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
         one.out_dir = str(tmp_path / "64-2-4-s1")
         return one
 
-    monkeypatch.setattr(gather, "run_in", found_in)
+    monkeypatch.setattr(study_results, "read_run", found_in)
     row = {
         "name": "train",
         "output": "t",
@@ -340,12 +342,12 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
                              ({"sha256": "other"}, None)):  # fmt: skip
         study_ = {"settings": settings, "jobs": [row, one | change]}
         (tmp_path / "study.json").write_text(json.dumps(study_))
-        found = gather.read(tmp_path)
-        assert len(found.runs) == 1 and found.runs[0].found["skills"] == expected
+        found = study_results.read_study(tmp_path)
+        assert len(found.runs) == 1 and found.runs[0].results["skills"] == expected
 
 
 def test_a_run_that_is_gone_has_not_been_measured(tmp_path):
-    assert gather.run_in(str(tmp_path / "64-2-4-s1")) is None
+    assert study_results.read_run(str(tmp_path / "64-2-4-s1")) is None
 
 
 def test_in_a_browser(page, browser, tmp_path):
@@ -372,9 +374,9 @@ def test_in_a_browser(page, browser, tmp_path):
     assert browser.get_log("browser") == [] and browser.title == "The study"
 
 
-def test_the_closest_story_is_one_that_the_model_has_read(page):
-    """Not a rival's, which has read others."""
-    assert "closest training story to that of 256-2-4" in page and "that of gpt2-xl" not in page
+def test_the_nearest_story_is_one_that_the_model_has_read(page):
+    """Not a baseline's, which has read others."""
+    assert "training story nearest to that of 256-2-4" in page and "that of gpt2-xl" not in page
 
 
 def test_what_a_figure_says_it_shows_is_escaped():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from planted_study import GRID, KINDS, interval, run, study
 
-from eval.reporting.claims import FAILS, HOLDS, OPEN, Claim, claims, reached
+from eval.reporting.claims import FAILS, HOLDS, OPEN, Claim, evaluate_claims, halfway
 from eval.reporting.scores import Scores
 from eval.reporting.study_jobs import Size
 
@@ -18,18 +18,18 @@ def fewer_rounds():
 
 
 def verdict(text, study_):
-    [claim] = [claim for claim in claims(study_) if claim.text.startswith(text)]
+    [claim] = [claim for claim in evaluate_claims(study_) if claim.text.startswith(text)]
     return claim.verdict
 
 
-def shares(size, **formulas):
-    """{kind: share told}: 0.75 but for formulas of (log2 width / 32, log2 layers)."""
+def accuracies(size, **formulas):
+    """{kind: accuracy}: 0.75 but for formulas of (log2 width / 32, log2 layers)."""
     at = np.log2(size.width / 32), np.log2(size.layers)
     return {kind: formulas[kind](*at) if kind in formulas else 0.75 for kind in KINDS}
 
 
 def of(**formulas):
-    return study(lambda size: shares(size, **formulas))
+    return study(lambda size: accuracies(size, **formulas))
 
 
 def steep(w, d):
@@ -58,21 +58,21 @@ def test_claims_about_scores(text, holds, fails):
 
 def test_grammar_plateaus_among_the_larger_models():
     """What consistency gains among the smaller half says nothing about a plateau."""
-    planted = study(lambda size: shares(size) | (
+    planted = study(lambda size: accuracies(size) | (
         {"consistency": 0.55 + 0.4 * size.parameters / 2e5} if size.parameters < 2e5
         else {"consistency": 0.95}))  # fmt: skip
     assert verdict("Grammar plateaus", planted) == OPEN
 
 
 def test_scores_are_relative_and_few_questions_leave_much_open():
-    """0.75 told is halfway from chance to all right; of a quarter as many, twice as wide."""
+    """0.75 is halfway from chance to all right; a quarter of the questions, twice as wide."""
     few = of()
     for one in few.runs:
-        told_ = one.found["skills"]["told"]
-        told_ |= {"plot": told_["plot"][::4]}
+        answers = one.results["skills"]["told"]
+        answers |= {"plot": answers["plot"][::4]}
     scores = Scores(few.grid)
-    assert scores.of("grammar")[:, 0] == pytest.approx(0.5, abs=0.03)
-    spread = [np.ptp(np.percentile(scores.of(kind)[0, 1:], (2.5, 97.5)))
+    assert scores.draws["grammar"][:, 0] == pytest.approx(0.5, abs=0.03)
+    spread = [np.ptp(np.percentile(scores.draws[kind][0, 1:], (2.5, 97.5)))
               for kind in ("plot", "grammar")]  # fmt: skip
     assert 1.5 < spread[0] / spread[1] < 2.6 and spread[1] > 0.1
 
@@ -91,7 +91,7 @@ def along(first, second):
     (2e4, 2e5, HOLDS), (2e5, 2e4, FAILS), (5e4, 5e4, OPEN),
 ])  # fmt: skip
 def test_what_is_learned_first(first, second, expected):
-    planted = study(lambda size: shares(size), along=along(first, second))
+    planted = study(lambda size: accuracies(size), along=along(first, second))
     assert verdict("Grammar is learned before", planted) == expected
 
 
@@ -99,18 +99,18 @@ def test_halfway_by_hand():
     """Between 1,000 tokens at 0.7 and 4,000 at 0.8 lies 0.75 in the middle of the logarithms."""
     rows = [{"tokens": n, "skills": {"plot": {"right": {"mean": x}}}}
             for n, x in [(0, 0.5), (1000, 0.7), (4000, 0.8)]]  # fmt: skip
-    assert reached(rows, "plot") == pytest.approx(np.log2(2000))
-    assert reached(rows[:2], "plot") is None and reached(rows, "grammar") is None
+    assert halfway(rows, "plot") == pytest.approx(np.log2(2000))
+    assert halfway(rows[:2], "plot") is None and halfway(rows, "grammar") is None
 
 
 def instructed(joint_of, sizes):
-    """Runs with what eval.instruct found; joint_of(size): (model, shuffled)."""
+    """Runs with what eval.instruct measured; joint_of(size): (model, shuffled)."""
     runs = []
     for size in sizes:
         one = run(size, 1, {}, kind="instruct")
         model, other = joint_of(size)
         joint = {"model": interval(model), "shuffled": interval(other)}
-        one.found["instruct"] = {"checks": {"joint": joint}}
+        one.results["instruct"] = {"checks": {"joint": joint}}
         runs.append(one)
     return runs
 
@@ -118,10 +118,10 @@ def instructed(joint_of, sizes):
 def test_runs_that_end_before_one_of_the_two_count():
     """Consistency never gets halfway: later than the end of the run at the earliest."""
     rows = [(n, {"grammar": one["grammar"], "consistency": 0.5}) for n, one in along(2e4, 2e4)]
-    [claim] = [claim for claim in claims(study(lambda size: shares(size), along=rows))
+    [claim] = [claim for claim in evaluate_claims(study(lambda size: accuracies(size), along=rows))
                if claim.text.startswith("Grammar is learned")]  # fmt: skip
     assert claim.verdict == HOLDS and "24 of 24 runs ended before" in claim.note
-    few = study(lambda size: shares(size), along=rows)
+    few = study(lambda size: accuracies(size), along=rows)
     few.runs = few.runs[:3]
     assert verdict("Grammar is learned before", few) == OPEN
 
@@ -141,7 +141,7 @@ def test_what_would_come_without_reading_is_taken_off():
     """Two layers do what is asked more often, and as much more often by chance."""
     sizes = [Size(64, 1, 4), Size(64, 2, 4)]
     more = instructed(lambda size: (0.2 * size.layers, 0.2 * size.layers), sizes)
-    planted = study(lambda size: shares(size), more=more)
+    planted = study(lambda size: accuracies(size), more=more)
     assert verdict("Instructions need", planted) == OPEN
 
 
@@ -149,7 +149,7 @@ def test_instructions_at_the_same_width():
     """A wider model that follows them says nothing about a narrower one's layers."""
     one, two = Size(64, 1, 4), Size(128, 2, 4)
     more = instructed(lambda size: (0.1 * size.layers, 0.0), [one, two])
-    planted = study(lambda size: shares(size), more=more)
+    planted = study(lambda size: accuracies(size), more=more)
     assert verdict("Instructions need", planted) == OPEN
 
 
@@ -158,7 +158,7 @@ def test_instructions_at_the_same_width():
 def test_two_layers(one, two, expected):
     more = instructed(lambda size: (one if size.layers == 1 else two, 0.05),
                       [Size(64, 1, 4), Size(64, 2, 4)])  # fmt: skip
-    assert verdict("Instructions need", study(lambda size: shares(size), more=more)) == expected
+    assert verdict("Instructions need", study(lambda size: accuracies(size), more=more)) == expected
 
 
 @pytest.mark.parametrize("width, depth, expected", [(0.02, 0.2, HOLDS), (0.2, 0.02, FAILS),
@@ -167,9 +167,9 @@ def test_instructions_follow_depth(width, depth, expected):
     more = instructed(
         lambda size: (width * np.log2(size.width / 32) + depth * np.log2(size.layers), 0.0), GRID
     )
-    planted = study(lambda size: shares(size), more=more)
+    planted = study(lambda size: accuracies(size), more=more)
     assert verdict("Instructions follow", planted) == expected
-    few = study(lambda size: shares(size), more=more[:2])
+    few = study(lambda size: accuracies(size), more=more[:2])
     assert verdict("Instructions follow", few) == OPEN
 
 
@@ -177,25 +177,27 @@ def test_instructions_follow_depth(width, depth, expected):
 def test_heads(gain, expected):
     more = [run(Size(64, 2, 8), seed, {}, loss=3.0 - gain + 0.01 * seed) for seed in (1, 2, 3)]
     few = [run(Size(64, 2, 2), seed, {}, loss=3.0 + 0.01 * seed) for seed in (1, 2, 3)]
-    assert verdict("More heads", study(lambda size: shares(size), more=more + few)) == expected
+    assert verdict("More heads", study(lambda size: accuracies(size), more=more + few)) == expected
 
 
 def test_one_seed_cannot_tell_chance_from_heads():
     more = [run(Size(64, 2, n), 1, {}, loss=3.0 + n / 100) for n in (2, 8)]
-    assert verdict("More heads", study(lambda size: shares(size), seeds=1, more=more)) == OPEN
+    assert verdict("More heads", study(lambda size: accuracies(size), seeds=1, more=more)) == OPEN
 
 
 def test_what_another_seed_would_change_widens_an_interval():
     """Seeds that differ a lot leave open what those that agree decide."""
 
     def planted(spread):
-        found = of(plot=lambda w, d: 0.6 + 0.02 * w)
-        for one in found.runs:
-            told_ = one.found["skills"]["told"]["plot"]
+        planted_ = of(plot=lambda w, d: 0.6 + 0.02 * w)
+        for one in planted_.runs:
+            answers = one.results["skills"]["told"]["plot"]
             shift = int(spread * (one.seed - 2) * (-1) ** one.size.layers)
-            one.found["skills"]["told"]["plot"] = told_[shift:] + [1.0] * shift if shift > 0 else (
-                [0.0] * -shift + told_[:shift] if shift else told_)  # fmt: skip
-        [claim] = [c for c in claims(found) if c.text == "Plot follows width"]
+            moved = answers[shift:] + [1.0] * shift
+            if shift <= 0:
+                moved = [0.0] * -shift + answers[: shift or None]
+            one.results["skills"]["told"]["plot"] = moved
+        [claim] = [c for c in evaluate_claims(planted_) if c.text == "Plot follows width"]
         return claim.value["high"] - claim.value["low"]
 
     assert planted(40) > 1.5 * planted(0)
@@ -205,7 +207,7 @@ def test_what_another_seed_would_change_widens_an_interval():
     (6_000_000, 3.19, HOLDS), (6_000_000, 2.2, FAILS), (2_000_000, 3.19, OPEN),
 ])  # fmt: skip
 def test_the_loss_flattens(tokens, last, expected):
-    planted = study(lambda size: shares(size), tokens=tokens)
+    planted = study(lambda size: accuracies(size), tokens=tokens)
     for i, one in enumerate(planted.runs):
         one.curve = [(tokens / 2, 3.2), (tokens, last + 0.001 * i)]
         one.train_curve = [(0.01e6, 9.0), (0.06e6, 5.0), (tokens, 3.0)]
@@ -213,22 +215,22 @@ def test_the_loss_flattens(tokens, last, expected):
 
 
 @pytest.mark.parametrize("theirs, expected", [(0.6, HOLDS), (0.95, FAILS), (0.75, OPEN)])
-def test_rivals(theirs, expected):
-    rival = run(Size(1, 1, 1), 1, dict.fromkeys(KINDS, theirs), kind="rival")
-    rival.name, rival.size = "gpt2-xl", None
-    planted = study(lambda size: shares(size), more=[rival])
+def test_baselines(theirs, expected):
+    baseline = run(Size(1, 1, 1), 1, dict.fromkeys(KINDS, theirs), kind="baseline")
+    baseline.name, baseline.size = "gpt2-xl", None
+    planted = study(lambda size: accuracies(size), more=[baseline])
     assert verdict("Small models beat", planted) == expected
-    rival.name = "gpt2"
+    baseline.name = "gpt2"
     assert verdict("Small models beat", planted) == OPEN  # neither large nor XL
-    rival.name = "gpt2-xl"
-    rival.found["skills"]["questions_sha256"] = "other"
+    baseline.name = "gpt2-xl"
+    baseline.results["skills"]["questions_sha256"] = "other"
     assert verdict("Small models beat", planted) == OPEN
 
 
 def test_neurons():
-    planted = study(lambda size: shares(size))
+    planted = study(lambda size: accuracies(size))
     facts = {"mean_coherence": interval(0.5), "mean_coherence_random_weights": interval(0.3)}
-    planted.runs[0].found["interpret"] = {"neurons": facts}
+    planted.runs[0].results["interpret"] = {"neurons": facts}
     assert verdict("Neurons of TinyStories", planted) == HOLDS
     facts["mean_coherence_random_weights"] = interval(0.5)
     assert verdict("Neurons of TinyStories", planted) == OPEN
@@ -248,25 +250,25 @@ def graded(creative, plain, seed):
 
 @pytest.mark.parametrize("creative, plain, expected", [(3.5, 8.0, HOLDS), (8.0, 4.5, FAILS)])
 def test_creativity_takes_a_judge(creative, plain, expected):
-    planted = study(lambda size: shares(size))
+    planted = study(lambda size: accuracies(size))
     assert verdict("Creativity", planted) == OPEN
     for one in planted.runs:
         if one.seed == 1:
-            one.found["judge-paper"] = {"judge": {"model": "a teacher"}}
-            one.found["graded"] = graded(creative, plain, one.size.width)
+            one.results["judge-paper"] = {"judge": {"model": "a teacher"}}
+            one.results["grades"] = graded(creative, plain, one.size.width)
     assert verdict("Creativity", planted) == expected
 
 
 def test_a_judge_stands_in_for_the_scores():
-    """Where it has graded every size: its plot rises with width, what was told does not."""
+    """Where it has graded every size: its plot rises with width, the accuracy does not."""
     planted = of(plot=lambda w, d: 0.6 + 0.12 * d)
     for one in planted.runs:
         if one.seed == 1:
             grade = 4 + np.log2(one.size.width / 32)
-            one.found["judge-paper"] = {"judge": {"model": "a teacher"}}
-            one.found["graded"] = graded(grade, grade, 0)
+            one.results["judge-paper"] = {"judge": {"model": "a teacher"}}
+            one.results["grades"] = graded(grade, grade, 0)
     assert verdict("Plot follows width", planted) == HOLDS
-    planted.runs[0].found.pop("judge-paper")
+    planted.runs[0].results.pop("judge-paper")
     assert verdict("Plot follows width", planted) == FAILS
 
 
@@ -278,4 +280,4 @@ def test_verdicts_by_hand():
 
 def test_with_nothing_measured_nothing_is_claimed():
     empty = study(lambda size: {}, seeds=0)
-    assert all(claim.verdict == OPEN and claim.value is None for claim in claims(empty))
+    assert all(claim.verdict == OPEN and claim.value is None for claim in evaluate_claims(empty))

@@ -25,7 +25,7 @@ def planted(alpha=0.08, a=0.5, seeds=3, noise=0.0):
 
 @pytest.mark.parametrize("alpha, a", [(0.08, 0.5), (0.2, 0.7)])
 def test_planted_exponents_are_found(alpha, a):
-    found = scaling_law.law(planted(alpha, a, noise=0.002))
+    found = scaling_law.fit(planted(alpha, a, noise=0.002))
     assert found["alpha"]["mean"] == pytest.approx(alpha, abs=0.01)
     assert found["a"]["mean"] == pytest.approx(a, abs=0.07)
     assert found["alpha"]["low"] <= found["alpha"]["mean"] <= found["alpha"]["high"]
@@ -34,7 +34,7 @@ def test_planted_exponents_are_found(alpha, a):
 
 def test_seeds_that_differ_make_wide_intervals():
     def width(noise):
-        row = scaling_law.law(planted(noise=noise))["alpha"]
+        row = scaling_law.fit(planted(noise=noise))["alpha"]
         return row["high"] - row["low"]
 
     assert width(0.3) > 3 * width(0.01)
@@ -47,10 +47,10 @@ def test_few_seeds_spread_as_far_as_they_should():
         found[name] = w, [[(n, x * f) for n, x in run] for f in (1 - shift, 1 + shift)]
     draws = []
     for seed in range(3):
-        row = scaling_law.law(found, seed)["alpha"]
+        row = scaling_law.fit(found, seed)["alpha"]
         draws.append(row["high"] - row["low"])
     one = {name: (w, runs * 2) for name, (w, runs) in found.items()}  # twice as many seeds
-    more = scaling_law.law(one)["alpha"]
+    more = scaling_law.fit(one)["alpha"]
     assert np.mean(draws) / (more["high"] - more["low"]) == pytest.approx(1.73, abs=0.2)
 
 
@@ -78,24 +78,24 @@ def test_equal_numbers_of_tokens_make_no_exponent(shape):
     for w in np.geomspace(1e5, 1e7, 16):
         n = np.geomspace(2e4, 2e7, 40)
         found[f"{w:.0f}"] = (w, [list(zip(n, 1.5 + A / w**alpha + B / n**beta, strict=True))])
-    row = scaling_law.law(found)["a"]
+    row = scaling_law.fit(found)["a"]
     assert row is None or row["mean"] == pytest.approx(true, abs=0.15)
 
 
 def test_of_one_seed_there_is_no_interval():
-    row = scaling_law.law(planted(seeds=1))["alpha"]
+    row = scaling_law.fit(planted(seeds=1))["alpha"]
     assert row["mean"] == pytest.approx(0.08, abs=0.01) and row["low"] is None is row["high"]
 
 
 def test_between_two_evaluations_lies_a_line_in_log_flops():
-    [row] = scaling_law.on_budgets(
+    [row] = scaling_law.losses_at(
         [[(100, 4.0), (10_000, 2.0)]], np.array([50, 100, 1000, 10_000, 2e4])
     )
     assert np.isnan(row[[0, 4]]).all() and row[1:4] == pytest.approx([4, 3, 2])
 
 
 def test_the_best_model_at_each_budget():
-    rows = scaling_law.law(planted())["budgets"]
+    rows = scaling_law.fit(planted())["budgets"]
     sizes = [float(row["size"]) for row in rows]
     assert sizes == sorted(sizes) and len(set(sizes)) == 9
     assert all(row["tokens"] * float(row["size"]) == pytest.approx(row["flops"], rel=0.01)
@@ -106,11 +106,11 @@ def test_the_best_model_at_each_budget():
 
 def test_with_three_sizes_none_but_the_middle_one_is_sure_to_be_best():
     few = dict(list(planted().items())[2:5])
-    found = scaling_law.law(few)
+    found = scaling_law.fit(few)
     assert found["a"] is None and found["alpha"]["mean"] == pytest.approx(0.08, abs=0.02)
 
 
 def test_one_size_has_no_law():
     one = dict(list(planted().items())[:1])
-    assert scaling_law.law(one) is None and scaling_law.law({}) is None
-    assert scaling_law.law({"a": (1.0, [[(1, 2.0)]]), "b": (2.0, [[]])}) is None
+    assert scaling_law.fit(one) is None and scaling_law.fit({}) is None
+    assert scaling_law.fit({"a": (1.0, [[(1, 2.0)]]), "b": (2.0, [[]])}) is None
