@@ -289,17 +289,20 @@ def trained_on(model, data):
 
 def show(results):
     """Print the tables of copying and of diversity."""
+    rows = []
+    for name, row in results.items():
+        cells = [None] * 7
+        if "copies" in row:
+            match, copies = row["longest_match"], row["copies"]
+            words = match["words"] and "{median:g}, {max}".format(**match["words"])
+            cells = [row["rouge_nearest"], row.get("rouge_nearest_unseen"),
+                     row["ngrams"]["4"]["new"], words, copies["exact"],
+                     match["words_masked"] and copies["template"], copies["short"]]  # fmt: skip
+        rows.append([name, row.get("rouge_original"), row["rouge_other"], *cells])
     print()
-    print_table(
-        ["", "ROUGE-2, original", "ROUGE-2, another", "ROUGE-2, nearest", "nearest, unseen stories",
-         "new 4-grams", "longest match", "copies", "templates", "too short"],
-        [[name, row.get("rouge_original"), row["rouge_other"], *(
-            (row["rouge_nearest"], row.get("rouge_nearest_unseen"), row["ngrams"]["4"]["new"],
-             (match := row["longest_match"])["words"] and match["words"]["max"],
-             row["copies"]["exact"], match["words_masked"] and row["copies"]["template"],
-             row["copies"]["short"]) if "ngrams" in row else [None] * 7)]
-         for name, row in results.items()],
-    )  # fmt: skip
+    print_table(["", "ROUGE-2, original", "ROUGE-2, another", "ROUGE-2, nearest",
+                 "nearest, unseen stories", "new 4-grams", "longest match: median, max",
+                 "exact copies", "templates", "too short"], rows)  # fmt: skip
     print()
     print_table(
         ["", "words", *(f"distinct-{n}" for n in (1, 2, 3, 4)), "MTLD", "self-BLEU"],
