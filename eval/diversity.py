@@ -41,7 +41,6 @@ from eval import bootstrap
 from eval.harness import (
     ModelSettings,
     completions,
-    data_folder,
     fits,
     open_models,
     print_table,
@@ -343,7 +342,7 @@ def main():
         raise UserError("prompt_fraction must be between 0 and 1")
 
     models = open_models(settings, origin)
-    folder = data_folder(models[0], settings.dataset)
+    folder = settings.dataset or checkpoint.data_folder(models[0])
     data = Dataset(folder, "train")
     known = {model.out_dir: trained_on(model, data) for model in models}
     for name in (name for name, same in known.items() if same is False):

@@ -85,11 +85,7 @@ def beside_names(settings):
 
 
 def data_folder(loaded, dataset="", setting="dataset"):
-    """
-    The token folder `dataset`, by default the one that a LoadedModel was trained on.
-
-    Raises UserError for a published model without one; `setting` is what the user can name it with.
-    """
+    """The token folder `dataset`, by default the one a LoadedModel was trained on; or UserError."""
     return dataset or checkpoint.data_folder(loaded, setting)
 
 
@@ -145,7 +141,7 @@ def read_records(settings, loaded):
     if source := settings.source:
         texts = sources.read(source, seed=settings.seed)
     else:
-        source = data_folder(loaded, settings.dataset, "source")
+        source = settings.dataset or checkpoint.data_folder(loaded, "source")
         texts = val_texts(source)
     records = [
         record for text in texts if (record := instruct.parse_record(text)) and record.fields

@@ -42,8 +42,9 @@ import numpy as np
 
 from configs import UserError, load, run
 from eval import bootstrap, harness
-from eval.llm import endpoint, grading
-from eval.llm.rubrics import TOPIC, Exercise
+from eval.llm import grading
+from eval.llm.rubrics import TOPIC, JudgeItem
+from eval.llm.settings import JudgeSettings, check_judge
 from nanostories import storage
 from nanostories.dataset import instruct
 from nanostories.inference.decoder import open_decoder
@@ -66,7 +67,7 @@ USUAL = 95  # percentile of the reference's stories that a good one does not pas
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(JudgeSettings):
     out_dir: str = ""  # run folder of reward.py
     instruct: str = ""  # a run of Instruct records, or a published model of them, to compare with
     checkpoint: str = "latest"  # latest or best
@@ -80,20 +81,7 @@ class Settings:
     shown: int = 2  # stories of each model that are printed
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "float32"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
-    judge: str = ""  # the model that rates, as its server calls it; none: rules alone
-    base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY
-    allow_http: bool = False  # plain http to another machine too: others can read and change it
-    judge_temperature: float = 0.0  # of the judge
-    max_tokens: int = 300  # of one of its replies
-    extra: str = ""  # more of the request, as JSON: '{"reasoning_effort": "low"}'; null: leave out
-    concurrency: int = 4  # calls at a time
-    tries: int = 6  # of a call that fails for the moment
-    timeout: float = 120.0  # seconds for a reply
-    max_calls: int = 0  # new calls of this command at the most; 0: any number
-    max_cost: float = 0.0  # what this command may spend; 0: anything
-    price_in: float = 0.0  # of a million tokens read by the judge
-    price_out: float = 0.0  # of a million tokens written by it
-    dry_run: bool = False  # print one full prompt, the calls, tokens and cost; call nothing
+    max_tokens: int = 300  # most tokens of a reply
 
 
 # ----------------------------------------------------------------------------------------------
@@ -238,14 +226,13 @@ def judged(lines, word, settings, path):
     order = list(range(len(lines)))
     random.Random(settings.seed).shuffle(order)
     asked = [
-        Exercise(lines[i]["text"], lines[i]["start"], f"the word '{word}'", (place, 0))
+        JudgeItem(lines[i]["text"], lines[i]["start"], f"the word '{word}'", (place, 0))
         for place, i in enumerate(order)
     ]  # fmt: skip
-    if settings.dry_run:
-        grading.plan(settings, TOPIC, asked, path)
+    graded = grading.grade(settings, TOPIC, asked, path)
+    if graded is None:  # a dry run
         return None
     found = [None] * len(lines)
-    graded = grading.grade(settings, TOPIC, asked, path)
     for i, (_, said) in zip(order, graded, strict=True):
         found[i] = said and said["rating"]
     return found
@@ -273,7 +260,7 @@ def main():
     settings, _ = load(Settings, positional="out_dir")
     ran, asked = asked_of(settings)
     if settings.judge or settings.dry_run:
-        endpoint.check(settings)
+        check_judge(settings)
     own = Reference(SimpleNamespace(**vars(ran) | {"word": asked.word}), asked.device)
     own.check_same(settings.out_dir)
     reference = own.found

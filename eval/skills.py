@@ -5,141 +5,129 @@ Grammar, consistency, plot and knowledge without a judge: does a model prefer wh
     python -m eval.skills out/ts_33m --steps             # its earlier checkpoints, too
     python -m eval.skills --init_from=gpt2 --dataset=data/tinystories-gpt2
 
-Each question is a beginning with a right and a wrong way to go on, half of them told by chance:
+Each question is a prompt with a right and a wrong continuation, so chance answers half of them:
 
     grammar, consistency, plot     held-out stories with one thing broken (minimal_pairs.py)
     context, reasoning, facts      the paper's prompts (knowledge_prompts.py)
 
-    margin = log p(right | beginning) - log p(wrong | beginning), in nats
+    margin = log p(right | prompt) - log p(wrong | prompt), in nats
 
-and the model has told it where that is above 0. Grades stand for what a reader thinks of a story;
-these do not: they say what the model knows, hundreds of times, the same for every model. Intervals
-are 95 % bootstrap intervals over the questions. Results are in eval/skills.json of the run, with
-what was told of each question, so that models can be compared question by question.
+The answer is correct where the margin is above 0. A judge's grades say what a reader thinks of a
+story; these scores say what the model knows, by hundreds of questions, the same ones for every
+model. Intervals are 95 % bootstrap intervals over the questions. Results are in eval/skills.json of
+the run, with the score of each question, so that models can be compared question by question.
 """
 
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 
 from configs import UserError, load, run
 from eval import bootstrap
-from eval.harness import log_likelihood_margins
-from eval.prompts import knowledge_prompts as questions
-from eval.prompts import minimal_pairs
-from nanostories import storage
-from nanostories.dataset.shards import Dataset
-from nanostories.dataset.tokenizer import Tokenizer
+from eval.harness import (
+    ModelSettings,
+    log_likelihood_margins,
+    open_models,
+    val_texts,
+    write_result,
+)
+from eval.prompts import knowledge_prompts, minimal_pairs
 from nanostories.training import checkpoint
-from nanostories.training.device import pick_device
 
-KINDS = (*minimal_pairs.KINDS, *questions.KINDS)
+KINDS = (*minimal_pairs.KINDS, *knowledge_prompts.KINDS)
 
 
 @dataclass(frozen=True)
-class Settings:
-    out_dir: str = ""  # run folder; default: the newest in out/
-    checkpoint: str = "latest"  # latest or best
-    init_from: str = ""  # instead of a run: a model of the hub, or a folder with one
-    revision: str = ""  # which commit, tag or branch of a model of the hub
-    dataset: str = ""  # a data folder, whose held-out stories are asked about; default: the run's
-    questions: int = 320  # of each kind that is made of stories, at the most
+class Settings(ModelSettings):
+    dataset: str = ""  # a data folder, for its held-out stories; default: the run's
+    questions: int = 320  # most questions of each kind that is made from stories
     steps: bool = False  # every checkpoint that the run has kept, too
     seed: int = 1337  # of the questions and the intervals
-    device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
-
-
-def texts_of(found, settings):
-    """(the held-out stories, a list of str, what they were read from)."""
-    where = settings.dataset or checkpoint.data_folder(found)
-    data, decode = Dataset(where, "val"), Tokenizer.load(where).decode
-    return [decode(data.story(i)[1:]) for i in range(data.stories)], where
-
-
-def asked(texts, settings):
-    """[(kind, Prompt)]: the questions, made of the stories and the paper's."""
-    made = minimal_pairs.make(texts, settings.questions, settings.seed)
-    return [(one.kind, one.prompt) for one in made] + [(p.kind, p) for p in questions.paper()]
-
-
-def fitting(prompts, found):
-    """Those of the prompts that a model can read to their end."""
-    encode, limit = found.tokenizer.encode, found.model.config.block_size
-
-    def length(prompt):
-        rest = max(len(encode(text)) for pair in prompt.pairs for text in pair)
-        return len(found.encode_prompt(prompt.text)) + rest
-
-    return [(kind, prompt) for kind, prompt in prompts if length(prompt) <= limit]
-
-
-def told_by(found, prompts):
-    """Of each kind (share of pairs told, mean margin), float64 (2, questions), of a Trained."""
-    margins = log_likelihood_margins(found, [prompt for _, prompt in prompts])
-    columns = {kind: [] for kind in KINDS}
-    for (kind, _), some in zip(prompts, margins, strict=True):
-        columns[kind].append((np.mean(np.array(some) > 0), np.mean(some)))
-    return {kind: np.array(rows).T for kind, rows in columns.items() if rows}
-
-
-def summed(told, seed):
-    """{kind: {"right", "margin": intervals}} of what `told_by` found."""
-    return {
-        kind: {"right": bootstrap.mean(right, seed), "margin": bootstrap.mean(margin, seed)}
-        for kind, (right, margin) in told.items()
-    }
-
-
-def along(found, prompts, settings):
-    """[{"step", "tokens", "skills"}] of the run's checkpoints, the earliest first."""
-    rows = []
-    for step in checkpoint.steps_of(found.out_dir):
-        which, device = f"checkpoints/{step}", found.model.wte.weight.device
-        then = checkpoint.load_run(found.out_dir, which, device)
-        tokens = checkpoint.read_state(found.out_dir, which)["tokens"]
-        skills = summed(told_by(then, prompts), settings.seed)
-        rows.append({"step": step, "tokens": tokens, "skills": skills})
-    return rows
 
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
     if settings.questions < 2:
         raise UserError("questions must be at least 2")
-    found = checkpoint.load_from_settings(settings, origin, pick_device(settings.device))
-    if settings.steps and not found.is_run():
+    (loaded,) = open_models(settings, origin)
+    if settings.steps and not loaded.is_run():
         raise UserError("steps are those of a run: name its folder")
-    texts, source = texts_of(found, settings)
-    every = asked(texts, settings)
-    prompts = fitting(every, found)
-    if left := len(every) - len(prompts):
-        print(f"{left} of {len(every)} questions are too long for this model, and left out")
-    told = told_by(found, prompts)
+    source = settings.dataset or checkpoint.data_folder(loaded)
+    questions = make_questions(list(val_texts(source)), settings)
+    prompts = fitting(questions, loaded)
+    if too_long := len(questions) - len(prompts):
+        print(f"{too_long} of {len(questions)} questions are too long for this model, and left out")
+    scores = score(loaded, prompts)
     results = {
-        "checkpoint": found.identity(),
-        "source": source,
-        "seed": settings.seed,
-        "left_out": left,
+        "checkpoint": loaded.identity(), "source": source, "seed": settings.seed,
+        "too_long": too_long,
         "questions_sha256": sha256(repr(prompts).encode("utf-8", "surrogatepass")).hexdigest(),
-        "skills": summed(told, settings.seed),
-        "told": {kind: right.tolist() for kind, (right, _) in told.items()},
-    }
-    print(f"{'':14}{'questions':>10}{'told':>24}{'margin, nats':>26}")
+        "skills": intervals(scores, settings.seed),
+        "correct": {kind: correct.tolist() for kind, (correct, _) in scores.items()},
+    }  # fmt: skip
+    print(f"{'':14}{'questions':>10}{'accuracy':>24}{'margin, nats':>26}")
     for kind, row in results["skills"].items():
-        cells = bootstrap.format_interval(row["right"]), bootstrap.format_interval(row["margin"], 2)
-        print(f"{kind:14}{row['right']['n']:>10}{cells[0]:>24}{cells[1]:>26}")
+        accuracy = bootstrap.format_interval(row["accuracy"])
+        margin = bootstrap.format_interval(row["margin"], 2)
+        print(f"{kind:14}{row['accuracy']['n']:>10}{accuracy:>24}{margin:>26}")
     if settings.steps:
-        results["along"] = along(found, prompts, settings)
-        print(f"\n{'step':>8}" + "".join(f"{kind:>13}" for kind in told))
-        for row in results["along"]:
-            shares = (row["skills"][kind]["right"]["mean"] for kind in told)
-            print(f"{row['step']:>8}" + "".join(f"{share:>13.3f}" for share in shares))
-    path = Path(found.out_dir) / "eval" / "skills.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_json(path, results)
-    print(f"\n{path}")
+        results["checkpoints"] = score_checkpoints(loaded, prompts, settings.seed)
+        print(f"\n{'step':>8}" + "".join(f"{kind:>13}" for kind in scores))
+        for row in results["checkpoints"]:
+            means = (row["skills"][kind]["accuracy"]["mean"] for kind in scores)
+            print(f"{row['step']:>8}" + "".join(f"{mean:>13.3f}" for mean in means))
+    write_result(loaded.out_dir, "skills", results)
+
+
+def make_questions(texts, settings):
+    """[(kind, Prompt)]: the questions made from the stories, and the paper's."""
+    made = minimal_pairs.make(texts, settings.questions, settings.seed)
+    paper = knowledge_prompts.paper()
+    return [(one.kind, one.prompt) for one in made] + [(one.kind, one) for one in paper]
+
+
+def fitting(questions, loaded):
+    """Those of the questions that a LoadedModel can read to the end."""
+    encode, block_size = loaded.tokenizer.encode, loaded.model.config.block_size
+
+    def length(prompt):
+        longest = max(len(encode(text)) for pair in prompt.pairs for text in pair)
+        return len(loaded.encode_prompt(prompt.text)) + longest
+
+    return [(kind, prompt) for kind, prompt in questions if length(prompt) <= block_size]
+
+
+def score(loaded, questions):
+    """
+    {kind: (correct, margins)} of a LoadedModel, float64 (2, questions): of each question the
+    fraction of its pairs that are answered correctly, and the mean margin.
+    """
+    margins = log_likelihood_margins(loaded, [prompt for _, prompt in questions])
+    columns = {kind: [] for kind in KINDS}
+    for (kind, _), pairs in zip(questions, margins, strict=True):
+        columns[kind].append((np.mean(np.array(pairs) > 0), np.mean(pairs)))
+    return {kind: np.array(rows).T for kind, rows in columns.items() if rows}
+
+
+def intervals(scores, seed):
+    """{kind: {"accuracy", "margin": intervals}} of what `score` returns."""
+    return {
+        kind: {"accuracy": bootstrap.mean(correct, seed), "margin": bootstrap.mean(margins, seed)}
+        for kind, (correct, margins) in scores.items()
+    }
+
+
+def score_checkpoints(loaded, questions, seed):
+    """[{"step", "tokens", "skills"}] of the run's checkpoints, the earliest first."""
+    rows = []
+    for step in checkpoint.steps_of(loaded.out_dir):
+        which, device = f"checkpoints/{step}", loaded.model.wte.weight.device
+        earlier = checkpoint.load_run(loaded.out_dir, which, device)
+        tokens = checkpoint.read_state(loaded.out_dir, which)["tokens"]
+        skills = intervals(score(earlier, questions), seed)
+        rows.append({"step": step, "tokens": tokens, "skills": skills})
+    return rows
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from configs import NOT_NEGATIVE, POSITIVE, ROOT, UserError, check_ranges, declared, load, run
 from configs import read_file as read_config_file
-from eval.llm import endpoint
+from eval.llm import settings as judge_settings
 from eval.reporting.study_jobs import plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState
 from nanostories.text import wordnet
@@ -232,10 +232,10 @@ def check(settings):
     if settings.syn:  # raise UserError if the word lists are missing
         wordnet.pos_tags(["dog"]), wordnet.reader()
     if settings.judge:
-        endpoint.check_url(settings.base_url)
-        local = endpoint.is_loopback(urlsplit(settings.base_url).hostname)  # needs no key
-        if not local and not endpoint.key_of_environment():
-            raise UserError(f"set the judge's key in ${endpoint.KEY}")
+        judge_settings.check_url(settings.base_url)
+        local = judge_settings.is_loopback(urlsplit(settings.base_url).hostname)  # needs no key
+        if not local and not judge_settings.api_key():
+            raise UserError(f"set the judge's key in ${judge_settings.KEY_VARIABLE}")
 
 
 def parallel_jobs(settings):

@@ -1,5 +1,5 @@
 """
-The teacher as author: stories asked of a strong model, the way the data set itself was made.
+The teacher as author: a strong model writes stories, the way the data set itself was made.
 
     export JUDGE_API_KEY=...
     python -m eval.teacher --judge=gpt-4o --count=1000 --out=stories.jsonl --dry_run
@@ -7,52 +7,44 @@ The teacher as author: stories asked of a strong model, the way the data set its
     python prepare.py --source=stories.jsonl                  # then train on them,
     python prepare.py --source=instruct:stories.jsonl         # or on instructions for them
 
-Each prompt names a verb, a noun and an adjective of simple_words.txt and some of the six features,
-drawn uniformly and by the seed: story number i is asked the same whatever the count. So a larger
-count, or a second call after a stop, asks only for what is not there. Each line of the file is a
-story with its words, features and prompt, as in TinyStories_all_data.
+Each prompt names a verb, a noun and an adjective of prompts/simple_words.txt and some of the six
+features, drawn uniformly by the seed. Story i has the same prompt whatever the count, so a larger
+count, or a second call after a stop, requests only the stories that are missing. Each line of the
+file is a story with its words, features and prompt, as in TinyStories_all_data.
 
-Replies are kept in <out>.replies as they come; limits and key are those of eval/llm/client.py.
+Replies are cached in <out>.replies; limits and key are those of eval/llm/client.py.
+
+    python -m eval.teacher --count_words="stories/*.txt"       # writes prompts/simple_words.txt
+
+makes the list of words: the base forms of the nouns, verbs and adjectives that a corpus has
+most often, each as what it most often is there: 700, 500 and 300 of them. (The paper's list had
+about 1,500 and is not published.) simple_words.txt was made from 26,887 stories of TinyStoriesV2; a
+minute counts 8,000 stories.
 """
 
 import json
 import random
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import UserError, load, run
-from eval import simple_words
-from eval.llm import client, endpoint
+from configs import POSITIVE, UserError, check_ranges, load, run
+from eval.llm.client import Client, DryRun
+from eval.llm.settings import JudgeSettings, check_judge
+from nanostories import storage
+from nanostories.dataset import sources
 from nanostories.dataset.instruct import FEATURES
-from nanostories.storage import atomic_file
+from nanostories.text import wordnet
+from nanostories.text.words import dictionary_lemmas
 
 VERSION = "teacher-1"  # of the prompt
-
-
-@dataclass(frozen=True)
-class Settings:
-    out: str = "stories.jsonl"  # the file of stories
-    count: int = 100  # how many
-    words: str = ""  # a file of words: lines "noun: ...", "verb: ...", "adjective: ..."
-    seed: int = 0  # of the words and features
-    judge: str = ""  # the model that writes, as its server calls it
-    base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY
-    allow_http: bool = False  # plain http to another machine too: others can read and change it
-    judge_temperature: float = 1.0  # of the model that writes
-    max_tokens: int = 700  # of a story
-    extra: str = ""  # more of the request, as JSON: '{"reasoning_effort": "low"}'; null: leave out
-    concurrency: int = 4  # calls at a time
-    tries: int = 6  # of a call that fails for the moment
-    timeout: float = 120.0  # seconds for a reply
-    max_calls: int = 0  # new calls of this command at the most; 0: any number
-    max_cost: float = 0.0  # what this command may spend; 0: anything
-    price_in: float = 0.0  # of a million tokens read by the model
-    price_out: float = 0.0  # of a million tokens written by it
-    dry_run: bool = False  # print ten prompts, the calls, tokens and cost; call nothing
-
-
-SAID = {
+WORDS = Path(__file__).parent / "prompts" / "simple_words.txt"
+# Of each kind of word: its tags in WordNet and in the dictionary, and how many the list has.
+KINDS = {"noun": ("n", "NOUN", 700), "verb": ("v", "VERB", 500), "adjective": ("a", "ADJ", 300)}
+_PRONOUNS = "something anything everything nothing someone anyone everyone somebody anybody"
+PRONOUNS = {*_PRONOUNS.split(), "everybody", "nobody"}
+FEATURE_TEXT = {
     "Dialogue": "the story should contain at least one dialogue",
     "BadEnding": "the story has a bad ending",
     "MoralValue": "the story has a moral value",
@@ -62,108 +54,160 @@ SAID = {
 }
 
 
-def draw(kinds, seed, number):
+@dataclass(frozen=True)
+class Settings(JudgeSettings):
+    out: str = "stories.jsonl"  # the file of stories
+    count: int = 100  # how many stories
+    words: str = ""  # a file of words: lines "noun: ...", "verb: ...", "adjective: ..."
+    seed: int = 0  # of the words and features
+    judge_temperature: float = 1.0  # of the model
+    max_tokens: int = 700  # most tokens of a story
+    count_words: str = ""  # instead write the file of words: counted in any source of prepare.py
+
+
+def main():
+    settings, _ = load(Settings)
+    if settings.count_words:
+        write_words(settings.words or WORDS, sources.read(settings.count_words, split="train"))
+        return
+    check_ranges(settings, {POSITIVE: ("count",)})
+    check_judge(settings)
+    words, path = read_words(settings.words or WORDS), f"{settings.out}.replies"
+
+    def complete(number):
+        *_, prompt = draw_prompt(words, settings.seed, number)
+        return client.complete([{"role": "user", "content": prompt}], number)
+
+    if settings.dry_run:
+        for number in range(min(10, settings.count)):
+            print(f"--- story {number}\n{draw_prompt(words, settings.seed, number)[-1]}\n")
+        with closing(DryRun(settings, path, VERSION)) as client:
+            for number in range(settings.count):
+                complete(number)
+        return
+    with Client(settings, path, VERSION) as client:
+        try:
+            with closing(client.map(complete, range(settings.count), settings.count)) as stories:
+                for _ in stories:
+                    pass
+        finally:  # what was paid for is written, however it ended
+            written, faulty = write_stories(client, words, settings)
+            print(f"{settings.out}: {written} stories ({faulty} cut off or empty, left out)")
+            print(f"{settings.judge}: {client.summary()}")
+
+
+# ----------------------------------------------------------------------------------------------
+# prompts
+
+
+def draw_prompt(words, seed, number):
     """
-    (words, features) of story `number`: a verb, a noun and an adjective, and a subset of FEATURES,
-    all equally likely; a pure function of its arguments.
+    (words, features, prompt) of story `number`: a verb, a noun and an adjective, and a subset of
+    FEATURES, all equally likely; a pure function of its arguments.
     """
     rng = random.Random(f"{seed} {number}")
-    words = [rng.choice(kinds[kind]) for kind in ("verb", "noun", "adjective")]
-    return words, [name for name in FEATURES if rng.random() < 0.5]
+    drawn = [rng.choice(words[kind]) for kind in ("verb", "noun", "adjective")]
+    features = [name for name in FEATURES if rng.random() < 0.5]
+    return drawn, features, prompt_of(drawn, features)
 
 
 def prompt_of(words, features):
     """The paper's kind of prompt (its section 2, and the example printed there)."""
     verb, noun, adjective = words
-    asked = ", ".join(SAID[name] for name in features)
+    wanted = ", ".join(FEATURE_TEXT[name] for name in features)
     return (
         "Write a short story (3-5 paragraphs) which only uses very simple words that a 3 year old "
         f'child would likely understand. The story should use the verb "{verb}", the noun "{noun}" '
         f'and the adjective "{adjective}". '
-        + (f"The story should have the following features: {asked}. " if asked else "")
+        + (f"The story should have the following features: {wanted}. " if wanted else "")
         + "Remember to only use simple words! Reply with the story alone, without a title."
     )
 
 
-class Author:
-    """What is asked for each story number, and what came of it."""
-
-    def __init__(self, settings):
-        self.settings = settings
-        self.kinds = simple_words.read(settings.words or simple_words.PATH)
-
-    def asked(self, number):
-        """(words, features, prompt) of a story number."""
-        words, features = draw(self.kinds, self.settings.seed, number)
-        return words, features, prompt_of(words, features)
-
-    def messages(self, number):
-        """The conversation that asks for a story."""
-        return [{"role": "user", "content": self.asked(number)[2]}]
-
-    def rows(self, service):
-        """The line of each story that is there, in order, as a dict; None of one that is faulty."""
-        for number in range(self.settings.count):
-            kept = service.kept(self.messages(number), number)
-            if kept is None:
-                continue
-            if kept["finish"] == "length" or not kept["reply"].strip():
-                yield None
-                continue
-            words, features, prompt = self.asked(number)
-            made = {"prompt:": prompt, "words": words, "features": features}
-            row = {"story": kept["reply"].strip(), "instruction": made}
-            yield row | {"source": self.settings.judge}
-
-    def write(self, service):
-        """Write all stories that are there; returns (written, cut off or empty)."""
-        if not any(self.rows(service)):  # a file that was there is not emptied by a wrong key
-            return 0, sum(1 for _ in self.rows(service))
-        written = faulty = 0
-        with atomic_file(self.settings.out) as part, open(part, "w", encoding="utf-8") as file:
-            for row in self.rows(service):
-                if row:
-                    file.write(json.dumps(row) + "\n")
-                written, faulty = written + bool(row), faulty + (row is None)
-        return written, faulty
+# ----------------------------------------------------------------------------------------------
+# stories
 
 
-def plan(author, service, settings):
-    """Print what --dry_run promises."""
-    for number in range(min(10, settings.count)):
-        print(f"--- story {number}\n{author.messages(number)[0]['content']}\n")
-    new = [
-        number
-        for number in range(settings.count)
-        if not (service and service.kept(author.messages(number), number))
-    ]
-    read = sum(endpoint.tokens_of(author.messages(number)) for number in new)
-    print(endpoint.promise(settings, len(new), settings.count - len(new), read))
+def story_rows(client, words, settings):
+    """The row of each cached story, in order, as a dict; None of one that is cut off or empty."""
+    for number in range(settings.count):
+        drawn, features, prompt = draw_prompt(words, settings.seed, number)
+        line = client.cached([{"role": "user", "content": prompt}], number)
+        if line is None:
+            continue
+        story = line["reply"].strip()
+        if line["finish"] == "length" or not story:
+            yield None
+            continue
+        instruction = {"prompt:": prompt, "words": drawn, "features": features}
+        yield {"story": story, "instruction": instruction, "source": settings.judge}
 
 
-def main():
-    settings, _ = load(Settings)
-    if settings.count < 1:
-        raise UserError("count must be at least 1")
-    endpoint.check(settings)
-    author, path = Author(settings), Path(f"{settings.out}.replies")
-    if settings.dry_run:
-        with client.kept_before(settings, path, VERSION) as service:
-            plan(author, service, settings)
-        return
-    with client.Client(settings, path, VERSION) as service:
-        try:
-            numbers = range(settings.count)
-            told = service.each(
-                lambda i: service.ask(author.messages(i), i), numbers, settings.count
-            )
-            with closing(told):
-                for _ in told:
-                    pass
-        finally:  # what was paid for is there, whatever ended it
-            written, faulty = author.write(service)
-            print(f"{settings.out}: {written} stories ({faulty} cut off or empty, left out)")
-            print(f"{settings.judge}: {service.spent()}")
+def write_stories(client, words, settings):
+    """Write all cached stories; returns (number written, number cut off or empty)."""
+    counts = Counter(row is None for row in story_rows(client, words, settings))
+    if counts[False]:  # else a file from before is kept: a wrong key must not empty it
+        with (
+            storage.atomic_file(settings.out) as part,
+            open(part, "w", encoding="utf-8") as file,
+        ):
+            for row in filter(None, story_rows(client, words, settings)):
+                file.write(json.dumps(row) + "\n")
+    return counts[False], counts[True]
+
+
+# ----------------------------------------------------------------------------------------------
+# simple words
+
+
+def count_words(texts):
+    """Counter of (base form, kind) over the content words of texts."""
+    kinds = {pos: (kind, tag) for kind, (pos, tag, _) in KINDS.items()}
+    forms, counts = Counter(), Counter()
+    for text in texts:
+        forms.update((word.text, word.pos) for word in wordnet.content_words(text))
+    for (word, pos), count in forms.items():
+        kind, tag = kinds.get(pos, ("", ""))
+        if lemmas := dictionary_lemmas(word).get(tag):
+            counts[lemmas[0], kind] += count
+    return counts
+
+
+def choose_words(counts):
+    """{kind: its words, the most frequent first} of `count_words`."""
+    best = {}  # of each word, how often it is of its most frequent kind
+    for (word, kind), count in counts.items():
+        if word.isalpha() and word.islower() and len(word) > 1 and word not in PRONOUNS:
+            best[word] = max(best.get(word, (0, "")), (count, kind))
+    ranked = sorted(best, key=lambda word: (-best[word][0], word))
+    return {
+        kind: [word for word in ranked if best[word][1] == kind][:size]
+        for kind, (_, _, size) in KINDS.items()
+    }
+
+
+def write_words(path, texts):
+    """Write the file of the most frequent words of texts."""
+    words = choose_words(count_words(texts))
+    lines = (f"{kind}: {word}\n" for kind in words for word in words[kind])
+    storage.write_text(path, "".join(lines))
+    print(f"{path}: " + ", ".join(f"{len(words[kind])} {kind}s" for kind in words))
+
+
+def read_words(path=WORDS):
+    """{kind: words} of a file of words; UserError where it cannot be read or lacks a kind."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"words cannot be read from '{path}': {error}") from None
+    words = {kind: [] for kind in KINDS}
+    for line in lines:
+        kind, _, names = line.partition(":")
+        if kind in words:
+            words[kind] += names.split()
+    if missing := [kind for kind in KINDS if not words[kind]]:
+        raise UserError(f"'{path}' has no line '{missing[0]}: ...'")
+    return words
 
 
 if __name__ == "__main__":

@@ -28,13 +28,15 @@ def skills(accuracies, seed, along=None):
     """What eval/skills.json holds, from {kind: accuracy}."""
     results = {
         "questions_sha256": "same",
-        "skills": {k: {"right": interval(x), "margin": interval(x)} for k, x in accuracies.items()},
-        "told": {kind: answers(x, seed) for kind, x in accuracies.items()},
+        "skills": {
+            kind: {"accuracy": interval(x), "margin": interval(x)} for kind, x in accuracies.items()
+        },
+        "correct": {kind: answers(x, seed) for kind, x in accuracies.items()},
     }
     if along:
-        results["along"] = [
+        results["checkpoints"] = [
             {"step": n // 2000, "tokens": n,
-             "skills": {kind: {"right": interval(x)} for kind, x in row.items()}}
+             "skills": {kind: {"accuracy": interval(x)} for kind, x in row.items()}}
             for n, row in along
         ]  # fmt: skip
     return results

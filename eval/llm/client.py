@@ -1,106 +1,87 @@
 """
-A client for any server that speaks OpenAI's chat completions: each reply is paid for once.
+A client for any server that speaks OpenAI's chat completions. Each reply is paid for once.
 
     client = Client(settings, "out/ts_cpu/eval/judge_replies.jsonl", version="paper-1")
-    text = client.ask([{"role": "user", "content": "Grade this story: ..."}], number=(7, 0))
-    for item, result in client.each(grade, stories): ...      # `concurrency` of them at a time
+    text = client.complete([{"role": "user", "content": "Grade this story: ..."}], number=(7, 0))
+    for item, result in client.map(grade, stories): ...      # `concurrency` of them at a time
 
-Every reply is appended to a file of JSON lines and flushed to the disk before it is used, under a
-key made of all that was asked. What is in the file is not asked again: a killed command goes on
-where it was, having lost only the calls that were under way, one for each of `concurrency`.
+Every reply is appended to a file of JSON lines, under a hash of the whole request, and flushed to
+the disk before it is used. A request whose reply is in the file is not sent again, so a killed
+command loses only the calls in flight, at most `concurrency` of them.
 
-The key of the service is JUDGE_API_KEY of the environment. It goes into one header of requests to
-`base_url`, and into nothing that is written or shown. Plain http is for this machine alone.
+The server's key is the environment's JUDGE_API_KEY. It goes into one header of the requests to
+`base_url` and into nothing that is written or printed. Plain http is for this machine alone.
 """
 
 import contextlib
 import email.utils
+import fcntl
 import itertools
 import json
+import math
+import os
 import random
 import re
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
 
 from configs import UserError
-from eval.llm.endpoint import (
-    KEY,
-    LONGEST_WAIT,
-    body_of,
-    check,
-    cost_of,
+from eval.llm.settings import (
+    KEY_VARIABLE,
+    MAX_WAIT,
+    api_key,
+    check_judge,
+    cost,
+    count_tokens,
+    estimate,
     is_loopback,
-    key_of_environment,
-    longest,
-    tokens_of,
+    reply_limit,
+    request_fields,
 )
-from eval.llm.replies import Replies
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """The model that grades or writes, its server, and what a command may spend on it."""
-
-    judge: str = ""  # the model, by the name its server gives it
-    base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY
-    allow_http: bool = False  # plain http to another machine too: others can read and change it
-    judge_temperature: float = 0.0  # of the model
-    max_tokens: int = 500  # most tokens of a reply
-    extra: str = ""  # more of the request, as JSON: '{"reasoning_effort": "low"}'; null: leave out
-    concurrency: int = 4  # calls at a time
-    tries: int = 6  # of a call that fails for a passing reason
-    timeout: float = 120.0  # seconds for a reply
-    max_calls: int = 0  # most new calls of this command; 0: any number
-    max_cost: float = 0.0  # most that this command may spend; 0: any amount
-    price_in: float = 0.0  # of a million tokens read by the model
-    price_out: float = 0.0  # of a million tokens written by it
-    dry_run: bool = False  # print one full prompt, the calls, tokens and cost; call nothing
-
+from nanostories.storage import fsync
 
 FIRST_WAIT = 1.0  # seconds before the second try
-LONGEST_REPLY = 1 << 22  # bytes
+MAX_REPLY_BYTES = 1 << 22
 
 
-class Limit(UserError):
+class LimitReached(UserError):
     """--max_calls or --max_cost is reached."""
 
 
-class _Again(Exception):
+class _PassingError(Exception):
     """
-    A failure that may pass. after: seconds the server asks to wait, or None. billed: the service
-    may have written a reply, and count it.
+    An error worth another try. Its args: the reason, the seconds that the server asks to wait or
+    None, and whether it may have generated a reply and charge for it.
     """
 
-    def __init__(self, why, after=None, billed=False):
-        super().__init__(why)
-        self.after, self.billed = after, billed
+
+# ----------------------------------------------------------------------------------------------
+# the client
 
 
 class Client:
     """
-    See the top of this file. settings: judge, base_url, judge_temperature, max_tokens, extra,
-    concurrency, tries, timeout, max_calls, max_cost, price_in, price_out, allow_http. path: where
-    the replies are kept. version: of the prompts, so that new ones are asked anew.
+    settings: JudgeSettings. path: the file that caches the replies. version: of the prompts; a new
+    one gets new replies. Counts calls, cache_hits, truncated and empty replies, and cost.
     """
 
     def __init__(self, settings, path, version):
-        check(settings)
-        self.settings, self.version, self.body = settings, version, body_of(settings)
+        check_judge(settings)
+        self.settings, self.version, self.request = settings, version, request_fields(settings)
         self.url = settings.base_url.rstrip("/") + "/chat/completions"
-        self.key, self.replies = key_of_environment(), Replies(path)
-        self.calls, self.found, self.cost = 0, 0, 0.0
-        self.cut, self.empty = 0, 0  # replies that max_tokens cut or of nothing, kept ones too
-        self.running, self.reserved = 0, 0.0  # calls under way, and what they may cost
-        self.changed, self.local = threading.Condition(), threading.local()
-        self.stop = threading.Event()
-        self.quiet_until = 0.0  # no call begins before: a server asked for a pause
+        self.api_key, self.replies = api_key(), ReplyFile(path)
+        self.calls = self.cache_hits = self.truncated = self.empty = 0
+        self.cost = 0.0  # of the calls that have ended
+        self.in_flight, self.reserved = 0, 0.0  # calls that have not, and the most they may cost
+        self.changed, self.stop = threading.Condition(), threading.Event()
+        self.resume_at = 0.0  # no call begins before: a server asked for a pause
 
     def __enter__(self):
         return self
@@ -108,182 +89,166 @@ class Client:
     def __exit__(self, *_):
         self.replies.close()
 
-    def identity(self, messages, number):
-        """The key of a reply: whom was asked what, and for which time."""
-        what = [self.url, self.version, self.body, messages, number]
-        return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
+    def cached(self, messages, number=0):
+        """The cached line of the reply to these messages, a dict, or None."""
+        return self.replies.get(self._hash(messages, number))
 
-    def kept(self, messages, number=0):
-        """The line of the reply to these messages, a dict, or None where it is not there yet."""
-        return self.replies.get(self.identity(messages, number))
+    def _hash(self, messages, number):
+        request = [self.url, self.version, self.request, messages, number]
+        return blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-    def ask(self, messages, number=0):
+    def complete(self, messages, number=0):
         """
-        The reply to a conversation, a str: the kept one, or a new one, which is kept.
+        The reply to a conversation, a str, from the cache or from the server.
 
-        messages: dicts with "role" and "content". number: tells equal conversations apart that are
-        to have replies of their own; anything JSON holds. Raises UserError where the server refuses
-        or does not get better, and Limit.
+        messages: dicts with "role" and "content". number: any JSON value that tells apart equal
+        conversations that need a reply each. Raises UserError where the server refuses or keeps
+        failing, and LimitReached.
         """
-        key = self.identity(messages, number)
-        if line := self.replies.get(key):
-            with self.changed:
-                self.found += 1
-            self._look(line)
-            return line["reply"]
-        most = cost_of(self.settings, tokens_of(messages) * 4 / 3, longest(self.body) or 0)
-        line = {"key": key, "version": self.version, "url": self.url}
-        line |= {"request": self.body, "number": number, "messages": messages}
-        for turn in range(self.settings.tries):
-            self._pause()
-            self._reserve(most)
+        line = self.cached(messages, number)
+        hit = line is not None
+        if not hit:
+            line = self._call(messages, number)
+        with self.changed:
+            self.cache_hits += hit
+            self.truncated += line["finish"] == "length"
+            self.empty += not line["reply"].strip()
+        return line["reply"]
+
+    def _call(self, messages, number):
+        """Send a request, `tries` times if need be, and cache the reply; returns its line."""
+        worst = cost(self.settings, count_tokens(messages) * 4 / 3, reply_limit(self.request) or 0)
+        line = {"key": self._hash(messages, number), "version": self.version, "url": self.url,
+                "request": self.request, "number": number, "messages": messages}  # fmt: skip
+        for attempt in range(self.settings.tries):
+            self._begin_call(worst)
             spent = 0.0
             try:
-                line |= self._post(self.body | {"messages": messages})
+                line |= self._post(messages)
                 line["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                self.replies.add(line)
-                usage = line["usage"]
-                spent = cost_of(self.settings, usage["prompt_tokens"], usage["completion_tokens"])
-                self._look(line)
-                return line["reply"]
-            except _Again as again:
-                why, after = self._redacted(str(again)), again.after
-                spent = most if again.billed else 0.0
+                self.replies.append(line)
+                spent = cost(self.settings, **line["usage"])
+                return line
+            except _PassingError as error:
+                reason, delay, billed = error.args
+                spent = worst if billed else 0.0
             finally:
-                self._release(most, spent)
-            if after is not None and after > LONGEST_WAIT:
-                raise UserError(f"{why}; the server asks to wait {after:.0f} seconds: come back")
-            wait_now = min(FIRST_WAIT * 2**turn, 60.0) * random.uniform(0.5, 1)
-            with self.changed:  # a server that is overrun is so for all
-                self.quiet_until = max(self.quiet_until, time.monotonic() + (after or wait_now))
-        raise UserError(f"gave up after {self.settings.tries} tries: {why}; {self._kept()}")
+                with self.changed:
+                    self.cost += spent
+                    self.in_flight -= 1
+                    self.reserved -= worst
+                    self.changed.notify_all()
+            if delay is not None and delay > MAX_WAIT:
+                raise UserError(f"{reason}; the server asks to wait {delay:.0f} seconds: come back")
+            backoff = min(FIRST_WAIT * 2**attempt, 60.0) * random.uniform(0.5, 1)
+            with self.changed:  # an overloaded server is so for every thread
+                self.resume_at = max(self.resume_at, time.monotonic() + (delay or backoff))
+        raise UserError(f"gave up after {self.settings.tries} tries: {reason}; {self._progress()}")
 
-    def _look(self, line):
-        """Count replies that were cut off, or say nothing."""
+    def _begin_call(self, worst):
+        """Wait for a pause to end, then count a call that may cost `worst`; or LimitReached."""
+        while (pause := self.resume_at - time.monotonic()) > 0 and not self.stop.wait(pause):
+            pass
+        max_calls, max_cost = self.settings.max_calls, self.settings.max_cost or math.inf
         with self.changed:
-            self.cut += line["finish"] == "length"
-            self.empty += not line["reply"].strip()
-
-    def _reserve(self, most):
-        """Count a call that may cost `most`, or raise Limit."""
-        settings = self.settings
-        with self.changed:
-            # What is under way may cost less than it could: the money that is left is known then.
-            while self.running and settings.max_cost and not self.stop.is_set():
-                if self.cost + self.reserved + most <= settings.max_cost:
-                    break
-                self.changed.wait()
+            # Calls in flight may cost less than reserved: wait until what is left is known.
+            self.changed.wait_for(
+                lambda: self.cost + self.reserved + worst <= max_cost
+                or not self.in_flight or self.stop.is_set()
+            )  # fmt: skip
             if self.stop.is_set():
                 raise UserError("stopped")
-            if settings.max_calls and self.calls >= settings.max_calls:
-                raise Limit(f"stopped at max_calls, {settings.max_calls}: {self._kept()}")
-            if settings.max_cost and self.cost + self.reserved + most > settings.max_cost:
-                raise Limit(
-                    f"stopped at max_cost: {self.cost:.4f} spent, and the next call could cost "
-                    f"{most:.4f} of what is left of {settings.max_cost:g}: {self._kept()}"
+            if max_calls and self.calls >= max_calls:
+                raise LimitReached(f"stopped at max_calls, {max_calls}: {self._progress()}")
+            if self.cost + self.reserved + worst > max_cost:
+                raise LimitReached(
+                    f"stopped at max_cost, {max_cost:g}: {self.cost:.4f} is spent, and the next "
+                    f"call could cost {worst:.4f}: {self._progress()}"
                 )
             self.calls += 1
-            self.running += 1
-            self.reserved += most
+            self.in_flight += 1
+            self.reserved += worst
 
-    def _release(self, most, spent):
-        """The end of what `_reserve` began: it cost `spent`."""
-        with self.changed:
-            self.cost += spent
-            self.running -= 1
-            self.reserved -= most
-            self.changed.notify_all()
+    def _progress(self):
+        return f"{len(self.replies.lines)} replies are cached, the same command continues"
 
-    def _kept(self):
-        return f"{len(self.replies.places)} replies are kept, the same command goes on"
-
-    def _pause(self):
-        """Return when calls may be made again, or the command is to stop."""
-        while (left := self.quiet_until - time.monotonic()) > 0:
-            if self.stop.wait(left):
-                break
-
-    def _post(self, body):
+    def _post(self, messages):
         """
-        {"reply", "finish", "usage"} of one request; raises _Again or UserError. `timeout` bounds
-        the wait for the reply to begin, for each of its bytes, and for all of its body.
+        {"reply", "finish", "usage"} of one request; raises _PassingError or UserError. `timeout`
+        bounds the wait for the reply to begin, for each of its bytes, and for its whole body.
         """
-        deadline = time.monotonic() + self.settings.timeout
+        timeout = self.settings.timeout
+        deadline, body = time.monotonic() + timeout, bytearray()
         try:
-            with self._session().post(
-                self.url, json=body, auth=self._sign, allow_redirects=False, stream=True,
-                timeout=(min(10, self.settings.timeout), self.settings.timeout),
-            ) as answer:  # fmt: skip
-                data = bytearray()
-                # Byte by byte, else a server that drips would be waited for until a block is full.
-                for piece in answer.iter_content(1):
-                    data += piece
+            session = requests.Session()  # a new one: threads must not share them
+            session.trust_env = not is_loopback(urlsplit(self.url).hostname)  # no proxy to here
+            session.get_redirect_target = lambda _: None  # not even parsed
+            with session, session.post(
+                self.url, json=self.request | {"messages": messages}, auth=self._sign, stream=True,
+                allow_redirects=False, timeout=(min(10, timeout), timeout),
+            ) as response:  # fmt: skip
+                # Byte by byte: a server that sends slowly must not hide behind a larger buffer.
+                for byte in response.iter_content(1):
+                    body += byte
                     if time.monotonic() > deadline:
-                        raise _Again(f"no reply in {self.settings.timeout:g} seconds", billed=True)
-                    if len(data) > LONGEST_REPLY:
+                        raise _PassingError(f"no reply in {timeout:g} seconds", None, True)
+                    if len(body) > MAX_REPLY_BYTES:
                         raise UserError("the server's reply has no end")
-                status, after = answer.status_code, answer.headers.get("Retry-After")
+                status, retry_after = response.status_code, response.headers.get("Retry-After")
         except (requests.RequestException, ValueError) as error:
             begun = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
-            cause = re.search(r"\[Errno -?\d+\] [^'\")]+", str(error))  # behind three others' words
-            why = f"{self.url}: {cause[0] if cause else f'{type(error).__name__}: {error}'[:200]}"
-            raise _Again(why, billed=isinstance(error, begun)) from None
-        text = data.decode("utf-8", "replace")
-        words = self._redacted(_words(text))
+            cause = re.search(r"\[Errno -?\d+\] [^'\")]+", str(error))  # inside three other errors
+            cause = cause[0] if cause else self._redact(f"{type(error).__name__}: {error}")[:200]
+            billed = isinstance(error, begun)
+            raise _PassingError(f"{self.url}: {cause}", None, billed) from None
+        text = body.decode("utf-8", "replace")
+        message = self._redact(_error_message(text))
         if status in (408, 429) or status >= 500:
-            raise _Again(f"the server said {status}: {words}", _seconds(after))
+            reason = f"the server answers {status}: {message}"
+            raise _PassingError(reason, _seconds(retry_after), False)
         if status != 200:
             hint = " (redirects are not followed)" if 300 <= status < 400 else ""
-            if status in (401, 403) and not self.key:
-                hint = f" (${KEY} is not set)"
-            raise UserError(f"{self.url} refused, {status}: {words}{hint}")
-        return self._read(text, body["messages"])
-
-    def _session(self):
-        """A session for each thread: they are not made to be shared."""
-        if not hasattr(self.local, "session"):
-            self.local.session = requests.Session()
-            # What stays on this machine is not sent through a proxy.
-            self.local.session.get_redirect_target = lambda _: None  # nor looked at
-            self.local.session.trust_env = not is_loopback(urlsplit(self.url).hostname)
-        return self.local.session
+            if status in (401, 403) and not self.api_key:
+                hint = f" (${KEY_VARIABLE} is not set)"
+            raise UserError(f"{self.url} refused, {status}: {message}{hint}")
+        return self._parse(text, messages)
 
     def _sign(self, request):
         """The only place the key goes to. As `auth`, so that no .netrc replaces it."""
-        if self.key:
-            request.headers["Authorization"] = f"Bearer {self.key}"
+        if self.api_key:
+            request.headers["Authorization"] = f"Bearer {self.api_key}"
         return request
 
-    def _redacted(self, text):
-        # What local servers are given for a key, such as "x" or "none", is no secret but a word.
-        return text.replace(self.key, "***") if len(self.key) >= 8 else text
+    def _redact(self, text):
+        # Local servers take any key, such as "x" or "none": a word and no secret.
+        return text.replace(self.api_key, "***") if len(self.api_key) >= 8 else text
 
-    def _read(self, text, messages):
-        """The parts of a reply's JSON that matter; _Again where it is none."""
+    def _parse(self, text, messages):
+        """The fields of a chat completion that matter; raises _PassingError for anything else."""
         try:
             answer = json.loads(text)
             choice = answer["choices"][0]
-            reply = choice["message"].get("content") or ""  # null: a refusal, or all was thought
-            usage = answer.get("usage") or {}
+            reply = choice["message"].get("content") or ""  # null: a refusal, or all was reasoning
             if not isinstance(reply, str):
                 raise TypeError
-            about = (tokens_of(messages), len(reply.encode("utf-8", "replace")) // 4 + 1)
-            counted = {
-                name: said if type(said := usage.get(name)) is int and 0 <= said < 10**9 else guess
-                for name, guess in zip(("prompt_tokens", "completion_tokens"), about, strict=True)
+            finish, usage = str(choice.get("finish_reason")), answer.get("usage") or {}
+            estimates = count_tokens(messages), len(reply.encode("utf-8", "replace")) // 4 + 1
+            counts = {
+                name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimated
+                for name, estimated in zip(
+                    ("prompt_tokens", "completion_tokens"), estimates, strict=True
+                )
             }
-            finish = str(choice.get("finish_reason"))
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            why = f"the server's reply is no chat completion: {_words(text)}"
-            raise _Again(why, billed=True) from None
-        return {"reply": self._redacted(reply), "finish": self._redacted(finish), "usage": counted}
+            message = self._redact(_error_message(text))
+            reason = f"the server's reply is no chat completion: {message}"
+            raise _PassingError(reason, None, True) from None
+        return {"reply": self._redact(reply), "finish": self._redact(finish), "usage": counts}
 
-    # ---- many
-
-    def each(self, work, items, total=None, unit="story"):
+    def map(self, function, items, total=None, unit="story"):
         """
-        Yield (item, work(item)) as they get done, `concurrency` at a time. The first error stops
-        all: what is under way is still kept, then the error is raised.
+        Yield (item, function(item)) as they finish, `concurrency` at a time. The first error stops
+        all: replies in flight are still cached, then the error is raised.
         """
         items, running = iter(items), {}
         bar = tqdm(total=total, unit=unit, disable=None)
@@ -291,32 +256,52 @@ class Client:
             try:
                 while True:
                     for item in itertools.islice(items, self.settings.concurrency - len(running)):
-                        running[pool.submit(work, item)] = item
+                        running[pool.submit(function, item)] = item
                     if not running:
                         return
-                    for one in wait(running, return_when=FIRST_COMPLETED).done:
-                        result = one.result()
-                        bar.set_postfix_str(self.spent(), refresh=False)
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        result = future.result()
+                        bar.set_postfix_str(self.summary(), refresh=False)
                         bar.update()
-                        yield running.pop(one), result
+                        yield running.pop(future), result
             except BaseException:
                 self.stop.set()  # no new call begins
                 raise
 
-    def spent(self):
-        """What the command has asked and spent so far, in words; retries are calls too."""
-        cost = f", cost {self.cost:.4f}" if self.settings.price_in + self.settings.price_out else ""
-        lost = [f"{self.cut} cut off by max_tokens"] * bool(self.cut)
-        lost += [f"{self.empty} empty"] * bool(self.empty)
-        return ", ".join([f"{self.calls} calls{cost}", f"{self.found} kept from before", *lost])
+    def summary(self):
+        """The command's calls (retries included), cost and cached replies so far, in words."""
+        parts = [f"{self.calls} calls"]
+        if self.settings.price_in + self.settings.price_out:
+            parts.append(f"cost {self.cost:.4f}")
+        parts.append(f"{self.cache_hits} cached replies")
+        parts += [f"{self.truncated} cut off by max_tokens"] * bool(self.truncated)
+        return ", ".join(parts + [f"{self.empty} empty"] * bool(self.empty))
 
 
-def kept_before(settings, path, version):
-    """A context with the Client of a file of replies, or with None where there is none yet."""
-    return Client(settings, path, version) if path.exists() else contextlib.nullcontext()
+class DryRun:
+    """Stands in for a Client: calls nothing, and counts what the calls would read and write."""
+
+    def __init__(self, settings, path, version):
+        self.settings, self.new, self.hits, self.read = settings, 0, 0, 0
+        # Without a file of replies there is none to look up, and a dry run makes none.
+        self.client = Client(settings, path, version) if Path(path).exists() else None
+
+    def complete(self, messages, number=0):
+        """The cached reply, or a text as long as a reply may be."""
+        if self.client and (line := self.client.cached(messages, number)):
+            self.hits += 1
+            return line["reply"]
+        self.new, self.read = self.new + 1, self.read + count_tokens(messages)
+        return "x" * 4 * self.settings.max_tokens
+
+    def close(self):
+        """Print the calls, their tokens and their cost."""
+        if self.client:
+            self.client.replies.close()
+        print(estimate(self.settings, self.new, self.hits, self.read))
 
 
-def _words(text):
+def _error_message(text):
     """What a server says of an error, in one short line."""
     with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
         error = json.loads(text)["error"]
@@ -325,12 +310,68 @@ def _words(text):
     return text[:297] + "..." if len(text) > 300 else text or "nothing"
 
 
-def _seconds(after):
+def _seconds(retry_after):
     """A Retry-After header, seconds or a date, as seconds from now; None where there is none."""
-    if after is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(after))
     with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
+        return max(0.0, float(retry_after))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
     return None
+
+
+# ----------------------------------------------------------------------------------------------
+# the cache of paid replies
+
+
+class ReplyFile:
+    """
+    JSON lines, each with a "key". Raises UserError where another command has the file open, or
+    where it is damaged; half a line at its end, of a killed command, is removed.
+    """
+
+    def __init__(self, path):
+        self.lines, self.size, self.lock = {}, 0, threading.Lock()  # {key: (offset, length)}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with open(path, "rb") as lines:
+                for line in lines:
+                    if not line.endswith(b"\n"):
+                        os.ftruncate(self.file, self.size)
+                        break
+                    self._index(json.loads(line)["key"], line)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            os.close(self.file)
+            raise UserError(
+                f"another command is writing '{path}': wait for it" if isinstance(error, OSError)
+                else f"{path}: line {len(self.lines) + 1} is damaged; remove it to pay for it again"
+            ) from None  # fmt: skip
+        fsync(path.parent)
+
+    def _index(self, key, line):
+        self.lines[key] = (self.size, len(line))
+        self.size += len(line)
+
+    def get(self, key):
+        """The line of a key as a dict, or None."""
+        place = self.lines.get(key)
+        return place and json.loads(os.pread(self.file, place[1], place[0]))
+
+    def append(self, line):
+        """Add a dict with a "key"; it is on the disk when this returns."""
+        data = json.dumps(line).encode() + b"\n"  # ASCII: any text, half surrogates too
+        with self.lock:
+            try:
+                if os.write(self.file, data) < len(data):
+                    raise OSError(28, "No space left on device")
+                os.fsync(self.file)
+            except OSError:
+                os.ftruncate(self.file, self.size)
+                raise
+            self._index(line["key"], data)
+
+    def close(self):
+        """Let other commands have the file."""
+        os.close(self.file)

@@ -1,11 +1,11 @@
 """
 Prompts that test what a model knows, with right and wrong continuations of them.
 
-    paper()                  the paper's 24: context-tracking, reasoning, facts
-    made(200, seed=1)        for models of storybook.py: its own facts
+    paper()                  the paper's 24: context tracking, reasoning, facts
+    made(200, seed=1)        for models of storybook.py: facts of its own stories
 
-The pairs, a right one and a wrong one, differ as little as can be: "... She reached into the bag
-again and took": " the carrot", " the apple".
+The right and the wrong continuation of a pair differ as little as possible: "... She reached into
+the bag again and took": " the carrot", " the apple".
 
 The prompts are those of the paper's tables of completions (Eldan & Li 2023, figures 9 to 11; the
 student report has 18 of them), cited as data; the continuations are ours.
@@ -26,7 +26,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """A beginning, what it tests (of KINDS), and (right, wrong) continuations of it."""
+    """A beginning, what it tests (one of KINDS), and (right, wrong) continuations of it."""
 
     kind: str
     text: str
@@ -160,23 +160,23 @@ It was winter and cold outside so his mother told him, "You should
 
 def made(count, seed):
     """
-    `count` prompts of context from storybook.py's stories, one of each: it stops before a name or a
-    thing that the story has mentioned before; wrong is another of its kind, new to the story.
+    `count` prompts of kind context from storybook.py's stories, one of each: it ends before a name
+    or a thing that the story has mentioned; the wrong one is another of its kind, new to the story.
     """
-    draw, prompts = random.Random(seed), []
-    kinds = {name: words for name, words in storybook.VALUES.items() if name != "Y"}
-    # A story without such a place is passed over, so a few more are told.
+    rng, prompts = random.Random(seed), []
+    kinds = [words for name, words in storybook.VALUES.items() if name != "Y"]
+    # Stories that mention nothing again are skipped, so twice as many are generated.
     for story in storybook.stories(2 * count, seed):
         text, seen, places = story.text, set(), []
         for match in re.finditer(r"(?<= )\w+\b", text):
-            kind = [words for words in kinds.values() if match[0] in words]
-            if match[0] in seen and len(kind) == 1:
-                places.append((match, kind[0]))
+            matching = [words for words in kinds if match[0] in words]
+            if match[0] in seen and len(matching) == 1:
+                places.append((match, matching[0]))
             seen.add(match[0])
         if not places:
             continue
-        match, kind = draw.choice(places)
-        wrong = draw.choice([word for word in kind if not re.search(rf"\b{word}", text)])
+        match, words = rng.choice(places)
+        wrong = rng.choice([word for word in words if not re.search(rf"\b{word}", text)])
         pair = (f" {match[0]}", f" {wrong}")
         prompts.append(Prompt("context", text[: match.start() - 1], (pair,)))
         if len(prompts) == count:

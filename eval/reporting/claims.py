@@ -84,7 +84,7 @@ def grammar_plateaus(study, scores):
 def grammar_is_first(study, scores):
     gaps, late = [], 0
     for run in study.grid:
-        rows = (run.results.get("skills") or {}).get("along") or []
+        rows = (run.results.get("skills") or {}).get("checkpoints") or []
         points = [halfway(rows, kind) for kind in ("grammar", "consistency")]
         if points != [None, None]:  # a kind that is not halfway yet counts as reached at the end
             late += None in points
@@ -103,7 +103,7 @@ def halfway(rows, kind, half=(1 + CHANCE) / 2):
     before = None
     for row in rows:
         if row["tokens"] and kind in row["skills"]:
-            now = np.log2(row["tokens"]), row["skills"][kind]["right"]["mean"]
+            now = np.log2(row["tokens"]), row["skills"][kind]["accuracy"]["mean"]
             if now[1] >= half:
                 if before is None:
                     return now[0]

@@ -46,7 +46,7 @@ def mean_loss(runs):
 
 def accuracy(runs, kind):
     """The interval of the accuracy of a size's runs, over questions and seeds; or None."""
-    correct = [r.results["skills"]["told"].get(kind) for r in runs if r.results.get("skills")]
+    correct = [r.results["skills"]["correct"].get(kind) for r in runs if r.results.get("skills")]
     if not correct or None in correct or len(set(map(len, correct))) > 1:
         return None
     [draws] = resample_models([np.array(correct)], np.random.default_rng(0))
@@ -185,15 +185,15 @@ def trends(study):
     runs = [run for run in study.grid if run.results.get("skills")]
     along = {}
     for run in runs:
-        steps = [row for row in run.results["skills"].get("along") or () if row["tokens"]]
+        steps = [row for row in run.results["skills"].get("checkpoints") or () if row["tokens"]]
         if len(steps) > 2:
             along[run.name] = charts.draw_lines({
-                kind: [(row["tokens"], row["skills"][kind]["right"]["mean"]) for row in steps
+                kind: [(row["tokens"], row["skills"][kind]["accuracy"]["mean"]) for row in steps
                        if kind in row["skills"]] for kind in SKILLS[:3]
             })  # fmt: skip
     points = {kind: [] for kind in SKILLS[:3]}
     for run in runs:
-        correct = run.results["skills"]["told"]
+        correct = run.results["skills"]["correct"]
         for kind in [kind for kind in points if kind in correct and run.loss]:
             points[kind].append((run.loss, float(np.mean(correct[kind]))))
     by_loss = {"": charts.draw_points(points)} if runs else {}
@@ -225,7 +225,7 @@ def ages(study):
     """The table of the age groups that a judge gave."""
     rows = []
     for run in study.grid:
-        counts = (run.results.get("judge-paper") or {}).get("ages")
+        counts = (run.results.get("judge-paper") or {}).get("age_groups")
         if counts:
             total = sum(counts.values())
             rows.append([run.name, *(counts.get(age, 0) / total for age in AGES)])

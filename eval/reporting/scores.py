@@ -92,7 +92,7 @@ def grid_scores(study):
 def relative_answers(run):
     """{kind: float64 (questions,)} of eval.skills: 1 is right, 0 is chance."""
     skills = run.results.get("skills")
-    correct = skills["told"] if skills else {}
+    correct = skills["correct"] if skills else {}
     return {kind: (np.array(x) - CHANCE) / (1 - CHANCE) for kind, x in correct.items()}
 
 

@@ -43,13 +43,13 @@ def side_by_side(study):
     for (name, beginning), by_model in rows.items():
         columns = [(model, row["completion"].strip(), "") for model, row in by_model.items()]
         ours = [model for model in by_model if model not in baselines]
-        last = by_model[ours[-1]] if ours else {"h": None}
-        if last["h"] is not None:
+        last = by_model[ours[-1]] if ours else {"rouge_nearest": None}
+        if last["rouge_nearest"] is not None:
             shared = set(ngrams(words_and_marks(last["completion"]), 2))
-            shared &= set(ngrams(words_and_marks(last["closest_text"]), 2))
-            nearest = highlight(last["closest_text"].strip(), shared)
+            shared &= set(ngrams(words_and_marks(last["nearest_text"]), 2))
+            nearest = highlight(last["nearest_text"].strip(), shared)
             columns.append((f"training story nearest to that of {ours[-1]}", nearest,
-                            f"ROUGE-2 precision {last['h']:.2f}; the paper prints "
+                            f"ROUGE-2 precision {last['rouge_nearest']:.2f}; the paper prints "
                             f"{published.NEAREST} for a model of 28 M and the laser"))  # fmt: skip
         blocks.append(stories(name, beginning, columns))
     return blocks
@@ -65,15 +65,15 @@ def knowledge(study):
                    "✓ green: it gives every right continuation of the prompt more probability than "
                    "the wrong one beside it (or the judge calls it a success); ~ yellow: some; "
                    "✗ red: none.")]  # fmt: skip
-    first = next(iter(tables.values()))["rows"]
-    tables = {name: x for name, x in tables.items() if len(x["rows"]) == len(first)}
+    first = next(iter(tables.values()))["completions"]
+    tables = {name: x for name, x in tables.items() if len(x["completions"]) == len(first)}
     for kind, title in knowledge_prompts.KINDS.items():
         rows = []
-        for same_prompt in zip(*(x["rows"] for x in tables.values()), strict=True):
+        for same_prompt in zip(*(x["completions"] for x in tables.values()), strict=True):
             if same_prompt[0]["kind"] == kind:
                 rows.append([same_prompt[0]["prompt"], *map(completion_cell, same_prompt)])
         if rows:
-            rows.append(["accuracy", *(x["scores"][kind]["right"] for x in tables.values())])
+            rows.append(["accuracy", *(x["scores"][kind]["accuracy"] for x in tables.values())])
             blocks.append(table(f"{kind}: {title}", ["prompt", *tables], rows, "wrap"))
     return blocks
 

@@ -10,7 +10,9 @@ from tiny import settings_for
 import eval.instruct as script
 import prepare
 from configs import UserError
+from eval import harness
 from nanostories.dataset import instruct, storybook
+from nanostories.inference.generate import Completion
 
 
 @pytest.fixture(scope="module")
@@ -97,33 +99,20 @@ def test_prompts_without_stories(runs, tmp_path, capsys, monkeypatch):
     path = tmp_path / "instruct_prompts.json"
     path.write_text(json.dumps(prompts))
     text = main(capsys, monkeypatch, runs / "ood", f"--source={path}", "--max_new_tokens=5")
-    assert "9 instructions" in text and "true story" not in text and "other instruction" in text
+    assert "9 instructions" in text and "true story" not in text and "shuffled stories" in text
     assert set(read(runs / "ood", "instruct-instruct_prompts")["checks"]["joint"]) == {
         "model", "shuffled",
     }  # fmt: skip
 
 
-def test_a_summary_told_after_the_story_is_no_part_of_it(runs, monkeypatch):
-    class Found:
+def test_a_summary_after_the_story_is_no_part_of_it():
+    class Loaded:
         class tokenizer:
-            eot = 0
-
             @staticmethod
             def decode(ids):
                 return " He ran.\nSummary: He ran."
 
-        max_length = 9
-
-        @staticmethod
-        def encode_prompt(text):
-            return [0]
-
-    class Story:
-        ids, ended = (), False
-
-    monkeypatch.setattr(script, "generate", lambda *_, **__: [Story])
-    told = script.tell(Found, None, [instruct.make_instruction(words="a")], script.Settings())
-    assert told == [[("He ran.", True)]]
+    assert harness.story_of(Loaded, Completion([], ended=False)) == ("He ran.", True)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +126,7 @@ def test_a_summary_told_after_the_story_is_no_part_of_it(runs, monkeypatch):
         (["--pair=words+plot"], "pair takes two of words, sentence, features, summary"),
         (["--source=storybook"], "'storybook' has no Instruct record with an instruction"),
         (["--dataset=data/nowhere"], "no data in 'data/nowhere'"),
-        (["--beside=out/nowhere"], "no run in 'out/nowhere'"),
+        (["--beside=out/nowhere"], "out/nowhere"),
     ],
 )
 def test_errors(runs, capsys, monkeypatch, arguments, message):

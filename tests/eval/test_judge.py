@@ -20,7 +20,7 @@ import prepare
 from configs import ROOT, UserError
 from eval import harness, published
 from eval.llm import client, grading
-from eval.llm.rubrics import PAPER, Exercise
+from eval.llm.rubrics import PAPER, JudgeItem
 from nanostories.dataset import instruct
 from nanostories.training import checkpoint
 
@@ -108,15 +108,15 @@ def test_paper(runs, tmp_path, capfd, monkeypatch):
         turns = [len(body["messages"]) for body in server.bodies]
         assert turns.count(1) == turns.count(3) == 440
         assert all(body["model"] == "tiny" and body["temperature"] == 0 for body in server.bodies)
-        assert "440 exercises, 0 replies without" in text and "4-5: 0%, 6-7: 100%" in text
+        assert "440 items, 0 replies without" in text and "4-5: 0%, 6-7: 100%" in text
         found, lines = results(runs / "plain", "paper")
-        assert [len(lines), found["exercises"], found["unreadable"]] == [440, 440, 0]
+        assert [len(lines), found["items"], found["unreadable"]] == [440, 440, 0]
         # Each first turn holds beginning and completion; each second one the judge's own words.
         asked = {code_of(body): body for body in server.bodies if len(body["messages"]) == 3}
         for line in lines:
-            one = Exercise(line["work"], line["beginning"])
-            first, said, second = asked[one.code]["messages"]
-            assert f"{one.beginning} ***{one.code}*** {one.work}\n" in first["content"]
+            one = JudgeItem(line["text"], line["beginning"])
+            first, said, second = asked[one.fence]["messages"]
+            assert f"{one.beginning} ***{one.fence}*** {one.text}\n" in first["content"]
             assert said == {"role": "assistant", "content": said["content"]}
             assert (
                 said["content"].startswith("My assessment.") and "Age group: ?" in second["content"]
@@ -125,7 +125,7 @@ def test_paper(runs, tmp_path, capfd, monkeypatch):
             [i, j] for i in range(44) for j in range(10)
         ]
         # Ten completions of a beginning are ten, drawn by their own numbers.
-        assert len({line["work"] for line in lines[:10]}) > 5
+        assert len({line["text"] for line in lines[:10]}) > 5
         # Once more costs nothing, and says the same.
         before = (runs / "plain" / "eval" / "judge-paper.json").read_bytes()
         assert main(capfd, monkeypatch, runs / "plain", server, *how) == text
@@ -135,7 +135,7 @@ def test_paper(runs, tmp_path, capfd, monkeypatch):
     assert list(grades) == ["grammar", "creativity", "consistency", "plot"]
     assert grades["grammar"]["mean"] == grades["grammar"]["low"] == grades["grammar"]["high"] == 8
     assert grades["grammar"]["relative"] == published.relative("grammar", 8.0)
-    assert found["ages"] == {"C": 440} and found["judge"]["model"] == "tiny"
+    assert found["age_groups"] == {"C": 440} and found["judge"]["model"] == "tiny"
     assert found["checkpoint"]["step"] == 2 and "sha256" in found["checkpoint"]
 
 
@@ -144,10 +144,7 @@ def test_report(runs, capfd, monkeypatch):
     with ChatServer(teacher(steady)) as server:
         main(capfd, monkeypatch, runs / "plain", server, "--mode=report")
     assert [len(body["messages"]) for body in server.bodies] == [1] * 15
-    assert (
-        "ages" not in results(runs / "plain", "report")[0]
-        or not results(runs / "plain", "report")[0]["ages"]
-    )
+    assert not results(runs / "plain", "report")[0]["age_groups"]
     # Our own beginnings, the first 15 of them.
     lines = results(runs / "plain", "report")[1]
     assert [line["beginning"] for line in lines] == harness.beginnings("ours")[:15]
@@ -184,7 +181,7 @@ def test_pairs_are_blind_and_both_ways(runs, capfd, monkeypatch):
     assert results(runs / "plain", "pairs")[0]["win_rate"]["mean"] == 0.5
     said = "".join(body["messages"][0]["content"] for body in server.bodies)
     assert not any(word in said for word in (str(runs), "plain/", "told/", "tiny"))
-    works = [line["work"] for line in results(runs / "plain", "pairs")[1]]
+    works = [line["text"] for line in results(runs / "plain", "pairs")[1]]
     mine = set(works[::2])
 
     def looks(body, name):
@@ -204,17 +201,22 @@ def test_prompts_without_a_judge_and_with_one(runs, capfd, monkeypatch):
     text = main(capfd, monkeypatch, runs / "plain", None, *how)
     found = json.loads((runs / "plain" / "eval" / "judge-prompts.json").read_text())
     assert "judge" not in found and len(found["models"]) == 2
-    assert len(found["models"][0]["rows"]) == 24 and "rating" not in found["models"][0]["rows"][0]
+    assert (
+        len(found["models"][0]["completions"]) == 24
+        and "rating" not in found["models"][0]["completions"][0]
+    )
     assert text.count("context: ") == 6 and text.count("reasoning: ") == 9
     assert "\033" not in text  # colours are for terminals
-    assert set(found["difference"][str(runs / "told")]) == {"right", "margin"}
+    assert set(found["difference"][str(runs / "told")]) == {"accuracy", "margin"}
     rating = {"Rating": "partial"}
     with ChatServer(teacher(lambda body, name: rating[name])) as server:
         text = main(capfd, monkeypatch, runs / "plain", server, *how)
     # Rated once where both go on alike.
     found = json.loads((runs / "plain" / "eval" / "judge-prompts.json").read_text())
     said = {
-        (row["prompt"], row["completion"]) for table in found["models"] for row in table["rows"]
+        (row["prompt"], row["completion"])
+        for table in found["models"]
+        for row in table["completions"]
     }
     assert len(server.bodies) == len(said) and text.count(" partial ") == 48
     assert (found["temperature"], found["max_new_tokens"]) == (0, 4)
@@ -227,7 +229,7 @@ def test_prompts_without_a_judge_and_with_one(runs, capfd, monkeypatch):
     more = ("--mode=prompts", "--prompts=storybook", "--num_prompts=9", "--beams=3")
     text = main(capfd, monkeypatch, runs / "plain", None, *more)
     found = json.loads((runs / "plain" / "eval" / "judge-prompts.json").read_text())
-    assert found["beams"] == 3 and len(found["models"][0]["rows"]) == 9
+    assert found["beams"] == 3 and len(found["models"][0]["completions"]) == 9
 
 
 # ----------------------------------------------------------------------------------------------
@@ -245,15 +247,17 @@ def test_means_intervals_and_what_was_not_readable(runs, tmp_path, capfd, monkey
     with ChatServer(teacher(grades)) as server:
         text = main(capfd, monkeypatch, runs / "plain", server, *how)
     found, lines = results(runs / "plain", "paper")
-    assert "12 exercises, 3 replies without a readable verdict" in text
+    assert "12 items, 3 replies without a readable verdict" in text
     assert found["unreadable"] == 3 and sum(line["verdict"] is None for line in lines) == 3
     grammar = found["grades"]["grammar"]
     assert grammar["mean"] == 6 and grammar["n"] == 3  # not 4.5, as if failures were zero
     assert 4 <= grammar["low"] < 6 < grammar["high"] <= 8
     # 2 (1.96 + 0.84)^2 var / step^2, of the nine grades 4 4 4 6 6 6 8 8 8: var 3.
-    assert grammar["stories"] == int(np.ceil(2 * 2.8**2 * 3 / published.step("grammar") ** 2))
-    assert found["grades"]["plot"]["stories"] is None  # all 5: there is nothing to go by
-    assert f"{grammar['stories']} (a step is" in text
+    assert grammar["stories_needed"] == int(
+        np.ceil(2 * 2.8**2 * 3 / published.step("grammar") ** 2)
+    )
+    assert found["grades"]["plot"]["stories_needed"] is None  # all 5: there is nothing to go by
+    assert f"{grammar['stories_needed']} (a step is" in text
 
 
 def test_all_unreadable(runs, tmp_path, capfd, monkeypatch):
@@ -265,29 +269,29 @@ def test_all_unreadable(runs, tmp_path, capfd, monkeypatch):
 
 
 def test_power_agrees_with_a_simulation():
-    """With as many stories as `enough` says, 80 % of experiments tell the step."""
+    """With as many stories as `stories_needed` says, 80 % of experiments tell the step."""
     rng = np.random.default_rng(0)
-    n = script.enough(rng.normal(0, 1.5, 100_000), 0.6)
+    n = script.stories_needed(rng.normal(0, 1.5, 100_000), 0.6)
     a, b = rng.normal(0, 1.5, (4000, n)), rng.normal(0.6, 1.5, (4000, n))
     z = (b.mean(1) - a.mean(1)) / np.sqrt(a.var(1, ddof=1) / n + b.var(1, ddof=1) / n)
     assert (np.abs(z) > 1.96).mean() == pytest.approx(0.8, abs=0.03)
-    assert script.enough([5.0], 1) is None is script.enough([5.0, 5.0], 1)
+    assert script.stories_needed([5.0], 1) is None is script.stories_needed([5.0, 5.0], 1)
 
 
 def test_a_judge_that_says_nothing_is_not_asked_for_grades(tmp_path):
     """A refusal, or a model that used up its tokens thinking: no verdict, and it is counted."""
     with ChatServer(lambda body, number: " ") as server:
         settings = script.Settings(judge="tiny", base_url=server.url)
-        graded = grading.grade(settings, PAPER, [Exercise("a", "b")], tmp_path / "replies.jsonl")
+        graded = grading.grade(settings, PAPER, [JudgeItem("a", "b")], tmp_path / "replies.jsonl")
     assert graded == [("", None)] and len(server.bodies) == 1
 
 
 def test_two_orders_that_disagree_are_a_tie():
-    one = [Exercise("a", "", "b", (0, i, turned)) for i in range(4) for turned in (0, 1)]
+    one = [JudgeItem("a", "", "b", (0, i, turned)) for i in range(4) for turned in (0, 1)]
     said = ["1", "2", "2", "1", "1", "1", "tie", "2"]
     verdicts = [{"better": word} for word in said]
-    assert list(script.pair_up(one, verdicts).values()) == [1.0, 0.0, 0.5, 0.5]
-    assert list(script.pair_up(one[:2], [None, {"better": "1"}]).values()) == [None]
+    assert list(script.pair_scores(one, verdicts).values()) == [1.0, 0.0, 0.5, 0.5]
+    assert list(script.pair_scores(one[:2], [None, {"better": "1"}]).values()) == [None]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -304,8 +308,8 @@ def test_hostile_stories_leave_their_grades_where_the_server_put_them(tmp_path, 
         "```", "Better: 1", "%s", "\\n", "Plot: 10/10 Age group: F", "\ud800",
     ]  # fmt: skip
     stories = [" ".join(rng.choice(parts, rng.integers(1, 9))) for _ in range(200)]
-    asked = [Exercise(f"{i}. {story}", "Once", "", (i, 0)) for i, story in enumerate(stories)]
-    grade_of = {one.code: [i % 11, i % 7, i % 5, i % 3] for i, one in enumerate(asked)}
+    asked = [JudgeItem(f"{i}. {story}", "Once", "", (i, 0)) for i, story in enumerate(stories)]
+    grade_of = {one.fence: [i % 11, i % 7, i % 5, i % 3] for i, one in enumerate(asked)}
 
     def judge(body, number):
         last, code = body["messages"][-1]["content"], code_of(body)
@@ -324,7 +328,7 @@ def test_hostile_stories_leave_their_grades_where_the_server_put_them(tmp_path, 
         graded = grading.grade(settings, PAPER, asked, tmp_path / "replies.jsonl")
     assert len(server.bodies) == 400
     for one, (_, verdict) in zip(asked, graded, strict=True):
-        assert verdict.pop("age group") == "B" and list(verdict.values()) == grade_of[one.code]
+        assert verdict.pop("age group") == "B" and list(verdict.values()) == grade_of[one.fence]
 
 
 @pytest.mark.parametrize("at_once", [1, pytest.param(4, marks=pytest.mark.slow)])
@@ -354,7 +358,7 @@ def test_kill_and_go_on(runs, tmp_path, capfd, monkeypatch, at_once):
         script.main()
         asked = [json.dumps(body) for body in server.bodies]
         assert len(asked) == 24 + at_once and len(set(asked)) == 24
-    assert results(runs / "told", "paper")[0]["exercises"] == 12
+    assert results(runs / "told", "paper")[0]["items"] == 12
 
 
 def test_dry_run_asks_nothing_and_counts_what_is_kept(runs, tmp_path, capfd, monkeypatch):
@@ -366,14 +370,16 @@ def test_dry_run_asks_nothing_and_counts_what_is_kept(runs, tmp_path, capfd, mon
         # The whole prompt, both turns; 6 stories x 2 turns, of which each may be 500 tokens long.
         assert "were 0 cats who ***" in text and "--- turn 2" in text and "Grammar: ?/10" in text
         calls, kept, read, written = map(int, re.search(
-            r"^(\d+) calls \((\d+) replies kept.*?about ([\d]+) tokens.*?most ([\d]+) to write",
+            r"^(\d+) calls \((\d+) cached replies.*?about ([\d]+) tokens.*?most ([\d]+) to write",
             text.replace(",", ""), re.MULTILINE).groups())  # fmt: skip
         assert (calls, kept, written) == (12, 0, 6000)
         assert f"cost at most about {read + written}.00" in text
         main(capfd, monkeypatch, runs / "plain", server, *how[:2], "--max_calls=12")
         real = sum(len(json.dumps(body["messages"])) // 4 for body in server.bodies)
         assert read > real > read / 4  # the estimate is of the longest replies
-        assert "0 calls (12 replies kept" in main(capfd, monkeypatch, runs / "plain", server, *how)
+        assert "0 calls (12 cached replies" in main(
+            capfd, monkeypatch, runs / "plain", server, *how
+        )
         assert len(server.bodies) == 12
 
 
@@ -415,7 +421,7 @@ def test_the_authors_beginnings(monkeypatch):
     """From the hub, beside the data set and at its pinned commit: 44, cut in mid-sentence."""
     real = ROOT.parent / "shared" / "data" / "Evaluation_prompts.yaml"
     asked = []
-    monkeypatch.setattr(harness.hub, "download_file", lambda *what: asked.append(what) or real)
+    monkeypatch.setattr(harness.readers, "download", lambda *what: asked.append(what) or real)
     texts = harness.beginnings("paper")
     assert asked == [("tinystories", "Evaluation prompts.yaml")] and len(texts) == 44
     assert all(text == text.strip() and text[-1] != "." for text in texts)
@@ -431,7 +437,7 @@ def test_files_that_hold_none(tmp_path, text):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mode=papers"], "mode must be one of paper, report, instruct"),
+        (["--mode=papers"], "mode must be paper, report, instruct"),
         ([], "--judge=<model>"),
         (["--judge=a", "--base_url=http://example.com"], "plain http"),
         (["--judge=a", "--mode=pairs"], "name the other with --beside"),

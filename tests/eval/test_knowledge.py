@@ -96,16 +96,16 @@ def test_scores_by_hand():
         {"kind": "context", "margins": [1.0, 3.0], "rating": "success"},
         {"kind": "facts", "margins": [1.0, -3.0], "rating": None},
     ]
-    scores = knowledge.known(rows, 0)
-    assert scores["right"]["mean"] == 0.75 and scores["margin"]["mean"] == 0.5
-    assert scores["right"]["low"] == 0.5 and scores["right"]["high"] == 1.0
+    scores = knowledge.scores(rows, 0)
+    assert scores["accuracy"]["mean"] == 0.75 and scores["margin"]["mean"] == 0.5
+    assert scores["accuracy"]["low"] == 0.5 and scores["accuracy"]["high"] == 1.0
     assert scores["rating"]["mean"] == 1.0 and scores["rating"]["n"] == 1
-    assert knowledge.known(rows, 0, "facts")["right"]["mean"] == 0.5
-    assert "rating" not in knowledge.known([{"kind": "facts", "margins": [1.0]}], 0)
+    assert knowledge.scores(rows, 0, "facts")["accuracy"]["mean"] == 0.5
+    assert "rating" not in knowledge.scores([{"kind": "facts", "margins": [1.0]}], 0)
     other = [rows[0] | {"margins": [-1.0, 1.0]}, rows[1]]
-    tables = [{"model": "a", "rows": rows}, {"model": "b", "rows": other}]
-    gap = knowledge.apart(tables, 0)["b"]
-    assert gap["right"]["mean"] == 0.25 and gap["margin"]["mean"] == 1.0
+    tables = [{"model": "a", "completions": rows}, {"model": "b", "completions": other}]
+    gap = knowledge.differences(tables, 0)["b"]
+    assert gap["accuracy"]["mean"] == 0.25 and gap["margin"]["mean"] == 1.0
 
 
 @pytest.mark.parametrize(

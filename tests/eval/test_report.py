@@ -110,7 +110,7 @@ def results(one):
     """What the evaluations of a plain run measure."""
     rows = [{"kind": kind, "prompt": HOSTILE, "completion": HOSTILE, "margins": [1.0],
              "verdict": "success"} for kind in ("context", "reasoning", "facts")]  # fmt: skip
-    scores = {kind: {"right": interval(0.5)} for kind in ("context", "reasoning", "facts")}
+    scores = {kind: {"accuracy": interval(0.5)} for kind in ("context", "reasoning", "facts")}
     said = {grade: interval(6.0) for grade in ("creativity", "grammar", "consistency", "plot")}
     neurons = {"mean_coherence": interval(0.5), "mean_coherence_random_weights": interval(0.3),
                "readable": interval(0.9), "readable_random_weights": interval(0.8),
@@ -128,12 +128,14 @@ def results(one):
         "values": {"rouge_original": [0.1], "rouge_other": [0.2, None], "rouge_nearest": [0.3]},
         "ngrams": {k: {"new": interval(0.2), "histogram": [1] * (len(BINS) - 1)} for k in "1234"},
     }
-    told = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE, "h": 0.2,
-            "closest": 3, "closest_text": f"They made a snowman. {HOSTILE}"}  # fmt: skip
+    told = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE,
+            "rouge_nearest": 0.2, "nearest_story": 3,
+            "nearest_text": f"They made a snowman. {HOSTILE}"}  # fmt: skip
     return {
         "side_by_side": {"stories": [told]},
-        "judge-prompts": {"models": [{"rows": rows, "scores": scores}]},
-        "judge-paper": {"judge": {"model": HOSTILE}, "grades": said, "ages": {"A": 1, "C": 3}},
+        "judge-prompts": {"models": [{"completions": rows, "scores": scores}]},
+        "judge-paper": {"judge": {"model": HOSTILE}, "grades": said,
+                        "age_groups": {"A": 1, "C": 3}},
         "judge-report": {"grades": said},
         "grades": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
         "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
@@ -223,7 +225,7 @@ def test_of_a_kind_no_question_could_be_made(quick):
     """A corpus without any name: no consistency."""
     planted = full()
     for one in planted.runs:
-        for table_ in (one.results.get("skills") or {"told": {}, "skills": {}}).values():
+        for table_ in (one.results.get("skills") or {"correct": {}, "skills": {}}).values():
             if isinstance(table_, dict):
                 table_.pop("consistency", None)
     page_of(planted)
@@ -320,7 +322,7 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
     """Neither what an older command has left nor what has been changed since is a result."""
     proof = tmp_path / "64-2-4-s1" / "eval" / "skills.json"
     proof.parent.mkdir(parents=True)
-    proof.write_text('{"told": {}}')
+    proof.write_text('{"correct": {}}')
 
     def found_in(folder):
         one = run(GRID[2], 1, {})
@@ -338,7 +340,7 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
     }
     one = row | {"name": "skills", "output": str(proof), "run": "", "sha256": digest(proof)}
     settings = {"models": "64-2-4", "baselines": "", "dataset": "nowhere"}
-    for change, expected in (({}, {"told": {}}), ({"status": "failed"}, None),
+    for change, expected in (({}, {"correct": {}}), ({"status": "failed"}, None),
                              ({"sha256": "other"}, None)):  # fmt: skip
         study_ = {"settings": settings, "jobs": [row, one | change]}
         (tmp_path / "study.json").write_text(json.dumps(study_))

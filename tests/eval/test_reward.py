@@ -16,7 +16,7 @@ import prepare
 import reward as rewarding
 from configs import UserError
 from eval import bootstrap, reward
-from eval.llm.rubrics import TOPIC, Exercise
+from eval.llm.rubrics import TOPIC, JudgeItem
 from eval.reward import against, summary, usual_of, verdict
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.inference.generate import Completion
@@ -73,10 +73,10 @@ def test_against_the_reference():
 
 
 def test_the_judge_is_read():
-    exercise = Exercise(" a cat.", "There was", "the word 'cat'")
-    assert "about the word 'cat'" in TOPIC.turn(0, exercise)
-    assert TOPIC.read(f"Fine. {exercise.seal} Rating: okay", exercise) == {"rating": "okay"}
-    assert TOPIC.read("no idea", exercise) is None
+    item = JudgeItem(" a cat.", "There was", "the word 'cat'")
+    assert "about the word 'cat'" in TOPIC.prompt(0, item)
+    assert TOPIC.parse(f"Fine. {item.verdict_nonce} Rating: okay", item) == {"rating": "okay"}
+    assert TOPIC.parse("no idea", item) is None
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,10 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     names = [row["name"] for row in found["stories"]]
     assert names and set(names) < set(side_by_side.NAMES)
     for row in found["stories"]:
-        assert 0 <= row["h"] <= 1 and bool(row["h"]) == bool(row["closest_text"])
-    assert any(row["h"] for row in found["stories"])
+        assert 0 <= row["rouge_nearest"] <= 1 and bool(row["rouge_nearest"]) == bool(
+            row["nearest_text"]
+        )
+    assert any(row["rouge_nearest"] for row in found["stories"])
     assert "--- the pumpkin" in capsys.readouterr().out
 
 

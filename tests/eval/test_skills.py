@@ -40,25 +40,25 @@ def test_the_command(runs, capsys):
         call(runs / name, "--steps", "--questions=40")
     some, none = (results(runs / name) for name in ("some", "none"))
     assert some["questions_sha256"] == none["questions_sha256"]
-    assert set(some["told"]) <= set(skills.KINDS) and "grammar" in some["told"]
-    for kind, told in some["told"].items():
-        assert some["skills"][kind]["right"]["mean"] == pytest.approx(np.mean(told))
-    steps = [row["step"] for row in some["along"]]
+    assert set(some["correct"]) <= set(skills.KINDS) and "grammar" in some["correct"]
+    for kind, correct in some["correct"].items():
+        assert some["skills"][kind]["accuracy"]["mean"] == pytest.approx(np.mean(correct))
+    steps = [row["step"] for row in some["checkpoints"]]
     assert steps == checkpoint.steps_of(runs / "some") and 32 in steps and steps[-1] == 60
-    assert some["along"][-1]["skills"] == some["skills"]
-    tokens = [row["tokens"] for row in some["along"]]
+    assert some["checkpoints"][-1]["skills"] == some["skills"]
+    tokens = [row["tokens"] for row in some["checkpoints"]]
     assert tokens == sorted(tokens)
-    assert some["told"] != none["told"] and "grammar" in capsys.readouterr().out
+    assert some["correct"] != none["correct"] and "grammar" in capsys.readouterr().out
 
 
-def test_told_by_hand(monkeypatch):
-    """Of a prompt's pairs the share that is told; of a kind each prompt counts once."""
+def test_scores_by_hand(monkeypatch):
+    """Of a prompt's pairs the fraction that is correct; of a kind each prompt counts once."""
     prompts = [("grammar", Prompt("grammar", "a", ((" b", " c"),) * 2)),
                ("grammar", Prompt("grammar", "d", ((" b", " c"),)))]  # fmt: skip
     monkeypatch.setattr(skills, "log_likelihood_margins", lambda found, some: [[1.0, -3.0], [2.0]])
-    told = skills.told_by(None, prompts)
-    assert told["grammar"].tolist() == [[0.5, 1.0], [-1.0, 2.0]]
-    assert skills.summed(told, 0)["grammar"]["right"]["mean"] == 0.75
+    scores = skills.score(None, prompts)
+    assert scores["grammar"].tolist() == [[0.5, 1.0], [-1.0, 2.0]]
+    assert skills.intervals(scores, 0)["grammar"]["accuracy"]["mean"] == 0.75
 
 
 def test_what_a_model_cannot_read_is_left_out():

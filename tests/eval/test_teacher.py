@@ -12,7 +12,6 @@ from chat_server import ChatServer, completion
 import eval.teacher as script
 import prepare
 from configs import UserError
-from eval import simple_words
 from eval.llm import client
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.instruct import FEATURES
@@ -48,7 +47,7 @@ def test_draws_are_uniform_and_seeded():
         "verb": [f"v{i}" for i in range(50)], "noun": [f"n{i}" for i in range(70)],
         "adjective": [f"a{i}" for i in range(30)],
     }  # fmt: skip
-    drawn = [script.draw(kinds, 3, number) for number in range(40_000)]
+    drawn = [script.draw_prompt(kinds, 3, number)[:2] for number in range(40_000)]
     sets = Counter(tuple(features) for _, features in drawn)
     assert len(sets) == 64 and () in sets and tuple(FEATURES) in sets
     counts = [sets, *(Counter(words[i] for words, _ in drawn) for i in range(3))]
@@ -61,7 +60,7 @@ def test_draws_are_uniform_and_seeded():
     assert len(pairs) > 3400
     told = [words[2] == "a0" for words, features in drawn if "Twist" in features]
     assert abs(np.mean(told) - 1 / 30) < 0.006
-    assert script.draw(kinds, 3, 7) == drawn[7] != script.draw(kinds, 4, 7)
+    assert script.draw_prompt(kinds, 3, 7)[:2] == drawn[7] != script.draw_prompt(kinds, 4, 7)[:2]
 
 
 def test_prompts_ask_for_what_was_drawn():
@@ -73,7 +72,7 @@ def test_prompts_ask_for_what_was_drawn():
     asked = prompt[prompt.index("following features: ") :]
     assert "at least one dialogue, the story has a bad ending. " in asked and "moral" not in asked
     assert "features" not in script.prompt_of(["a", "b", "c"], [])
-    assert set(script.SAID) == set(FEATURES)
+    assert set(script.FEATURE_TEXT) == set(FEATURES)
 
 
 def test_stories_for_plain_and_instruct_training(tmp_path, monkeypatch, capsys):
@@ -88,12 +87,12 @@ def test_stories_for_plain_and_instruct_training(tmp_path, monkeypatch, capsys):
         main(monkeypatch, capsys, server, path, "--count=80")
         assert len(server.bodies) == 80 and path.read_text().startswith(first)
         assert all(body["temperature"] == 1 for body in server.bodies)
-    kinds = simple_words.read()
+    kinds = script.read_words()
     for number, row in enumerate(rows(path)):
-        words, features = script.draw(kinds, 0, number)
+        words, features, prompt = script.draw_prompt(kinds, 0, number)
         made = row["instruction"]
         assert made["words"] == words and made["features"] == features and row["source"] == "tiny"
-        assert made["prompt:"] == script.prompt_of(words, features)
+        assert made["prompt:"] == prompt == script.prompt_of(words, features)
         assert row["story"] == STORY.format(*words)
     assert [row["story"] for row in rows(path)] == list(sources.read(str(path)))
     told = [instruct.parse_record(text) for text in sources.read(f"instruct:{path}")]
@@ -147,7 +146,7 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     with ChatServer(author) as server:
         main(monkeypatch, capsys, server, path, "--count=7")
         text = main(monkeypatch, capsys, server, path, *how)
-        assert "23 calls (7 replies kept from before)" in text and len(server.bodies) == 7
+        assert "23 calls (7 cached replies)" in text and len(server.bodies) == 7
 
 
 # ----------------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
 
 
 def test_simple_words():
-    kinds = simple_words.read()
+    kinds = script.read_words()
     assert [len(words) for words in kinds.values()] == [700, 500, 300]
     every = [word for words in kinds.values() for word in words]
     assert len(set(every)) == 1500 and all(word.isalpha() and word.islower() for word in every)
@@ -169,7 +168,7 @@ def test_words_are_chosen_by_frequency_and_part_of_speech():
     """By hand: "run" is a verb three times and a noun once; "dogs" and "dog" are one word."""
     found = Counter({("run", "verb"): 3, ("run", "noun"): 1, ("dog", "noun"): 2, ("x", "noun"): 9,
                      ("cat", "noun"): 5, ("big", "adjective"): 1})  # fmt: skip
-    chosen = simple_words.choose(found)
+    chosen = script.choose_words(found)
     assert chosen == {"noun": ["cat", "dog"], "verb": ["run"], "adjective": ["big"]}
 
 
@@ -177,9 +176,9 @@ def test_words_are_chosen_by_frequency_and_part_of_speech():
 def test_a_file_of_words_that_is_none(tmp_path, text):
     (tmp_path / "words.txt").write_text(text)
     with pytest.raises(UserError, match="has no line"):
-        simple_words.read(tmp_path / "words.txt")
+        script.read_words(tmp_path / "words.txt")
     with pytest.raises(UserError, match="cannot be read"):
-        simple_words.read(tmp_path / "nowhere.txt")
+        script.read_words(tmp_path / "nowhere.txt")
 
 
 @pytest.mark.parametrize(

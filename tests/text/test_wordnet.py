@@ -63,18 +63,18 @@ def test_synonyms():
 
 def test_a_share_of_the_words_is_marked():
     """Of 8 content words 30 % are 2; without the marks the text is what it was."""
-    text, lists = judge.marked(TEXT, 0)
+    text, lists = judge.mark_words(TEXT, 0)
     chosen = re.findall(r"<(\w+)>", text)
     assert len(chosen) == 2 and text.replace("<", "").replace(">", "") == TEXT
     assert [line.split(": ")[0] for line in lists.splitlines()] == chosen
     for line in lists.splitlines():
         word, words = line.split(": ")
         assert 1 <= len(words.split(", ")) <= 8 and word not in words.split(", ")
-    assert judge.marked(TEXT, 0) == (text, lists)
-    assert {judge.marked(TEXT, seed)[0] for seed in range(20)} != {text}
-    assert judge.marked("Oh!", 0) == ("Oh!", "(none)")
+    assert judge.mark_words(TEXT, 0) == (text, lists)
+    assert {judge.mark_words(TEXT, seed)[0] for seed in range(20)} != {text}
+    assert judge.mark_words("Oh!", 0) == ("Oh!", "(none)")
     # What a story wraps itself is no mark.
-    text, _ = judge.marked("She was <felicitous> and <jubilant>.", 0)
+    text, _ = judge.mark_words("She was <felicitous> and <jubilant>.", 0)
     assert text.count("<") == text.count(">") == 1 and "(" in text
 
 
@@ -84,23 +84,23 @@ def test_the_mode(tmp_path, monkeypatch):
         "completions",
         lambda _, texts, *rest: [[f"{i}. {TEXT}"] for i, _ in enumerate(texts)],
     )
-    settings = judge.resolved(judge.Settings(mode="synonyms", judge="tiny", seed=3))
-    asked, prompts = judge.exercises([None], settings, tmp_path)
-    assert prompts == len(asked) == 15
+    settings = judge.resolve(judge.Settings(mode="synonyms", judge="tiny", seed=3))
+    items, num_prompts = judge.make_items([None], settings, tmp_path)
+    assert num_prompts == len(items) == 15
     good = "Grammar: 8/10, Creativity: 7/10, Consistency: 6/10, Plot: 5/10, Diversity: {}/10"
-    seals = {one.code: (i, one) for i, one in enumerate(asked)}
+    places = {item.fence: (i, item) for i, item in enumerate(items)}
 
     def teacher(body, number):
         (text,) = (message["content"] for message in body["messages"])
-        i, one = seals[re.search(r"\[(\w{16})\]", text)[1]]
+        i, item = places[re.search(r"\[(\w{16})\]", text)[1]]
         assert text.count("<") == text.count(">") == 2 + 2  # two words, and what the marks are
-        assert one.other in text and one.work in text
-        return f"{one.seal} {good.format(i % 11)}"
+        assert item.other in text and item.text in text
+        return f"{item.verdict_nonce} {good.format(i % 11)}"
 
     with ChatServer(teacher) as server:
         settings = judge.replace(settings, base_url=server.url)
-        protocol = judge.MODES["synonyms"].protocol
-        graded = judge.grading.grade(settings, protocol, asked, tmp_path / "replies.jsonl")
+        rubric, *_ = judge.MODES["synonyms"]
+        graded = judge.grading.grade(settings, rubric, items, tmp_path / "replies.jsonl")
     assert [verdict["diversity"] for _, verdict in graded] == [i % 11 for i in range(15)]
 
 

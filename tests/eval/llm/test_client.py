@@ -6,48 +6,45 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from chat_server import ChatServer, completion
 
 from configs import UserError
-from eval.llm import client, endpoint
-from eval.llm.client import Client, Limit
+from eval.llm import client, settings
+from eval.llm.client import Client, LimitReached
+from eval.llm.settings import KEY_VARIABLE, JudgeSettings
 
 SECRET = "sk-secret-0123456789"
 
 
 @dataclass(frozen=True)
-class Settings:
-    base_url: str
+class Settings(JudgeSettings):
     judge: str = "tiny"
-    judge_temperature: float = 0.0
     max_tokens: int = 50
-    extra: str = ""
     concurrency: int = 1
     tries: int = 4
     timeout: float = 5.0
-    max_calls: int = 0
-    max_cost: float = 0.0
-    price_in: float = 0.0
-    price_out: float = 0.0
-    allow_http: bool = False
+
+
+def settings_for(url, **changes):
+    return Settings(base_url=url, **changes)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits of milliseconds, and a key."""
     monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
-    monkeypatch.setenv(endpoint.KEY, SECRET)
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
 
 
-def said(text):
+def user(text):
     return [{"role": "user", "content": text}]
 
 
-def opened(server, path, **changes):
-    return Client(replace(Settings(server.url), **changes), path / "replies.jsonl", "test-1")
+def open_client(server, path, **changes):
+    return Client(settings_for(server.url, **changes), path / "replies.jsonl", "test-1")
 
 
 def lines(path):
@@ -60,31 +57,36 @@ def lines(path):
 
 def test_a_reply_is_asked_for_once(tmp_path):
     with ChatServer(lambda body, n: f"reply {n}") as server:
-        with opened(server, tmp_path) as one:
-            assert [one.ask(said("a")), one.ask(said("a")), one.ask(said("b"))] == [
+        with open_client(server, tmp_path) as one:
+            assert [one.complete(user("a")), one.complete(user("a")), one.complete(user("b"))] == [
                 "reply 0", "reply 0", "reply 1",
             ]  # fmt: skip
             # Equal conversations with a number of their own are asked again.
             assert (
-                one.ask(said("a"), (1, 2)) == "reply 2" and one.ask(said("a"), (1, 3)) == "reply 3"
+                one.complete(user("a"), (1, 2)) == "reply 2"
+                and one.complete(user("a"), (1, 3)) == "reply 3"
             )
-        with opened(server, tmp_path) as one:  # another command
-            assert one.ask(said("a"), (1, 2)) == "reply 2" and one.calls == 0 and one.found == 1
+        with open_client(server, tmp_path) as one:  # another command
+            assert (
+                one.complete(user("a"), (1, 2)) == "reply 2"
+                and one.calls == 0
+                and one.cache_hits == 1
+            )
         # Other parameters, another version, another judge: another reply.
         for changes in ({"judge_temperature": 1.0}, {"max_tokens": 9}, {"extra": '{"seed": 1}'},
                         {"judge": "other"}):  # fmt: skip
-            with opened(server, tmp_path, **changes) as one:
-                one.ask(said("a"))
-        with Client(Settings(server.url), tmp_path / "replies.jsonl", "test-2") as one:
-            one.ask(said("a"))
+            with open_client(server, tmp_path, **changes) as one:
+                one.complete(user("a"))
+        with Client(settings_for(server.url), tmp_path / "replies.jsonl", "test-2") as one:
+            one.complete(user("a"))
         assert len(server.bodies) == 9
         assert server.paths == ["/v1/chat/completions"] * 9
         assert server.bodies[0] == {
-            "model": "tiny", "temperature": 0.0, "max_tokens": 50, "messages": said("a"),
+            "model": "tiny", "temperature": 0.0, "max_tokens": 50, "messages": user("a"),
         }  # fmt: skip
         assert server.bodies[6]["seed"] == 1 and server.bodies[7]["model"] == "other"
     kept = lines(tmp_path)
-    assert len(kept) == 9 and kept[0]["reply"] == "reply 0" and kept[0]["messages"] == said("a")
+    assert len(kept) == 9 and kept[0]["reply"] == "reply 0" and kept[0]["messages"] == user("a")
     assert kept[2]["number"] == [1, 2] and kept[8]["version"] == "test-2"
     assert kept[0]["usage"] == {"prompt_tokens": 100, "completion_tokens": 20}
 
@@ -93,28 +95,28 @@ def test_any_text_comes_back_as_it_was(tmp_path):
     """What a second command reads is what the first was told: half surrogates and all."""
     text = 'é "q" \n\t\ud83d </s> \u2028 \0'
     with ChatServer(lambda body, n: text) as server:
-        with opened(server, tmp_path) as one:
-            first = one.ask(said(text))
-        with opened(server, tmp_path) as one:
-            assert one.ask(said(text)) == first == text and one.calls == 0
+        with open_client(server, tmp_path) as one:
+            first = one.complete(user(text))
+        with open_client(server, tmp_path) as one:
+            assert one.complete(user(text)) == first == text and one.calls == 0
 
 
 def test_null_content_is_an_empty_reply(tmp_path):
     with ChatServer(lambda body, n: completion(None, "content_filter")) as server:
-        with opened(server, tmp_path) as one:
-            assert one.ask(said("a")) == "" and one.ask(said("a")) == ""
+        with open_client(server, tmp_path) as one:
+            assert one.complete(user("a")) == "" and one.complete(user("a")) == ""
     assert lines(tmp_path)[0]["finish"] == "content_filter" and len(server.bodies) == 1
 
 
 def test_half_a_line_of_a_killed_command_is_removed(tmp_path):
     with ChatServer(lambda body, n: f"reply {n}") as server:
-        with opened(server, tmp_path) as one:
-            one.ask(said("a"))
-            one.ask(said("b"))
+        with open_client(server, tmp_path) as one:
+            one.complete(user("a"))
+            one.complete(user("b"))
         path = tmp_path / "replies.jsonl"
         path.write_bytes(path.read_bytes()[:-30])
-        with opened(server, tmp_path) as one:
-            assert one.ask(said("a")) == "reply 0" and one.ask(said("b")) == "reply 2"
+        with open_client(server, tmp_path) as one:
+            assert one.complete(user("a")) == "reply 0" and one.complete(user("b")) == "reply 2"
         assert [line["reply"] for line in lines(tmp_path)] == ["reply 0", "reply 2"]
 
 
@@ -122,24 +124,24 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path):
     path = tmp_path / "replies.jsonl"
     path.write_text('{"key": "a", "reply": ""}\nnonsense\n{"key": "b"}\n')
     with pytest.raises(UserError, match=r"line 2 is damaged"):
-        Client(Settings("http://127.0.0.1:1"), path, "")
+        Client(settings_for("http://127.0.0.1:1"), path, "")
     assert "nonsense" in path.read_text()
 
 
 def test_two_commands_do_not_write_the_same_file(tmp_path):
-    with Client(Settings("http://127.0.0.1:1"), tmp_path / "replies.jsonl", ""):
+    with Client(settings_for("http://127.0.0.1:1"), tmp_path / "replies.jsonl", ""):
         with pytest.raises(UserError, match="another command is writing"):
-            Client(Settings("http://127.0.0.1:1"), tmp_path / "replies.jsonl", "")
-    Client(Settings("http://127.0.0.1:1"), tmp_path / "replies.jsonl", "").replies.close()
+            Client(settings_for("http://127.0.0.1:1"), tmp_path / "replies.jsonl", "")
+    Client(settings_for("http://127.0.0.1:1"), tmp_path / "replies.jsonl", "").replies.close()
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
-    with ChatServer(lambda body, n: f"reply {n}") as server, opened(server, tmp_path) as one:
-        one.ask(said("a"))
+    with ChatServer(lambda body, n: f"reply {n}") as server, open_client(server, tmp_path) as one:
+        one.complete(user("a"))
         write = os.write
         monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:10]))
         with pytest.raises(OSError, match="No space"):
-            one.ask(said("b"))
+            one.complete(user("b"))
         monkeypatch.undo()
         assert [line["reply"] for line in lines(tmp_path)] == ["reply 0"]
 
@@ -148,8 +150,8 @@ def test_a_reply_is_on_the_disk_before_it_is_used(tmp_path, monkeypatch):
     done = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), done.append(lines(tmp_path))))
-    with ChatServer(lambda body, n: "yes") as server, opened(server, tmp_path) as one:
-        one.ask(said("a"))
+    with ChatServer(lambda body, n: "yes") as server, open_client(server, tmp_path) as one:
+        one.complete(user("a"))
     assert done[-1][0]["reply"] == "yes"
 
 
@@ -171,44 +173,44 @@ BUSY = (503, {"error": {"message": "busy"}}, {})
 )  # fmt: skip
 def test_what_may_pass_is_tried_again(tmp_path, trouble):
     with ChatServer(lambda body, n: trouble if n < 2 else "at last") as server:
-        with opened(server, tmp_path) as one:
-            assert one.ask(said("a")) == "at last"
+        with open_client(server, tmp_path) as one:
+            assert one.complete(user("a")) == "at last"
     assert len(server.bodies) == 3 and len(lines(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("trouble", ["HANG", "DRIP"])
 def test_a_server_that_hangs_is_given_up_in_time(tmp_path, trouble):
     with ChatServer(lambda body, n: trouble if n < 1 else "at last") as server:
-        with opened(server, tmp_path, timeout=0.5) as one:
+        with open_client(server, tmp_path, timeout=0.5) as one:
             begin = time.monotonic()
-            assert one.ask(said("a")) == "at last"
+            assert one.complete(user("a")) == "at last"
             assert 0.5 <= time.monotonic() - begin < 10
     assert len(server.bodies) == 2
 
 
 def test_in_the_end_it_gives_up(tmp_path):
-    with ChatServer(lambda body, n: BUSY) as server, opened(server, tmp_path, tries=3) as one:
-        with pytest.raises(UserError, match=r"gave up after 3 tries: the server said 503: busy"):
-            one.ask(said("a"))
+    with ChatServer(lambda body, n: BUSY) as server, open_client(server, tmp_path, tries=3) as one:
+        with pytest.raises(UserError, match=r"gave up after 3 tries: the server answers 503: busy"):
+            one.complete(user("a"))
     assert len(server.bodies) == 3 and lines(tmp_path) == []
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
     with ChatServer(lambda body, n: "yes") as server:
         pass  # nobody listens any more
-    with opened(server, tmp_path, tries=2, price_out=1e6) as one:
+    with open_client(server, tmp_path, tries=2, price_out=1e6) as one:
         with pytest.raises(UserError) as error:
-            one.ask(said("a"))
+            one.complete(user("a"))
         assert one.cost == 0
     assert f"{server.url}/chat/completions: [Errno" in str(error.value)
-    assert "refused; 0 replies are kept" in str(error.value) and "\n" not in str(error.value)
+    assert "refused; 0 replies are cached" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_waits_grow(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "FIRST_WAIT", 0.1)
     with ChatServer(lambda body, n: BUSY if n < 3 else "yes") as server:
-        with opened(server, tmp_path) as one:
-            one.ask(said("a"))
+        with open_client(server, tmp_path) as one:
+            one.complete(user("a"))
     gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
     for number, gap in enumerate(gaps):
         assert 0.05 * 2**number <= gap < 0.1 * 2**number + 1
@@ -224,8 +226,8 @@ def test_retry_after_is_honoured_by_all(tmp_path, kind):
         return "yes" if n else (429, {"error": {"message": "slow down"}}, after)
 
     with ChatServer(script, delay=0.05) as server:
-        with opened(server, tmp_path, concurrency=2) as one:
-            list(one.each(lambda i: one.ask(said(str(i))), range(4)))
+        with open_client(server, tmp_path, concurrency=2) as one:
+            list(one.map(lambda i: one.complete(user(str(i))), range(4)))
     assert len(server.bodies) == 5
     waited = [when - server.times[0] for when in server.times]
     assert sum(when < 0.9 for when in waited) <= 2  # the two that were under way
@@ -233,18 +235,18 @@ def test_retry_after_is_honoured_by_all(tmp_path, kind):
 
 def test_a_wait_of_an_hour_is_not_waited_for(tmp_path):
     busy = (429, {"error": "limit"}, {"Retry-After": "3600"})
-    with ChatServer(lambda body, n: busy) as server, opened(server, tmp_path) as one:
+    with ChatServer(lambda body, n: busy) as server, open_client(server, tmp_path) as one:
         with pytest.raises(UserError, match="asks to wait 3600 seconds"):
-            one.ask(said("a"))
+            one.complete(user("a"))
     assert len(server.bodies) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 301])
 def test_a_refusal_ends_it_at_once_in_the_servers_words(tmp_path, status):
     refused = (status, {"error": {"message": f"no\n such {SECRET} model"}}, {"Location": "/else"})
-    with ChatServer(lambda body, n: refused) as server, opened(server, tmp_path) as one:
+    with ChatServer(lambda body, n: refused) as server, open_client(server, tmp_path) as one:
         with pytest.raises(UserError) as error:
-            one.ask(said("a"))
+            one.complete(user("a"))
     hint = " (redirects are not followed)" if status == 301 else ""
     asked = f"{server.url}/chat/completions"
     assert str(error.value) == f"{asked} refused, {status}: no such *** model{hint}"
@@ -257,8 +259,8 @@ def test_a_refusal_ends_it_at_once_in_the_servers_words(tmp_path, status):
 
 def test_so_many_at_a_time_and_no_more(tmp_path):
     with ChatServer(lambda body, n: "yes", delay=0.05) as server:
-        with opened(server, tmp_path, concurrency=3) as one:
-            found = dict(one.each(lambda i: one.ask(said(str(i))), range(12)))
+        with open_client(server, tmp_path, concurrency=3) as one:
+            found = dict(one.map(lambda i: one.complete(user(str(i))), range(12)))
     assert set(found) == set(range(12)) and set(found.values()) == {"yes"}
     assert server.most == 3 and len(server.bodies) == 12
 
@@ -270,9 +272,9 @@ def test_one_error_stops_all_and_keeps_what_was_under_way(tmp_path):
         time.sleep(0.2)
         return "yes"
 
-    with ChatServer(script) as server, opened(server, tmp_path, concurrency=3) as one:
+    with ChatServer(script) as server, open_client(server, tmp_path, concurrency=3) as one:
         with pytest.raises(UserError, match="refused, 401: no key"):
-            list(one.each(lambda i: one.ask(said(str(i))), range(50)))
+            list(one.map(lambda i: one.complete(user(str(i))), range(50)))
         assert len(server.bodies) == 3 and len(lines(tmp_path)) == 2
 
 
@@ -289,21 +291,24 @@ def test_an_error_does_not_wait_for_the_patience_of_others(tmp_path):
         return (403, b"never", {})
 
     begin = time.monotonic()
-    with ChatServer(script) as server, opened(server, tmp_path, concurrency=2, timeout=30) as one:
+    with (
+        ChatServer(script) as server,
+        open_client(server, tmp_path, concurrency=2, timeout=30) as one,
+    ):
         with pytest.raises(UserError, match="refused, 403: never"):
-            list(one.each(lambda i: one.ask(said(str(i))), range(2)))
+            list(one.map(lambda i: one.complete(user(str(i))), range(2)))
     assert time.monotonic() - begin < 40
 
 
 def test_max_calls(tmp_path):
     with ChatServer(lambda body, n: "yes") as server:
-        with opened(server, tmp_path, max_calls=3, concurrency=2) as one:
-            with pytest.raises(Limit, match="stopped at max_calls, 3"):
-                list(one.each(lambda i: one.ask(said(str(i))), range(9)))
+        with open_client(server, tmp_path, max_calls=3, concurrency=2) as one:
+            with pytest.raises(LimitReached, match="stopped at max_calls, 3"):
+                list(one.map(lambda i: one.complete(user(str(i))), range(9)))
         assert len(server.bodies) == 3 == len(lines(tmp_path))
         # What is kept does not count.
-        with opened(server, tmp_path, max_calls=3) as one, pytest.raises(Limit):
-            list(one.each(lambda i: one.ask(said(str(i))), range(9)))
+        with open_client(server, tmp_path, max_calls=3) as one, pytest.raises(LimitReached):
+            list(one.map(lambda i: one.complete(user(str(i))), range(9)))
         assert len(server.bodies) == 6
 
 
@@ -311,9 +316,9 @@ def test_max_cost_is_never_passed(tmp_path):
     """A call costs 100 tokens in and 20 out; the next one must fit at its worst, 50 out."""
     prices = {"price_in": 1e4, "price_out": 1e5}  # 1 and 2 for a call, 5 at most to write
     with ChatServer(lambda body, n: "yes") as server:
-        with opened(server, tmp_path, max_cost=20.0, concurrency=4, **prices) as one:
-            with pytest.raises(Limit, match="stopped at max_cost"):
-                list(one.each(lambda i: one.ask(said(str(i))), range(99)))
+        with open_client(server, tmp_path, max_cost=20.0, concurrency=4, **prices) as one:
+            with pytest.raises(LimitReached, match="stopped at max_cost"):
+                list(one.map(lambda i: one.complete(user(str(i))), range(99)))
             assert one.cost == 3.0 * len(server.bodies) <= 20
     assert len(server.bodies) == 5  # 15 spent, and 5.08 more could be 20.08
 
@@ -322,46 +327,46 @@ def test_tries_that_may_have_been_billed_count(tmp_path):
     """Garbage may have been paid for: at its worst, 1.04 to read and 5 to write."""
     prices = {"price_in": 1e4, "price_out": 1e5}
     with ChatServer(lambda body, n: (200, b"garbage", {})) as server:
-        with opened(server, tmp_path, max_cost=12.0, tries=6, **prices) as one:
-            with pytest.raises(Limit, match="stopped at max_cost"):
-                one.ask(said("a" * 300))
+        with open_client(server, tmp_path, max_cost=12.0, tries=6, **prices) as one:
+            with pytest.raises(LimitReached, match="stopped at max_cost"):
+                one.complete(user("a" * 300))
             assert len(server.bodies) == 1 and 6 < one.cost < 12
     with ChatServer(lambda body, n: BUSY) as server:
-        with opened(server, tmp_path, max_calls=3, tries=6, **prices) as one:
-            with pytest.raises(Limit, match="stopped at max_calls, 3"):
-                one.ask(said("a"))
+        with open_client(server, tmp_path, max_calls=3, tries=6, **prices) as one:
+            with pytest.raises(LimitReached, match="stopped at max_calls, 3"):
+                one.complete(user("a"))
             assert len(server.bodies) == 3 and one.cost == 0
 
 
 @pytest.mark.parametrize("usage", [(-(10**9), 5), (10**400, 5), (True, 5), ("9", 5), (0.5, 5)])
 def test_usage_that_cannot_be_is_estimated(tmp_path, usage):
     with ChatServer(lambda body, n: completion("y" * 39, usage=usage)) as server:
-        with opened(server, tmp_path, price_in=1e6, price_out=1e6) as one:
-            one.ask(said("x" * 40))
+        with open_client(server, tmp_path, price_in=1e6, price_out=1e6) as one:
+            one.complete(user("x" * 40))
             assert one.cost == (10 + 4) + 5 and len(lines(tmp_path)) == 1
 
 
 def test_replies_cut_off_or_empty_are_told(tmp_path):
     replies = [completion("", "stop"), completion("abc", "length"), completion("abc", "stop")]
     with ChatServer(lambda body, n: replies[n]) as server:
-        with opened(server, tmp_path) as one:
+        with open_client(server, tmp_path) as one:
             for i in range(3):
-                one.ask(said(str(i)))
-            assert one.spent() == "3 calls, 0 kept from before, 1 cut off by max_tokens, 1 empty"
+                one.complete(user(str(i)))
+            assert one.summary() == "3 calls, 0 cached replies, 1 cut off by max_tokens, 1 empty"
 
 
 def test_an_address_is_the_same_with_and_without_a_slash(tmp_path):
     with ChatServer(lambda body, n: "yes") as server:
         for url in (server.url, server.url + "/"):
-            with Client(Settings(url), tmp_path / "replies.jsonl", "") as one:
-                one.ask(said("a"))
+            with Client(settings_for(url), tmp_path / "replies.jsonl", "") as one:
+                one.complete(user("a"))
     assert len(server.bodies) == 1
 
 
 def test_servers_that_count_nothing_are_estimated(tmp_path):
     with ChatServer(lambda body, n: completion("y" * 39, usage=None)) as server:
-        with opened(server, tmp_path, price_in=1e6, price_out=1e6) as one:
-            one.ask(said("x" * 40))
+        with open_client(server, tmp_path, price_in=1e6, price_out=1e6) as one:
+            one.complete(user("x" * 40))
             assert one.cost == (10 + 4) + 10
 
 
@@ -374,8 +379,8 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, capfd, monkeypatc
     netrc.write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(netrc))
     with ChatServer(lambda body, n: f"your key is {SECRET}") as server:
-        with opened(server, tmp_path, concurrency=2) as one:
-            found = dict(one.each(lambda i: one.ask(said(str(i))), range(2)))
+        with open_client(server, tmp_path, concurrency=2) as one:
+            found = dict(one.map(lambda i: one.complete(user(str(i))), range(2)))
     assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {SECRET}"] * 2
     assert set(found.values()) == {"your key is ***"}
     assert SECRET not in (tmp_path / "replies.jsonl").read_text() + "".join(capfd.readouterr())
@@ -386,57 +391,57 @@ def test_the_key_is_not_let_in_by_escapes(tmp_path):
     text = f'{{"choices": [{{"message": {{"content": "it is {escaped}"}}}}]}}'
     refused = (401, f'{{"error": {{"message": "not {escaped}"}}}}'.encode(), {})
     with ChatServer(lambda body, n: refused if n else (200, text.encode(), {})) as server:
-        with opened(server, tmp_path) as one:
-            assert one.ask(said("a")) == "it is ***"
+        with open_client(server, tmp_path) as one:
+            assert one.complete(user("a")) == "it is ***"
             with pytest.raises(UserError, match=r"refused, 401: not \*\*\*$"):
-                one.ask(said("b"))
+                one.complete(user("b"))
     assert SECRET not in (tmp_path / "replies.jsonl").read_text()
 
 
 def test_a_key_that_is_a_word_changes_no_reply(tmp_path, monkeypatch):
     """Local servers want any key, and are given "x" or "content"."""
     for key in ("x", "content"):
-        monkeypatch.setenv(endpoint.KEY, key)
+        monkeypatch.setenv(KEY_VARIABLE, key)
         with ChatServer(lambda body, n: "the next fox content") as server:
-            with opened(server, tmp_path) as one:
-                assert one.ask(said(key)) == "the next fox content"
+            with open_client(server, tmp_path) as one:
+                assert one.complete(user(key)) == "the next fox content"
 
 
 @pytest.mark.parametrize("where", ["http://[bad", "/x\xff", "http://127.0.0.1:1/"])
 def test_redirects_lead_nowhere(tmp_path, where):
     moved = (302, b"x" * 100, {"Location": where})
-    with ChatServer(lambda body, n: moved) as server, opened(server, tmp_path) as one:
+    with ChatServer(lambda body, n: moved) as server, open_client(server, tmp_path) as one:
         with pytest.raises(UserError, match=r"refused, 302: x+ \(redirects are not followed\)"):
-            one.ask(said("a"))
+            one.complete(user("a"))
     assert len(server.bodies) == 1
 
 
 def test_without_a_key_a_refusal_says_so(tmp_path, monkeypatch):
-    monkeypatch.delenv(endpoint.KEY)
-    with ChatServer(lambda body, n: (401, b"", {})) as server, opened(server, tmp_path) as one:
+    monkeypatch.delenv(KEY_VARIABLE)
+    with ChatServer(lambda body, n: (401, b"", {})) as server, open_client(server, tmp_path) as one:
         with pytest.raises(UserError, match=r"401: nothing \(\$JUDGE_API_KEY is not set\)"):
-            one.ask(said("a"))
+            one.complete(user("a"))
 
 
 def test_without_a_key_none_is_sent(tmp_path, monkeypatch):
-    monkeypatch.delenv(endpoint.KEY)
+    monkeypatch.delenv(KEY_VARIABLE)
     monkeypatch.setenv("OPENAI_API_KEY", "another service's")
-    with ChatServer(lambda body, n: "yes") as server, opened(server, tmp_path) as one:
-        one.ask(said("a"))
+    with ChatServer(lambda body, n: "yes") as server, open_client(server, tmp_path) as one:
+        one.complete(user("a"))
     assert "Authorization" not in server.headers[0]
 
 
 def test_a_loopback_server_is_not_asked_through_a_proxy(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with ChatServer(lambda body, n: "yes") as server, opened(server, tmp_path) as one:
-        assert one.ask(said("a")) == "yes"
+    with ChatServer(lambda body, n: "yes") as server, open_client(server, tmp_path) as one:
+        assert one.complete(user("a")) == "yes"
 
 
 @pytest.mark.parametrize("key", ["two words", "k\u00e9y", "a\x00b"])
 def test_a_key_that_cannot_be_sent_is_refused_unseen(monkeypatch, key):
-    monkeypatch.setattr(endpoint.os, "environ", {endpoint.KEY: key})
+    monkeypatch.setattr(settings.os, "environ", {KEY_VARIABLE: key})
     with pytest.raises(UserError) as error:
-        endpoint.key_of_environment()
+        settings.api_key()
     assert key not in str(error.value)
 
 
@@ -452,7 +457,7 @@ def test_a_key_that_cannot_be_sent_is_refused_unseen(monkeypatch, key):
 )  # fmt: skip
 def test_addresses_that_are_refused(url, message):
     with pytest.raises(UserError, match=message) as error:
-        endpoint.check_url(url)
+        settings.check_url(url)
     assert "pw" not in str(error.value) and "abc" not in str(error.value)
 
 
@@ -466,8 +471,8 @@ def test_addresses_that_are_refused(url, message):
     ],
 )
 def test_addresses_that_are_taken(url):
-    endpoint.check_url(url)
-    endpoint.check_url("http://example.com", allow_http=True)
+    settings.check_url(url)
+    settings.check_url("http://example.com", allow_http=True)
 
 
 @pytest.mark.parametrize(
@@ -476,24 +481,24 @@ def test_addresses_that_are_taken(url):
         ({"judge": ""}, "--judge="), ({"concurrency": 0}, "concurrency must be at least 1"),
         ({"tries": 0}, "tries must be"), ({"max_tokens": 0}, "max_tokens must be"),
         ({"timeout": 0.0}, "timeout must be"), ({"timeout": float("nan")}, "timeout must be"),
-        ({"max_cost": 1.0}, "max_cost needs prices"), ({"price_in": -1.0}, "price_in must not"),
-        ({"max_cost": float("nan")}, "max_cost must not"),
+        ({"max_cost": 1.0}, "max_cost needs prices"), ({"price_in": -1.0}, "price_in must be 0"),
+        ({"max_cost": float("nan")}, "max_cost must be 0 or more"),
         ({"extra": "no"}, "extra must be a JSON"),
         ({"judge_temperature": float("nan")}, "must not hold nan"),
         ({"extra": '{"max_tokens": "500"}'}, "max_tokens must be a whole number"),
-        ({"extra": '{"max_tokens": null}', "max_cost": 1.0, "price_in": 1.0}, "needs a bound"),
+        ({"extra": '{"max_tokens": null}', "max_cost": 1.0, "price_in": 1.0}, "needs a limit"),
         ({"extra": "[1]"}, "extra must be a JSON"), ({"extra": '{"stream": true}'}, "must not set"),
         ({"extra": '{"messages": []}'}, "must not set"), ({"extra": '{"n": 2}'}, "must not set"),
     ],
 )  # fmt: skip
 def test_settings_that_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        endpoint.check(replace(Settings("https://example.com"), **changes))
+        settings.check_judge(settings_for("https://example.com", **changes))
 
 
 def test_extra_can_leave_out_and_rename():
     """Newer models of OpenAI take neither temperature nor max_tokens."""
     extra = '{"temperature": null, "max_tokens": null, "max_completion_tokens": 70}'
-    settings = replace(Settings("https://example.com"), extra=extra)
-    assert endpoint.body_of(settings) == {"model": "tiny", "max_completion_tokens": 70}
-    assert "at most 140 to write" in endpoint.promise(settings, 2, 0, 10)
+    these = settings_for("https://example.com", extra=extra)
+    assert settings.request_fields(these) == {"model": "tiny", "max_completion_tokens": 70}
+    assert "at most 140 to write" in settings.estimate(these, 2, 0, 10)

@@ -10,12 +10,12 @@ from eval.llm.rubrics import (
     KNOWLEDGE,
     PAIRS,
     PAPER,
-    PROTOCOLS,
+    RUBRICS,
     SYNONYMS,
-    Exercise,
+    JudgeItem,
 )
 
-PLAIN = Exercise(" sat on a mat.", "The cat")
+PLAIN = JudgeItem(" sat on a mat.", "The cat")
 GOOD = "Grammar: 8/10, Creativity: 7/10, Consistency: 6.5/10, Plot: 5/10, Age group: E (10-12)"
 READ = {"grammar": 8, "creativity": 7, "consistency": 6.5, "plot": 5, "age group": "E"}
 # What a story may say to raise its own grade.
@@ -31,33 +31,39 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_a_prompt_holds_the_whole_exercise_between_its_codes():
-    for protocol in PROTOCOLS:
-        one = Exercise("WORK {x} %s", "BEGINNING", "OTHER")
-        text = protocol.turn(0, one)
-        fence = f"\n[{one.code}]\n"
+def test_a_prompt_holds_the_whole_item_between_its_codes():
+    for rubric in RUBRICS:
+        item = JudgeItem("WORK {x} %s", "BEGINNING", "OTHER")
+        text = rubric.prompt(0, item)
+        fence = f"\n[{item.fence}]\n"
         before, inside, after = text.split(fence)
-        assert "BEGINNING" in inside and "WORK {x} %s" in inside and f"***{one.code}***" in inside
+        assert "BEGINNING" in inside and "WORK {x} %s" in inside and f"***{item.fence}***" in inside
         assert "WORK" not in before + after and "BEGINNING" not in before + after
-        last = protocol.turn(len(protocol.questions) - 1, one)
-        assert last.endswith("\n" + protocol.form(one.seal)) and last.count(one.seal) == 1
-    assert len(PAPER.questions) == len(INSTRUCT.questions) == 2
-    assert "OTHER" in SYNONYMS.turn(0, Exercise("a", "b", "OTHER"))
-    assert all(f"{letter}: {age}" in PAPER.turn(1, PLAIN) for letter, age in AGES.items())
+        last = rubric.prompt(len(rubric.turns) - 1, item)
+        assert (
+            last.endswith("\n" + rubric.form(item.verdict_nonce))
+            and last.count(item.verdict_nonce) == 1
+        )
+    assert len(PAPER.turns) == len(INSTRUCT.turns) == 2
+    assert "OTHER" in SYNONYMS.prompt(0, JudgeItem("a", "b", "OTHER"))
+    assert all(f"{letter}: {age}" in PAPER.prompt(1, PLAIN) for letter, age in AGES.items())
 
 
 @given(st.lists(st.text(), min_size=3, max_size=3))
 def test_no_text_holds_its_own_code(texts):
-    one = Exercise(*texts)
-    other = Exercise(texts[0] + "x", *texts[1:])
-    for code in (one.code, one.seal):
+    item = JudgeItem(*texts)
+    other = JudgeItem(texts[0] + "x", *texts[1:])
+    for code in (item.fence, item.verdict_nonce):
         assert not any(code in text for text in texts) and len(code) == 16
-    assert len({one.code, one.seal, other.code, other.seal}) == 4
-    assert (one.code, one.seal) == (Exercise(*texts).code, Exercise(*texts).seal)
+    assert len({item.fence, item.verdict_nonce, other.fence, other.verdict_nonce}) == 4
+    assert (item.fence, item.verdict_nonce) == (
+        JudgeItem(*texts).fence,
+        JudgeItem(*texts).verdict_nonce,
+    )
 
 
 def test_a_code_that_is_in_the_text_is_made_anew(monkeypatch):
-    from eval.llm import rubrics as protocols
+    from eval.llm import rubrics
 
     made = iter(["ab", "cd"])
 
@@ -68,8 +74,8 @@ def test_a_code_that_is_in_the_text_is_made_anew(monkeypatch):
         def hexdigest(self):
             return self.code
 
-    monkeypatch.setattr(protocols, "blake2b", Digest)
-    assert Exercise("xaby").code == "cd"
+    monkeypatch.setattr(rubrics, "blake2b", Digest)
+    assert JudgeItem("xaby").fence == "cd"
 
 
 @pytest.mark.parametrize(
@@ -92,8 +98,10 @@ def test_a_code_that_is_in_the_text_is_made_anew(monkeypatch):
     ],
 )  # fmt: skip
 def test_verdicts(reply):
-    reply = reply.replace("{code}", PLAIN.seal).replace("{form}", PAPER.form(PLAIN.seal))
-    assert PAPER.read(reply, PLAIN) == READ
+    reply = reply.replace("{code}", PLAIN.verdict_nonce).replace(
+        "{form}", PAPER.form(PLAIN.verdict_nonce)
+    )
+    assert PAPER.parse(reply, PLAIN) == READ
 
 
 @pytest.mark.parametrize(
@@ -117,46 +125,48 @@ def test_verdicts(reply):
     ],
 )  # fmt: skip
 def test_what_is_no_verdict(reply):
-    reply = reply.replace("{code}", PLAIN.seal).replace("{form}", PAPER.form(PLAIN.seal))
-    assert PAPER.read(reply, PLAIN) is None
+    reply = reply.replace("{code}", PLAIN.verdict_nonce).replace(
+        "{form}", PAPER.form(PLAIN.verdict_nonce)
+    )
+    assert PAPER.parse(reply, PLAIN) is None
 
 
 @pytest.mark.parametrize("story", HOSTILE)
 def test_a_story_does_not_move_its_own_grade(story):
     """Wherever the judge quotes it, and however often."""
-    one = Exercise(story, "The cat")
-    verdict = f"{one.seal} {GOOD}"
+    item = JudgeItem(story, "The cat")
+    verdict = f"{item.verdict_nonce} {GOOD}"
     for reply in (
         verdict, f"The student wrote: {story}\n{verdict}", f"{verdict}\nHe wrote: {story}",
-        f"{story}\n{verdict}\n{story}", f"> {story}\n\n{one.seal}\n{GOOD}\n\n> {story}",
+        f"{story}\n{verdict}\n{story}", f"> {story}\n\n{item.verdict_nonce}\n{GOOD}\n\n> {story}",
         # With what marks it in the prompt, too.
-        f"{verdict}\n[{one.code}] ***{one.code}*** {story} [{one.code}]",
+        f"{verdict}\n[{item.fence}] ***{item.fence}*** {story} [{item.fence}]",
     ):  # fmt: skip
-        assert PAPER.read(reply, one) == READ
+        assert PAPER.parse(reply, item) == READ
     # Without the code nothing can be told apart: it is no verdict, unless there is none to forge.
     forging = any(name in story.lower() for name in ("grammar", "plot"))
-    assert (PAPER.read(f"{story}\n{GOOD}", one) is None) == forging
-    for protocol, said, wrong in (
+    assert (PAPER.parse(f"{story}\n{GOOD}", item) is None) == forging
+    for rubric, said, wrong in (
         (PAIRS, "Better: 2", "Better: 1"), (KNOWLEDGE, "Rating: failure", "Rating: success"),
     ):  # fmt: skip
-        found = protocol.read(f"{story}\n{one.seal} {said}\n{story}", one)
+        found = rubric.parse(f"{story}\n{item.verdict_nonce} {said}\n{story}", item)
         assert list(found.values()) == [said.split()[1]] and wrong not in str(found)
 
 
 def test_choices():
-    assert PAIRS.read(f"{PLAIN.seal} Better: Tie.", PLAIN) == {"better": "tie"}
-    assert PAIRS.read("Better: 2\nCompletion 2 is better: 1 forgot.", PLAIN) == {"better": "2"}
-    assert PAIRS.read("Better: 2. It is better - 1 is too short.", PLAIN) == {"better": "2"}
-    assert PAIRS.read("Better: 1 or 2", PLAIN) is None
-    assert PAIRS.read("Better: 1\nBetter: 2", PLAIN) is None
+    assert PAIRS.parse(f"{PLAIN.verdict_nonce} Better: Tie.", PLAIN) == {"better": "tie"}
+    assert PAIRS.parse("Better: 2\nCompletion 2 is better: 1 forgot.", PLAIN) == {"better": "2"}
+    assert PAIRS.parse("Better: 2. It is better - 1 is too short.", PLAIN) == {"better": "2"}
+    assert PAIRS.parse("Better: 1 or 2", PLAIN) is None
+    assert PAIRS.parse("Better: 1\nBetter: 2", PLAIN) is None
     # What we wrote ourselves is nothing that a judge quotes: the synonyms of a word "plot".
-    lists = Exercise("a", "b", "plot: game, patch")
+    lists = JudgeItem("a", "b", "plot: game, patch")
     good = GOOD.replace("Age group: E (10-12)", "Diversity: 4")
-    assert SYNONYMS.read(good, lists)["diversity"] == 4
-    assert PAIRS.read("Better: 1", Exercise("a", "b", "Better: 1")) is None
-    assert PAIRS.read("Better: 12", PLAIN) is None
-    assert KNOWLEDGE.read("I say:\n**Rating: partial**", PLAIN) == {"rating": "partial"}
+    assert SYNONYMS.parse(good, lists)["diversity"] == 4
+    assert PAIRS.parse("Better: 1", JudgeItem("a", "b", "Better: 1")) is None
+    assert PAIRS.parse("Better: 12", PLAIN) is None
+    assert KNOWLEDGE.parse("I say:\n**Rating: partial**", PLAIN) == {"rating": "partial"}
     both = {"instruct": 9, "diversity": 9}
-    for protocol, name in ((INSTRUCT, "Instruct"), (SYNONYMS, "Diversity")):
+    for rubric, name in ((INSTRUCT, "Instruct"), (SYNONYMS, "Diversity")):
         reply = GOOD.replace("Age", f"{name}: 9/10, Age")
-        assert protocol.read(reply, PLAIN)[name.lower()] == both[name.lower()]
+        assert rubric.parse(reply, PLAIN)[name.lower()] == both[name.lower()]

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from eval.prompts import minimal_pairs
-from eval.prompts.minimal_pairs import broken, consistency, grammar, make, names_in, plot
+from eval.prompts.minimal_pairs import broken, consistency, count_names, grammar, make, plot
 from nanostories.dataset import storybook
 
 STORY = (
@@ -75,8 +75,8 @@ def test_which_form_is_usual_or_short_decides_nothing():
 
 def test_names():
     some = [STORY, STORY.replace("Tom", "Ann"), "I saw Mom. The mom saw Mom, and Mom sat."]
-    assert names_in([STORY] * 3) == {"Rex": 9} or "Rex" in names_in(some)
-    assert "Mom" not in names_in(some * 3)
+    assert count_names([STORY] * 3) == {"Rex": 9} or "Rex" in count_names(some)
+    assert "Mom" not in count_names(some * 3)
 
 
 def test_the_other_name_is_none_of_the_story():
@@ -91,7 +91,7 @@ def test_the_other_name_is_none_of_the_story():
 def test_how_often_a_name_is_told_of_decides_nothing():
     """A reader who knows no more than that is right half the time."""
     some = texts(3000)
-    counts, right, total = names_in(some), 0.0, 0
+    counts, right, total = count_names(some), 0.0, 0
     for one in consistency(some, 2000, random.Random(4)):
         [pair] = one.prompt.pairs
         usual = [counts[re.match(r" (\w+)", said)[1]] for said in pair]
@@ -113,7 +113,7 @@ def test_made_by_the_seed():
     some = texts(200)
     assert make(some, 30, 1) == make(some, 30, 1) != make(some, 30, 2)
     assert {one.kind for one in make(some, 30, 1)} == set(minimal_pairs.KINDS)
-    assert all(len(one.prompt.text) < minimal_pairs.LONGEST for one in make(some, 30, 1))
+    assert all(len(one.prompt.text) < minimal_pairs.MAX_LENGTH for one in make(some, 30, 1))
 
 
 def test_of_no_stories_no_questions():

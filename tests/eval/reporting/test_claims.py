@@ -68,7 +68,7 @@ def test_scores_are_relative_and_few_questions_leave_much_open():
     """0.75 is halfway from chance to all right; a quarter of the questions, twice as wide."""
     few = of()
     for one in few.runs:
-        answers = one.results["skills"]["told"]
+        answers = one.results["skills"]["correct"]
         answers |= {"plot": answers["plot"][::4]}
     scores = Scores(few.grid)
     assert scores.draws["grammar"][:, 0] == pytest.approx(0.5, abs=0.03)
@@ -97,7 +97,7 @@ def test_what_is_learned_first(first, second, expected):
 
 def test_halfway_by_hand():
     """Between 1,000 tokens at 0.7 and 4,000 at 0.8 lies 0.75 in the middle of the logarithms."""
-    rows = [{"tokens": n, "skills": {"plot": {"right": {"mean": x}}}}
+    rows = [{"tokens": n, "skills": {"plot": {"accuracy": {"mean": x}}}}
             for n, x in [(0, 0.5), (1000, 0.7), (4000, 0.8)]]  # fmt: skip
     assert halfway(rows, "plot") == pytest.approx(np.log2(2000))
     assert halfway(rows[:2], "plot") is None and halfway(rows, "grammar") is None
@@ -191,12 +191,12 @@ def test_what_another_seed_would_change_widens_an_interval():
     def planted(spread):
         planted_ = of(plot=lambda w, d: 0.6 + 0.02 * w)
         for one in planted_.runs:
-            answers = one.results["skills"]["told"]["plot"]
+            answers = one.results["skills"]["correct"]["plot"]
             shift = int(spread * (one.seed - 2) * (-1) ** one.size.layers)
             moved = answers[shift:] + [1.0] * shift
             if shift <= 0:
                 moved = [0.0] * -shift + answers[: shift or None]
-            one.results["skills"]["told"]["plot"] = moved
+            one.results["skills"]["correct"]["plot"] = moved
         [claim] = [c for c in evaluate_claims(planted_) if c.text == "Plot follows width"]
         return claim.value["high"] - claim.value["low"]
 

@@ -1,4 +1,4 @@
-"""What of an instruction a story does: eval/compliance.py, with eval/bootstrap.py."""
+"""What of an instruction a story does: eval/instruct_checks.py, with eval/bootstrap.py."""
 
 import re
 from collections import Counter
@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from eval.bootstrap import difference, ratio
-from eval.compliance import checks, complies, ends_badly, sounds_bad, stands_in, told
+from eval.instruct_checks import (
+    check_story,
+    contains_sentence,
+    ends_badly,
+    passes_all,
+    sounds_bad,
+    summary_score,
+)
 from nanostories.dataset import storybook, storybook_parser
 from nanostories.dataset.instruct import StoryFacts, make_instruction, make_record, parse_record
 
@@ -16,15 +23,17 @@ STORY = """Once upon a time, there was a big red bus. It was careful on the road
 "Can I come with you?" asked the bus. The car said yes. They decorated the town."""
 
 
-def found(story=STORY, **fields):
-    return checks(make_instruction(**fields), story)
+def scores_of(story=STORY, **fields):
+    return check_story(make_instruction(**fields), story)
 
 
 def test_words():
-    assert found(words="decorate, road, bus") == {"words": 1}
-    assert found(words="decorate, car, sad") == {"words": 2 / 3}
-    assert found("He was careful.", words="car") == {"words": 0}
-    assert not complies(found(words="road, sad")) and complies(found(words="road, come"))
+    assert scores_of(words="decorate, road, bus") == {"words": 1}
+    assert scores_of(words="decorate, car, sad") == {"words": 2 / 3}
+    assert scores_of("He was careful.", words="car") == {"words": 0}
+    assert not passes_all(scores_of(words="road, sad")) and passes_all(
+        scores_of(words="road, come")
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,16 +54,16 @@ def test_words():
     ],
 )
 def test_sentence(sentence, stands):
-    assert stands_in(sentence, STORY) is stands
-    assert found(sentence=sentence) == {"sentence": float(stands)}
+    assert contains_sentence(sentence, STORY) is stands
+    assert scores_of(sentence=sentence) == {"sentence": float(stands)}
 
 
 def test_dialogue_and_ending():
-    assert found(features="Dialogue") == {"dialogue": 1}
-    assert found("He ran home.", features="Dialogue") == {"dialogue": 0}
-    assert found("He ran home.", features="Twist") == {}  # only a reader can tell
-    assert found("They lost. He was sad. He cried.", features="bad ending") == {"ending": 1}
-    assert found("He was sad. Then he smiled. All were happy.", features="BadEnding") == {
+    assert scores_of(features="Dialogue") == {"dialogue": 1}
+    assert scores_of("He ran home.", features="Dialogue") == {"dialogue": 0}
+    assert scores_of("He ran home.", features="Twist") == {}  # only a reader can tell
+    assert scores_of("They lost. He was sad. He cried.", features="bad ending") == {"ending": 1}
+    assert scores_of("He was sad. Then he smiled. All were happy.", features="BadEnding") == {
         "ending": 0
     }
 
@@ -71,19 +80,25 @@ def test_rule_of_thumb_for_endings():
 
 def test_summary():
     plot = "A bus asks a car to come along on the road."
-    assert told(plot, STORY) == 1 and told(plot, "A car and a bus.") == 2 / 5
-    assert told(plot, "Tom sat.") == 0
+    assert summary_score(plot, STORY) == 1 and summary_score(plot, "A car and a bus.") == 2 / 5
+    assert summary_score(plot, "Tom sat.") == 0
     # Said word for word, it is not told.
-    assert told(plot, f"{plot} The end.") == 0
+    assert summary_score(plot, f"{plot} The end.") == 0
     # Three of its four runs of five words stand there as they are.
-    assert told("The bus asks a car to come along.", "The bus asks a car to come home.") == 1 / 4
-    assert told("They ran.", "They ran.") == 0 and told("They ran.", "Tom ran home.") == 1
-    assert told("", "Tom ran.") == 0
+    assert (
+        summary_score("The bus asks a car to come along.", "The bus asks a car to come home.")
+        == 1 / 4
+    )
+    assert (
+        summary_score("They ran.", "They ran.") == 0
+        and summary_score("They ran.", "Tom ran home.") == 1
+    )
+    assert summary_score("", "Tom ran.") == 0
 
 
 def test_repeated_fields_all_count():
     record = parse_record("Summary: A bus.\nSummary: A cow.\nWords: bus\nWords: cow\nStory: ")
-    assert checks(record, "The bus went.") == {"words": 0.5, "summary": 0.5}
+    assert check_story(record, "The bus went.") == {"words": 0.5, "summary": 0.5}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -100,8 +115,8 @@ def records(count=400):
 def test_true_stories_comply():
     asked = Counter()
     for record in records():
-        result = checks(record, record.story)
-        assert complies(result), (record, result)
+        result = check_story(record, record.story)
+        assert passes_all(result), (record, result)
         asked.update(result)
         assert ("holds" in result) == record.has_fields(["summary"])
         assert ("features" in result) == record.has_fields(["features"])
@@ -114,8 +129,8 @@ def test_true_stories_comply():
 def test_other_stories_do_not():
     all_records = records()
     shifted = [*all_records[7:], *all_records[:7]]
-    results = [checks(a, b.story) for a, b in zip(all_records, shifted, strict=True)]
-    assert sum(map(complies, results)) < 0.08 * len(results)
+    results = [check_story(a, b.story) for a, b in zip(all_records, shifted, strict=True)]
+    assert sum(map(passes_all, results)) < 0.08 * len(results)
 
 
 def one(plot, ending, **fields):
@@ -125,7 +140,7 @@ def one(plot, ending, **fields):
     )
     given = {"summary": story.summary, "features": ", ".join(story.features)}
     text = make_instruction(**{name: given[name] for name in fields if fields[name]}).prompt()
-    return story, lambda told: checks(parse_record(text + story.text), told)
+    return story, lambda told: check_story(parse_record(text + story.text), told)
 
 
 def test_who_has_what_and_who_is_who():
