@@ -185,9 +185,13 @@ def invert(stream, size):
     return bigrams, ends.astype(np.uint32), postings
 
 
-def build(data, tokenizer, first, last, folder):
-    """Make the segment of the stories first to last in a folder, whole or not at all."""
-    chunks = ChunkNumbering(tokenizer)
+def build(data_folder, split, block):
+    """
+    Make a segment, whole or not at all. block: (first story, last story, the segment's folder).
+    """
+    first, last, folder = block
+    data = Dataset(data_folder, split)
+    chunks = ChunkNumbering(Tokenizer.load(data.folder))
     numbers = [chunks.numbers(ids).astype(np.int32) for ids in token_blocks(data, first, last)]
     stream, counts, words = word_stream(numbers, chunks.texts)
     del numbers
@@ -204,43 +208,36 @@ def build(data, tokenizer, first, last, folder):
             raise
 
 
-def _build_block(folder, split, block):
-    """Build one segment in a worker process. block: (first story, last story, its folder)."""
-    data = Dataset(folder, split)
-    build(data, Tokenizer.load(data.folder), *block)
-
-
 # ----------------------------------------------------------------------------------------------
 # the whole index
 
 
 class Segment:
-    """A segment opened: the arrays of its folder by their names, and `words`, a list."""
+    """
+    A segment opened: the arrays of its folder by their names, and `words`, a list.
+
+    size: of its word numbers, with 0. stories: how many it has. Raises UserError where a file is
+    missing or does not fit the others.
+    """
 
     def __init__(self, folder):
         try:
-            # np.memmap's own slices take ten times as long as those of plain arrays.
-            self.stream, self.postings = (
-                np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
-                for name in ("stream", "postings")
-            )
-            self.word_counts, self.bigrams, self.posting_ends = (
-                np.load(folder / f"{name}.npy")
-                for name in ("word_counts", "bigrams", "posting_ends")
-            )
+            for name in ("stream", "word_counts", "bigrams", "posting_ends", "postings"):
+                mode = "r" if name in ("stream", "postings") else None  # the large ones are mapped
+                # np.memmap's own slices take ten times as long as those of plain arrays.
+                setattr(self, name, np.load(folder / f"{name}.npy", mode).view(np.ndarray))
             self.words = (folder / "words.txt").read_bytes().decode().split("\n")[:-1]
             complete = (
                 len(self.words) + 1 == len(self.word_counts)
                 and len(self.bigrams) == len(self.posting_ends)
-                and len(self.postings) == (self.posting_ends[-1] if len(self.posting_ends) else 0)
+                and len(self.postings) == self.posting_ends.max(initial=0)
                 and len(self.stream) == self.word_counts[:, 0].sum()
             )
         except (FileNotFoundError, ValueError, EOFError):
             complete = False
         if not complete:
             raise UserError(f"{folder} is damaged: remove it, to build it anew")
-        self.size = len(self.word_counts)  # word numbers, with 0
-        self.stories = int(self.word_counts[0, 0])  # a 0 stands before each
+        self.size, self.stories = len(self.word_counts), int(self.word_counts[0, 0])
 
 
 def open_index(data, workers=0):
@@ -282,7 +279,7 @@ def _build_missing(data, folder, blocks, workers):
         stories = sum(block[1] - block[0] for block in missing)
         print(f"indexing {stories:,} stories in {folder} ...", flush=True)
         workers = min(len(missing), workers or min(MAX_WORKERS, cpu_count()))
-        build_block = functools.partial(_build_block, data.folder, data.split)
+        build_block = functools.partial(build, data.folder, data.split)
         bar = tqdm(total=stories, desc="indexing", unit=" stories", disable=None)
         with bar, worker_pool(build_block, workers) as built:
             for block, _ in built(missing):

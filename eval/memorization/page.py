@@ -33,33 +33,24 @@ def render(lines, results):
     )
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return Template(template, autoescape=True, trim_blocks=True).render(
-        title=f"What {model} shares with its training stories",
+        title=f"What {model} shares with its training stories", kinds=_KINDS,
         mean=nearest and nearest["mean"], total=len(lines), temperature=temperature,
-        entries=[_entry(line) for line in ranked[:SHOWN]],
+        entries=[(line, _columns(line)) for line in ranked[:SHOWN]],
     )  # fmt: skip
 
 
-def _entry(line):
-    """A completion as the page shows it: heading, note and columns."""
+def _columns(line):
+    """The texts that stand side by side, by their titles."""
     text = line["completion"].strip()
     words = words_and_marks(text)
     shared = set(ngrams(words, 2)) & set(ngrams(words_and_marks(line["nearest_text"]), 2))
     match, n = line["longest_match_text"].split(" "), line["longest_match"] or 0
     start = next((i for i in range(len(words)) if words[i : i + n] == match), 0)
-    rouge, story = line["rouge_nearest"], line["nearest_story"]
-    own = ", its own original" if story == line["story"] else ""
-    heading = "no bigram" if rouge is None else f"ROUGE-2 precision {rouge:.2f}"
     return {
-        "heading": f"{heading}, " + ("no story" if story is None else f"story {story:,}{own}"),
-        "note": f"{_KINDS[line['copy_kind']]}; longest match: {n} of {line['words']} words, "
-        f"{line['longest_match_tokens'] or 0} of {line['tokens']} tokens: "
-        f"“{line['longest_match_text']}”",
-        "columns": {
-            "Beginning": line["beginning"],
-            "Original": line["original"],
-            "Completion": highlight(text, shared, (start, start + n)),
-            "Nearest training story": highlight(line["nearest_text"], shared),
-        },
+        "Beginning": line["beginning"],
+        "Original": line["original"],
+        "Completion": highlight(text, shared, (start, start + n)),
+        "Nearest training story": highlight(line["nearest_text"], shared),
     }
 
 

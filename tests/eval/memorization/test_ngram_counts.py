@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.memorization import ngram_counts
@@ -19,6 +19,7 @@ def count_by_hand(text, stories, n):
     ]
 
 
+@settings(deadline=None)  # the first call imports pyarrow
 @given(st.lists(words, max_size=4), st.lists(st.lists(st.integers(0, 3), max_size=9), max_size=5),
        st.integers(1, 7), st.booleans(), st.integers(1, 12))  # fmt: skip
 def test_counts_and_longest_matches(texts, stories, positions, whole, max_n):
@@ -55,6 +56,7 @@ def test_a_long_copy_and_no_copy():
     assert counter.counts(1)[0].tolist() == [1] * 399
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.integers(0, 2**64 - 1), min_size=1, max_size=40), st.lists(st.integers(0, 2**64 - 1))
 )
