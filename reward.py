@@ -1,24 +1,26 @@
 """
-TinyStories-Reward: teach a trained model, by reward alone, to tell stories about a word.
+TinyStories-Reward: fine-tune a model by reinforcement learning to write stories about a word.
 
     python reward.py configs/reward_cat.py --init_from=out/ts_33m --word=cat
-    python reward.py configs/reward_cat.py --kl_factor=0      # without a tie to the reference
-    python reward.py configs/reward_cat.py --kl_factor=0,0.02,0.05,0.1    # a run each, and a plot
+    python reward.py configs/reward_cat.py --kl_factor=0      # without a KL penalty
     python reward.py --resume --out_dir=out/reward_cat
     torchrun --standalone --nproc_per_node=8 reward.py configs/reward_cat.py
+    for k in 0 0.02 0.1; do python reward.py configs/reward_cat.py --kl_factor=$k --out_dir=out/kl_$k; done
+    python -m eval.reward_frontier out/kl_0 out/kl_0.02 out/kl_0.1     # reward against KL
 
-A step tells `stories` of them from the prompt, rates each by how close it is to the word
-(reward_function.py), and makes the better ones likelier by a policy gradient (policy_gradient.py
-has the methods and their formulas), while kl_factor ties the model to what it began as, the
-reference. Rated is what was told, not the prompt. What else changes is watched, plotted and alarmed
-on (monitor.py).
+In each step the policy, the model that is trained, generates batch_size completions of the prompt.
+Each one, without its prompt, gets a reward for how close it is to the word (reward_function.py). A
+policy gradient (policy_gradient.py) makes the better ones more likely, less a penalty of kl_factor
+for each nat of KL divergence from the reference, the model that the policy started from.
+monitor.py tracks KL, repetition, length and more, plots them and raises alarms.
 
-The run folder is one as train.py makes it, sample.py and eval take it, with watch.png in the place
-of loss.png. Ctrl-C or SIGTERM saves after the step under way; --resume goes on as if nothing had
+The run folder is like that of train.py, and sample.py and eval take it; monitor.png replaces
+loss.png. Ctrl-C or SIGTERM saves after the current step; --resume continues as if nothing had
 happened.
-"""
+"""  # noqa: E501  one line to copy
 
 import math
+import time
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,12 +29,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint as recompute
 
-from configs import UserError, load, run, show
-from eval import reward_sweep
-from nanostories.dataset import packing
-from nanostories.rl import policy_gradient
-from nanostories.rl.monitor import Monitor, story_metrics
-from nanostories.rl.reference import Reference
+from configs import FRACTION, NOT_NEGATIVE, POSITIVE, UserError, check_ranges, load, run, show
+from nanostories.dataset.packing import pad_batch
+from nanostories.rl import monitor, policy_gradient
+from nanostories.rl.reference import Reference, read_settings
 from nanostories.text.words import split_words
 from nanostories.training import checkpoint
 from nanostories.training.device import environment, pick_device, select_attention
@@ -49,40 +49,39 @@ from nanostories.training.distributed import (
 from nanostories.training.logger import RunLogger
 from nanostories.training.optim import make_optimizers
 from nanostories.training.run_config import check_free, resumed
-from nanostories.training.schedule import SCHEDULES, Schedule
-
-LEAST_CHANCE = 1e-5  # temperature: below, stories are told greedily
+from nanostories.training.schedule import SCHEDULES, get_lr, run_progress, schedule_progress
 
 
 @dataclass(frozen=True)
 class Settings:
-    # what to teach whom
+    # the task
     word: str = "cat"  # what the stories are to be about, spelt as within a sentence
-    init_from: str = ""  # the model to begin with: a run folder, gpt2, or a model of the hub
-    revision: str = ""  # which commit, tag or branch of a model of the hub
+    init_from: str = ""  # the model to start from: a run folder, gpt2, or a model of the hub
+    revision: str = ""  # commit, tag or branch of a model of the hub
     start: str = "Once upon a time there was"  # the prompt; FILE:prompts.txt: one in each line
-    embedder: str = "model"  # what is close: the reference's embeddings, or a sentence-transformer
-    best: int = 0  # sentences of a story that count, the closest ones; 1: the best, 0: all
-    enough: float = 1.0  # the highest cosine of a sentence that counts
-    least_words: int = 60  # a story of fewer words loses reward; 0: none does
-    repeat_cost: float = 0.0  # reward lost for the share of a story's 3-grams that is repeated
-    # how
+    # the reward
+    embedder: str = "model"  # model: the reference's embeddings; or one of sentence-transformers
+    top_sentences: int = 0  # the closest sentences of a story, whose mean counts; 0: all
+    max_similarity: float = 1.0  # highest cosine similarity of a sentence that counts
+    min_words: int = 60  # a shorter story loses the fraction it lacks; 0: no minimum
+    repetition_penalty: float = 0.0  # times the fraction of repeated 3-grams beyond the reference's
+    # the policy gradient
     method: str = "rloo"  # naive, reinforce, rloo or grpo
-    kl_factor: float | str = 0.02  # reward that a nat of KL costs; several, with commas: a sweep
-    stories: int = 32  # told in a step, by all ranks together
-    group: int = 0  # of them from one prompt, which are compared; 0: all
-    max_new_tokens: int = 300  # tokens of a story at the most
-    temperature: float = 1.0  # of the model that is taught, and of the reference
+    kl_factor: float = 0.02  # reward that a nat of KL divergence from the reference costs
+    batch_size: int = 32  # completions in a step, those of all ranks together
+    group_size: int = 0  # completions of one prompt, compared with each other; 0: batch_size
+    max_new_tokens: int = 300  # most tokens of a completion
+    temperature: float = 1.0  # of sampling, and of policy and reference in the loss
     # the run
     out_dir: str = ""  # run folder; default out/<name of the config file>, or out/reward_<word>
-    dataset: str = ""  # data folder that evaluations of the run take; default: the reference's
+    dataset: str = ""  # data folder for evaluations of the run; default: the reference's
     resume: bool = False  # continue the run in out_dir
     max_iters: int = 200  # steps
     max_minutes: float = 0.0  # instead, if max_iters is 0: train this long
     eval_interval: int = 25  # steps between checkpoints, samples and plots
-    stop_on_alarm: bool = False  # end the run with the first alarm
-    seed: int = 1337  # decides every story
-    # the optimizer, as of train.py
+    stop_on_alarm: bool = False  # end the run at the first alarm
+    seed: int = 1337  # decides every completion
+    # the optimizer, as in train.py
     optimizer: str = "adamw"  # adamw, or muon: muon for the blocks' matrices, adamw for the rest
     learning_rate: float = 3e-4  # the highest, after the warm-up
     min_lr: float = 0.0  # where the schedule ends
@@ -93,304 +92,298 @@ class Settings:
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of their squares
     grad_clip: float = 1.0  # longest gradient; 0: no clipping
-    # the machine
-    rows: int = 32  # stories in one pass
+    # the hardware
+    micro_batch_size: int = 32  # completions in one forward pass
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
     attn: str = "auto"  # attention: auto, triton, sdpa or math
 
 
 # ----------------------------------------------------------------------------------------------
-# what is asked
+# settings
+
+MIN_TEMPERATURE = 1e-5  # below it sampling is greedy: all completions of a prompt are the same
+
+RANGES = {
+    POSITIVE: ("batch_size", "group_size", "micro_batch_size", "max_new_tokens", "eval_interval"),
+    NOT_NEGATIVE: ("top_sentences", "max_similarity", "min_words", "repetition_penalty",
+                   "kl_factor", "max_iters", "max_minutes", "seed", "learning_rate", "min_lr",
+                   "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip"),
+    FRACTION: ("beta1", "beta2"),
+}  # fmt: skip
+CHOICES = {
+    "method": policy_gradient.METHODS,
+    "optimizer": ("adamw", "muon"),
+    "schedule": SCHEDULES,
+}
 
 
 def complete(settings, origin):
-    """The settings with what was left open filled in; with --resume those of the run."""
-    files = [name for name in origin.values() if name.endswith(".py")]
-    name = Path(files[-1]).stem if files else f"reward_{settings.word.replace(' ', '_')}"
+    """
+    The settings with every default that depends on another one filled in; with --resume the run's.
+
+    origin: where each setting came from, see configs.load.
+    """
+    config_files = [name for name in origin.values() if name.endswith(".py")]
+    name = f"reward_{settings.word.replace(' ', '_')}"
+    name = Path(config_files[-1]).stem if config_files else name
     settings = replace(settings, out_dir=settings.out_dir or f"out/{name}")
     if settings.resume:
-        if "kl_factor" not in checkpoint.read_config(settings.out_dir)["train"]:
-            raise UserError(f"'{settings.out_dir}' is no run of reward.py: train.py resumes it")
-        return resumed(settings, origin, settings.out_dir)
-    if not settings.init_from:
-        raise UserError("name the model to begin with: --init_from=out/<run>")
+        read_settings(settings.out_dir)  # refuses a run of train.py
+        settings = resumed(settings, origin, settings.out_dir)
+    elif not settings.init_from:
+        raise UserError("name the model to start from: --init_from=out/<run>")
     dataset = settings.dataset
     if not dataset and checkpoint.is_run_folder(settings.init_from):
         dataset = checkpoint.data_folder(settings.init_from)
-    return replace(settings, dataset=dataset, group=settings.group or settings.stories)
+    return replace(
+        settings,
+        dataset=dataset,
+        group_size=settings.group_size or settings.batch_size,
+        # With max_minutes the learning rate follows the clock.
+        lr_decay_iters=settings.lr_decay_iters or (not settings.max_minutes) * settings.max_iters,
+    )
 
 
 def check(settings):
-    """Raise UserError for settings that cannot be."""
-    for name in ("stories", "group", "max_new_tokens", "eval_interval", "rows"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name} must be at least 1")
-    for name in ("max_iters", "max_minutes", "best", "enough", "least_words", "repeat_cost",
-                 "learning_rate",
-                 "min_lr", "seed",
-                 "grad_clip", "weight_decay", "warmup_iters", "lr_decay_iters"):  # fmt: skip
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise UserError(f"{name} must be a number, and not negative")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(settings, name) < 1:
-            raise UserError(f"{name} must be at least 0 and below 1")
-    for name, choices in (("method", policy_gradient.METHODS), ("schedule", SCHEDULES),
-                          ("optimizer", ("adamw", "muon"))):  # fmt: skip
-        if getattr(settings, name) not in choices:
-            wrong = getattr(settings, name)
-            raise UserError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}: '{wrong}'")
-    if not LEAST_CHANCE <= settings.temperature < math.inf:
-        raise UserError("temperature must be above 0: a model without chance cannot be taught")
+    """Raise UserError for settings that cannot work, before anything is loaded or written."""
+    check_ranges(settings, RANGES, CHOICES)
+    if not MIN_TEMPERATURE <= settings.temperature < math.inf:
+        raise UserError("temperature must be above 0: equal completions teach nothing")
     if not split_words(settings.word):
         raise UserError("name the word that the stories are to be about: --word=cat")
     if not settings.embedder:
-        raise UserError("embedder is model, or a model of sentence-transformers")
+        raise UserError("embedder must be model, or a model of sentence-transformers")
     if not settings.max_iters and not settings.max_minutes:
-        raise UserError("say how long: max_iters or max_minutes")
-    if settings.stories % settings.group or settings.stories % world_size():
+        raise UserError("set the length of the run: max_iters or max_minutes")
+    if settings.batch_size % settings.group_size or settings.batch_size % world_size():
         raise UserError(
-            f"stories ({settings.stories}) must be a multiple of group ({settings.group}) and of "
-            f"the ranks ({world_size()})"
+            f"batch_size ({settings.batch_size}) must be a multiple of group_size "
+            f"({settings.group_size}) and of the number of ranks ({world_size()})"
         )
-    if settings.group < 2 and settings.method != "naive":
-        raise UserError(f"method {settings.method} compares the stories of a group: 2 at least")
-
-
-def factors(settings):
-    """The kl_factors asked for, a list of float; UserError where one is none."""
-    try:
-        found = [float(text) for text in str(settings.kl_factor).split(",")]
-    except ValueError:
-        found = [math.nan]
-    if not all(0 <= factor < math.inf for factor in found):
-        raise UserError(f"kl_factor takes numbers from 0 on, not '{settings.kl_factor}'")
-    return found
+    if settings.group_size < 2 and settings.method != "naive":
+        raise UserError(
+            f"method {settings.method} compares the completions of a group: group_size must be at "
+            "least 2"
+        )
+    if not settings.resume:
+        check_free(settings.out_dir)
 
 
 # ----------------------------------------------------------------------------------------------
-# a run
+# one step
 
 
-class Run:
-    """One run: its model, its optimizers and its folder."""
+def train_step(policy, reference, optimizers, settings, step, lr):
+    """
+    Step number `step`, from 0: completions, rewards, advantages, loss, update.
 
-    def __init__(self, settings, reference):
-        """settings: complete and checked, with one kl_factor."""
-        self.reference, self.device = reference, reference.device
-        found = reference.found
-        self.state, moments = self.read(settings)
-        base = settings.out_dir if settings.resume else settings.init_from
-        self.model = checkpoint.load_model(base, "latest", self.device, settings.revision).model
-        select_attention(self.model, settings.attn, torch.float32)
-        self.optimizers = make_optimizers(self.model, settings)
-        checkpoint.load_optimizer_state(self.model, self.optimizers, moments)
-        self.schedule = Schedule(settings, settings.max_iters, self.state)
-        self.settings = settings = self.schedule.settings
-        self.state |= {"model": asdict(self.model.config), "longest": found.max_length}
-        facts = environment(self.device) | {"reference": found.identity()}
-        if rank() == 0:
-            checkpoint.create_run_folder(
-                settings.out_dir, self.model.config, settings, found.tokenizer, facts
-            )
-            self.log = RunLogger(settings.out_dir, self.state)
-            self.saver = checkpoint.CheckpointSaver(settings.out_dir)
-            self.watch = Monitor(settings, reference.base, self.log.lines)
+    Returns (texts, metrics): the completions of this rank, and {name: float} over those of all
+    ranks. Where metrics["grad_norm"] is not finite, no weight has changed.
+    """
+    # Rollout: this rank generates its part of the batch. Groups take the prompts in turn.
+    n, group_size, prompts = settings.batch_size, settings.group_size, reference.prompts
+    mine = range(rank() * n // world_size(), (rank() + 1) * n // world_size())
+    prompts = [prompts[(step * n + i) // group_size % len(prompts)] for i in mine]
+    seeds = [[settings.seed, step + 1, i] for i in mine]
+    completions = reference.generate(policy, prompts, seeds)
 
-    def read(self, settings):
-        """(state, optimizer tensors), a new run's or those of its newest checkpoint."""
-        found = self.reference.found
-        if rank() == 0:
-            checkpoint.recover(settings.out_dir)
-        barrier()
-        if not settings.resume:
-            data = checkpoint.read_state(found.out_dir)["data"] if found.is_run() else {}
-            return {"step": 0, "seconds": 0.0, "tokens": 0, "evaluated": 0, "best": None,
-                    "best_step": 0, "kept": [], "data": data, "end": "",
-                    "reference": found.identity()}, {}  # fmt: skip
-        self.reference.check_same(settings.out_dir)
-        state = checkpoint.read_state(settings.out_dir)
-        return state, checkpoint.read_optimizer_state(settings.out_dir)
+    # Reward: of the completions without their prompts.
+    texts = reference.decode(completions)
+    rewards = reference.reward_function(texts)
 
-    def run(self):
-        """Train to the end, or until asked to stop; state["end"] says which: "" if asked to."""
-        settings, state, schedule, stop = self.settings, self.state, self.schedule, False
-        state["end"] = ""
-        self.model.eval()  # no dropout: the model that tells is the one that is taught
-        schedule.start()
-        with StopSignal() as interrupt:
-            while schedule.progress() < 1 and not stop:
-                try:
-                    line = self.step(schedule.learning_rate())
-                except UserError:  # no weight has changed since: what was learned so far is kept
-                    if state["step"] not in [0, *checkpoint.steps_of(settings.out_dir)]:
-                        self.save(False)
-                    if rank() == 0:
-                        self.saver.wait()
-                    raise
-                sounding = self.watch.add(line) if rank() == 0 else []
-                late = bool(sounding) and settings.stop_on_alarm
-                schedule.spent, asked, late = all_reduce_max(
-                    schedule.now(), interrupt.received, late
-                )
-                self.report(line, sounding)
-                if schedule.progress() >= 1 or late:
-                    state["end"] = "alarm" if late else "done"
-                stop = bool(asked or late)
-                regular = state["step"] % settings.eval_interval == 0 or bool(state["end"])
-                if regular or stop:
-                    self.save(regular)
-            if rank() == 0:
-                self.saver.wait()
-        end = "stopped after" if schedule.progress() < 1 else "done with"
-        print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
+    # Advantages: relative to the completions of all ranks.
+    batch = pad_batch(prompts, completions, reference.loaded.tokenizer.eot, reference.device)
+    log_pi, log_ref, kl = compare_in_micro_batches(policy, reference.model, batch, settings)
+    log_ratios = (log_pi - log_ref).sum(1).tolist()  # log_pi, log_ref, kl: (n / ranks, T)
+    every_reward, every_log_ratio = (torch.tensor(all_gather(x)) for x in (rewards, log_ratios))
+    advantages = policy_gradient.advantages(
+        settings.method, every_reward, every_log_ratio, settings.kl_factor, group_size
+    )[mine.start : mine.stop].to(reference.device)
 
-    def step(self, lr):
-        """One step; what was measured, {name: float}."""
-        settings, reference, state = self.settings, self.reference, self.state
-        number, n = state["step"], settings.stories
-        prompts = [reference.prompts[(number * (n // settings.group) + i // settings.group)
-                                     % len(reference.prompts)] for i in range(n)]  # fmt: skip
-        mine = slice(rank() * n // world_size(), (rank() + 1) * n // world_size())
-        prompts, seeds = prompts[mine], [[settings.seed, number + 1, i] for i in range(n)][mine]
-        told = reference.tell(self.model, prompts, seeds)
-        self.texts = [reference.found.tokenizer.decode(story.ids) for story in told]
-        rewards = reference.topic(self.texts)
-        rows = packing.pad_batch(prompts, told, reference.found.tokenizer.eot, self.device)
-        log_pi, log_ref, kl = self.compared(rows)  # (n, T) each
-        nats = (log_pi - log_ref).sum(1).detach()
-        # A story is compared with those that other ranks told, too.
-        both = (torch.tensor(all_gather(part)) for part in (rewards, nats.tolist()))
-        advantage = policy_gradient.advantages(
-            settings.method, *both, settings.kl_factor, settings.group
-        )
-        advantage = advantage[mine].to(self.device)
-        losses = policy_gradient.loss(
-            settings.method, advantage, log_pi, kl, rows.completion_mask, settings.kl_factor
-        )
-        (losses.sum() / n).backward()
-        norm = self.update(lr)
-        state["step"] += 1
-        sums = {"kl": kl.sum(1), **policy_gradient.estimates(log_pi, log_ref), "loss": losses}
-        sums |= {"tokens": rows.completion_mask.sum(1), "log_ref": log_ref.sum(1)}
-        found = {name: x.detach().tolist() for name, x in sums.items()} | {"reward": rewards}
-        found |= {"text": self.texts, "ended": [story.ended for story in told]}
-        return self.measured(found) | {"lr": lr, "grad_norm": norm}
+    # Policy-gradient loss: the mean over the completions of all ranks.
+    losses = policy_gradient.loss(
+        settings.method, advantages, log_pi, kl, batch.completion_mask, settings.kl_factor
+    )
+    (losses.sum() / n).backward()
+    grad_norm = update(policy, optimizers, settings.grad_clip, lr)
 
-    def compared(self, rows):
-        """`policy.compare` of Rows, in passes of at most `rows` stories."""
-        settings, size, found = self.settings, self.settings.rows, []
-        for i in range(0, len(rows.tokens), size):
-            ask = (self.model, self.reference.model, rows.tokens[i : i + size],
-                   rows.targets[i : i + size], settings.temperature,
-                   settings.method in policy_gradient.KL_IN_LOSS)  # fmt: skip
-            if len(rows.tokens) <= size:
-                return policy_gradient.compare(*ask)
-            # Of several passes none keeps what its gradient needs: that is computed once more.
-            found.append(recompute(policy_gradient.compare, *ask, use_reentrant=False))
-        return [torch.cat(part) for part in zip(*found, strict=True)]
+    # Metrics: one list a name, of all ranks.
+    tensors = {"kl": kl.sum(1), **policy_gradient.kl_estimates(log_pi, log_ref), "loss": losses,
+               "tokens": batch.completion_mask.sum(1), "log_ref": log_ref.sum(1)}  # fmt: skip
+    columns = {name: x.detach().tolist() for name, x in tensors.items()} | {"reward": rewards}
+    columns |= {"texts": texts, "ended": [completion.ended for completion in completions]}
+    columns = {name: all_gather(column) for name, column in columns.items()}
+    every_text, ended, log_ref = (columns.pop(name) for name in ("texts", "ended", "log_ref"))
+    metrics = monitor.story_metrics(every_text, ended, columns["tokens"], log_ref, settings.word)
+    metrics |= {name: sum(column) / len(column) for name, column in columns.items()}
+    return texts, metrics | {"lr": lr, "grad_norm": grad_norm}
 
-    def measured(self, mine):
-        """{measure: float} of all ranks' stories. mine: {what: a list}, of this one's stories."""
-        every = {name: all_gather(column) for name, column in mine.items()}
-        texts, ends, log_ref = (every.pop(name) for name in ("text", "ended", "log_ref"))
-        self.state["tokens"] += sum(every["tokens"])
-        found = story_metrics(texts, ends, every["tokens"], log_ref, self.settings.word)
-        return found | {name: sum(x) / len(x) for name, x in every.items()}
 
-    def update(self, lr):
-        """Add the ranks' gradients up and let the optimizers step; the gradient's norm."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        if world_size() > 1:
-            for parameter in parameters:
+def compare_in_micro_batches(policy, reference, batch, settings):
+    """`policy_gradient.compare` of a PaddedBatch, at most micro_batch_size rows a pass."""
+    size, parts = settings.micro_batch_size, []
+    kl_in_loss = settings.method in policy_gradient.KL_IN_LOSS
+    for i in range(0, len(batch.tokens), size):
+        rows = batch.tokens[i : i + size], batch.targets[i : i + size]
+        args = policy, reference, *rows, settings.temperature, kl_in_loss
+        if len(batch.tokens) <= size:
+            return policy_gradient.compare(*args)
+        # Of several passes none keeps its activations; the backward pass computes them again.
+        parts.append(recompute(policy_gradient.compare, *args, use_reentrant=False))
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def update(policy, optimizers, grad_clip, lr):
+    """Sum the ranks' gradients, clip, and step unless they are nan or inf; returns their norm."""
+    if world_size() > 1:
+        for parameter in policy.parameters():
+            if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
-        clip = self.settings.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
-        if not math.isfinite(norm):
-            raise UserError(
-                f"step {self.state['step'] + 1}: the gradient is nan or inf; no weight has changed "
-                "since the step before. A lower learning_rate may help"
-            )
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip or math.inf).item()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if math.isfinite(norm):
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def report(self, line, sounding):
-        """A progress line, and in the log."""
-        settings, step = self.settings, self.state["step"]
-        if rank():
-            return
-        left = timedelta(seconds=max(0, round(self.schedule.left())))
-        print(
-            f"step {step:>5} | reward {line['reward']:+.3f} | kl {line['kl']:6.2f} | about "
-            f"{settings.word} {line['about']:4.0%} | perplexity {line['perplexity']:6.2f} | "
-            f"repeated {line['repetition']:5.1%} | words {line['words']:4.0f} | eta {left}"
-            + (f" | ALARM: {', '.join(sounding)}" if sounding else ""),
-            flush=True,
-        )
-        seconds = round(self.schedule.spent, 2)
-        self.log.write(step=step, **line, seconds=seconds,
-                       **{f"alarm_{name}": 1 for name in sounding})  # fmt: skip
-
-    def save(self, regular):
-        """
-        A checkpoint and the plot, from rank 0; if regular, at the end of an interval, three stories
-        too, and the interval may have been the best one.
-        """
-        state = self.state
-        state |= {"seconds": self.schedule.spent}
-        if rank() == 0:
-            if regular:
-                self.judge()
-            self.watch.plot(self.log.lines)
-            self.saver.save(self.model, self.optimizers, state)
-        barrier()  # then the clock runs on for all of them
-        self.schedule.start()
-
-    def judge(self):
-        """The end of an interval: was it the best one? And three stories."""
-        state, factor = self.state, self.settings.kl_factor
-        lines = [line for line in self.log.lines if line["step"] > state["evaluated"]]
-        worth = sum(line["reward"] - factor * line["kl"] for line in lines) / len(lines)
-        if state["best"] is None or worth > state["best"]:
-            state |= {"best": worth, "best_step": state["step"]}
-        state["evaluated"] = state["step"]
-        self.log.sample(state["step"], "\n\n".join(self.texts[:3]))
+        optimizer.zero_grad()
+    return norm
 
 
 # ----------------------------------------------------------------------------------------------
-# the command
+# the run
 
 
-def start(settings, reference):
-    """A run, from its beginning or on from where it stands; how it ended, as Run.run has it."""
-    with checkpoint.full_disk_explained(settings.out_dir):
-        run_ = Run(settings, reference)
-        run_.run()
-    return run_.state["end"]
+def train(settings):
+    """Train as complete and checked settings say; returns the state of the run at its end."""
+    # ---- 1. the reference: the model to start from, its prompts, the reward and the baseline
+    reference = Reference(settings, pick_device(settings.device))
+    baseline = reference.baseline_metrics
+    print0("reference: " + ", ".join(f"{name} {value:.3g}" for name, value in baseline.items()))
+
+    # ---- 2. the policy: new from the reference, or resumed
+    state, policy, optimizers = start_or_resume(settings, reference)
+    limits = settings.max_iters, settings.max_minutes  # the nearer one ends the run; 0 is none
+
+    # ---- 3. the run folder, log and checkpoint saver, of rank 0
+    if rank() == 0:
+        facts = environment(reference.device) | {"reference": state["reference"]}
+        tokenizer = reference.loaded.tokenizer
+        checkpoint.create_run_folder(settings.out_dir, policy.config, settings, tokenizer, facts)
+        reference.save(settings.out_dir)
+        logger = RunLogger(settings.out_dir, state)
+        saver = checkpoint.CheckpointSaver(settings.out_dir)
+
+    # ---- 4. the loop
+    stop, finite, alarms = False, True, []
+    started_at = time.perf_counter() - state["seconds"]  # the clock stands still in plots and saves
+    progress = run_progress(state["step"], state["seconds"], *limits)
+    with StopSignal() as signal:
+        while progress < 1 and not stop:
+            step = state["step"]
+            lr = get_lr(settings, step, schedule_progress(settings, step, state["seconds"]))
+            texts, metrics = train_step(policy, reference, optimizers, settings, step, lr)
+            if not (finite := math.isfinite(metrics["grad_norm"])):
+                break
+            state["step"] += 1
+            state["tokens"] += round(metrics["tokens"] * settings.batch_size)
+            if rank() == 0:
+                alarms = monitor.alarms_of_recent([*logger.lines, metrics], baseline)
+
+            # all ranks go by the slowest one's clock, and stop after the same step
+            clock = time.perf_counter() - started_at
+            state["seconds"], stop, alarmed = all_reduce_max(clock, signal.received, bool(alarms))
+            progress = run_progress(state["step"], state["seconds"], *limits)
+            done = progress >= 1 or (alarmed and settings.stop_on_alarm)
+            stop = stop or done
+            interval_ends = done or state["step"] % settings.eval_interval == 0
+            if rank() == 0:
+                report(logger, state, settings.word, metrics, alarms, progress)
+                if interval_ends:
+                    end_interval(logger, state, settings.kl_factor, texts)
+                if interval_ends or stop:
+                    monitor.plot(settings, baseline, logger.lines)
+                    saver.save(policy, optimizers, state)
+            if interval_ends or stop:
+                barrier()
+                started_at = time.perf_counter() - state["seconds"]
+        if rank() == 0:
+            if not finite and state["step"]:  # keep what was learned before
+                saver.save(policy, optimizers, state)
+            saver.wait()
+        barrier()
+    report_end(state, settings.out_dir, finite, progress)
+    return state
+
+
+def start_or_resume(settings, reference):
+    """(state, policy, optimizers) of a new run, or with --resume of its newest checkpoint."""
+    loaded, optimizer_state = reference.loaded, {}
+    if rank() == 0:
+        checkpoint.recover(settings.out_dir)
+    barrier()
+    if settings.resume:
+        reference.check_same(settings.out_dir)
+        state = checkpoint.read_state(settings.out_dir)
+        optimizer_state = checkpoint.read_optimizer_state(settings.out_dir)
+    else:
+        data = checkpoint.read_state(loaded.out_dir)["data"] if loaded.is_run() else {}
+        state = {"step": 0, "seconds": 0.0, "tokens": 0, "evaluated": 0, "best": None,
+                 "best_step": 0, "kept": [], "data": data, "longest": loaded.max_length,
+                 "reference": loaded.identity()}  # fmt: skip
+    start = settings.out_dir if settings.resume else settings.init_from
+    policy = checkpoint.load_model(start, "latest", reference.device, settings.revision).model
+    policy.eval()  # no dropout: the loss is of the distribution that was sampled from
+    select_attention(policy, settings.attn, torch.float32)
+    optimizers = make_optimizers(policy, settings)
+    checkpoint.load_optimizer_state(policy, optimizers, optimizer_state)
+    return state | {"model": asdict(policy.config)}, policy, optimizers
+
+
+def report(logger, state, word, metrics, alarms, progress):
+    """Print a progress line and log it."""
+    seconds_left = max(0, round(state["seconds"] * (1 / progress - 1)))
+    print(
+        f"step {state['step']:>5} | reward {metrics['reward']:+.3f} | kl {metrics['kl']:6.2f} | "
+        f"about {word} {metrics['about']:4.0%} | perplexity {metrics['perplexity']:6.2f} | "
+        f"repetition {metrics['repetition']:5.1%} | words {metrics['words']:4.0f} | "
+        f"eta {timedelta(seconds=seconds_left)}"
+        + (f" | ALARM: {', '.join(alarms)}" if alarms else ""),
+        flush=True,
+    )
+    raised = {f"alarm_{name}": 1 for name in alarms}
+    logger.write(step=state["step"], **metrics, seconds=round(state["seconds"], 2), **raised)
+
+
+def end_interval(logger, state, kl_factor, texts):
+    """Log three completions, and note in the state whether the interval is the best so far."""
+    lines = [line for line in logger.lines if line["step"] > state["evaluated"]]
+    score = sum(line["reward"] - kl_factor * line["kl"] for line in lines) / len(lines)
+    if state["best"] is None or score > state["best"]:
+        state |= {"best": score, "best_step": state["step"]}
+    state["evaluated"] = state["step"]
+    logger.sample(state["step"], "\n\n".join(texts[:3]))
+
+
+def report_end(state, out_dir, finite, progress):
+    """Print how the run ended; raises UserError where a gradient was not finite."""
+    if not finite:
+        raise UserError(
+            f"step {state['step'] + 1}: the gradient is nan or inf; no weight has changed since "
+            "the step before. A lower learning_rate may help"
+        )
+    end = "done with" if progress >= 1 else "stopped after"
+    print0(f"{end} step {state['step']}; to go on: --resume --out_dir={out_dir}")
 
 
 def main():
     settings, origin = load(Settings)
     with process_group():
         settings = complete(settings, origin)
-        asked = factors(settings)
         check(settings)
-        runs = [replace(settings, kl_factor=asked[0])]
-        if len(asked) > 1:
-            runs = reward_sweep.members(settings, origin, asked)
-        elif not settings.resume:
-            check_free(settings.out_dir)
         if rank() == 0:
             show(settings, origin)
-        reference = Reference(settings, pick_device(settings.device))
-        print0("the reference: " + ", ".join(f"{k} {v:.3g}" for k, v in reference.base.items()))
-        if len(asked) > 1:
-            reward_sweep.run(settings, runs, reference, start)
-        else:
-            start(*runs, reference)
+        with checkpoint.full_disk_explained(settings.out_dir):
+            train(settings)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def from_text(text, declared_type, where):
     if type(None) in choices and text.lower() == "none":
         return None
     for kind in choices:
-        if kind is str:
+        if kind in (str, tuple):
             return text
         if kind is bool and text.lower() in ("true", "false", "1", "0"):
             return text.lower() in ("true", "1")
@@ -160,7 +160,8 @@ def load(cls, argv=None, positional=None):
 
     cls: the script's frozen dataclass. argv: the words after the script's name (default
     sys.argv[1:]). positional: the field that a bare word sets, for `python -m eval.loss out/run`,
-    or a tuple of those that bare words set in turn; words that end in .py are config files.
+    or a tuple of those that bare words set in turn; words that end in .py are config files. A
+    field declared as a tuple collects all that it is given.
     Returns (settings, origin): origin maps each name to "default", a config file or "command line".
     Raises UserError for a name nobody knows or a value of the wrong type; exits after --help.
     """
@@ -203,7 +204,8 @@ def load(cls, argv=None, positional=None):
                 raise UserError(f"--{name} needs a value")
         given.append((name, from_text(text, hints[name], f"--{name}")))
     for name, value in given:
-        values[name], origin[name] = value, "command line"
+        values[name] = (*values[name], value) if hints[name] is tuple else value
+        origin[name] = "command line"
     return cls(**values), origin
 
 

@@ -6,21 +6,21 @@ The student report's experiment: stories about a cat, by reward alone, on a CPU 
     python sample.py --out_dir=out/reward_cat --start "Once upon a time there was"
     python reward.py configs/reward_cat.py --word=dog --out_dir=out/reward_dog
 
-A story is to have two sentences about the word, and none that names it more than a story would:
-the two closest sentences count, and a cosine of 0.55, which a quarter of the sentences with the
-word reach, is enough. What it repeats more than the reference does costs reward.
+A story should have two sentences about the word and name it no more often than a story would. So
+the two closest sentences count, and only up to a cosine similarity of 0.55, which a quarter of the
+sentences with the word reach. Repeating more than the reference does costs reward.
 """
 
 init_from = "out/ts_cpu"
 word = "cat"
 temperature = 0.8
 
-best = 2
-enough = 0.55
-repeat_cost = 2.5
+top_sentences = 2
+max_similarity = 0.55
+repetition_penalty = 2.5
 kl_factor = 0.015
 
-stories = 32
+batch_size = 32
 max_iters = 200
 learning_rate = 3e-4
 schedule = "linear"

@@ -55,8 +55,8 @@ from nanostories.inference.generate import (
     read_prompts,
     request_seeds,
 )
-from nanostories.rl.monitor import DISTINCT, is_about, mentions
-from nanostories.rl.reference import Reference
+from nanostories.rl.monitor import DISTINCT_WORDS, is_about, mentions
+from nanostories.rl.reference import Reference, read_settings
 from nanostories.text.metrics import distinct_n, repeated_ngrams
 from nanostories.text.words import split_words, words_and_marks
 from nanostories.training import checkpoint
@@ -176,7 +176,7 @@ def summary(lines, seed):
     found["repetition"] = bootstrap.ratio(column["repeated"], column["grams"], seed)
     found["perplexity"] = exponent(bootstrap.ratio(column["nats"], column["tokens"], seed))
     marked = [words_and_marks(text) for text in column["text"]]
-    value = distinct_n(marked, 2, DISTINCT)
+    value = distinct_n(marked, 2, DISTINCT_WORDS)
     found["distinct_2"] = None if math.isnan(value) else value
     counts = Counter(column["verdict"])
     return found | {"verdicts": {name: counts[name] for name in VERDICTS}}
@@ -200,7 +200,7 @@ def show(results, lines, shown):
             for name, digits in (("about", 3), ("mentions", 2), ("reward", 3), ("repetition", 4),
                                  ("perplexity", 2), ("words", 0), ("ended", 3))]  # fmt: skip
     for name in ("repetition", "perplexity"):
-        ratios = (x["against"].get(name) for x in models.values())
+        ratios = (x["relative_to_reference"].get(name) for x in models.values())
         rows.append((f"{name}, x reference", [bootstrap.format_interval(x, 2) for x in ratios]))
     rows.append(("distinct-2", ["-" if x["distinct_2"] is None else f"{x['distinct_2']:.3f}"
                                 for x in models.values()]))  # fmt: skip
@@ -242,9 +242,7 @@ def asked_of(settings):
     """(the run's own settings, what is asked of all models): both as namespaces; or UserError."""
     if not settings.out_dir:
         raise UserError("usage: python -m eval.reward out/<run of reward.py>")
-    run_ = checkpoint.read_config(settings.out_dir)["train"]
-    if "kl_factor" not in run_:
-        raise UserError(f"'{settings.out_dir}' is no run of reward.py")
+    run_ = read_settings(settings.out_dir)
     if settings.stories < 2 or settings.shown < 0:
         raise UserError("stories must be at least 2, shown at least 0")
     asked = {name: getattr(settings, name) for name in ("seed", "batch_size", "weights")}
@@ -263,7 +261,7 @@ def main():
         check_judge(settings)
     own = Reference(SimpleNamespace(**vars(ran) | {"word": asked.word}), asked.device)
     own.check_same(settings.out_dir)
-    reference = own.found
+    reference = own.loaded
     load_ = checkpoint.load_model
     models = {"reference": reference,
               "reward": load_(settings.out_dir, settings.checkpoint, asked.device)}  # fmt: skip
@@ -274,7 +272,7 @@ def main():
     order = instruct.make_instruction(words=asked.word).prompt()
     told = {name: tell(found, [order + s for s in starts] if name == "instruct" else starts, asked)
             for name, found in models.items()}  # fmt: skip
-    lines = {name: lines_of(name, starts, some, asked.word, own.topic, reference, asked)
+    lines = {name: lines_of(name, starts, some, asked.word, own.reward_function, reference, asked)
              for name, some in told.items()}  # fmt: skip
     usual = usual_of(lines["reference"])
     every = [line for some in lines.values() for line in some]
@@ -293,7 +291,7 @@ def main():
                "seed": asked.seed, "models": {}}  # fmt: skip
     for name, some in lines.items():
         row = summary(some, asked.seed)
-        row["against"] = {} if name == "reference" else against(
+        row["relative_to_reference"] = {} if name == "reference" else against(
             some, lines["reference"], asked.seed)  # fmt: skip
         if settings.judge:
             counts = Counter(line["judge"] for line in some)

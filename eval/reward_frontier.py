@@ -1,119 +1,150 @@
 """
-What a reward costs: reward against sqrt(KL) of several runs, and what needs no training.
+Reward against sqrt(KL) for several runs of reward.py, and for what needs no training.
 
-    frontier.write(settings, ["out/cat/kl_0", "out/cat/kl_0.05"], reference)   # .json and .png
+    python -m eval.reward_frontier out/kl_0 out/kl_0.02 out/kl_0.1     # out/frontier.json and .png
 
-Two lines stand beside the runs, both made of the reference's own stories alone:
+The runs share the reference and the reward; they differ in kl_factor or method. Two more lines are
+computed from the rewards of the reference's own stories (reference.json in a run folder):
 
-    best of n       the best of n stories: the line to beat. Its KL is at most log n - (n - 1) / n
-                    (Beirami et al. 2024)
-    the optimum     ref(y) exp(R(y) / beta) / Z for all beta: no model can have more reward at that
-                    KL. Estimated with the stories' weights exp(R / beta), as far as more than a few
-                    of them weigh anything
+    best of n       the best of n stories of the reference: the baseline to beat. Its KL is at most
+                    log n - (n - 1) / n (Beirami et al. 2024)
+    the optimum     ref(y) exp(R(y) / beta) / Z for all beta: no policy has more reward at that KL.
+                    Estimated with importance weights exp(R / beta) on the stories, while the
+                    effective sample size is large enough
 
-Of several prompts each has lines of its own, and shown is their mean: no model chooses the prompt.
+With several prompts, the lines are computed for each one and averaged: a policy cannot choose the
+prompt.
 """
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nanostories.storage import atomic_file, write_json
+from configs import UserError, load, run
+from nanostories.plotting import plot_to
+from nanostories.rl.reference import read_settings
+from nanostories.storage import read_json, write_json
 
-LAST = 20  # steps of a run whose mean is where it ended
+# Settings that the runs must share.
+SHARED = ("word", "start", "embedder", "top_sentences", "max_similarity", "min_words",
+          "repetition_penalty", "max_new_tokens", "temperature")  # fmt: skip
+LAST_STEPS = 20  # of a run; their mean is where it ended
 NS = (1, 2, 4, 8, 16, 32, 64)
-WEIGHING = 16  # stories that must weigh for the optimum to be estimated: 1 / sum w^2
+BETAS = np.geomspace(2, 0.005, 60)
+MIN_SAMPLE_SIZE = 16  # effective, 1 / sum of squared weights, for an estimate of the optimum
 
 
-def best_of(rewards, n):
-    """(KL at the most, expected reward) of the best of n stories drawn from these."""
-    ordered, m = np.sort(np.asarray(rewards, np.float64)), len(rewards)
-    places = np.arange(m + 1) / m
-    return math.log(n) - (n - 1) / n, float(ordered @ np.diff(places**n))
+@dataclass(frozen=True)
+class Settings:
+    runs: tuple = ()  # run folders of reward.py
+    out: str = ""  # folder of frontier.json and frontier.png; default: the one that holds the runs
+
+
+def best_of_n(rewards, n):
+    """(upper bound of KL, expected reward) of the best of n stories with these rewards."""
+    ordered, count = np.sort(np.asarray(rewards, np.float64)), len(rewards)
+    quantiles = np.arange(count + 1) / count
+    return math.log(n) - (n - 1) / n, float(ordered @ np.diff(quantiles**n))
 
 
 def optimum(rewards, beta):
-    """(KL, expected reward) of ref exp(R / beta) / Z over these stories; None where few weigh."""
+    """(KL, expected reward) of ref exp(R / beta) / Z; None where too few stories have weight."""
     rewards = np.asarray(rewards, np.float64)
     weights = np.exp((rewards - rewards.max()) / beta)
     weights /= weights.sum()
-    if 1 / (weights**2).sum() < WEIGHING:
+    if 1 / (weights**2).sum() < MIN_SAMPLE_SIZE:
         return None
-    held = weights[weights > 0]
-    return float((held * np.log(held * len(rewards))).sum()), float(weights @ rewards)
+    positive = weights[weights > 0]
+    return float((positive * np.log(positive * len(rewards))).sum()), float(weights @ rewards)
 
 
-def over_prompts(point_of, rewards, prompts, *how):
+def mean_over_prompts(point_of, rewards, prompts, *args):
     """
-    The mean of point_of(rewards, *how) over the prompts, to which the stories of these rewards were
-    told by turns; None where it is None for one of them.
+    The mean of point_of(rewards, *args) over the prompts, which the rewards' stories take in turn;
+    None where one of them has None.
     """
-    points = [point_of(rewards[i::prompts], *how) for i in range(prompts)]
+    points = [point_of(rewards[i::prompts], *args) for i in range(prompts)]
     return None if None in points else tuple(np.mean(points, 0))
 
 
-def path_of(out_dir):
-    """[(step, KL, reward)] of a run, by its metrics.jsonl."""
-    lines = map(json.loads, (Path(out_dir) / "metrics.jsonl").read_text().splitlines())
-    return [(line["step"], line["kl"], line["reward"]) for line in lines]
+def read_runs(folders):
+    """
+    [(folder, its settings, reference.json, (KL, reward) of each step, float (steps, 2))].
+
+    Raises UserError for a folder that is not a run of reward.py, or is not comparable to the first.
+    """
+    runs = []
+    for folder in folders:
+        settings, reference = read_settings(folder), read_json(Path(folder) / "reference.json")
+        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        steps = np.array([[line["kl"], line["reward"]] for line in map(json.loads, lines)])
+        runs.append((folder, settings, reference, steps))
+        differ = [name for name in SHARED if settings[name] != runs[0][1][name]]
+        differ += ["reference"] if reference["model"] != runs[0][2]["model"] else []
+        if differ:
+            raise UserError(f"'{folder}' differs from '{folders[0]}' in {', '.join(differ)}")
+    return runs
 
 
-def write(settings, runs, reference):
-    """frontier.json and frontier.png in settings.out_dir, of the runs in these folders."""
-    told = reference.rewards, len(reference.prompts)
-    betas = np.geomspace(2, 0.005, 60)
-    found = {
-        "word": settings.word,
-        "method": settings.method,
-        "best_of": [{"n": n} | _point(*over_prompts(best_of, *told, n)) for n in NS],
-        "optimum": [
-            {"beta": float(beta)} | _point(*point)
-            for beta in betas if (point := over_prompts(optimum, *told, beta))
+def frontier(runs):
+    """The content of frontier.json: points of both lines, and where each of `read_runs` ended."""
+    rewards, prompts = runs[0][2]["rewards"], runs[0][2]["prompts"]
+    best = [(n, mean_over_prompts(best_of_n, rewards, prompts, n)) for n in NS]
+    optima = [(float(beta), mean_over_prompts(optimum, rewards, prompts, beta)) for beta in BETAS]
+    return {
+        "word": runs[0][1]["word"],
+        "best_of": [{"n": n} | _point(point) for n, point in best],
+        "optimum": [{"beta": beta} | _point(point) for beta, point in optima if point],
+        "runs": [
+            {"method": settings["method"], "kl_factor": settings["kl_factor"], "out_dir": folder}
+            | _point(steps[-LAST_STEPS:].mean(0))
+            for folder, settings, _, steps in runs
         ],
-        "runs": [],
-    }  # fmt: skip
-    for out in runs:
-        path = path_of(out)
-        last = np.array(path[-LAST:])[:, 1:].mean(0)
-        name = Path(out).name.removeprefix("kl_")
-        found["runs"].append({"kl_factor": float(name), "out_dir": out} | _point(*last))
-    write_json(Path(settings.out_dir) / "frontier.json", found)
-    plot(found, {run["out_dir"]: path_of(run["out_dir"]) for run in found["runs"]},
-         Path(settings.out_dir) / "frontier.png")  # fmt: skip
-    for run in found["runs"]:
-        print(f"kl_factor {run['kl_factor']:g}: reward {run['reward']:.3f}, KL {run['kl']:.2f}")
-    print(Path(settings.out_dir) / "frontier.png")
+    }
 
 
-def _point(kl, reward):
-    return {"kl": float(kl), "reward": float(reward)}
+def _point(point):
+    return {"kl": float(point[0]), "reward": float(point[1])}
 
 
-def plot(found, paths, where):
-    """The picture of frontier.json; paths: {run folder: path_of}."""
-    from matplotlib.figure import Figure  # slow to import, and needed only here
+def plot(results, runs, path):
+    """Draw frontier.json, and the path of each of `read_runs`, averaged over 10 steps."""
+    with plot_to(path, size=(7, 4.6)) as (_, axes):
+        for name, label, style in (("optimum", "the optimum", ":"), ("best_of", "best of n", "--")):
+            points = [[point["kl"], point["reward"]] for point in results[name]]
+            kl, reward = np.array(points).reshape(-1, 2).T  # none, if each prompt has few stories
+            axes.plot(np.sqrt(kl.clip(0)), reward, style, color="black", lw=1, label=label)
+        for point in results["best_of"]:
+            xy = math.sqrt(point["kl"]), point["reward"]
+            axes.annotate(point["n"], xy, fontsize=7, xytext=(2, -9), textcoords="offset points")
+        for end, (*_, steps) in zip(results["runs"], runs, strict=True):
+            smooth = np.array([steps[max(0, i - 9) : i + 1].mean(0) for i in range(len(steps))])
+            [line] = axes.plot(np.sqrt(smooth[:, 0].clip(0)), smooth[:, 1], lw=1, alpha=0.6)
+            label = f"{end['method']}, kl_factor {end['kl_factor']:g}"
+            axes.plot(math.sqrt(max(0, end["kl"])), end["reward"], "o", color=line.get_color(),
+                      label=label)  # fmt: skip
+        axes.set(xlabel="sqrt(KL(policy || reference))", ylabel="reward",
+                 title=f"stories about {results['word']}")  # fmt: skip
+        axes.legend(fontsize=8)
 
-    figure = Figure(figsize=(7, 4.6), layout="tight")
-    axes = figure.subplots()
-    for name, label, style in (("optimum", "the optimum", ":"), ("best_of", "best of n", "--")):
-        points = found[name]
-        axes.plot([math.sqrt(max(0, p["kl"])) for p in points], [p["reward"] for p in points],
-                  style, color="black", lw=1, label=label)  # fmt: skip
-    for point in found["best_of"]:
-        place = (math.sqrt(point["kl"]), point["reward"])
-        axes.annotate(point["n"], place, fontsize=7, xytext=(2, -9), textcoords="offset points")
-    for run in found["runs"]:
-        path = np.array(paths[run["out_dir"]])
-        smooth = np.array([path[max(0, i - 9) : i + 1].mean(0) for i in range(len(path))])
-        x = np.sqrt(np.maximum(0, smooth[:, 1]))
-        [line] = axes.plot(x, smooth[:, 2], lw=1, alpha=0.6)
-        axes.plot(math.sqrt(max(0, run["kl"])), run["reward"], "o", color=line.get_color(),
-                  label=f"kl_factor {run['kl_factor']:g}")  # fmt: skip
-    axes.set(xlabel="sqrt(KL(policy || reference))", ylabel="reward",
-             title=f"stories about {found['word']}: {found['method']}")  # fmt: skip
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    with atomic_file(where) as part:
-        figure.savefig(part, dpi=120, format="png")
+
+def main():
+    settings, _ = load(Settings, positional="runs")
+    if not settings.runs:
+        raise UserError("usage: python -m eval.reward_frontier out/<run of reward.py> ...")
+    runs = read_runs(settings.runs)
+    results = frontier(runs)
+    for end in results["runs"]:
+        print(f"{end['out_dir']}: kl_factor {end['kl_factor']:g}, reward {end['reward']:.3f}, "
+              f"KL {end['kl']:.2f}")  # fmt: skip
+    out = Path(settings.out or Path(settings.runs[0]).parent)
+    write_json(out / "frontier.json", results)
+    plot(results, runs, out / "frontier.png")
+    print(out / "frontier.png")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -55,6 +55,14 @@ def test_bare_word_and_booleans():
     assert load(Settings, ["--compile=none", "--n-layer=3"])[0].compile is None
 
 
+def test_a_tuple_collects_words():
+    @dataclass(frozen=True)
+    class Settings:
+        runs: tuple = ()
+
+    assert load(Settings, ["a", "--runs=b", "c"], positional="runs")[0].runs == ("a", "b", "c")
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [

@@ -1,6 +1,7 @@
-"""python reward.py: its steps, folder, resume, ranks, sweep, and what it refuses."""
+"""python reward.py: its steps, run folder, resume, ranks, and what it refuses."""
 
 import json
+import math
 import re
 import sys
 from dataclasses import replace
@@ -13,18 +14,21 @@ from tiny import call_ranks, settings_for
 
 import reward
 from configs import UserError
+from eval import reward_frontier
 from nanostories.dataset import packing
 from nanostories.inference import kv_cache, sampling
+from nanostories.rl import policy_gradient
 from nanostories.rl.reference import Reference
 from nanostories.training import checkpoint
-from reward import Run, Settings
+from nanostories.training.logger import RunLogger
+from reward import Settings, start_or_resume, train_step
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_stories():
-    """Of the reference, which every run tells anew."""
+def small_baseline():
+    """Few completions of the reference, which every run generates."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nanostories.rl.reference.BASE", 32)
+        patch.setattr("nanostories.rl.reference.BASELINE_SIZE", 32)
         yield
 
 
@@ -36,96 +40,116 @@ def base(data, tmp_path_factory):
     return str(out)
 
 
-def asked(base, out, **changes):
+def reward_settings(base, out, **changes):
     settings = Settings(
-        word="dog", init_from=base, out_dir=str(out), start="One day", least_words=5, stories=8,
-        max_new_tokens=12, max_iters=4, eval_interval=2, rows=8, learning_rate=1e-3, device="cpu",
+        word="dog", init_from=base, out_dir=str(out), start="One day", min_words=5, batch_size=8,
+        max_new_tokens=12, max_iters=4, eval_interval=2, micro_batch_size=8, learning_rate=1e-3,
+        device="cpu",
     )  # fmt: skip
     settings = reward.complete(settings, dict.fromkeys(vars(settings), "default"))
     return replace(settings, **changes)
 
 
-def start(settings):
+def train(settings):
     reward.check(settings)
-    run = Run(settings, Reference(settings, torch.device("cpu")))
-    run.run()
-    return run
+    return reward.train(settings)
+
+
+def metrics_of(out):
+    return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def made(base, tmp_path_factory):
-    out = tmp_path_factory.mktemp("reward") / "run"
-    return start(asked(base, out))
+def finished(base, tmp_path_factory):
+    """The settings of a finished run."""
+    settings = reward_settings(base, tmp_path_factory.mktemp("reward") / "run")
+    train(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def reference(base):
+    return Reference(reward_settings(base, "unused"), torch.device("cpu"))
 
 
 def weights(out):
     return checkpoint.read_tensors(checkpoint.resolve_checkpoint(out), "model.safetensors")
 
 
-def test_the_folder(made, base):
-    """As train.py's: weights, log, stories, picture; sample.py and eval take it."""
-    out = Path(made.settings.out_dir)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def test_the_run_folder(finished, base):
+    """As train.py's: weights, log, samples, plot; sample.py and eval can load it."""
+    out = Path(finished.out_dir)
+    lines = metrics_of(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for name in ("reward", "kl", "k1", "k2", "k3", "loss", "about", "mentions", "repetition",
                  "perplexity", "words", "ended", "grad_norm", "lr"):  # fmt: skip
         assert all(name in line for line in lines), name
     assert abs(lines[0]["kl"]) < 1e-6 < lines[-1]["kl"]
-    assert (out / "watch.png").exists() and "--- step 4" in (out / "samples.txt").read_text()
-    found = checkpoint.load_model(str(out))
-    assert found.is_run() and found.provenance["step"] == 4
+    assert (out / "monitor.png").exists() and "--- step 4" in (out / "samples.txt").read_text()
+    loaded = checkpoint.load_model(str(out))
+    assert loaded.is_run() and loaded.provenance["step"] == 4
     config = checkpoint.read_config(out)["train"]
     assert config["dataset"] == checkpoint.read_config(base)["train"]["dataset"]
     assert checkpoint.steps_of(out) == [2, 4]
 
 
-def test_the_reference_is_frozen(made, base):
-    model = made.reference.model
-    before = checkpoint.load_model(base).model.state_dict()
+def test_the_frontier_reads_the_run_folder(finished, reference):
+    [(_, settings, stored, steps)] = reward_frontier.read_runs([finished.out_dir])
+    assert settings["kl_factor"] == finished.kl_factor and steps.shape == (4, 2)
+    assert stored["rewards"] == reference.rewards and stored["prompts"] == 1
+
+
+def test_the_reference_is_frozen(reference, finished, base, tmp_path):
+    settings = reward_settings(base, tmp_path / "run")
+    _, policy, optimizers = start_or_resume(settings, reference)
+    train_step(policy, reference, optimizers, settings, 0, 1e-3)
+    before, model = checkpoint.load_model(base).model.state_dict(), reference.model
     assert not any(weight.requires_grad for weight in model.parameters())
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
-    after = made.model.state_dict()
-    assert not all(torch.equal(before[name], after[name]) for name in before)
+    for after in (policy.state_dict(), weights(finished.out_dir)):
+        assert not all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_what_was_sampled_is_what_is_taught(base, tmp_path, monkeypatch, temperature):
-    """The log-probabilities of the draws are those of the gradient, <|endoftext|> included."""
-    drawn, choose = [], sampling.sample_token
+def test_the_loss_scores_the_sampled_tokens(base, tmp_path, monkeypatch, temperature):
+    """The log-probabilities of sampling are those of the gradient, <|endoftext|> included."""
+    drawn, sample_token = [], sampling.sample_token
 
-    def recorded(logits, luck, **how):
-        chosen = choose(logits, luck, **how)
-        logs = (logits / how["temperature"]).log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-        drawn.extend(zip(chosen.tolist(), logs.tolist(), strict=True))
-        return chosen
+    def recorded(logits, noise, **sampling_kwargs):
+        sampled = sample_token(logits, noise, **sampling_kwargs)
+        logs = (logits / sampling_kwargs["temperature"]).log_softmax(-1)
+        logs = logs.gather(1, sampled[:, None])[:, 0]
+        drawn.extend(zip(sampled.tolist(), logs.tolist(), strict=True))
+        return sampled
 
-    settings = asked(base, tmp_path / "run", temperature=temperature, max_new_tokens=120, rows=60)
+    settings = reward_settings(base, tmp_path / "run", temperature=temperature, max_new_tokens=120,
+                               micro_batch_size=60)  # fmt: skip
     reference = Reference(settings, torch.device("cpu"))
-    run = Run(settings, reference)
+    _, policy, _ = start_or_resume(settings, reference)
     monkeypatch.setattr(kv_cache, "sample_token", recorded)
     prompts = [reference.prompts[0]] * 60
-    told = reference.tell(run.model, prompts, [[7, i] for i in range(60)])
-    rows = packing.pad_batch(prompts, told, reference.found.tokenizer.eot, "cpu")
-    log_pi = run.compared(rows)[0]
-    assert any(story.ended for story in told)
-    for row, story in enumerate(told):
-        ids = story.ids + [reference.found.tokenizer.eot] * story.ended
-        assert rows.targets[row][rows.completion_mask[row]].tolist() == ids
-    mask = rows.completion_mask
-    scored = zip(rows.targets[mask].tolist(), log_pi[mask].tolist(), strict=True)
+    completions = reference.generate(policy, prompts, [[7, i] for i in range(60)])
+    batch = packing.pad_batch(prompts, completions, reference.loaded.tokenizer.eot, "cpu")
+    log_pi = reward.compare_in_micro_batches(policy, reference.model, batch, settings)[0]
+    assert any(completion.ended for completion in completions)
+    for row, completion in enumerate(completions):
+        ids = completion.ids + [reference.loaded.tokenizer.eot] * completion.ended
+        assert batch.targets[row][batch.completion_mask[row]].tolist() == ids
+    mask = batch.completion_mask
+    scored = zip(batch.targets[mask].tolist(), log_pi[mask].tolist(), strict=True)
     for (token, log), (other, its) in zip(sorted(drawn), sorted(scored), strict=True):
         assert token == other and log == pytest.approx(its, abs=1e-4)
 
 
 def test_the_reward_never_sees_the_prompt(base, tmp_path):
-    """A prompt that names the word earns nothing; rated is what comes after it."""
-    settings = asked(base, tmp_path / "run", start="The dog dog dog")
+    """A prompt with the word earns nothing; only the completion counts."""
+    settings = reward_settings(base, tmp_path / "run", start="The dog dog dog")
     reference = Reference(settings, torch.device("cpu"))
-    seen, topic = [], reference.topic
-    reference.topic = lambda texts: seen.extend(texts) or topic(texts)
-    run = Run(settings, reference)
-    run.step(1e-3)
-    assert len(seen) == 8 and seen == run.texts
+    seen, reward_function = [], reference.reward_function
+    reference.reward_function = lambda texts: seen.extend(texts) or reward_function(texts)
+    _, policy, optimizers = start_or_resume(settings, reference)
+    texts, _ = train_step(policy, reference, optimizers, settings, 0, 1e-3)
+    assert len(seen) == 8 and seen == texts
     assert not any("dog dog" in text for text in seen)
 
 
@@ -140,154 +164,153 @@ def alike(one, other):
     as those of the keys' biases: hence the tolerance, a tenth of two steps.)
     """
     same(one, other, rtol=1e-3, atol=2e-4)
-    for lines in zip(*((x / "metrics.jsonl").read_text().splitlines() for x in (one, other)),
-                     strict=True):  # fmt: skip
-        mine, theirs = map(json.loads, lines)
-        for name in mine.keys() - {"seconds"}:
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+    for first, second in zip(metrics_of(one), metrics_of(other), strict=True):
+        for name in first.keys() - {"seconds"}:
+            assert first[name] == pytest.approx(second[name], rel=1e-3, abs=1e-5), name
 
 
-def test_resumed(made, base, tmp_path):
-    """Stopped after two steps and gone on with: bit for bit the run that was not stopped."""
-    settings = asked(base, tmp_path / "run")
-    start(replace(settings, max_iters=2))
+def test_resumed(finished, base, tmp_path):
+    """Stopped after two steps and resumed: bit for bit the run that was not stopped."""
+    settings = reward_settings(base, tmp_path / "run")
+    train(replace(settings, max_iters=2))
     again = reward.complete(
         Settings(resume=True, out_dir=settings.out_dir, max_iters=4),
-        dict.fromkeys(vars(settings), "default") | {"max_iters": "command line"},
+        dict.fromkeys(vars(settings), "default")
+        | dict.fromkeys(("resume", "max_iters"), "command line"),
     )
-    start(again)
-    same(settings.out_dir, made.settings.out_dir, rtol=0, atol=0)
-    mine, theirs = (Path(x.out_dir, "metrics.jsonl").read_text() for x in (again, made.settings))
-    timeless = [re.sub(r'"seconds": [\d.]+', "", text) for text in (mine, theirs)]
+    train(again)
+    same(settings.out_dir, finished.out_dir, rtol=0, atol=0)
+    texts = (Path(x.out_dir, "metrics.jsonl").read_text() for x in (again, finished))
+    timeless = [re.sub(r'"seconds": [\d.]+', "", text) for text in texts]
     assert timeless[0] == timeless[1]
 
 
 def test_another_reference_is_refused(base, tmp_path):
-    settings = asked(base, tmp_path / "run", max_iters=2)
-    start(settings)
+    settings = reward_settings(base, tmp_path / "run", max_iters=2)
+    train(settings)
     reference = Reference(settings, torch.device("cpu"))
-    reference.found.provenance["sha256"] = "another"
-    with pytest.raises(UserError, match="is not the model any more"):
-        Run(replace(settings, resume=True), reference)
+    reference.loaded.provenance["sha256"] = "another"
+    with pytest.raises(UserError, match="is no longer the model"):
+        start_or_resume(replace(settings, resume=True), reference)
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
-def test_in_several_passes(method, base, tmp_path):
-    """A pass at a time, each computed again for its gradient: the same steps, up to rounding."""
-    for rows in (8, 3):
-        start(asked(base, tmp_path / f"{rows}", rows=rows, method=method, max_iters=2))
+def test_in_micro_batches(method, base, tmp_path):
+    """Each pass is computed again for its gradient: the same steps, up to rounding."""
+    for size in (8, 3):
+        out = tmp_path / f"{size}"
+        train(reward_settings(base, out, micro_batch_size=size, method=method, max_iters=2))
     alike(tmp_path / "8", tmp_path / "3")
 
 
 def two_ranks(settings):
-    sys.modules["nanostories.rl.reference"].BASE = 32
-    start(settings)
+    sys.modules["nanostories.rl.reference"].BASELINE_SIZE = 32
+    train(settings)
 
 
-def test_every_step_tells_other_stories(made, base, tmp_path):
-    """Of the same model: nothing is learned between the two."""
-    settings = asked(base, tmp_path / "run")
-    run = Run(settings, made.reference)
-    run.step(0.0)
-    first = run.texts
-    run.step(0.0)
-    assert not set(first) & set(run.texts)
-
-
-def test_the_gradient_is_of_the_mean_over_stories(made, base, tmp_path, monkeypatch):
-    settings = asked(base, tmp_path / "run")
-    run = Run(settings, made.reference)
-    bias = run.model.ln_f.bias
-    monkeypatch.setattr(
-        "nanostories.rl.policy_gradient.loss", lambda *_: bias.sum().expand(settings.stories)
+def test_every_step_has_other_completions(reference, base, tmp_path):
+    """Of the same model: nothing is learned between the two steps."""
+    settings = reward_settings(base, tmp_path / "run")
+    _, policy, optimizers = start_or_resume(settings, reference)
+    first, second = (
+        train_step(policy, reference, optimizers, settings, step, 0.0)[0] for step in (0, 1)
     )
-    assert run.step(0.0)["grad_norm"] == pytest.approx(len(bias) ** 0.5)
+    assert not set(first) & set(second)
 
 
-def test_the_best_interval_is_worth_most(made, base, tmp_path):
-    """Reward less what its KL costs."""
-    settings = asked(base, tmp_path / "run", kl_factor=0.02)
-    run = Run(settings, made.reference)
-    run.texts = []
-    for step, (reward_, kl) in enumerate([(0.2, 0.0), (0.5, 0.0), (0.1, 0.0), (0.9, 50.0)], 1):
-        run.state["step"] = step
-        run.log.lines.append({"step": step, "reward": reward_, "kl": kl})
-        run.judge()
-    assert run.state["best_step"] == 2 and run.state["best"] == 0.5
+def test_the_gradient_is_of_the_mean_over_completions(reference, base, tmp_path, monkeypatch):
+    settings = reward_settings(base, tmp_path / "run")
+    _, policy, optimizers = start_or_resume(settings, reference)
+    bias = policy.ln_f.bias
+    monkeypatch.setattr(
+        "nanostories.rl.policy_gradient.loss", lambda *_: bias.sum().expand(settings.batch_size)
+    )
+    _, metrics = train_step(policy, reference, optimizers, settings, 0, 0.0)
+    assert metrics["grad_norm"] == pytest.approx(len(bias) ** 0.5)
 
 
-def test_there_is_no_dropout(made):
-    assert not made.model.training
+def test_the_best_interval_has_the_highest_penalized_reward(tmp_path):
+    state = {"step": 0, "seconds": 0.0, "tokens": 0, "evaluated": 0, "best": None, "best_step": 0}
+    log = RunLogger(tmp_path, state)
+    for step, (mean, kl) in enumerate([(0.2, 0.0), (0.5, 0.0), (0.1, 0.0), (0.9, 50.0)], 1):
+        state["step"] = step
+        log.write(step=step, reward=mean, kl=kl)
+        reward.end_interval(log, state, 0.02, [])
+    assert state["best_step"] == 2 and state["best"] == 0.5
 
 
-def test_before_every_prompt_stands_the_end_of_a_story(base, tmp_path, monkeypatch):
-    """Also where a published model's config says to begin with nothing."""
+def test_there_is_no_dropout(reference, base, tmp_path):
+    _, policy, _ = start_or_resume(reward_settings(base, tmp_path / "run"), reference)
+    assert not policy.training and not reference.model.training
+
+
+def test_endoftext_precedes_every_prompt(base, tmp_path, monkeypatch):
+    """Also where a published model's config has no token before a prompt."""
     load = checkpoint.load_model
     monkeypatch.setattr(
-        "nanostories.rl.reference.checkpoint.load_model",
-        lambda *a, **k: replace(load(*a, **k), bos_ids=[]),
+        checkpoint, "load_model", lambda *a, **k: replace(load(*a, **k), bos_ids=[])
     )
-    reference = Reference(asked(base, tmp_path / "run"), torch.device("cpu"))
-    assert reference.prompts[0][0] == reference.found.tokenizer.eot
+    reference = Reference(reward_settings(base, tmp_path / "run"), torch.device("cpu"))
+    assert reference.prompts[0][0] == reference.loaded.tokenizer.eot
 
 
-def test_the_error_of_a_steps_mean_reward(made):
-    rewards, stories = torch.tensor(made.reference.rewards), made.settings.stories
-    error = rewards.std() / stories**0.5
-    assert made.reference.base["reward_error"] == pytest.approx(error.item())
+def test_the_standard_error_of_a_steps_mean_reward(reference):
+    error = torch.tensor(reference.rewards).std() / reference.settings.batch_size**0.5
+    assert reference.baseline_metrics["reward_error"] == pytest.approx(error.item())
 
 
 @pytest.mark.slow
 def test_two_ranks(base, tmp_path):
-    """They tell half of the stories each, compare all of them, and take the same steps as one."""
-    settings = asked(base, tmp_path / "two", max_iters=2)
+    """Each generates half of a batch, all are compared, and the steps are those of one rank."""
+    settings = reward_settings(base, tmp_path / "two", max_iters=2)
     errors = tmp_path / "errors"
     assert call_ranks(2, two_ranks, settings, errors=errors) == [0, 0], errors.read_text()
-    start(replace(settings, out_dir=str(tmp_path / "one")))
+    train(replace(settings, out_dir=str(tmp_path / "one")))
     alike(tmp_path / "one", tmp_path / "two")
 
 
 def test_groups_of_several_prompts(base, tmp_path):
     (tmp_path / "prompts.txt").write_text("One day\nThe dog\n\nOnce\n")
-    settings = asked(base, tmp_path / "run", start=f"FILE:{tmp_path}/prompts.txt", group=4)
+    start = f"FILE:{tmp_path}/prompts.txt"
+    settings = reward_settings(base, tmp_path / "run", start=start, group_size=4)
     reference = Reference(settings, torch.device("cpu"))
-    told, tell = [], reference.tell
-    reference.tell = lambda model, prompts, seeds: (
-        told.append(prompts) or tell(model, prompts, seeds)
+    seen, generate = [], reference.generate
+    reference.generate = lambda model, prompts, seeds: (
+        seen.append(prompts) or generate(model, prompts, seeds)
     )
-    run = Run(settings, reference)
-    run.step(1e-3)
-    run.step(1e-3)
+    _, policy, optimizers = start_or_resume(settings, reference)
+    for step in (0, 1):
+        train_step(policy, reference, optimizers, settings, step, 1e-3)
     one, two, three = reference.prompts
-    assert told == [[one] * 4 + [two] * 4, [three] * 4 + [one] * 4]
+    assert seen == [[one] * 4 + [two] * 4, [three] * 4 + [one] * 4]
 
 
 def test_stop_on_alarm(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("nanostories.rl.monitor.alarms", lambda now, base: ["repetition"])
-    run = start(asked(base, tmp_path / "run", max_iters=9, stop_on_alarm=True))
-    assert run.state["step"] == 5 and checkpoint.steps_of(run.settings.out_dir)[-1] == 5
-    assert run.log.lines[-1]["alarm_repetition"] == 1
+    monkeypatch.setattr("nanostories.rl.monitor.alarms", lambda metrics, baseline: ["repetition"])
+    settings = reward_settings(base, tmp_path / "run", max_iters=9, stop_on_alarm=True)
+    assert train(settings)["step"] == 5
+    assert checkpoint.steps_of(settings.out_dir)[-1] == 5
+    assert metrics_of(settings.out_dir)[-1]["alarm_repetition"] == 1
 
 
 @pytest.mark.slow
-def test_without_a_tie_it_breaks_and_alarms_say_so(data, tmp_path):
-    """Reward near 1 for one word again and again; with a tie to the reference nothing sounds."""
+def test_without_a_kl_penalty_it_collapses_and_raises_alarms(data, tmp_path):
+    """Reward near 1 for one word again and again; with a KL penalty there is no alarm."""
     out = tmp_path / "base"
     tiny.train(settings_for(data, out, n_embd=64, max_iters=600))
-    sounding = {}
+    alarms = {}
     for factor in (0.0, 0.05):
-        settings = asked(
+        settings = reward_settings(
             str(out), tmp_path / f"kl_{factor}", word="ball", start="Once upon a time",
-            least_words=20, stories=16, group=16, max_new_tokens=100, temperature=0.8,
-            rows=32, kl_factor=factor, max_iters=45,
+            min_words=20, batch_size=16, group_size=16, max_new_tokens=100, temperature=0.8,
+            micro_batch_size=32, kl_factor=factor, max_iters=45,
         )  # fmt: skip
-        run = start(settings)
-        names = {name for line in run.log.lines for name in line if name.startswith("alarm_")}
-        sounding[factor] = names
-        last = run.log.lines[-1]
-        print(factor, names, last["reward"], last["kl"], last["repetition"], run.texts[0][:80])
-    assert {"alarm_kl", "alarm_perplexity", "alarm_repetition"} <= sounding[0.0]
-    assert not sounding[0.05]
+        train(settings)
+        lines = metrics_of(settings.out_dir)
+        alarms[factor] = {name for line in lines for name in line if name.startswith("alarm_")}
+        print(factor, alarms[factor], lines[-1])
+    assert {"alarm_kl", "alarm_perplexity", "alarm_repetition"} <= alarms[0.0]
+    assert not alarms[0.05]
 
 
 def call(*words):
@@ -296,27 +319,12 @@ def call(*words):
         reward.main()
 
 
-FEW = ("--word=dog", "--start=One day", "--stories=4", "--max_new_tokens=8", "--least_words=0",
+FEW = ("--word=dog", "--start=One day", "--batch_size=4", "--max_new_tokens=8", "--min_words=0",
        "--max_iters=2", "--device=cpu")  # fmt: skip
 
 
-def test_a_sweep(base, tmp_path, capsys):
-    """A run for each factor, and the plot; a second call has nothing left to do."""
-    words = (*FEW, f"--init_from={base}", f"--out_dir={tmp_path / 'sweep'}")
-    call(*words, "--kl_factor=0,0.1")
-    found = json.loads((tmp_path / "sweep" / "frontier.json").read_text())
-    assert [run["kl_factor"] for run in found["runs"]] == [0, 0.1]
-    capsys.readouterr()
-    call(*words, "--kl_factor=0,0.1")
-    assert "step " not in capsys.readouterr().out
-    with pytest.raises(UserError, match="--resume continues the same run"):
-        call(*words, "--kl_factor=0,0.1", "--learning_rate=0.1")
-    call(*words, "--kl_factor=0,0.1", "--max_iters=3")
-    assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0.1")[-1] == 3
-
-
 class Stopped:
-    """machine.Interrupt, asked to stop after some steps."""
+    """A StopSignal that comes after some steps."""
 
     def __init__(self, steps):
         self.left = steps
@@ -331,84 +339,63 @@ class Stopped:
         pass
 
     @property
-    def asked(self):
+    def received(self):
         self.left -= 1
         return self.left <= 0
 
 
-def test_a_sweep_that_is_stopped(base, tmp_path, monkeypatch):
-    """It ends there, with no plot; another call finishes it."""
-    words = (*FEW, f"--init_from={base}", f"--out_dir={tmp_path / 'sweep'}", "--kl_factor=0,0.1")
+def test_stopped_between_checkpoints(finished, base, tmp_path, monkeypatch):
+    """Intervals and samples are those of the run that was not stopped, and so is the rest."""
+    settings = reward_settings(base, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("nanostories.training.distributed.StopSignal", Stopped(1))
-        call(*words)
-    assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0") == [1]
-    assert [x.name for x in (tmp_path / "sweep").iterdir()] == ["kl_0"]
-    call(*words)
-    assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0")[-1] == 2
-    assert (tmp_path / "sweep" / "frontier.png").exists()
-
-
-def test_what_an_alarm_ended_stays_ended(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("nanostories.rl.monitor.alarms", lambda now, base: ["repetition"])
-    words = (*FEW, f"--init_from={base}", f"--out_dir={tmp_path / 'sweep'}", "--stop_on_alarm")
-    for _ in range(2):
-        call(*words, "--kl_factor=0,0.1", "--max_iters=9")
-        assert checkpoint.steps_of(tmp_path / "sweep" / "kl_0.1")[-1] == 5
-
-
-def test_stopped_between_checkpoints(made, base, tmp_path, monkeypatch):
-    """Interval and stories told are those of the run that was not stopped, and so is the rest."""
-    settings = asked(base, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        patch.setattr("nanostories.training.distributed.StopSignal", Stopped(3))
-        start(settings)
+        patch.setattr("reward.StopSignal", Stopped(3))
+        train(settings)
     assert checkpoint.steps_of(settings.out_dir)[-1] == 3
-    run = start(replace(settings, resume=True))
-    same(settings.out_dir, made.settings.out_dir, rtol=0, atol=0)
-    for name in ("best", "best_step", "evaluated", "end"):
-        assert run.state[name] == made.state[name], name
-    texts = [Path(x.out_dir, "samples.txt").read_text() for x in (settings, made.settings)]
+    state = train(replace(settings, resume=True))
+    same(settings.out_dir, finished.out_dir, rtol=0, atol=0)
+    expected = checkpoint.read_state(finished.out_dir)
+    for name in ("best", "best_step", "evaluated"):
+        assert state[name] == expected[name], name
+    texts = [Path(x.out_dir, "samples.txt").read_text() for x in (settings, finished)]
     assert texts[0] == texts[1]
 
 
 def test_what_was_learned_before_a_nan_is_kept(base, tmp_path, monkeypatch):
-    update = Run.update
+    loss, calls = policy_gradient.loss, []
 
-    def broken(run, lr):
-        if run.state["step"] == 3:
-            raise UserError("the gradient is nan")
-        return update(run, lr)
+    def broken(*args):
+        calls.append(1)
+        return loss(*args) * (math.nan if len(calls) == 4 else 1.0)
 
-    monkeypatch.setattr(Run, "update", broken)
-    with pytest.raises(UserError, match="is nan"):
-        start(asked(base, tmp_path / "run", eval_interval=100))
+    monkeypatch.setattr(policy_gradient, "loss", broken)
+    with pytest.raises(UserError, match="step 4: the gradient is nan"):
+        train(reward_settings(base, tmp_path / "run", eval_interval=100))
     assert checkpoint.steps_of(tmp_path / "run") == [3]
 
 
 @pytest.mark.parametrize("words, why", [
-    (["--init_from="], "name the model to begin with"),
+    (["--init_from="], "name the model to start from"),
     (["--init_from=./nowhere"], "nowhere"),
-    (["--method=ppo"], "method must be naive, reinforce, rloo or grpo: 'ppo'"),
-    (["--best=-1"], "best must be a number, and not negative"),
-    (["--kl_factor=much"], "kl_factor takes numbers from 0 on, not 'much'"),
-    (["--kl_factor=0.1,-1"], "kl_factor takes numbers from 0 on"),
-    (["--stories=5", "--group=2"], "must be a multiple of group (2)"),
-    (["--group=1"], "compares the stories of a group: 2 at least"),
-    (["--stories=0"], "stories must be at least 1"),
+    (["--method=ppo"], "method must be naive, reinforce, rloo or grpo, not 'ppo'"),
+    (["--top_sentences=-1"], "top_sentences must be 0 or more"),
+    (["--kl_factor=much"], "kl_factor takes a number, not 'much'"),
+    (["--kl_factor=-1"], "kl_factor must be 0 or more, not -1"),
+    (["--batch_size=5", "--group_size=2"], "must be a multiple of group_size (2)"),
+    (["--group_size=1"], "group_size must be at least 2"),
+    (["--batch_size=0"], "batch_size must be at least 1"),
     (["--temperature=0"], "temperature must be above 0"),
     (["--word= "], "name the word"),
-    (["--max_iters=0"], "say how long"),
-    (["--learning_rate=-1"], "learning_rate must be a number, and not negative"),
-    (["--repeat_cost=inf"], "repeat_cost must be a number, and not negative"),
+    (["--max_iters=0"], "set the length of the run"),
+    (["--learning_rate=-1"], "learning_rate must be 0 or more"),
+    (["--repetition_penalty=inf"], "repetition_penalty must be 0 or more"),
     (["--beta2=1"], "beta2 must be at least 0 and below 1"),
     (["--temperature=1e-9"], "temperature must be above 0"),
     (["--temperature=inf"], "temperature must be above 0"),
     (["--word=123"], "name the word"),
-    (["--embedder="], "embedder is model, or"),
-    (["--embedder=__main__"], "embedder '__main__' cannot be had"),
+    (["--embedder="], "embedder must be model, or"),
+    (["--embedder=__main__"], "embedder '__main__' cannot be loaded"),
     (["--start=FILE:./none.txt"], "prompts cannot be read"),
-    (["--embedder=./no-model"], "embedder './no-model' cannot be had"),
+    (["--embedder=./no-model"], "embedder './no-model' cannot be loaded"),
 ])  # fmt: skip
 def test_wrong_settings(words, why, base, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no retries
@@ -419,20 +406,18 @@ def test_wrong_settings(words, why, base, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_is_not_overwritten(made, base):
+def test_a_run_is_not_overwritten(finished, base):
     with pytest.raises(UserError, match="holds a run already"):
-        call(*FEW, f"--init_from={base}", f"--out_dir={made.settings.out_dir}")
-    with pytest.raises(UserError, match="is no run of reward"):
+        call(*FEW, f"--init_from={base}", f"--out_dir={finished.out_dir}")
+    with pytest.raises(UserError, match="is not a run of reward"):
         call("--resume", f"--out_dir={base}")  # train.py's
 
 
-def test_a_gradient_that_is_no_number_changes_no_weight(made, base, tmp_path, monkeypatch):
-    settings = asked(base, tmp_path / "run")
-    run = Run(settings, made.reference)
-    bias, before = run.model.ln_f.bias, run.model.wte.weight.clone()
-    monkeypatch.setattr(
-        "nanostories.rl.policy_gradient.loss", lambda *_: (bias.sum() * float("nan")).expand(8)
-    )
-    with pytest.raises(UserError, match="nan or inf"):
-        run.step(1e-3)
-    assert torch.equal(before, run.model.wte.weight) and bias.isfinite().all()
+def test_a_nan_gradient_changes_no_weight(reference, base, tmp_path, monkeypatch):
+    settings = reward_settings(base, tmp_path / "run")
+    _, policy, optimizers = start_or_resume(settings, reference)
+    bias, before = policy.ln_f.bias, policy.wte.weight.clone()
+    monkeypatch.setattr(policy_gradient, "loss", lambda *_: (bias.sum() * math.nan).expand(8))
+    _, metrics = train_step(policy, reference, optimizers, settings, 0, 1e-3)
+    assert math.isnan(metrics["grad_norm"])
+    assert torch.equal(before, policy.wte.weight) and bias.isfinite().all()

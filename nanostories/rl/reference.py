@@ -1,97 +1,114 @@
 """
-The reference of reward.py: the frozen model that a run begins with and is tied to, what it is
-asked, how its stories are rated, and what its own are like.
+The reference of reward.py: the frozen model that the policy starts from and is compared with.
 
-    reference = Reference(settings, device)      # reward.py's Settings
-    stories = reference.tell(model, prompts, seeds)
-    rewards = reference.topic(texts)
-    reference.base                               # {"repetition": 0.14, "words": 120, ...}
+    reference = Reference(settings, device)          # settings: reward.py's
+    completions = reference.generate(model, prompts, seeds)
+    rewards = reference.reward_function(texts)
+    reference.baseline_metrics                       # {"repetition": 0.14, "words": 120, ...}
 """
 
 import math
+import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from configs import UserError
-from nanostories.dataset import packing
+from nanostories.dataset.packing import pad_batch
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import generate, read_prompts
 from nanostories.rl import policy_gradient
 from nanostories.rl.monitor import story_metrics
 from nanostories.rl.reward_function import RewardFunction, SentenceEmbedder, TokenEmbedder
+from nanostories.storage import write_json
 from nanostories.text.metrics import repeated_ngrams
 from nanostories.training import checkpoint
 from nanostories.training.device import select_attention
 
-BASE = 256  # stories of the reference that all others are compared with
+BASELINE_SIZE = 256  # completions of the reference that the baseline is measured on
 
 
-def embedder_of(settings, found, stories, device):
-    """What embeds: see reward_function.py. found: the reference, a Trained; stories: its own."""
-    if settings.embedder == "model":
-        return TokenEmbedder(found, stories)
-    return SentenceEmbedder(settings.embedder, device)
-
-
-def topic_of(settings, embed, stories):
-    """The reward that the settings describe, with what `embedder_of` made; both of stories."""
-    shape = {"best": settings.best, "enough": settings.enough, "least": settings.least_words}
-    tops, bottoms = zip(*map(repeated_ngrams, stories), strict=True)
-    shape |= {"cost": settings.repeat_cost, "usual": sum(tops) / max(1, sum(bottoms))}
-    return RewardFunction(settings.word, embed, **shape)
+def read_settings(out_dir):
+    """The settings of a run of reward.py, a dict; raises UserError if there is none in out_dir."""
+    settings = checkpoint.read_config(out_dir)["train"]
+    if "max_similarity" not in settings:
+        raise UserError(f"'{out_dir}' is not a run of reward.py, or one of an older version")
+    return settings
 
 
 class Reference:
-    """
-    The frozen model that a run begins with and is tied to, its prompts, the reward, and the
-    measures of its own stories; several runs share one.
-    """
+    """The frozen model, its prompts, the reward, and the baseline: metrics of its completions."""
 
     def __init__(self, settings, device):
         self.settings, self.device = settings, device
-        found = checkpoint.load_model(settings.init_from, "latest", device, settings.revision)
-        # Before every prompt <|endoftext|>, as the run that comes of it will be asked.
-        self.found = replace(found, bos_ids=[found.tokenizer.eot])
-        self.model = self.found.model.requires_grad_(False)
+        loaded = checkpoint.load_model(settings.init_from, "latest", device, settings.revision)
+        # <|endoftext|> before every prompt, as the run that starts from it will have.
+        self.loaded = replace(loaded, bos_ids=[loaded.tokenizer.eot])
+        self.model = self.loaded.model.requires_grad_(False)
         select_attention(self.model, settings.attn, torch.float32)
-        self.prompts = [self.found.encode_prompt(text) for text in read_prompts(settings.start)]
-        asked = [self.prompts[i % len(self.prompts)] for i in range(BASE)]
-        told = self.tell(self.model, asked, [[settings.seed, 0, i] for i in range(BASE)])
-        self.texts = [self.found.tokenizer.decode(story.ids) for story in told]
-        embed = embedder_of(settings, self.found, self.texts, device)
-        self.topic = topic_of(settings, embed, self.texts)
-        self.rewards = self.topic(self.texts)
-        self.base = self.measured(asked, told)
+        self.prompts = [self.loaded.encode_prompt(text) for text in read_prompts(settings.start)]
+        prompts = [self.prompts[i % len(self.prompts)] for i in range(BASELINE_SIZE)]
+        seeds = [[settings.seed, 0, i] for i in range(BASELINE_SIZE)]  # a step's have 1, 2, ...
+        completions = self.generate(self.model, prompts, seeds)
+        texts = self.decode(completions)
+        self.reward_function = self._make_reward_function(texts)
+        self.rewards = self.reward_function(texts)
+        self.baseline_metrics = self._baseline_metrics(prompts, completions, texts)
+
+    def _make_reward_function(self, texts):
+        """The RewardFunction that the settings describe; texts: of the reference's completions."""
+        settings = self.settings
+        if settings.embedder == "model":
+            embed = TokenEmbedder(self.loaded, texts)
+        else:
+            embed = SentenceEmbedder(settings.embedder, self.device)
+        repeated, trigrams = zip(*map(repeated_ngrams, texts), strict=True)
+        return RewardFunction(
+            settings.word, embed, settings.top_sentences, settings.max_similarity,
+            settings.min_words, settings.repetition_penalty, sum(repeated) / max(1, sum(trigrams)),
+        )  # fmt: skip
+
+    def _baseline_metrics(self, prompts, completions, texts):
+        """{name: float} of the reference's completions: `story_metrics`, reward and KL."""
+        size, log_ref = self.settings.micro_batch_size, []
+        batch = pad_batch(prompts, completions, self.loaded.tokenizer.eot, self.device)
+        for i in range(0, len(completions), size):
+            with torch.no_grad():
+                logs = policy_gradient.log_probs(
+                    self.model, batch.tokens[i : i + size], self.settings.temperature
+                )
+            targets = batch.targets[i : i + size]
+            log_ref += policy_gradient.target_log_probs(logs, targets).sum(1).tolist()
+        ended, token_counts = [x.ended for x in completions], batch.completion_mask.sum(1).tolist()
+        metrics = story_metrics(texts, ended, token_counts, log_ref, self.settings.word)
+        # The standard error of the mean reward of a step.
+        error = statistics.stdev(self.rewards) / math.sqrt(self.settings.batch_size)
+        reward = statistics.fmean(self.rewards)
+        return metrics | {"reward": reward, "reward_error": error, "kl": 0.0}
+
+    def generate(self, model, prompts, seeds):
+        """A Completion of each prompt, lists of token ids, by a model; one seed for each."""
+        settings, batch_size = self.settings, max(64, self.settings.micro_batch_size)
+        return generate(
+            open_decoder(model, "float32", self.device), prompts, self.loaded.tokenizer.eot, seeds,
+            max_new_tokens=settings.max_new_tokens, max_length=self.loaded.max_length,
+            temperature=settings.temperature, batch_size=batch_size,
+        )  # fmt: skip
+
+    def decode(self, completions):
+        """The texts of completions, without their prompts."""
+        return [self.loaded.tokenizer.decode(completion.ids) for completion in completions]
+
+    def save(self, out_dir):
+        """Write reference.json to the run folder, for eval/reward_frontier.py."""
+        facts = {"model": self.loaded.identity(), "prompts": len(self.prompts)}
+        write_json(Path(out_dir) / "reference.json", facts | {"rewards": self.rewards})
 
     def check_same(self, out_dir):
-        """Raise UserError unless the run of reward.py in out_dir began with this very model."""
-        state = checkpoint.read_state(out_dir)
-        if state["reference"] != self.found.identity():
+        """Raise UserError unless the run of reward.py in out_dir started from this very model."""
+        if checkpoint.read_state(out_dir)["reference"] != self.loaded.identity():
             raise UserError(
-                f"'{self.settings.init_from}' is not the model any more that '{out_dir}' began "
-                "with: the same reference is needed"
+                f"'{self.settings.init_from}' is no longer the model that '{out_dir}' started "
+                "from; the run needs the same reference"
             )
-
-    def tell(self, model, prompts, seeds):
-        """A Story of a model to each of the prompts, lists of ids."""
-        how = {"max_new_tokens": self.settings.max_new_tokens, "max_length": self.found.max_length}
-        how |= {"temperature": self.settings.temperature, "batch_size": max(64, self.settings.rows)}
-        decoder = open_decoder(model, "float32", self.device)
-        return generate(decoder, prompts, self.found.tokenizer.eot, seeds, **how)
-
-    def measured(self, asked, told):
-        """Measures of the reference's stories, told to the prompts asked."""
-        eot, size, log_ref = self.found.tokenizer.eot, self.settings.rows, []
-        rows = packing.pad_batch(asked, told, eot, self.device)
-        for i in range(0, len(told), size):
-            some = rows.tokens[i : i + size], rows.targets[i : i + size]
-            with torch.no_grad():
-                logs = policy_gradient.log_probs(self.model, some[0], self.settings.temperature)
-            log_ref += policy_gradient.of_told(logs, some[1]).sum(1).tolist()
-        ends, counts = [story.ended for story in told], rows.completion_mask.sum(1).tolist()
-        found = story_metrics(self.texts, ends, counts, log_ref, self.settings.word)
-        mean = sum(self.rewards) / len(self.rewards)
-        spread = sum((reward - mean) ** 2 for reward in self.rewards) / (len(self.rewards) - 1)
-        error = math.sqrt(spread / self.settings.stories)  # of a step's mean
-        return found | {"reward": mean, "reward_error": error, "kl": 0.0}

@@ -43,7 +43,7 @@ from nanostories.training.huggingface import LoadedModel
 
 CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json")
 RUN_FILES = ("config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
-             "watch.png", "samples.txt", "latest", "best")  # fmt: skip
+             "monitor.png", "reference.json", "samples.txt", "latest", "best")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

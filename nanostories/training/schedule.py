@@ -1,9 +1,6 @@
 """The learning rate of a step, and how far a run is: in steps, or in the seconds spent on them."""
 
 import math
-import sys
-import time
-from dataclasses import replace
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -43,42 +40,3 @@ def run_progress(step, seconds, max_iters, max_minutes):
 def time_left(seconds, progress):
     """Seconds to go at the speed so far, where the seconds spent made this progress."""
     return seconds * (1 / max(progress, 1e-9) - 1)
-
-
-class Schedule:
-    """How far a run is: in steps, or with max_minutes in the time spent on steps."""
-
-    def __init__(self, settings, steps_per_epoch, state):
-        """
-        state: the run's, of which "step" and "seconds" are read. The learning rate follows the
-        steps up to lr_decay_iters, or where max_minutes alone was given, the clock.
-        """
-        self.state, self.seconds = state, settings.max_minutes * 60
-        self.max_iters = settings.max_iters or (sys.maxsize if self.seconds else steps_per_epoch)
-        by_steps = 0 if self.seconds else self.max_iters
-        self.settings = replace(settings, lr_decay_iters=settings.lr_decay_iters or by_steps)
-        self.spent, self.since = state["seconds"], None
-
-    def start(self):
-        """The clock runs from here on ..."""
-        self.since = time.perf_counter() - self.spent
-
-    def now(self):
-        """... and says the seconds spent on steps so far; evaluations are not counted."""
-        return time.perf_counter() - self.since
-
-    def learning_rate(self):
-        settings, step = self.settings, self.state["step"]
-        if not settings.lr_decay_iters:
-            return get_lr(settings, step, self.spent / self.seconds)
-        decay = max(1, settings.lr_decay_iters - settings.warmup_iters)
-        return get_lr(settings, step, (step - settings.warmup_iters) / decay)
-
-    def progress(self):
-        """How much of the run is done, 0..1, by whichever of its limits is nearer."""
-        steps = self.state["step"] / self.max_iters
-        return max(steps, self.spent / self.seconds) if self.seconds else steps
-
-    def left(self):
-        """Seconds to go, by the pace so far."""
-        return self.spent * (1 / max(self.progress(), 1e-9) - 1)

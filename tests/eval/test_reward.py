@@ -85,11 +85,11 @@ def runs(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     tiny.train(settings_for(data, folder / "base", max_iters=60))
     asked = rewarding.Settings(
-        word="dog", init_from=str(folder / "base"), out_dir=str(folder / "reward"), stories=4,
-        start="One day", max_new_tokens=30, max_iters=1, least_words=5, device="cpu",
+        word="dog", init_from=str(folder / "base"), out_dir=str(folder / "reward"), batch_size=4,
+        start="One day", max_new_tokens=30, max_iters=1, min_words=5, device="cpu",
     )  # fmt: skip
     asked = rewarding.complete(asked, dict.fromkeys(vars(asked), "default"))
-    rewarding.Run(asked, rewarding.Reference(asked, torch.device("cpu"))).run()
+    rewarding.train(asked)
     records = str(folder / "records")
     prepare.prepare(
         prepare.Settings(
@@ -146,7 +146,7 @@ def test_another_reference_is_refused(runs, monkeypatch):
     read = checkpoint.read_state
     other = {"reference": {"step": 1, "sha256": "another"}}
     monkeypatch.setattr(checkpoint, "read_state", lambda *args: read(*args) | other)
-    with pytest.raises(UserError, match="is not the model any more"):
+    with pytest.raises(UserError, match="is no longer the model"):
         call(runs / "reward")
 
 
@@ -177,7 +177,7 @@ def test_the_judge_is_blind(runs, capsys):
 
 @pytest.mark.parametrize("words, why", [
     ([], "usage: python -m eval.reward"),
-    (["{runs}/base"], "is no run of reward.py"),
+    (["{runs}/base"], "is not a run of reward.py"),
     (["nowhere"], "no run in 'nowhere'"),
     (["{runs}/reward", "--instruct=./none"], "none"),
     (["{runs}/reward", "--stories=1"], "stories must be at least 2"),

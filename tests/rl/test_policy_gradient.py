@@ -1,6 +1,6 @@
 """
-The policy gradient against all stories there are: a model of three tokens and stories of up to
-three, so that every expectation is a sum.
+The policy gradient by enumeration: a model of three tokens and completions of at most three, so
+that every expectation is a sum.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from nanostories.dataset import packing
 from nanostories.inference.generate import Completion
 from nanostories.rl import policy_gradient
 
-EOT, LENGTH, BETA = 0, 3, 0.3  # of the tokens 0, 1, 2; tokens of a story at the most
+EOT, LENGTH, BETA = 0, 3, 0.3  # of the tokens 0, 1, 2; most tokens of a completion
 
 
 def model(seed):
@@ -28,25 +28,24 @@ def model(seed):
     return net.eval()
 
 
-def every_story():
-    """All that can be told in LENGTH tokens: ended by EOT, or cut."""
+def all_completions():
+    """All completions of at most LENGTH tokens: ended by EOT, or cut."""
     whole = [Completion(list(ids), True) for n in range(LENGTH)
              for ids in itertools.product((1, 2), repeat=n)]  # fmt: skip
     return whole + [Completion(list(ids)) for ids in itertools.product((1, 2), repeat=LENGTH)]
 
 
-STORIES = every_story()
-ROWS = packing.pad_batch([[EOT, 1]] * len(STORIES), STORIES, EOT, "cpu")
-REWARDS = torch.tensor([math.sin(3 * i) for i in range(len(STORIES))], dtype=torch.float64)
+COMPLETIONS = all_completions()
+BATCH = packing.pad_batch([[EOT, 1]] * len(COMPLETIONS), COMPLETIONS, EOT, "cpu")
+REWARDS = torch.tensor([math.sin(3 * i) for i in range(len(COMPLETIONS))], dtype=torch.float64)
 
 
 def compare(net, reference, kl_in_loss=False, temperature=1.0):
-    # float64: policy.compare computes in float32, which a gradient by enumeration could not tell
-    # from a slightly wrong one.
+    # float64: in compare's float32 an enumerated gradient could not tell a slightly wrong one.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         return policy_gradient.compare(
-            net, reference, ROWS.tokens, ROWS.targets, temperature, kl_in_loss
+            net, reference, BATCH.tokens, BATCH.targets, temperature, kl_in_loss
         )  # fmt: skip
 
 
@@ -63,20 +62,20 @@ def nets():
 def objective(net, reference, rewards=REWARDS, beta=BETA):
     """J(pi), as it is defined."""
     log_pi, log_ref, _ = compare(net, reference)
-    nats = log_pi.sum(1) - log_ref.sum(1)
-    return (log_pi.sum(1).exp() * (rewards - beta * nats)).sum()
+    log_ratios = log_pi.sum(1) - log_ref.sum(1)
+    return (log_pi.sum(1).exp() * (rewards - beta * log_ratios)).sum()
 
 
-def test_all_stories_are_there(nets):
+def test_all_completions_are_there(nets):
     """Their probabilities add up to one; EOT is a token, and nothing after it counts."""
     log_pi, *_ = compare(*nets)
     assert log_pi.sum(1).exp().sum().item() == pytest.approx(1)
-    assert ROWS.completion_mask.sum(1).tolist() == [len(s.ids) + s.ended for s in STORIES]
-    assert (ROWS.targets[:, 0] == IGNORE_INDEX).all()  # the prompt's
+    assert BATCH.completion_mask.sum(1).tolist() == [len(s.ids) + s.ended for s in COMPLETIONS]
+    assert (BATCH.targets[:, 0] == IGNORE_INDEX).all()  # the prompt's
 
 
 def test_exact_kl(nets):
-    """Over the vocabulary at each place, or over the stories: the same, of policy to reference."""
+    """Over the vocabulary at each position or over the completions: the same KL(pi || ref)."""
     log_pi, log_ref, kl = compare(*nets)
     p = log_pi.sum(1).exp()
     whole = (p * (log_pi - log_ref).sum(1)).sum()
@@ -91,25 +90,26 @@ def test_estimates(nets):
     p = log_pi.sum(1).exp()
     whole = (p * kl.sum(1)).sum().item()
     means = {
-        name: (p * k).sum().item() for name, k in policy_gradient.estimates(log_pi, log_ref).items()
+        name: (p * k).sum().item()
+        for name, k in policy_gradient.kl_estimates(log_pi, log_ref).items()
     }
     assert means["k1"] == pytest.approx(whole) == means["k3"]
     assert 0.3 * whole < means["k2"] < 3 * whole
 
 
-def mean_loss(method, found, size):
-    """A method's loss, the mean over all groups of `size` stories, by what `compare` found."""
-    log_pi, log_ref, kl = found
-    nats, p = (log_pi - log_ref).sum(1).detach(), log_pi.sum(1).exp().detach()
-    groups = torch.tensor(list(itertools.product(range(len(STORIES)), repeat=size)))
+def mean_loss(method, terms, size):
+    """A method's loss, the mean over all groups of `size` completions. terms: of `compare`."""
+    log_pi, log_ref, kl = terms
+    log_ratios, p = (log_pi - log_ref).sum(1).detach(), log_pi.sum(1).exp().detach()
+    groups = torch.tensor(list(itertools.product(range(len(COMPLETIONS)), repeat=size)))
     i = groups.flatten()
-    a = policy_gradient.advantages(method, REWARDS[i], nats[i], BETA, size)
-    losses = policy_gradient.loss(method, a, log_pi[i], kl[i], ROWS.completion_mask[i], BETA)
+    a = policy_gradient.advantages(method, REWARDS[i], log_ratios[i], BETA, size)
+    losses = policy_gradient.loss(method, a, log_pi[i], kl[i], BATCH.completion_mask[i], BETA)
     return (p[groups].prod(1) * losses.view(-1, size).mean(1)).sum()
 
 
 def expected(method, nets, size):
-    """The mean gradient of a method's loss over all groups of `size` stories, by enumeration."""
+    """The mean gradient of a method's loss over all groups of `size` completions."""
     return -gradient(
         mean_loss(method, compare(*nets, method in policy_gradient.KL_IN_LOSS), size), nets[0]
     )
@@ -140,10 +140,10 @@ def test_what_naive_follows(nets):
 
 
 def test_what_grpo_follows(nets):
-    """Of two stories the better one has the advantage 1, the other -1, whatever lies between."""
+    """The better of two completions has the advantage 1, the other -1, whatever the distance."""
     net, reference = nets
     log_pi, _, kl = compare(net, reference, kl_in_loss=True)
-    p, length = log_pi.sum(1).exp().detach(), ROWS.completion_mask.sum(1)
+    p, length = log_pi.sum(1).exp().detach(), BATCH.completion_mask.sum(1)
     better = torch.sign(REWARDS[:, None] - REWARDS[None]) @ p  # how much oftener i wins than loses
     value = (p * (better * log_pi.sum(1) - BETA * kl.sum(1)) / length).sum()
     torch.testing.assert_close(expected("grpo", nets, 2), gradient(value, net), rtol=1e-2,
@@ -151,18 +151,18 @@ def test_what_grpo_follows(nets):
 
 
 def test_advantages_by_hand():
-    rewards, nats = torch.tensor([1.0, 3.0, 2.0, 6.0]), torch.tensor([0.0, 2.0, 0.0, 0.0])
-    ask = (rewards, nats, 0.5, 2)
-    assert policy_gradient.advantages("naive", *ask).tolist() == [1, 3, 2, 6]
-    assert policy_gradient.advantages("reinforce", *ask).tolist() == [-0.5, 0.5, -2, 2]
-    assert policy_gradient.advantages("rloo", *ask).tolist() == [-1, 1, -4, 4]
-    assert policy_gradient.advantages("grpo", *ask) == pytest.approx([-1, 1, -1, 1], abs=1e-3)
-    equal = policy_gradient.advantages("grpo", torch.ones(4), nats, 0.5, 4)
+    rewards, log_ratios = torch.tensor([1.0, 3.0, 2.0, 6.0]), torch.tensor([0.0, 2.0, 0.0, 0.0])
+    args = (rewards, log_ratios, 0.5, 2)
+    assert policy_gradient.advantages("naive", *args).tolist() == [1, 3, 2, 6]
+    assert policy_gradient.advantages("reinforce", *args).tolist() == [-0.5, 0.5, -2, 2]
+    assert policy_gradient.advantages("rloo", *args).tolist() == [-1, 1, -4, 4]
+    assert policy_gradient.advantages("grpo", *args) == pytest.approx([-1, 1, -1, 1], abs=1e-3)
+    equal = policy_gradient.advantages("grpo", torch.ones(4), log_ratios, 0.5, 4)
     assert equal.tolist() == [0, 0, 0, 0]  # and not nan
     with pytest.raises(ValueError, match="method must be one of"):
-        policy_gradient.advantages("ppo", *ask)
-    with pytest.raises(ValueError, match="two at least"):
-        policy_gradient.advantages("rloo", rewards, nats, 0.5, 1)
+        policy_gradient.advantages("ppo", *args)
+    with pytest.raises(ValueError, match="group_size >= 2"):
+        policy_gradient.advantages("rloo", rewards, log_ratios, 0.5, 1)
 
 
 @pytest.mark.parametrize("method", ["rloo", "reinforce"])
@@ -187,10 +187,10 @@ def test_training_reaches_the_optimum(method):
 def test_temperature(nets):
     """Both models are those at the temperature."""
     log_pi, log_ref, kl = compare(*nets, temperature=0.5)
-    for net, found in zip(nets, (log_pi, log_ref), strict=True):
-        logits = net(ROWS.tokens) / 0.5
-        logs = logits.log_softmax(-1).gather(2, ROWS.targets.clamp(min=0)[..., None])[..., 0]
+    for net, log_probs in zip(nets, (log_pi, log_ref), strict=True):
+        logits = net(BATCH.tokens) / 0.5
+        logs = logits.log_softmax(-1).gather(2, BATCH.targets.clamp(min=0)[..., None])[..., 0]
         torch.testing.assert_close(
-            found, torch.where(ROWS.completion_mask, logs, 0.0), rtol=1e-9, atol=1e-9
+            log_probs, torch.where(BATCH.completion_mask, logs, 0.0), rtol=1e-9, atol=1e-9
         )
-    assert (kl >= 0).all() and (kl[~ROWS.completion_mask] == 0).all()
+    assert (kl >= 0).all() and (kl[~BATCH.completion_mask] == 0).all()

@@ -1,4 +1,4 @@
-"""How close a story is to a word: by sentence, of what was told, and not for being short."""
+"""How close a story is to a word, sentence by sentence, and the guards of the reward."""
 
 import sys
 from types import SimpleNamespace
@@ -33,36 +33,41 @@ def test_sentences(text, parts):
 
 
 def test_by_hand():
-    """ "the cat" has a cosine of 1 / sqrt 2 with "cat", "dog" of 0: mean and of the best."""
+    """ "the cat" has a cosine of 1 / sqrt 2 with "cat", "dog" of 0: mean, and mean of the best."""
     text, half = "Dog. The cat. Cat!", 0.5**0.5
-    assert RewardFunction("cat", embed)([text]) == pytest.approx([(1 + half) / 3])
-    assert RewardFunction("cat", embed, best=1)([text, ""]) == pytest.approx([1, 0])
-    assert RewardFunction("cat", embed, best=2)([text, "Cat."]) == pytest.approx(
-        [(1 + half) / 2, 0.5]
-    )
-    assert RewardFunction("cat", embed, best=2, enough=0.3)([text]) == pytest.approx([0.3])
-    assert RewardFunction("dog", embed, best=2, enough=0.3)([text]) == pytest.approx([0.15])
+
+    def rewards(texts, word="cat", **settings):
+        return RewardFunction(word, embed, **settings)(texts)
+
+    assert rewards([text]) == pytest.approx([(1 + half) / 3])
+    assert rewards([text, ""], top_sentences=1) == pytest.approx([1, 0])
+    assert rewards([text, "Cat."], top_sentences=2) == pytest.approx([(1 + half) / 2, 0.5])
+    capped = {"top_sentences": 2, "max_similarity": 0.3}
+    assert rewards([text], **capped) == pytest.approx([0.3])
+    assert rewards([text], "dog", **capped) == pytest.approx([0.15])
 
 
 def test_the_guard_against_short_stories():
-    """What lacks of the least words is taken off: "cat" alone is no good story."""
-    topic = RewardFunction("cat", embed, least=4)
-    short, long, longer = topic(["Cat.", "Cat cat cat cat.", "Cat cat cat cat cat."])
+    """The fraction of min_words that a story lacks is taken off: "cat" alone is no good story."""
+    reward_function = RewardFunction("cat", embed, min_words=4)
+    short, long, longer = reward_function(["Cat.", "Cat cat cat cat.", "Cat cat cat cat cat."])
     assert (short, long, longer) == pytest.approx((0.25, 1, 1))
-    assert topic([""]) == [-1]
+    assert reward_function([""]) == [-1]
 
 
-def test_the_guard_against_saying_it_again():
-    """What is repeated beyond the usual costs: of "cat" seven times four of five 3-grams."""
-    again = "Cat cat cat cat cat cat cat"
-    for cost, usual, lost in ((0.0, 0.0, 0.0), (0.5, 0.0, 0.4), (0.5, 0.6, 0.1), (0.5, 0.9, 0.0)):
-        topic = RewardFunction("cat", embed, cost=cost, usual=usual)
-        assert topic([again, "Cat cat", ""]) == pytest.approx([1 - lost, 1, 0])
+def test_the_guard_against_repetition():
+    """Repetition beyond the usual costs reward: of "cat" seven times four of five 3-grams."""
+    text = "Cat cat cat cat cat cat cat"
+    for penalty, usual, lost in ((0, 0.0, 0.0), (0.5, 0.0, 0.4), (0.5, 0.6, 0.1), (0.5, 0.9, 0.0)):
+        reward_function = RewardFunction(
+            "cat", embed, repetition_penalty=penalty, usual_repetition=usual
+        )
+        assert reward_function([text, "Cat cat", ""]) == pytest.approx([1 - lost, 1, 0])
 
 
 @pytest.fixture
-def found():
-    """A model of bytes with random embeddings, of which those it never uses are far off."""
+def loaded():
+    """A model of bytes with random embeddings, of which the unused ones are far off."""
     bytewise = tokenizer.build("bytes")
     torch.manual_seed(0)
     weight = torch.randn(384, 16) + 5.0
@@ -71,14 +76,14 @@ def found():
     return SimpleNamespace(tokenizer=bytewise, model=SimpleNamespace(wte=wte))
 
 
-def test_the_models_own_embeddings(found):
+def test_the_models_own_embeddings(loaded):
     """
-    Mean of the tokens less the mean token of the stories, as many standard deviations in every
-    direction as it is away; a text is as it stands in a story.
+    The mean embedding of the tokens, less the mean over the stories' tokens, in standard
+    deviations of each direction; a text is encoded as inside a story.
     """
-    stories = ["the cat sat", "on a mat"]
-    embedder, weight = TokenEmbedder(found, stories), found.model.wte.weight.detach()
-    ids = [i for text in stories for i in text.encode()]
+    texts = ["the cat sat", "on a mat"]
+    embedder, weight = TokenEmbedder(loaded, texts), loaded.model.wte.weight.detach()
+    ids = [i for text in texts for i in text.encode()]
     known = weight[ids].double()
     cov = torch.cov(known.T, correction=0)
     cov += 0.1 * cov.trace() / len(cov) * torch.eye(len(cov))
@@ -93,8 +98,8 @@ def test_the_models_own_embeddings(found):
     # Without the mean all would be alike.
     assert (embedder(["cat"]) @ embedder(["zzz"]).T).item() < 0.9
     assert RewardFunction("cat", embedder)(["cat cat. cat"])[0] > 0.8
-    with pytest.raises(UserError, match="the reference tells nothing"):
-        TokenEmbedder(found, ["", ""])
+    with pytest.raises(UserError, match="completions are empty"):
+        TokenEmbedder(loaded, ["", ""])
 
 
 @pytest.mark.slow
@@ -108,13 +113,13 @@ def test_a_model_of_sentences(tmp_path):
     bert = BertModel(BertConfig(vocab_size=8, intermediate_size=16, **shape))
     bert.save_pretrained(tmp_path / "bert")
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
-    topic = RewardFunction("cat", SentenceEmbedder(str(tmp_path / "bert"), "cpu"))
-    same, other = topic(["cat", "the dog sat. the dog"])
+    reward_function = RewardFunction("cat", SentenceEmbedder(str(tmp_path / "bert"), "cpu"))
+    same, other = reward_function(["cat", "the dog sat. the dog"])
     assert same == pytest.approx(1) and other < 0.999
 
 
-def test_what_cannot_be_had(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match=r"embedder '.*' cannot be had") as error:
+def test_a_model_that_cannot_be_loaded(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"embedder '.*' cannot be loaded") as error:
         SentenceEmbedder(str(tmp_path / "nothing"), "cpu")
     assert "\n" not in str(error.value)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
