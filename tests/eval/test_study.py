@@ -1,5 +1,6 @@
 """python -m eval.study: its jobs, their status, failures, and a kill in the middle."""
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import configs
 from configs import ROOT, UserError
 from eval import study
 from eval.reporting.study_jobs import Job, Size, parse_options, plan_jobs, sizes
@@ -123,6 +125,50 @@ def test_the_configs(name, no_words):
     study.check(settings)
     assert settings.out_dir == f"out/{name}" and settings.dataset == f"data/{name}"
     assert plan_jobs(settings, recipe) and "learning_rate" in recipe
+
+
+class Loaded(Exception):
+    """What a script would do after it has loaded its settings is not done."""
+
+
+def script_settings(command, monkeypatch):
+    """The settings that a script resolves from the words of a command; UserError if it cannot."""
+    name, *words = command[1:] if command[0] == "-m" else (command[0][:-3], *command[1:])
+    module, real_load = importlib.import_module(name), configs.load
+
+    def load(cls, positional=None):
+        raise Loaded(real_load(cls, list(words), positional)[0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(configs, "load", load)
+        if hasattr(module, "load"):
+            patch.setattr(module, "load", load)
+        with pytest.raises(Loaded) as caught:
+            module.main()
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize("name", ["study_small", "study_paper"])
+def test_every_script_knows_the_settings_of_its_commands(name, monkeypatch):
+    """One command for each script and mode, and with a device where the study gives it one."""
+    settings, recipe = study.complete_settings(Settings(), [f"configs/{name}.py"])
+    values = study.read_config_file(f"configs/{name}.py")
+    assert set(values) <= set(vars(settings)) | set(recipe)
+    known = {field: values[field] for field in vars(settings) if field in values}
+    more = {"judge": "a-teacher", "baselines": "gpt2", "val_source": "val.txt"}
+    jobs = plan_jobs(replace(settings, **known | more), recipe)
+    commands = {job_name.rpartition(" ")[0]: job.command for job_name, job in jobs.items()}
+    commands |= {job_name: job.command for job_name, job in jobs.items() if "gpt2" in job_name}
+    assert len(commands) > 20
+    for command in commands.values():
+        device = [] if command[0] in ("prepare.py", "synonyms.py") else ["--device=cpu"]
+        loaded = script_settings([*command, *device], monkeypatch)
+        assert not device or loaded.device == "cpu", command
+    resumed = script_settings(["train.py", "--resume", "--out_dir=out/x"], monkeypatch)
+    assert resumed.resume and resumed.out_dir == "out/x"
+    assert script_settings(["reward.py", "--resume", "--out_dir=out/x"], monkeypatch).resume
+    with pytest.raises(UserError, match="unknown setting"):
+        script_settings(["-m", "eval.skills", "--prompts=3"], monkeypatch)
 
 
 @pytest.mark.parametrize("change, why", [
