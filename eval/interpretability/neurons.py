@@ -79,9 +79,16 @@ def top_activations(model, batches, name="neurons"):
 
 def entropies(kinds):
     """The entropy of each row of an int array (rows, n), in bits, float64 (rows,)."""
-    counts = [np.sort(np.unique(row, return_counts=True)[1]) for row in kinds]
-    probabilities = (count / kinds.shape[1] for count in counts)
-    return np.array([(p * np.log2(1 / p)).sum() for p in probabilities])
+    rows, n = kinds.shape
+    ascending = np.sort(kinds, axis=1)
+    # Each run of equal numbers ends where the next begins.
+    ends = np.diff(ascending, axis=1, append=ascending[:, -1:] + 1) != 0
+    row, end = np.nonzero(ends)
+    count = np.diff(end, prepend=-1)
+    first = np.diff(row, prepend=-1) > 0
+    count[first] = end[first] + 1
+    p = count / n
+    return np.bincount(row, -p * np.log2(p), rows)
 
 
 def coherence(top, stories, seed=0):
