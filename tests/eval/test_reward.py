@@ -15,61 +15,62 @@ from tiny import settings_for
 import prepare
 import reward as rewarding
 from configs import UserError
-from eval import bootstrap, reward
+from eval import bootstrap, harness, reward
 from eval.llm.rubrics import TOPIC, JudgeItem
-from eval.reward import against, summary, usual_of, verdict
+from eval.reward import compare, summarize, thresholds, verdict
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.inference.generate import Completion
+from nanostories.storage import write_json
 from nanostories.training import checkpoint
 
 
-def line(about=True, ended=True, repeated=0, nats=20.0, **more):
-    return {"about": about, "ended": ended, "repeated": repeated, "grams": 10, "nats": nats,
-            "tokens": 10, "mentions": 2, "reward": 0.5, "words": 9, "text": "A cat ran.",
-            "verdict": "good"} | more  # fmt: skip
+def line(about=True, ended=True, repeated=0, nll=20.0, **more):
+    return {"about": about, "ended": ended, "repeated_trigrams": repeated, "trigrams": 10,
+            "nll": nll, "tokens": 10, "mentions": 2, "reward": 0.5, "words": 9,
+            "text": "A cat ran.", "verdict": "good"} | more  # fmt: skip
 
 
 def test_verdicts():
-    """Each rule fails alone, and two together; not to be about the word is enough."""
-    usual = (0.2, 2.5, 9)
-    assert verdict(line(), usual) == "good" == verdict(line(repeated=2, nats=25.0), usual)
-    for fails in ({"ended": False}, {"repeated": 3}, {"nats": 26.0}, {"words": 8}):
-        assert verdict(line(**fails), usual) == "okay"
-        assert verdict(line(about=False, **fails), usual) == "bad"
-    assert verdict(line(about=False), usual) == "bad"
-    assert verdict(line(repeated=9, nats=99.0), usual) == "bad"
+    """Each rule fails alone, and two together; not about the word is enough."""
+    limits = (0.2, 2.5, 9)
+    assert verdict(line(), limits) == "good" == verdict(line(repeated=2, nll=25.0), limits)
+    for fails in ({"ended": False}, {"repeated": 3}, {"nll": 26.0}, {"words": 8}):
+        assert verdict(line(**fails), limits) == "okay"
+        assert verdict(line(about=False, **fails), limits) == "bad"
+    assert verdict(line(about=False), limits) == "bad"
+    assert verdict(line(repeated=9, nll=99.0), limits) == "bad"
 
 
-def test_what_is_usual():
-    """Of a hundred stories five are more repetitive, five more surprising and five shorter."""
-    lines = [line(repeated=9 * (i < 5), nats=90.0 if i > 94 else 20.0, words=9 - (9 < i < 15))
+def test_thresholds():
+    """Of 100 stories five are more repetitive, five of a higher perplexity, five shorter."""
+    lines = [line(repeated=9 * (i < 5), nll=90.0 if i > 94 else 20.0, words=9 - (9 < i < 15))
              for i in range(100)]  # fmt: skip
-    repeated, surprised, words = usual = usual_of(lines)
-    assert 0 <= repeated < 0.9 and 2 <= surprised < 9 and 8 <= words <= 9
-    assert sum(verdict(one, usual) == "good" for one in lines) >= 85
+    repetition, nll, words = limits = thresholds(lines)
+    assert 0 <= repetition < 0.9 and 2 <= nll < 9 and 8 <= words <= 9
+    assert sum(verdict(one, limits) == "good" for one in lines) >= 85
 
 
-def test_summary_by_hand():
-    lines = [line(), line(about=False, repeated=5, nats=10.0, verdict="bad", mentions=0)]
-    found = summary(lines, 0)
-    assert found["about"]["mean"] == 0.5 and found["mentions"]["mean"] == 1
-    assert found["repetition"]["mean"] == pytest.approx(5 / 20)
-    assert found["perplexity"]["mean"] == pytest.approx(math.exp(30 / 20))
-    assert found["verdicts"] == {"good": 1, "okay": 0, "bad": 1} and found["distinct_2"] is None
+def test_summarize_by_hand():
+    lines = [line(), line(about=False, repeated=5, nll=10.0, verdict="bad", mentions=0)]
+    results = summarize(lines, 0)
+    assert results["about"]["mean"] == 0.5 and results["mentions"]["mean"] == 1
+    assert results["repetition"]["mean"] == pytest.approx(5 / 20)
+    assert results["perplexity"]["mean"] == pytest.approx(math.exp(30 / 20))
+    assert results["verdicts"] == {"good": 1, "okay": 0, "bad": 1} and results["distinct_2"] is None
 
 
 def test_against_the_reference():
-    """Ratios: twice as repetitive; e times as surprising. A model against itself is 1."""
-    base = [line(repeated=i % 3, nats=20.0 + i % 2) for i in range(60)]
-    more = [one | {"repeated": 2 * one["repeated"], "nats": one["nats"] + 10} for one in base]
-    found = against(more, base, 0)
-    assert found["repetition"]["mean"] == pytest.approx(2)
-    assert found["perplexity"]["mean"] == pytest.approx(math.e)
-    assert found["repetition"]["low"] < 2 < found["repetition"]["high"]
-    assert against(base, base, 0)["perplexity"]["mean"] == pytest.approx(1)
-    assert against(base, base, 0)["repetition"]["low"] < 1  # drawn apart, not together
-    never = [one | {"repeated": 0} for one in base]
-    assert against(base, never, 0)["repetition"] is None
+    """Ratios: twice as repetitive; e times the perplexity. A model against itself is 1."""
+    base = [line(repeated=i % 3, nll=20.0 + i % 2) for i in range(60)]
+    more = [line(repeated=2 * (i % 3), nll=30.0 + i % 2) for i in range(60)]
+    results = compare(more, base, 0)
+    assert results["repetition"]["mean"] == pytest.approx(2)
+    assert results["perplexity"]["mean"] == pytest.approx(math.e)
+    assert results["repetition"]["low"] < 2 < results["repetition"]["high"]
+    assert compare(base, base, 0)["perplexity"]["mean"] == pytest.approx(1)
+    assert compare(base, base, 0)["repetition"]["low"] < 1  # resampled independently
+    never = [one | {"repeated_trigrams": 0} for one in base]
+    assert compare(base, never, 0)["repetition"] is None
 
 
 def test_the_judge_is_read():
@@ -84,12 +85,12 @@ def runs(data, tmp_path_factory):
     """A base run, a run of reward.py from it, and one of Instruct records."""
     folder = tmp_path_factory.mktemp("runs")
     tiny.train(settings_for(data, folder / "base", max_iters=60))
-    asked = rewarding.Settings(
+    settings = rewarding.Settings(
         word="dog", init_from=str(folder / "base"), out_dir=str(folder / "reward"), batch_size=4,
         start="One day", max_new_tokens=30, max_iters=1, min_words=5, device="cpu",
     )  # fmt: skip
-    asked = rewarding.complete(asked, dict.fromkeys(vars(asked), "default"))
-    rewarding.train(asked)
+    settings = rewarding.complete(settings, dict.fromkeys(vars(settings), "default"))
+    rewarding.train(settings)
     records = str(folder / "records")
     prepare.prepare(
         prepare.Settings(
@@ -115,31 +116,33 @@ def test_the_command(runs, capsys):
     lines = [json.loads(x) for x in (runs / "reward/eval/reward.jsonl").read_text().splitlines()]
     assert [x["model"] for x in lines] == ["reference"] * 6 + ["reward"] * 6 + ["instruct"] * 6
     assert all(x["start"] == "One day" and not x["text"].startswith("One day") for x in lines)
-    # The perplexity is the reference's own loss on the whole story, end included.
-    found = checkpoint.load_model(str(runs / "base"))
+    # The perplexity is the reference's own loss on the whole story, with its end.
+    loaded = checkpoint.load_model(str(runs / "base"))
     one = lines[7]
-    ids = found.encode_prompt(one["start"]) + found.tokenizer.encode(one["text"])
-    ids += [found.tokenizer.eot] * one["ended"]
-    logs = found.model(torch.tensor([ids[:-1]])).log_softmax(-1)[0]
-    first = len(found.encode_prompt(one["start"])) - 1
-    nats = -sum(logs[i, ids[i + 1]].item() for i in range(first, len(ids) - 1))
-    assert one["nats"] == pytest.approx(nats, rel=1e-4) and one["tokens"] == len(ids) - 1 - first
+    ids = loaded.encode_prompt(one["start"]) + loaded.tokenizer.encode(one["text"])
+    ids += [loaded.tokenizer.eot] * one["ended"]
+    logs = loaded.model(torch.tensor([ids[:-1]])).log_softmax(-1)[0]
+    first = len(loaded.encode_prompt(one["start"])) - 1
+    nll = -sum(logs[i, ids[i + 1]].item() for i in range(first, len(ids) - 1))
+    assert one["nll"] == pytest.approx(nll, rel=1e-4) and one["tokens"] == len(ids) - 1 - first
     about = [x["about"] for x in lines[6:12]]
     assert results["models"]["reward"]["about"] == bootstrap.mean(about, results["seed"])
     out = capsys.readouterr().out
     for label in ("about", "repetition, x reference", "good, okay, bad", "--- instruct"):
         assert label in out, label
-    assert "the judge" not in out
+    assert "by the judge" not in out
 
 
-def test_what_was_told_goes_on_from_the_beginning(runs):
-    """With its blank: the tokens measured are, but for how a word may be cut, those sampled."""
-    found = checkpoint.load_model(str(runs / "base"))
-    asked = SimpleNamespace(max_new_tokens=30, batch_size=8, seed=1, temperature=0.8,
-                            weights="float32", device=torch.device("cpu"))  # fmt: skip
-    told = reward.tell(found, ["One day"] * 8, asked)
-    assert sum(text.startswith((" ", ",")) for text, _ in told) >= 6
-    assert all(text for text, _ in told)
+def sampling(**changes):
+    return reward.Settings(**{"max_new_tokens": 30, "batch_size": 8, "temperature": 0.8} | changes)
+
+
+def test_a_story_continues_the_prompt(runs):
+    """With the blank between them, so that its tokens are almost always those sampled."""
+    loaded = checkpoint.load_model(str(runs / "base"))
+    stories = reward.generate_stories(loaded, ["One day"] * 8, sampling(seed=1))
+    assert sum(text.startswith((" ", ",")) for text, _ in stories) >= 6
+    assert all(text for text, _ in stories)
 
 
 def test_another_reference_is_refused(runs, monkeypatch):
@@ -151,14 +154,14 @@ def test_another_reference_is_refused(runs, monkeypatch):
 
 
 def test_the_judge_is_blind(runs, capsys):
-    """It sees each story once, shuffled, and nothing of whose it is."""
+    """It sees each story once, shuffled, and not which model wrote it."""
     seen = []
 
     def teacher(body, number):
         (text,) = (message["content"] for message in body["messages"])
         seen.append(text)
-        seal = re.search(r"^(\w{16}) Rating", text, re.MULTILINE)[1]
-        return f"{seal} Rating: {'good' if 'dog' in text.split(']')[1] else 'bad'}"
+        nonce = re.search(r"^(\w{16}) Rating", text, re.MULTILINE)[1]
+        return f"{nonce} Rating: {'good' if 'dog' in text.split(']')[1] else 'bad'}"
 
     with ChatServer(teacher) as server:
         call(runs / "reward", "--judge=tiny", f"--base_url={server.url}", "--concurrency=1")
@@ -170,7 +173,7 @@ def test_the_judge_is_blind(runs, capsys):
         assert one["judge"] == ("good" if "dog" in one["start"] + one["text"] else "bad")
     results = json.loads((runs / "reward" / "eval" / "reward.json").read_text())
     assert sum(results["models"]["reward"]["judged"].values()) == 6
-    assert "the judge" in capsys.readouterr().out
+    assert "by the judge" in capsys.readouterr().out
     call(runs / "reward", "--judge=tiny", "--dry_run")
     assert "12 calls" in capsys.readouterr().out
 
@@ -189,37 +192,40 @@ def test_what_it_refuses(words, why, runs):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("said, text, ended", [
+@pytest.mark.parametrize("written, text, ended", [
     (" The dog ran.\n\nSummary: A dog runs.", " The dog ran.", True),
     (" The dog ran.", " The dog ran.", False),
 ])  # fmt: skip
-def test_a_summary_ends_a_story(said, text, ended, data, monkeypatch):
-    """As a model of the raw Instruct file goes on: what it adds is no story."""
-    found = SimpleNamespace(
-        tokenizer=Tokenizer.load(data), model=None, max_length=99, encode_prompt=lambda text: [0]
-    )
-    monkeypatch.setattr(reward, "open_decoder", lambda *_: None)
-    story = Completion(found.tokenizer.encode(said), ended=False)
-    monkeypatch.setattr(reward, "generate", lambda *_, **__: [story])
-    asked = SimpleNamespace(weights="float32", device="cpu", max_new_tokens=9, batch_size=1, seed=0,
-                            temperature=1.0)  # fmt: skip
-    assert reward.tell(found, ["One day"], asked) == [(text, ended)]
+def test_a_summary_ends_a_story(written, text, ended, data, monkeypatch):
+    """A model of the raw Instruct file writes one after the story."""
+    loaded = SimpleNamespace(tokenizer=Tokenizer.load(data))
+    completion = Completion(loaded.tokenizer.encode(written), ended=False)
+    monkeypatch.setattr(harness, "generate_completions", lambda *_: [[completion]])
+    assert reward.generate_stories(loaded, ["One day"], sampling()) == [(text, ended)]
 
 
-def test_only_an_instruct_model_is_told_what_to_do(runs, monkeypatch):
-    asked, tell = [], reward.tell
+def test_only_an_instruct_model_gets_an_instruction(runs, monkeypatch):
+    seen, generate_stories = [], reward.generate_stories
     monkeypatch.setattr(
         reward,
-        "tell",
-        lambda found, prompts, how: asked.append(prompts) or tell(found, prompts, how),
+        "generate_stories",
+        lambda loaded, prompts, settings: (
+            seen.append(prompts) or generate_stories(loaded, prompts, settings)
+        ),
     )
     call(runs / "reward", f"--instruct={runs / 'instruct'}")
-    assert asked[0] == asked[1] == ["One day"] * 6
-    assert all("Words: dog" in text and text.endswith("One day") for text in asked[2])
+    assert seen[0] == seen[1] == ["One day"] * 6
+    assert all("Words: dog" in text and text.endswith("One day") for text in seen[2])
 
 
-def test_of_a_story_longer_than_the_reference_reads_the_rest_is_left_out(runs):
-    found = checkpoint.load_model(str(runs / "base"))
-    asked = SimpleNamespace(batch_size=1, device="cpu")
-    [(nats, count)] = reward.surprise(found, ["One day"], [(" The dog ran." * 99, True)], asked)
-    assert count == found.max_length - len(found.encode_prompt("One day")) + 1 and nats > 0
+def test_what_exceeds_the_reference_is_left_out(runs):
+    loaded = checkpoint.load_model(str(runs / "base"))
+    stories = [(" The dog ran." * 99, True)]
+    [(nll, count)] = reward.reference_nlls(loaded, ["One day"], stories, batch_size=1)
+    assert count == loaded.max_length - len(loaded.encode_prompt("One day")) + 1 and nll > 0
+
+
+def test_an_older_run_is_refused(tmp_path):
+    write_json(tmp_path / "config.json", {"train": {"kl_factor": 0.1, "enough": 1.0}})
+    with pytest.raises(UserError, match="one of an older version"):
+        call(tmp_path)
