@@ -12,6 +12,7 @@ evaluated, so `--start=12` stays text.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -61,22 +62,22 @@ def run(main):
 
 def declared(path):
     """
-    {field name: help text} of the `Settings` classes in the Python file at `path`, {} without one.
+    {setting: help text} of the Settings classes in the Python file at `path`, {} without one.
 
     Classes whose name ends in Settings count, so that several scripts can share some. Read from the
     source, so that one script knows the others' names without importing them.
     """
-    source, found = Path(path).read_text(encoding="utf-8"), {}
+    source, help_texts = Path(path).read_text(encoding="utf-8"), {}
     if "Settings" not in source:  # most files: not worth parsing
-        return found
+        return help_texts
     lines = source.splitlines()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
-            for item in node.body:
-                if isinstance(item, ast.AnnAssign):
-                    comment = lines[item.end_lineno - 1][item.end_col_offset :]
-                    found[item.target.id] = comment.strip(" #")
-    return found
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign):
+                    comment = lines[field.end_lineno - 1][field.end_col_offset :]
+                    help_texts[field.target.id] = comment.strip(" #")
+    return help_texts
 
 
 @functools.cache
@@ -86,7 +87,7 @@ def known_names():
     return {name for script in scripts for name in declared(script)}
 
 
-def unknown(name, where, names):
+def unknown_setting(name, where, names):
     """The error for a setting nobody declares, with the nearest name there is."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the settings"
@@ -96,52 +97,51 @@ def unknown(name, where, names):
 # ----------------------------------------------------------------------------------------------
 # values and their types
 
-
-def _choices(declared_type):
-    """The plain types a declared type admits: `int | None` -> (int, NoneType)."""
-    if typing.get_origin(declared_type) in (typing.Union, types.UnionType):
-        return typing.get_args(declared_type)
-    return (declared_type,)
+BOOLS = {"true": True, "1": True, "false": False, "0": False}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text",
+              type(None): "none"}  # fmt: skip
 
 
-def from_text(text, declared_type, where):
+def plain_types(declared_type):
+    """The plain types that a declared type admits: `int | None` -> (int, NoneType)."""
+    return typing.get_args(declared_type) or (declared_type,)
+
+
+def wrong_type(value, declared_type, where):
+    names = " or ".join(TYPE_NAMES[kind] for kind in plain_types(declared_type))
+    return UserError(f"{where} takes {names}, not {value!r}")
+
+
+def parse_text(text, declared_type, where):
     """Command-line text as a value of `declared_type`; raises UserError if it is not one."""
-    choices = _choices(declared_type)
-    if type(None) in choices and text.lower() == "none":
+    kinds = plain_types(declared_type)
+    if type(None) in kinds and text.lower() == "none":
         return None
-    for kind in choices:
-        if kind in (str, tuple):
-            return text
-        if kind is bool and text.lower() in ("true", "false", "1", "0"):
-            return text.lower() in ("true", "1")
-        if kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                pass
-    raise UserError(f"{where} takes {_named(choices)}, not '{text}'")
+    if tuple in kinds:
+        return (text,)  # one of several
+    if bool in kinds and text.lower() in BOOLS:
+        return BOOLS[text.lower()]
+    for kind in (kind for kind in kinds if kind in (int, float, str)):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    raise wrong_type(text, declared_type, where)
 
 
-def checked(value, declared_type, where):
+def check_type(value, declared_type, where):
     """A config file's value if it fits `declared_type` (an int serves as a float), or UserError."""
-    choices = _choices(declared_type)
-    if type(value) in choices:
+    kinds = plain_types(declared_type)
+    if type(value) in kinds:
         return value
-    if type(value) is int and float in choices:
+    if type(value) is int and float in kinds:
         return float(value)
-    raise UserError(f"{where} takes {_named(choices)}, not {value!r}")
-
-
-def _named(choices):
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-    return " or ".join(words.get(kind, "none") for kind in choices)
+    raise wrong_type(value, declared_type, where)
 
 
 # ----------------------------------------------------------------------------------------------
 # loading
 
 
-def read_file(path):
+def read_config_file(path):
     """The `name = value` pairs of a config file, which is run in a namespace of its own."""
     if not Path(path).is_file():
         raise UserError(f"no config file '{path}'")
@@ -149,9 +149,11 @@ def read_file(path):
         names = runpy.run_path(str(path))
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    private = {name for name in names if name.startswith("_")}
-    modules = {name for name, value in names.items() if isinstance(value, types.ModuleType)}
-    return {name: value for name, value in names.items() if name not in private | modules}
+    return {
+        name: value
+        for name, value in names.items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
 
 
 def load(cls, argv=None, positional=None):
@@ -165,51 +167,48 @@ def load(cls, argv=None, positional=None):
     Returns (settings, origin): origin maps each name to "default", a config file or "command line".
     Raises UserError for a name nobody knows or a value of the wrong type; exits after --help.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     hints = typing.get_type_hints(cls)
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-    values, origin = dict(defaults), dict.fromkeys(defaults, "default")
-    given = []  # (name, value, origin) of the command line, applied after every file
-    bare = [positional] if isinstance(positional, str) else list(positional or ())
-    while argv:
-        word = argv.pop(0)
+    values = {field.name: field.default for field in dataclasses.fields(cls)}
+    origin = dict.fromkeys(values, "default")
+    command_line = {}  # applied after every file
+    positions = [positional] if isinstance(positional, str) else list(positional or ())
+    while words:
+        word = words.pop(0)
         if word in ("--help", "-h"):
-            print_help(cls, defaults)
+            print_help(cls)
             sys.exit(0)
-        if not word.startswith("--"):
-            if word.endswith(".py"):
-                for name, value in read_file(word).items():
-                    if name in values:
-                        values[name] = checked(value, hints[name], f"{word}: {name}")
-                        origin[name] = word
-                    elif name not in (names := known_names()):
-                        raise unknown(name, word, names)
-            elif bare:
-                field = bare.pop(0) if len(bare) > 1 else bare[0]
-                given.append((field, from_text(word, hints[field], field)))
-            else:
-                raise UserError(f"'{word}' is neither a config file (*.py) nor a --setting")
+        if word.startswith("--"):
+            name, equals, text = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if name not in values:
+                raise unknown_setting(name, "command line", values)
+            if not equals:
+                # A bare --resume means True; anything else takes the next word, `--start "a b"`.
+                if bool in plain_types(hints[name]) and not (words and words[0].lower() in BOOLS):
+                    text = "true"
+                elif words:
+                    text = words.pop(0)
+                else:
+                    raise UserError(f"--{name} needs a value")
+            value = parse_text(text, hints[name], f"--{name}")
+        elif word.endswith(".py"):
+            for name, value in read_config_file(word).items():
+                if name in values:
+                    values[name] = check_type(value, hints[name], f"{word}: {name}")
+                    origin[name] = word
+                elif name not in known_names():
+                    raise unknown_setting(name, word, known_names())
             continue
-        name, equals, text = word[2:].partition("=")
-        name = name.replace("-", "_")
-        if name not in values:
-            raise unknown(name, "command line", values)
-        if not equals:
-            # A bare --resume means True; anything else takes the next word, `--start "a b"`.
-            if bool in _choices(hints[name]) and not (argv and argv[0].lower() in _BOOLS):
-                text = "true"
-            elif argv:
-                text = argv.pop(0)
-            else:
-                raise UserError(f"--{name} needs a value")
-        given.append((name, from_text(text, hints[name], f"--{name}")))
-    for name, value in given:
-        values[name] = (*values[name], value) if hints[name] is tuple else value
-        origin[name] = "command line"
-    return cls(**values), origin
-
-
-_BOOLS = ("true", "false", "1", "0")
+        elif positions:
+            name = positions.pop(0) if len(positions) > 1 else positions[0]
+            value = parse_text(word, hints[name], name)
+        else:
+            raise UserError(f"'{word}' is neither a config file (*.py) nor a --setting")
+        is_tuple = hints[name] is tuple
+        command_line[name] = command_line.get(name, ()) + value if is_tuple else value
+    origin |= dict.fromkeys(command_line, "command line")
+    return cls(**values | command_line), origin
 
 
 def show(settings, origin):
@@ -219,14 +218,14 @@ def show(settings, origin):
         print(f"{name} = {value!r}{source}")
 
 
-def print_help(cls, defaults):
+def print_help(cls):
     """--help: the script's docstring, then each setting with its default and its comment."""
     print((inspect.getdoc(sys.modules[cls.__module__]) or "") + "\n\nsettings:")
     bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
     files = dict.fromkeys(inspect.getsourcefile(base) for base in bases)  # the script's own last
     help_text = {name: text for path in files for name, text in declared(path).items()}
-    for name, default in defaults.items():
-        print(f"  --{name}={default!r}".ljust(40), help_text[name])
+    for field in dataclasses.fields(cls):
+        print(f"  --{field.name}={field.default!r}".ljust(40), help_text[field.name])
 
 
 # ----------------------------------------------------------------------------------------------

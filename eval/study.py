@@ -27,8 +27,17 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from configs import NOT_NEGATIVE, POSITIVE, ROOT, UserError, check_ranges, declared, load, run
-from configs import read_file as read_config_file
+from configs import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    ROOT,
+    UserError,
+    check_ranges,
+    declared,
+    load,
+    read_config_file,
+    run,
+)
 from eval.llm import settings as judge_settings
 from eval.reporting.study_jobs import plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState
