@@ -67,7 +67,7 @@ class Settings:
     diversity: str = ""  # are searched for copies of training stories
     interpret: str = ""  # have their heads and neurons interpreted
     baselines: str = ""  # published models to evaluate too: gpt2, hub:owner/name
-    options: str = ""  # lines "eval.diversity: --prompts=30": further settings of a script
+    options: str = ""  # lines "eval.diversity: --num_prompts=30": further settings of a script
     # the judge, see eval.judge
     judge: str = ""  # the model that grades, as its server calls it; none: no grades
     base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY

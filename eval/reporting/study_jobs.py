@@ -107,9 +107,9 @@ class Plan:
         self.settings, self.jobs = settings, {}
         self.options = parse_options(settings.options)
         self.recipe = [f"--{k}={v}" for k, v in recipe.items() if k not in SET_BY_STUDY]
-        self.judge_words = ()
+        self.judge = ()
         if settings.judge:
-            self.judge_words = (f"--judge={settings.judge}", f"--base_url={settings.base_url}")
+            self.judge = (f"--judge={settings.judge}", f"--base_url={settings.base_url}")
 
     def add(self, name, command, output, needs=(), weight=1.0, run=""):
         """Add a Job, unless there is one of this name; returns the name."""
@@ -123,21 +123,20 @@ class Plan:
         if kind == "instruct":
             source = settings.instruct_source or f"instruct:{source}"
             val_source = settings.instruct_val_source or (val_source and f"instruct:{val_source}")
-        script = "synonyms.py" if kind == "syn" else "prepare.py"
-        out = f"{plain}-{kind}" if kind else plain
+        script, out = "synonyms.py" if kind == "syn" else "prepare.py", f"{plain}-{kind}".strip("-")
         command = [script, *self.options.get(script, []), f"--source={source}"]
         command += [f"--val_source={val_source}"] if val_source else []
         # Every kind of data shares the tokenizer of the plain stories.
         command += [f"--tokenizer={plain if kind else settings.tokenizer}", f"--out={out}"]
         command += [] if kind else [f"--vocab_size={settings.vocab_size}"]
         needs = [self.prepare()[0]] if kind else []
-        name = f"data {kind}".strip()
-        return self.add(name, command, f"{out}/manifest.json", needs, OVERHEAD), out
+        name, output = f"data {kind}".strip(), f"{out}/manifest.json"
+        return self.add(name, command, output, needs, OVERHEAD), out
 
     def train(self, size, seed=1, kind=""):
         """Train a Model of a size on a kind of data."""
         data, folder = self.prepare(kind)
-        label = f"{kind + '-' if kind else ''}{size}-s{seed}"
+        label = f"{kind}-{size}-s{seed}".strip("-")
         out = f"{self.settings.out_dir}/{label}"
         command = ["train.py", *self.recipe, f"--dataset={folder}", f"--n_embd={size.width}"]
         command += [f"--n_layer={size.layers}", f"--n_head={size.heads}", f"--seed={seed}"]
@@ -146,74 +145,69 @@ class Plan:
         job = self.add(f"train {label}", command, f"{out}/latest", [data], weight, out)
         return Model(label, out, (out,), (job,))
 
-    def reward(self, size):
-        """Fine-tune the first run of a size with reinforcement learning."""
+    def fine_tune(self, size):
+        """Fine-tune the first run of a size with reward.py."""
         base, label = self.train(size), f"reward-{size}-s1"
         out = f"{self.settings.out_dir}/{label}"
         command = ["reward.py", *self.options.get("reward.py", [])]
         command += [f"--init_from={base.folder}", f"--out_dir={out}"]
-        job = self.add(
-            f"reward {size}", command, f"{out}/latest", base.needs, 2 * OVERHEAD, run=out
-        )
+        weight = 2 * OVERHEAD
+        job = self.add(f"reward {size}", command, f"{out}/latest", base.needs, weight, out)
         return Model(label, out, (out,), (job,))
 
-    def evaluate(self, script, model, *words, needs=(), mode="", cost=0.1):
+    def evaluate(self, script, model, *words, needs=(), cost=0.1):
         """
-        Evaluate a Model; returns the name of the job.
+        Evaluate a Model; returns [the name of the job], or [] for one that only a judge can do.
 
-        needs: further jobs that come first. mode: of eval.judge. cost: how long it takes, as a
-        fraction of training a small model.
+        script: a name of SCRIPTS, such as "eval.judge paper". needs: further jobs that come first.
+        cost: how long it takes, as a fraction of training a small model.
         """
-        output = f"{model.folder}/eval/{script.removeprefix('eval.')}{mode and '-' + mode}.json"
-        with_mode = f"{script} {mode}".strip()
-        command = ["-m", script, *self.options.get(with_mode, []), *model.words, *words]
-        if script in ("eval.judge", "eval.reward"):
-            command += self.judge_words
-        command += [f"--mode={mode}"] if mode else []
-        needs = (*model.needs, *needs)
-        return self.add(f"{with_mode} {model.label}", command, output, needs, cost * OVERHEAD)
-
-    def judge(self, model, mode, cost=0.1):
-        """Evaluate with eval.judge, if the study has a judge; returns the names of the jobs."""
-        if not self.judge_words:
+        module, _, mode = script.partition(" ")
+        if module == "eval.judge" and mode != "prompts" and not self.judge:
             return []
-        return [self.evaluate("eval.judge", model, mode=mode, cost=cost)]
+        output = f"{model.folder}/eval/{script.removeprefix('eval.').replace(' ', '-')}.json"
+        command = ["-m", module, *self.options.get(script, []), *model.words, *words]
+        command += self.judge if module in ("eval.judge", "eval.reward") else ()
+        command += [f"--mode={mode}"] if mode else []
+        name, needs = f"{script} {model.label}", (*model.needs, *needs)
+        return [self.add(name, command, output, needs, cost * OVERHEAD)]
+
+
+# Evaluations of the first run of each size in a setting: (setting, kind of its data, script, cost).
+EVALUATIONS = (
+    ("models", "", "eval.judge prompts", 0.1),  # without a judge, by probabilities
+    ("models", "", "eval.side_by_side", 0.1),
+    ("models", "", "eval.judge paper", 1),
+    ("models", "", "eval.judge report", 1),
+    ("instruct", "instruct", "eval.instruct", 0.5),
+    ("instruct", "instruct", "eval.judge instruct", 0.1),
+    ("diversity", "", "eval.diversity", 1),
+    ("interpret", "", "eval.interpret", 2),
+)
 
 
 def plan_jobs(settings, recipe):
     """The jobs of a study, {name: Job}, each after those that it needs; UserError as `sizes`."""
-    plan, by_setting = Plan(settings, recipe), {}
-    for name in ("models", "heads", "syn", "instruct", "diversity", "interpret", "reward"):
-        by_setting[name] = sizes(getattr(settings, name), name)
-    for size in by_setting["models"]:
+    plan, names = Plan(settings, recipe), ("models", "heads", "syn", "reward")
+    by_setting = {name: sizes(getattr(settings, name), name) for name in names}
+    for size in [*by_setting["models"], *by_setting["heads"]]:
         large = 1 + size.parameters / OVERHEAD
-        first = plan.train(size)
-        plan.evaluate("eval.skills", first, "--steps", cost=0.5 * large)
-        for seed in range(2, settings.seeds + 1):
-            plan.evaluate("eval.skills", plan.train(size, seed), cost=0.1 * large)
-        plan.evaluate("eval.judge", first, mode="prompts")  # without a judge, by probabilities
-        plan.evaluate("eval.side_by_side", first)
-        plan.judge(first, "paper", cost=1)
-        plan.judge(first, "report", cost=1)
-    for size in by_setting["heads"]:
         for seed in range(1, settings.seeds + 1):
-            plan.evaluate("eval.skills", plan.train(size, seed))
+            model = plan.train(size, seed)
+            if seed == 1 and size in by_setting["models"]:
+                plan.evaluate("eval.skills", model, "--steps", cost=0.5 * large)
+            plan.evaluate("eval.skills", model, cost=0.1 * large)
+    for name, kind, script, cost in EVALUATIONS:
+        for size in sizes(getattr(settings, name), name):
+            plan.evaluate(script, plan.train(size, kind=kind), cost=cost)
     for size in by_setting["syn"]:
         plain, syn = plan.train(size), plan.train(size, kind="syn")
-        needs = [*plain.needs, *plan.judge(plain, "synonyms"), *plan.judge(syn, "synonyms")]
+        grades = [job for x in (plain, syn) for job in plan.evaluate("eval.judge synonyms", x)]
         both = syn._replace(words=(plain.folder, syn.folder))
-        plan.evaluate("eval.vocabulary", both, needs=needs, cost=0.5)
-    for size in by_setting["instruct"]:
-        model = plan.train(size, kind="instruct")
-        plan.evaluate("eval.instruct", model, cost=0.5)
-        plan.judge(model, "instruct")
-    for size in by_setting["diversity"]:
-        plan.evaluate("eval.diversity", plan.train(size), cost=1)
-    for size in by_setting["interpret"]:
-        plan.evaluate("eval.interpret", plan.train(size), cost=2)
+        plan.evaluate("eval.vocabulary", both, needs=[*plain.needs, *grades], cost=0.5)
     for size in by_setting["reward"]:
-        model, words, needs = plan.reward(size), [], []
-        if size in by_setting["instruct"]:
+        model, words, needs = plan.fine_tune(size), [], []
+        if size in sizes(settings.instruct, "instruct"):
             other = plan.train(size, kind="instruct")
             words, needs = [f"--instruct={other.folder}"], other.needs
         plan.evaluate("eval.reward", model, *words, needs=needs, cost=0.5)
@@ -225,14 +219,12 @@ def plan_baselines(plan):
     """Evaluate the published models; the first GPT-2 is also compared by its neurons."""
     settings, (data, folder) = plan.settings, plan.prepare()
     names = settings.baselines.replace(",", " ").split()
-    gpt2 = next((name for name in names if "gpt2" in name), None)
     for name in names:
         model = Model(name, huggingface.results_folder(name), (f"--init_from={name}",), ())
-        dataset = f"--dataset={folder}"
-        plan.evaluate("eval.skills", model, dataset, needs=[data], cost=2)
-        plan.evaluate("eval.side_by_side", model, dataset, needs=[data], cost=2)
-        plan.evaluate("eval.judge", model, mode="prompts", cost=2)
-        plan.judge(model, "paper", cost=4)
-        if settings.interpret and name == gpt2:
+        for script in ("eval.skills", "eval.side_by_side"):
+            plan.evaluate(script, model, f"--dataset={folder}", needs=[data], cost=2)
+        plan.evaluate("eval.judge prompts", model, cost=2)
+        plan.evaluate("eval.judge paper", model, cost=4)
+        if settings.interpret and name == next((x for x in names if "gpt2" in x), None):
             source = settings.val_source or settings.source
             plan.evaluate("eval.interpret", model, f"--source={source}", cost=9)
