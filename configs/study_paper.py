@@ -1,19 +1,20 @@
 """
-The paper's whole study on a GPU: 26 sizes, the report's seven, heads, Instruct, Syn, Reward, GPT-2.
+The paper's whole study on a GPU: its 26 sizes, the student report's 7, heads, Instruct, Syn,
+Reward, GPT-2.
 
     python -m eval.study configs/study_paper.py --judge=gpt-4o      # its key: $JUDGE_API_KEY
     python -m eval.study configs/study_paper.py --models=64-2-16,128-2-16    # a part of it
 
-One epoch of TinyStories for each model, as the report trained them; the paper took about twenty.
-Every size is trained on Instruct too, for the table's Instruct column.
+Each model trains for one epoch of TinyStories, as in the student report; the paper's train for
+about twenty. Every size is trained on Instruct too, for the Instruct column of the table.
 """
 
 source = "tinystories"
 instruct_source = "tinystories-instruct"
 tokenizer = "gpt2"
 
-# The paper's table: 64 to 512 wide with 2 to 12 layers, 768 and 1024 with 1 to 12; 16 heads, as the
-# models that its authors published.
+# The paper's table: widths 64 to 512 with 2 to 12 layers, 768 and 1024 with 1 to 12. All with 16
+# heads, as the models that its authors published.
 _PAPER = [f"{width}-{layers}-16" for width in (64, 128, 256, 512) for layers in (2, 4, 8, 12)]
 _PAPER += [f"{width}-{layers}-16" for width in (768, 1024) for layers in (1, 2, 4, 8, 12)]
 _REPORT = "64-4-2, 128-8-4, 128-12-4, 256-8-4, 256-12-4, 512-8-4, 512-12-4"
@@ -31,7 +32,7 @@ eval.judge prompts: --beams=5
 reward.py: configs/reward_cat.py
 """
 
-# The recipe is that of ts_28m.py.
+# The recipe of ts_28m.py.
 block_size = 512
 batch_size = 32
 row_tokens = 1024

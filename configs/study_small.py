@@ -3,10 +3,10 @@ The study on two CPU cores, in 55 minutes: eight models of 2 M tokens each, thre
 
     python -m eval.study configs/study_small.py
 
-Width 32 to 256 and 1 to 4 layers, chosen so that each claim has models that differ in one thing:
-depth at widths 64 and 128, width at two layers. A vocabulary of 2,048 makes the head of such small
-models half as large, at 8 % more tokens a story. So little training leaves all of them far from
-what they could become: what that cannot decide, the report calls so.
+Width 32 to 256 and 1 to 4 layers, so that each claim has models that differ in one thing: depth at
+widths 64 and 128, width at two layers. A vocabulary of 2,048 halves the output layer of such small
+models, at 8 % more tokens per story. Their training is short; where it cannot decide a claim, the
+report says "cannot tell".
 """
 
 source = "tinystories"
@@ -30,7 +30,7 @@ reward.py: configs/reward_cat.py --max_iters=60
 eval.reward: --stories=100
 """
 
-# The recipe is that of ts_cpu.py, without its plateau: with more heads than two.
+# The recipe of ts_cpu.py, with a schedule that falls from the start.
 block_size = 512
 batch_size = 2
 row_tokens = 1024

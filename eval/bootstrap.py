@@ -1,7 +1,7 @@
 """
 Confidence intervals: the bootstrap (Efron 1979) over prompts and seeds, and the delta method.
 
-    ratio(correct, questions)           # each prompt's points and how many it could have
+    ratio(correct, questions)           # each prompt's right answers and its questions
     {"mean": 0.867, "low": 0.827, "high": 0.903, "n": 200}
 
 An interval is a dict like this one: the estimate, the ends of its 95 % interval, and the number of
@@ -46,7 +46,7 @@ def resample_ratio(numerators, denominators, seed=0):
     """
     sum(numerators) / sum(denominators) and its resamples, float64 (1 + ROUNDS,).
 
-    numerators, denominators: (prompts,), each prompt's points and how many it could have. It is nan
+    numerators, denominators: (prompts,), as each prompt's right answers and its questions. nan
     where the denominators sum to 0.
     """
     pair = np.array([numerators, denominators], np.float64)

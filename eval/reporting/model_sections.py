@@ -80,9 +80,9 @@ def models(study):
         [folder, split, facts["stories"], facts["tokens"], facts["bytes"]]
         for folder, manifest in study.data.items() for split, facts in manifest["splits"].items()
     ]  # fmt: skip
-    ours, theirs = study.grid[0].recipe if study.grid else {}, published.RECIPE
-    names = dict.fromkeys((*RECIPE, *theirs))
-    recipe = [[name, str(ours.get(name, "-")), theirs.get(name, "-")] for name in names]
+    ours, student = study.grid[0].recipe if study.grid else {}, published.RECIPE
+    names = dict.fromkeys((*RECIPE, *student))
+    recipe = [[name, str(ours.get(name, "-")), student.get(name, "-")] for name in names]
     data = study.plain_data
     return [
         table("Every model of this study. Losses compare only on the same data and tokenizer.",

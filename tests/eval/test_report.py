@@ -76,7 +76,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def page():
-    """Of a study with every kind of result in it, without figures."""
+    """The page of a study with every kind of result, without figures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(charts, "chart", on_nothing)
         return page_of(full())
@@ -111,7 +111,7 @@ def results(one):
     rows = [{"kind": kind, "prompt": HOSTILE, "completion": HOSTILE, "margins": [1.0],
              "verdict": "success"} for kind in ("context", "reasoning", "facts")]  # fmt: skip
     scores = {kind: {"accuracy": interval(0.5)} for kind in ("context", "reasoning", "facts")}
-    said = {grade: interval(6.0) for grade in ("creativity", "grammar", "consistency", "plot")}
+    grades = {grade: interval(6.0) for grade in ("creativity", "grammar", "consistency", "plot")}
     neurons = {"mean_coherence": interval(0.5), "mean_coherence_random_weights": interval(0.3),
                "readable": interval(0.9), "readable_random_weights": interval(0.8),
                "coherence_held_out": [[0.1, 0.5], [0.2, 0.6]]}  # fmt: skip
@@ -128,16 +128,17 @@ def results(one):
         "values": {"rouge_original": [0.1], "rouge_other": [0.2, None], "rouge_nearest": [0.3]},
         "ngrams": {k: {"new": interval(0.2), "histogram": [1] * (len(BINS) - 1)} for k in "1234"},
     }
-    told = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE,
+    story = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE,
             "rouge_nearest": 0.2, "nearest_story": 3,
             "nearest_text": f"They made a snowman. {HOSTILE}"}  # fmt: skip
     return {
-        "side_by_side": {"stories": [told]},
+        "side_by_side": {"stories": [story]},
         "judge-prompts": {"models": [{"completions": rows, "scores": scores}]},
-        "judge-paper": {"judge": {"model": HOSTILE}, "grades": said,
+        "judge-paper": {"judge": {"model": HOSTILE}, "grades": grades,
                         "age_groups": {"A": 1, "C": 3}},
-        "judge-report": {"grades": said},
-        "grades": [{"number": [i, 0], "verdict": {g: 5.0 + i % 3 for g in said}} for i in range(9)],
+        "judge-report": {"grades": grades},
+        "grades": [{"number": [i, 0], "verdict": dict.fromkeys(grades, 5.0 + i % 3)}
+                   for i in range(9)],
         "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
                       "shown_neurons": shown},
         "diversity": {"sets": {f"{one.out_dir} at 1": texts, "original continuations": {
@@ -176,8 +177,8 @@ def test_a_hostile_story_is_shown_as_it_is(page):
     """All of it is text; the only script is the page's, and nothing is loaded."""
     reader = Reader(page)
     assert reader.tags.count("script") == 1 and "img" not in reader.tags and not reader.loads
-    told = "".join(reader.texts)
-    assert "<script>alert(1)</script>" in told and "{{ 7 * 7 }}" in told and "49" not in HOSTILE
+    words = "".join(reader.texts)
+    assert "<script>alert(1)</script>" in words and "{{ 7 * 7 }}" in words and "49" not in HOSTILE
     assert "default-src 'none'" in page and "http-equiv" in page
 
 
@@ -222,7 +223,7 @@ def test_with_one_kind_of_run_missing(kind, quick):
 
 
 def test_of_a_kind_no_question_could_be_made(quick):
-    """A corpus without any name: no consistency."""
+    """Stories without any name make no question about consistency."""
     planted = full()
     for one in planted.runs:
         for table_ in (one.results.get("skills") or {"correct": {}, "skills": {}}).values():
@@ -258,8 +259,8 @@ def test_with_figures():
     assert page.count("<svg") > 6 and "currentColor" in page and "var(--line)" in page
     assert page.count('<svg role="img" aria-label="') == page.count("<svg")
     assert "#123456" not in page and "<metadata" not in page and not Reader(page).loads
-    for found in re.findall(r"https?://[^\"' <]*", page):
-        assert found.startswith("http://www.w3.org/"), found  # names of SVG's vocabularies
+    for address in re.findall(r"https?://[^\"' <]*", page):
+        assert address.startswith("http://www.w3.org/"), address  # names of SVG's vocabularies
 
 
 def test_the_same_study_makes_the_same_page(page, quick):
@@ -282,9 +283,9 @@ def test_tables_can_be_sorted():
 
 
 def test_stories_are_escaped_but_for_what_is_marked():
-    block = stories("t", "<b>", [("m", "<i>told</i>", "<u>")])
+    block = stories("t", "<b>", [("m", "<i>words</i>", "<u>")])
     page = report.render("t", "f", [Section("s", "S", [block])])
-    assert "&lt;i&gt;told" in page and "<i>told" not in page and "&lt;u&gt;" in page
+    assert "&lt;i&gt;words" in page and "<i>words" not in page and "&lt;u&gt;" in page
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -299,9 +300,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "study.json").write_text(json.dumps({"settings": settings, "jobs": []}))
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     report.main()
-    found = json.loads((tmp_path / "report.json").read_text())
+    result = json.loads((tmp_path / "report.json").read_text())
     expected = evaluate_claims(study(accuracies, seeds=0))
-    assert len(found["claims"]) == len(expected) and found["scaling"] is None
+    assert len(result["claims"]) == len(expected) and result["scaling"] is None
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert "cannot tell" in capsys.readouterr().out
 
@@ -324,12 +325,12 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
     proof.parent.mkdir(parents=True)
     proof.write_text('{"correct": {}}')
 
-    def found_in(folder):
+    def planted_run(folder):
         one = run(GRID[2], 1, {})
         one.out_dir = str(tmp_path / "64-2-4-s1")
         return one
 
-    monkeypatch.setattr(study_results, "read_run", found_in)
+    monkeypatch.setattr(study_results, "read_run", planted_run)
     row = {
         "name": "train",
         "output": "t",
@@ -344,8 +345,8 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
                              ({"sha256": "other"}, None)):  # fmt: skip
         study_ = {"settings": settings, "jobs": [row, one | change]}
         (tmp_path / "study.json").write_text(json.dumps(study_))
-        found = study_results.read_study(tmp_path)
-        assert len(found.runs) == 1 and found.runs[0].results["skills"] == expected
+        study_read = study_results.read_study(tmp_path)
+        assert len(study_read.runs) == 1 and study_read.runs[0].results["skills"] == expected
 
 
 def test_a_run_that_is_gone_has_not_been_measured(tmp_path):
@@ -381,6 +382,6 @@ def test_the_nearest_story_is_one_that_the_model_has_read(page):
     assert "training story nearest to that of 256-2-4" in page and "that of gpt2-xl" not in page
 
 
-def test_what_a_figure_says_it_shows_is_escaped():
+def test_the_caption_of_a_figure_is_escaped():
     shown = figure("<svg></svg>", 'a "b"><script>')["svg"]
     assert "<script>" not in shown and "&#34;b&#34;&gt;" in shown

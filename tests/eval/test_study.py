@@ -54,7 +54,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def no_words(monkeypatch):
-    """WordNet, which is asked for where stories are to get synonyms, takes its time."""
+    """Skip loading WordNet, which a study with synonyms checks first: it is slow."""
     monkeypatch.setattr("nanostories.text.wordnet.pos_tags", lambda words: None)
     monkeypatch.setattr("nanostories.text.wordnet.reader", lambda: None)
 
@@ -182,7 +182,7 @@ def test_wrong_settings(change, why, settings, no_words):
         plan_jobs(settings, {})
 
 
-def test_what_synonyms_need_is_asked_for_first(settings, monkeypatch):
+def test_missing_word_lists_are_an_error_at_the_start(settings, monkeypatch):
     def missing():
         raise UserError("no WordNet")
 
@@ -220,7 +220,7 @@ def go(settings, jobs, count=2):
     return state
 
 
-def test_what_is_made_stays_and_what_fails_stops_nothing(settings, tmp_path, capsys):
+def test_outputs_are_kept_and_a_failed_job_stops_no_other(settings, tmp_path, capsys):
     a, b, c, d = (tmp_path / name for name in "abcd")
     jobs = {
         "a": shell("a", made(a), a), "b": shell("b", made(b), b, ("a",)),
@@ -238,12 +238,12 @@ def test_what_is_made_stays_and_what_fails_stops_nothing(settings, tmp_path, cap
     state = go(settings, jobs)
     assert state.status == expected | {"bad": DONE, "after": DONE}
     assert a.read_text() == "made " == b.read_text()
-    b.unlink()  # a output that is gone is made again, and nothing else
+    b.unlink()  # a missing output is made again, and nothing else
     go(settings, jobs)
     assert b.read_text() == "made " == a.read_text()
 
 
-def test_another_command_is_run_again_with_what_follows(settings, tmp_path):
+def test_a_changed_command_runs_again_with_the_jobs_after_it(settings, tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     jobs = {"a": shell("a", made(a), a), "b": shell("b", made(b), b, ("a",))}
     go(settings, jobs)
@@ -254,7 +254,7 @@ def test_another_command_is_run_again_with_what_follows(settings, tmp_path):
     assert a.read_text() == b.read_text() == "made made "
 
 
-def test_a_run_of_other_settings_is_not_gone_on_with(settings, monkeypatch):
+def test_a_run_of_other_settings_is_refused(settings, monkeypatch):
     job = Job("train x", ("train.py", "--seed=1"), "x/latest", run="x")
     Path(settings.out_dir).mkdir()
     StudyState(settings, {"train x": job}).write()
@@ -264,8 +264,8 @@ def test_a_run_of_other_settings_is_not_gone_on_with(settings, monkeypatch):
         StudyState(settings, {"train x": replace(job, command=("train.py", "--seed=2"))})
 
 
-def test_a_part_of_a_study_forgets_nothing_of_the_rest(settings, tmp_path, monkeypatch):
-    """Called for a part, then for all with another recipe: what the first call made is known."""
+def test_a_part_of_a_study_keeps_the_rows_of_the_rest(settings, tmp_path, monkeypatch):
+    """Called for a part, then for all with another recipe: the first call's jobs are known."""
     Path(settings.out_dir).mkdir()
     one, two = (Job(f"train {x}", ("train.py", "--lr=1"), f"{x}/latest", run=x) for x in "ab")
     StudyState(settings, {"train a": one, "train b": two}).write()
@@ -274,7 +274,7 @@ def test_a_part_of_a_study_forgets_nothing_of_the_rest(settings, tmp_path, monke
     assert StudyState(settings, {"train a": one, "train b": two}).other_jobs == []
     with pytest.raises(UserError, match="'b' was trained with other settings"):
         StudyState(settings, {"train b": replace(two, command=("train.py", "--lr=2"))})
-    with pytest.raises(UserError, match="'c' was trained with other settings"):  # and by whom?
+    with pytest.raises(UserError, match="'c' was trained with other settings"):
         StudyState(settings, {"c": Job("c", ("train.py",), "c/latest", run="c")})
 
 
@@ -287,7 +287,7 @@ def test_a_result_that_was_changed_since_is_made_again(settings, tmp_path):
 
 
 def test_a_training_that_was_stopped_is_not_done(settings, tmp_path, monkeypatch):
-    """It has saved and ends well, but has not come to its end."""
+    """It has saved a checkpoint and exits with 0, but is not finished."""
     monkeypatch.setattr(checkpoint, "steps_of", lambda folder: [])
     out = tmp_path / "run"
     for line, expected in (("stopped after step 3", FAILED), ("done with step 9", DONE)):
@@ -309,8 +309,8 @@ def test_an_error_of_one_job_is_its_own(settings, tmp_path, monkeypatch, capsys)
     assert "a: ZeroDivisionError" in capsys.readouterr().out
 
 
-def test_asked_to_stop(settings, tmp_path):
-    """What is under way gets the signal; what was done by then is noted, the rest is left."""
+def test_a_signal_stops_it(settings, tmp_path):
+    """Running jobs get the signal; finished ones are recorded, the rest stay pending."""
     done, late = tmp_path / "done", tmp_path / "late"
     wait = f"import os, time; os.kill({os.getpid()}, 15); time.sleep(60); {made(late)}"
     jobs = {"done": shell("done", made(done), done, weight=9), "late": shell("late", wait, late)}
@@ -321,7 +321,7 @@ def test_asked_to_stop(settings, tmp_path):
     assert StudyState(settings, jobs).status == {"done": DONE, "late": PENDING}
 
 
-def test_what_ends_well_while_stopping_is_noted(settings, tmp_path):
+def test_a_job_that_finishes_while_stopping_is_recorded(settings, tmp_path):
     last = tmp_path / "last"
     code = "import os, signal, time; signal.signal(15, signal.SIG_IGN)"
     code += f"; os.kill({os.getpid()}, 15); time.sleep(0.5); {made(last)}"
@@ -331,7 +331,7 @@ def test_what_ends_well_while_stopping_is_noted(settings, tmp_path):
     assert StudyState(settings, jobs).status == {"last": DONE}
 
 
-def test_what_most_depends_on_comes_first(settings, tmp_path):
+def test_the_longest_chain_comes_first(settings, tmp_path):
     Path(settings.out_dir).mkdir()
     jobs = {"short": shell("short", "", "s", weight=1), "long": shell("long", "", "l", weight=5),
               "base": shell("base", "", "b", weight=2),
@@ -378,7 +378,7 @@ def command(tmp_path, name, *words):
 
 
 def normal(folder):
-    """What a study has found, without the names of its folders."""
+    """The report of a study, without the names of its folders."""
     report = (folder / "report.html").read_text()
     nonce = report.partition("'nonce-")[2].partition("'")[0]
     return report.replace(nonce, "").replace(str(folder), "").replace(folder.name, "")
@@ -400,8 +400,8 @@ def test_killed_in_the_middle_it_ends_with_the_same_report(tmp_path):
         run = subprocess.Popen(command(tmp_path, two), cwd=ROOT, stderr=subprocess.PIPE, text=True)
         time.sleep(8)
         run.send_signal(signal.SIGTERM)
-        _, said = run.communicate(timeout=60)
-        assert not run.returncode or "the same command continues" in said
+        _, stderr = run.communicate(timeout=60)
+        assert not run.returncode or "the same command continues" in stderr
         subprocess.run(command(tmp_path, two), cwd=ROOT, check=True, capture_output=True)
     assert normal(tmp_path / one) == normal(tmp_path / two)
     state = json.loads((tmp_path / two / "study.json").read_text())

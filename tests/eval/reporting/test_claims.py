@@ -238,7 +238,7 @@ def test_neurons():
 
 
 def graded(creative, plain, seed):
-    """Lines of judge-paper.jsonl: what a judge said of 60 stories; one reply cannot be read."""
+    """Lines of judge-paper.jsonl: the verdicts on 60 stories; one reply cannot be read."""
     rng = np.random.default_rng(seed)
     lines = [
         {"number": [i // 3, i % 3],

@@ -11,7 +11,7 @@ def planted(alpha=0.08, a=0.5, seeds=3, noise=0.0):
     {size: (weights, curves)} whose envelope is 20 C^-alpha, the size w touching it at
     C = w^(1/a).
     """
-    rng, found = np.random.default_rng(0), {}
+    rng, curves = np.random.default_rng(0), {}
     for w in np.geomspace(1e5, 1e7, 9):
         best = np.log(w) / a
         runs = []
@@ -19,17 +19,17 @@ def planted(alpha=0.08, a=0.5, seeds=3, noise=0.0):
             c = np.exp(np.linspace(best - 2, best + 2, 21))
             loss = 20 * c**-alpha * (1 + 0.02 * (np.log(c) - best) ** 2) + rng.normal(0, noise)
             runs.append(list(zip(c / w, loss, strict=True)))
-        found[f"{w:.0f}"] = (w, runs)
-    return found
+        curves[f"{w:.0f}"] = (w, runs)
+    return curves
 
 
 @pytest.mark.parametrize("alpha, a", [(0.08, 0.5), (0.2, 0.7)])
 def test_planted_exponents_are_found(alpha, a):
-    found = scaling_law.fit(planted(alpha, a, noise=0.002))
-    assert found["alpha"]["mean"] == pytest.approx(alpha, abs=0.01)
-    assert found["a"]["mean"] == pytest.approx(a, abs=0.07)
-    assert found["alpha"]["low"] <= found["alpha"]["mean"] <= found["alpha"]["high"]
-    assert found["alpha"]["high"] - found["alpha"]["low"] < 0.02
+    law = scaling_law.fit(planted(alpha, a, noise=0.002))
+    assert law["alpha"]["mean"] == pytest.approx(alpha, abs=0.01)
+    assert law["a"]["mean"] == pytest.approx(a, abs=0.07)
+    assert law["alpha"]["low"] <= law["alpha"]["mean"] <= law["alpha"]["high"]
+    assert law["alpha"]["high"] - law["alpha"]["low"] < 0.02
 
 
 def test_seeds_that_differ_make_wide_intervals():
@@ -42,14 +42,14 @@ def test_seeds_that_differ_make_wide_intervals():
 
 def test_few_seeds_spread_as_far_as_they_should():
     """Losses of two seeds e apart shift all of log loss by N(0, e^2 / 4): that is the interval."""
-    found, shift = planted(seeds=1), 0.01
-    for name, (w, [run]) in found.items():
-        found[name] = w, [[(n, x * f) for n, x in run] for f in (1 - shift, 1 + shift)]
+    curves, shift = planted(seeds=1), 0.01
+    for name, (w, [run]) in curves.items():
+        curves[name] = w, [[(n, x * f) for n, x in run] for f in (1 - shift, 1 + shift)]
     draws = []
     for seed in range(3):
-        row = scaling_law.fit(found, seed)["alpha"]
+        row = scaling_law.fit(curves, seed)["alpha"]
         draws.append(row["high"] - row["low"])
-    one = {name: (w, runs * 2) for name, (w, runs) in found.items()}  # twice as many seeds
+    one = {name: (w, runs * 2) for name, (w, runs) in curves.items()}  # twice as many seeds
     more = scaling_law.fit(one)["alpha"]
     assert np.mean(draws) / (more["high"] - more["low"]) == pytest.approx(1.73, abs=0.2)
 
@@ -74,11 +74,11 @@ def test_equal_numbers_of_tokens_make_no_exponent(shape):
     only where a smaller and a larger one have been as costly, and nothing else is fitted.
     """
     A, alpha, B, beta = shape
-    true, found = beta / (alpha + beta), {}
+    true, curves = beta / (alpha + beta), {}
     for w in np.geomspace(1e5, 1e7, 16):
         n = np.geomspace(2e4, 2e7, 40)
-        found[f"{w:.0f}"] = (w, [list(zip(n, 1.5 + A / w**alpha + B / n**beta, strict=True))])
-    row = scaling_law.fit(found)["a"]
+        curves[f"{w:.0f}"] = (w, [list(zip(n, 1.5 + A / w**alpha + B / n**beta, strict=True))])
+    row = scaling_law.fit(curves)["a"]
     assert row is None or row["mean"] == pytest.approx(true, abs=0.15)
 
 
@@ -106,8 +106,8 @@ def test_the_best_model_at_each_budget():
 
 def test_with_three_sizes_none_but_the_middle_one_is_sure_to_be_best():
     few = dict(list(planted().items())[2:5])
-    found = scaling_law.fit(few)
-    assert found["a"] is None and found["alpha"]["mean"] == pytest.approx(0.08, abs=0.02)
+    law = scaling_law.fit(few)
+    assert law["a"] is None and law["alpha"]["mean"] == pytest.approx(0.08, abs=0.02)
 
 
 def test_one_size_has_no_law():
