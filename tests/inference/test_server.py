@@ -1,4 +1,4 @@
-"""The page: what it answers, whom it refuses, how visitors share the model, and the page itself."""
+"""The server: its answers, its refusals, several requests at a time, and the page in a browser."""
 
 import codecs
 import http.client
@@ -26,10 +26,10 @@ from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.training.huggingface import LoadedModel
 
 EOT = 256
-FOUND = LoadedModel(None, build("bytes"), max_length=48, bos_ids=[EOT], out_dir="", provenance={})
+LOADED = LoadedModel(None, build("bytes"), max_length=48, bos_ids=[EOT], out_dir="", provenance={})
 DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 500}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-ASKED = {"prompt": "Once", "temperature": 1.5, "top_p": 0.95, "max_new_tokens": 40, "seed": 4}
+REQUEST = {"prompt": "Once", "temperature": 1.5, "top_p": 0.95, "max_new_tokens": 40, "seed": 4}
 JSON = {"Content-Type": "application/json"}
 
 
@@ -50,7 +50,7 @@ def decoder():
 @pytest.fixture
 def server(decoder, capsys):
     """A server in a thread that prints nothing, whatever its visitors do."""
-    with serve.make_server(decoder, FOUND, f"ts {HOSTILE}", DEFAULTS, port=0) as server:
+    with serve.Server(decoder, LOADED, f"ts {HOSTILE}", DEFAULTS, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         yield server
@@ -61,13 +61,13 @@ def server(decoder, capsys):
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Steps that take 15 ms at least; a list of the rows that made each."""
+    """Steps that take at least 15 ms; a list of the cache of each."""
     step, made = BatchedKVCache.step, []
 
-    def slowly(rows, **how):
-        made.append(rows)
+    def slowly(cache, **sampling_kwargs):
+        made.append(cache)
         time.sleep(0.015)
-        return step(rows, **how)
+        return step(cache, **sampling_kwargs)
 
     monkeypatch.setattr(BatchedKVCache, "step", slowly)
     return made
@@ -81,17 +81,26 @@ def send(server, method="POST", path="/story", body=b"", headers=JSON):
     return connection.getresponse()
 
 
-def told(response):
+def read_lines(response):
     assert response.status == 200
     return [json.loads(line) for line in response]
 
 
-def expected(decoder, asked):
-    """(text, end) of a story told without the server."""
-    ids, how = [EOT, *asked["prompt"].encode()], {k: asked[k] for k in ("temperature", "top_p")}
-    steps = asked["max_new_tokens"]
+def expected(decoder, request):
+    """(text, end) of a story generated without the server."""
+    ids, sampling_kwargs = (
+        [EOT, *request["prompt"].encode()],
+        {k: request[k] for k in ("temperature", "top_p")},
+    )
+    steps = request["max_new_tokens"]
     [story] = generate(
-        decoder, [ids], EOT, [[asked["seed"], 0]], max_new_tokens=steps, max_length=48, **how
+        decoder,
+        [ids],
+        EOT,
+        [[request["seed"], 0]],
+        max_new_tokens=steps,
+        max_length=48,
+        **sampling_kwargs,
     )
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(story.ids))
     return text, "finished" if story.ended else "max_length"
@@ -103,9 +112,9 @@ def text_and_end(lines):
 
 @pytest.fixture(scope="module")
 def lasting(decoder):
-    """Requests for two stories that go on to their limit of 40 tokens, and what is told then."""
-    every = (ASKED | {"seed": seed} for seed in range(1000))
-    pairs = ((asked, expected(decoder, asked)) for asked in every)
+    """Two requests whose stories reach their 40 tokens, and these stories."""
+    every = (REQUEST | {"seed": seed} for seed in range(1000))
+    pairs = ((request, expected(decoder, request)) for request in every)
     return list(itertools.islice((pair for pair in pairs if pair[1][1] == "max_length"), 2))
 
 
@@ -124,21 +133,21 @@ def until(condition, seconds=10):
 def test_a_story(server, decoder):
     ends = set()
     for seed in range(4):
-        asked = ASKED | {"seed": seed}
-        response = send(server, body=asked)
+        request = REQUEST | {"seed": seed}
+        response = send(server, body=request)
         assert response.headers["Content-Type"].startswith("application/x-ndjson")
         assert response.headers["Connection"] == "close"
-        lines = told(response)
+        lines = read_lines(response)
         assert lines[0] == {"seed": seed, "prompt": "Once"}
-        assert text_and_end(lines) == expected(decoder, asked)
+        assert text_and_end(lines) == expected(decoder, request)
         ends.add(lines[-1]["end"])
     assert ends == {"finished", "max_length"}
 
 
 def test_probabilities_are_the_models_own(server, decoder):
-    """Those of temperature 1 and top_p 1, whatever the story is told with."""
-    asked = ASKED | {"max_new_tokens": 1, "temperature": 0, "top_p": 0.1}
-    token = told(send(server, body=asked))[1]
+    """Those of temperature 1 and top_p 1, whatever the story is sampled with."""
+    request = REQUEST | {"max_new_tokens": 1, "temperature": 0, "top_p": 0.1}
+    token = read_lines(send(server, body=request))[1]
     cache = BatchedKVCache(decoder, 1, 48)
     with torch.no_grad():
         cache.add_requests([[EOT, *b"Once"]], [0])
@@ -150,9 +159,9 @@ def test_probabilities_are_the_models_own(server, decoder):
 
 
 def test_a_seed_is_drawn_and_reported(server, decoder):
-    asked = {name: value for name, value in ASKED.items() if name != "seed"}
-    lines, others = told(send(server, body=asked)), told(send(server, body=asked))
-    assert text_and_end(lines) == expected(decoder, asked | {"seed": lines[0]["seed"]})
+    request = {name: value for name, value in REQUEST.items() if name != "seed"}
+    lines, others = read_lines(send(server, body=request)), read_lines(send(server, body=request))
+    assert text_and_end(lines) == expected(decoder, request | {"seed": lines[0]["seed"]})
     assert lines[0]["seed"] != others[0]["seed"]
 
 
@@ -162,8 +171,8 @@ def test_a_seed_is_drawn_and_reported(server, decoder):
     {"prompt": "\x00é\U0001f600"}, {"max_new_tokens": 48},
 ])  # fmt: skip
 def test_what_is_just_allowed(server, extreme):
-    lines = told(send(server, body=ASKED | extreme))
-    assert lines[0]["prompt"] == (ASKED | extreme)["prompt"] and "end" in lines[-1]
+    lines = read_lines(send(server, body=REQUEST | extreme))
+    assert lines[0]["prompt"] == (REQUEST | extreme)["prompt"] and "end" in lines[-1]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -175,14 +184,15 @@ def test_what_is_just_allowed(server, extreme):
     (b"\xff\xfe\xfd", "JSON object"), (b"[" * 60_000, "JSON object"), ({}, "JSON object"),
     (b'{"prompt": ' + b"9" * 5000 + b"}", "JSON object"),
     ({"prompt": None}, "a prompt"), ({"prompt": 3}, "a prompt"), ({"prompt": ["x"]}, "a prompt"),
-    (ASKED | {"prompt": "\ud800"}, "valid text"), (ASKED | {"prompt": "x" * 47}, "has 48 tokens"),
-    (ASKED | {"temperature": -0.1}, "temperature must be a number from 0 to 5"),
-    *((ASKED | {"temperature": bad}, "temperature must be")
+    (REQUEST | {"prompt": "\ud800"}, "valid text"),
+    (REQUEST | {"prompt": "x" * 47}, "has 48 tokens"),
+    (REQUEST | {"temperature": -0.1}, "temperature must be a number from 0 to 5"),
+    *((REQUEST | {"temperature": bad}, "temperature must be")
       for bad in (5.1, float("nan"), float("inf"), True, None, "1", [1], 10**400)),
-    *((ASKED | {"top_p": bad}, "top_p must be") for bad in (0, 1.01, -1, True, float("nan"))),
-    *((ASKED | {"max_new_tokens": bad}, "max_new_tokens must be a whole number from 1 to 48")
+    *((REQUEST | {"top_p": bad}, "top_p must be") for bad in (0, 1.01, -1, True, float("nan"))),
+    *((REQUEST | {"max_new_tokens": bad}, "max_new_tokens must be a whole number from 1 to 48")
       for bad in (0, 49, 1.0, True, "9", float("nan"))),
-    *((ASKED | {"seed": bad}, "seed must be") for bad in (-1, 2**63, 1.5, False, None)),
+    *((REQUEST | {"seed": bad}, "seed must be") for bad in (-1, 2**63, 1.5, False, None)),
     ({"prompt": "x"}, "temperature must be"),
 ])  # fmt: skip
 def test_a_bad_request_gets_one_clear_line(server, body, line):
@@ -224,7 +234,7 @@ def test_who_is_not(server):
     for name in ("localhost", "127.0.0.1", "[::1]", "LocalHost"):
         host = f"{name}:{server.server_port}"
         headers = {"Content-Type": "application/json; charset=utf-8", "Host": host}
-        told(send(server, body=ASKED, headers=headers | {"Origin": f"http://{host}"}))
+        read_lines(send(server, body=REQUEST, headers=headers | {"Origin": f"http://{host}"}))
 
 
 def test_a_body_that_ends_early(server):
@@ -246,9 +256,9 @@ def test_a_body_that_never_comes(server, monkeypatch):
 
 def test_a_port_in_use(server, decoder):
     with pytest.raises(UserError, match=r"port [0-9]+: .*in use; choose another"):
-        serve.make_server(decoder, FOUND, "", DEFAULTS, port=server.server_port)
+        serve.Server(decoder, LOADED, "", DEFAULTS, port=server.server_port)
     with pytest.raises(UserError, match="port must be 0-65535"):
-        serve.make_server(decoder, FOUND, "", DEFAULTS, port=70_000)
+        serve.Server(decoder, LOADED, "", DEFAULTS, port=70_000)
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
@@ -259,7 +269,7 @@ def test_serve_until_ctrl_c(decoder, monkeypatch, capsys, host, warned):
     opened = threading.Event()
     monkeypatch.setattr(serve.webbrowser, "open", lambda address: opened.set())
     monkeypatch.setattr(serve.Server, "serve_forever", interrupted)
-    serve.serve(decoder, FOUND, "ts", DEFAULTS, host=host, port=0)
+    serve.serve(decoder, LOADED, "ts", DEFAULTS, host=host, port=0)
     printed = capsys.readouterr()
     assert opened.wait(5) and f"http://{host}:" in printed.out and printed.out.count("\n") == 1
     assert ("anybody on the network" in printed.err) == warned
@@ -269,18 +279,18 @@ def test_serve_until_ctrl_c(decoder, monkeypatch, capsys, host, warned):
 # several visitors
 
 
-def test_turns_come_in_the_order_of_asking():
-    turns, order = serve.Turns(), []
+def test_the_lock_is_taken_in_the_order_of_arrival():
+    lock, order = serve.FairLock(), []
 
     def visit(number):
-        with turns:
+        with lock:
             order.append(number)
 
     visitors = [threading.Thread(target=visit, args=[number]) for number in range(20)]
-    with turns:
+    with lock:
         for number, visitor in enumerate(visitors):
             visitor.start()
-            until(lambda number=number: turns.tickets == number + 2)
+            until(lambda number=number: lock.next_ticket == number + 2)
         assert not order
     for visitor in visitors:
         visitor.join()
@@ -288,47 +298,47 @@ def test_turns_come_in_the_order_of_asking():
 
 
 def test_two_visitors_take_turns(server, lasting, slow):
-    with server.turns:  # so that neither has a start
-        responses = [send(server, body=asked) for asked, _ in lasting]
-        until(lambda: server.turns.tickets == 3)
-    # What the first is told meanwhile waits in its socket.
-    stories = [told(response) for response in responses]
+    with server.model_lock:  # so that neither has a start
+        responses = [send(server, body=request) for request, _ in lasting]
+        until(lambda: server.model_lock.next_ticket == 3)
+    # Meanwhile the first one's lines wait in its socket.
+    stories = [read_lines(response) for response in responses]
     first = slow[0]
-    assert [rows is first for rows in slow].count(True) == 40 and len(slow) == 80
+    assert [cache is first for cache in slow].count(True) == 40 and len(slow) == 80
     changes = sum(a is not b for a, b in itertools.pairwise(slow))
-    assert changes > 60  # of 79; told one after the other, 1
-    assert [text_and_end(story) for story in stories] == [told for _, told in lasting]
+    assert changes > 60  # of 79; one story after the other would be 1
+    assert [text_and_end(story) for story in stories] == [story for _, story in lasting]
 
 
 def test_the_ninth_visitor_is_refused(server, decoder):
-    with server.turns:
-        responses = [send(server, body=ASKED) for _ in range(8)]
-        ninth = send(server, body=ASKED)
+    with server.model_lock:
+        responses = [send(server, body=REQUEST) for _ in range(8)]
+        ninth = send(server, body=REQUEST)
         assert ninth.status == 503
-        assert "8 stories are being told already" in json.loads(ninth.read())["error"]
+        assert "8 stories are being generated already" in json.loads(ninth.read())["error"]
     for response in responses:
-        assert text_and_end(told(response)) == expected(decoder, ASKED)
-    assert told(send(server, body=ASKED))
+        assert text_and_end(read_lines(response)) == expected(decoder, REQUEST)
+    assert read_lines(send(server, body=REQUEST))
 
 
 def test_a_visitor_who_leaves_frees_the_place(server, lasting, slow, monkeypatch):
-    asked = lasting[0][0]
-    monkeypatch.setattr(server, "places", threading.Semaphore(1))
+    request = lasting[0][0]
+    monkeypatch.setattr(server, "free_slots", threading.Semaphore(1))
     with socket.create_connection(server.server_address, timeout=20) as visitor:
-        body = json.dumps(asked)
+        body = json.dumps(request)
         head = f"POST /story HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         visitor.sendall((head + body).encode())
         received = b""
         while b'"text"' not in received:
             received += visitor.recv(4096)
-        assert send(server, body=asked).status == 503
+        assert send(server, body=request).status == 503
         # Closed at once, as by a browser that is killed.
         visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     first = slow[0]
-    until(lambda: server.places._value)
-    assert [rows is first for rows in slow].count(True) < 40
-    told(send(server, body=ASKED | {"max_new_tokens": 1}))
+    until(lambda: server.free_slots._value)
+    assert [cache is first for cache in slow].count(True) < 40
+    read_lines(send(server, body=REQUEST | {"max_new_tokens": 1}))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -381,12 +391,12 @@ def test_the_page_in_a_browser(server, lasting, slow, browser):
     fill("max_new_tokens", "40")
     fill("prompt", one["prompt"])
     fill("seed", str(one["seed"]))
-    by_id("tell").click()
+    by_id("generate").click()
     few = wait.until(lambda _: len(find(".token")))
-    assert few < 40 and not by_id("tell").is_enabled() and by_id("stop").is_enabled()
-    wait.until(lambda _: by_id("tell").is_enabled())
+    assert few < 40 and not by_id("generate").is_enabled() and by_id("stop").is_enabled()
+    wait.until(lambda _: by_id("generate").is_enabled())
     tokens = find(".token")
-    assert len(tokens) == 40 and by_id("status").text == "at the longest length"
+    assert len(tokens) == 40 and by_id("status").text == "at the maximum length"
     assert (
         browser.execute_script("return document.querySelector('.story').textContent")
         == one["prompt"] + text
@@ -408,7 +418,7 @@ def test_the_page_in_a_browser(server, lasting, slow, browser):
     ActionChains(browser).move_to_element(seen).perform()
     wait.until(lambda _: tip.is_displayed())
     assert len(tip.text.split("%")) == 7 and find("#tip .chosen")
-    ActionChains(browser).move_to_element(by_id("tell")).perform()
+    ActionChains(browser).move_to_element(by_id("generate")).perform()
     wait.until(lambda _: not tip.is_displayed())
     # By keyboard: Tab enters the story, arrows walk.
     browser.execute_script("document.querySelector('.token[tabindex=\"0\"]').focus()")
@@ -423,22 +433,22 @@ def test_the_page_in_a_browser(server, lasting, slow, browser):
     by_id("prompt").send_keys(Keys.CONTROL, Keys.ENTER)
     wait.until(lambda _: len(find("li")) == 2 and find("li:first-child .token"))
     by_id("stop").click()
-    wait.until(lambda _: by_id("tell").is_enabled())
+    wait.until(lambda _: by_id("generate").is_enabled())
     assert len(find("li:first-child .token")) < 39
-    assert "· stopped" in find("li:first-child .facts")[0].text
-    assert f"seed {one['seed']} ·" in find("li:last-child .facts")[0].text
+    assert "· stopped" in find("li:first-child .settings")[0].text
+    assert f"seed {one['seed']} ·" in find("li:last-child .settings")[0].text
     fill("prompt", HOSTILE)
-    by_id("tell").click()
-    wait.until(lambda _: len(find("li")) == 3 and by_id("tell").is_enabled())
+    by_id("generate").click()
+    wait.until(lambda _: len(find("li")) == 3 and by_id("generate").is_enabled())
     assert [bold.text for bold in find("li b")] == [HOSTILE, HOSTILE[:8], "Once"]
     assert not find("img") and len(find("script")) == 2
     assert browser.get_log("browser") == []
 
     # What the server refuses is said in words.
     fill("prompt", "x" * 100)
-    by_id("tell").click()
+    by_id("generate").click()
     wait.until(lambda _: by_id("error").text)
     assert by_id("error").text == "the prompt has 101 tokens, but the model ends at 48"
-    assert len(find("li")) == 3 and by_id("tell").is_enabled()
+    assert len(find("li")) == 3 and by_id("generate").is_enabled()
     [logged] = browser.get_log("browser")
     assert "400 (Bad Request)" in logged["message"]
