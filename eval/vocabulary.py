@@ -117,14 +117,10 @@ def entropy(counts, seed):
         words = sums.sum(1)  # of a draw that has none, nan
         return np.divide(-(sums * logs).sum(1), words, where=words > 0, out=words * np.nan) + 0.0
 
-    rng, n = np.random.default_rng(seed), len(counts)
-    times = rng.multinomial(n, np.full(n, 1 / n), bootstrap.ROUNDS)
-    drawn = np.concatenate([bits(some @ matrix) for some in np.array_split(times, 20)])
-    seen = bits(matrix.sum(0, keepdims=True))[0]
-    high, middle, low = 2 * seen - np.array(
-        [np.nanpercentile(drawn, 2.5), np.nanmean(drawn), np.nanpercentile(drawn, 97.5)]
-    )
-    return {"mean": float(middle), "low": float(low), "high": float(high), "n": n}
+    resamples = bootstrap.resample_counts(len(counts), np.random.default_rng(seed))
+    draws = [bits(matrix.sum(0, keepdims=True))]
+    draws += [bits(some @ matrix) for some in np.array_split(resamples, 20)]  # to save memory
+    return bootstrap.basic_interval(np.concatenate(draws), len(counts))
 
 
 def richness(told, counts, settings):
