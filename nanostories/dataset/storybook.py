@@ -1,19 +1,20 @@
 """
-Tiny children's stories from a seeded grammar that knows the facts of every story it tells.
+Tiny children's stories from a seeded grammar that knows the facts of every story it generates.
 
-    python storybook.py --count=3            three stories, each with its facts
-    python storybook.py --count=3 --seed=7   three others
+    python -m nanostories.dataset.storybook --count=3            three stories, each with its facts
+    python -m nanostories.dataset.storybook --count=3 --seed=7   three others
 
-The data of `make story` (no network) and the ground truth of tests. STORIES is the one source of
-truth: tell() walks through its sentences and fills them in, and storybook_parser.py, which reads
-stories, finds the walk that a text took through the very same sentences.
+The data of `make story` (no network) and the ground truth of tests. STORIES is the whole grammar:
+`generate_story` walks through its sentences at random and fills them in; storybook_parser.py, which
+reads stories, finds the walk that a text took through the same sentences.
 
 How to read STORIES. `*` opens a plot (or a run of steps that plots include as @name), `=` one of
 its endings: good or bad | who has what in the end | summary. Each step of a plot opens with `-`,
-`¶` (it starts a paragraph) or `?` (it may be left out); `/` is another way to tell the same step.
-[a|b] is a free choice. CAPITALS are facts, the same all story long: X and Y the children, HE HIM
-HIS KID of X, YHE YHIS YKID of Y, MHE MHIS of X's MOM (MOMMY: "Mom"), and the variables of WORDS.
-#Tags are the TinyStories-Instruct features a sentence makes true; #Holds: it says who has what.
+`¶` (it starts a paragraph) or `?` (it may be left out); `/` opens an alternative to the step.
+[a|b] is a free choice. CAPITALS are slots for facts, the same throughout a story: X and Y are the
+children, HE HIM HIS KID of X, YHE YHIS YKID of Y, MHE MHIS of X's MOM (MOMMY: "Mom"), and the rest
+variables of WORDS. #Tags are the TinyStories-Instruct features that a sentence makes true; #Holds
+marks the sentence that says who has what.
 """
 
 import argparse
@@ -45,12 +46,13 @@ SPOT bench tree bush rock log shed hedge haystack barrel rosebush
 """
 VALUES = re.split(r"\b([A-Z]{3,})\b", WORDS)[1:]
 VALUES = {name: words.split() for name, words in zip(VALUES[::2], VALUES[1::2], strict=True)}
-SHE = [*VALUES.pop("GIRL"), "mom", "grandma"]
-VALUES["X"] = VALUES["Y"] = SHE[:-2] + VALUES.pop("BOY")
-OWN = {"X": "", "Y": "Y", "MOM": "M"}  # whose HE: X has HE, Y has YHE, MOM has MHE
-# What describes what; and what a story is built on: the first three that it has are its `words`.
-LOOK = {"ADJ": "TOY THING PRIZE", "TASTE": "FOOD BAKE SNACK", "FUR": "ANIMAL"}
-CONTENT = "VERB TOY THING PRIZE FOOD BAKE ANIMAL ADJ TASTE FUR SNACK PET GOAL PLACE MOM"
+FEMALE = [*VALUES.pop("GIRL"), "mom", "grandma"]
+VALUES["X"] = VALUES["Y"] = FEMALE[:-2] + VALUES.pop("BOY")
+PRONOUN_PREFIX = {"X": "", "Y": "Y", "MOM": "M"}  # HE is of X, YHE of Y, MHE of MOM
+DESCRIBED = [("ADJ", "TOY"), ("ADJ", "THING"), ("ADJ", "PRIZE"), ("TASTE", "FOOD"),
+             ("TASTE", "BAKE"), ("TASTE", "SNACK"), ("FUR", "ANIMAL")]  # fmt: skip
+# The first three of these that a story has are its `words`.
+WORD_ORDER = "VERB TOY THING PRIZE FOOD BAKE ANIMAL ADJ TASTE FUR SNACK PET GOAL PLACE MOM"
 
 STORIES = """
 * @open - Once upon a time, there was a [little|kind] KID named X. / There once was a [young|clever]
@@ -168,159 +170,158 @@ and [smiled|laughed]. "It is so good! Thank you, X!" @friends
 
 @dataclass(frozen=True)
 class GeneratedStory:
-    """One story, the fields of a TinyStories-Instruct record for it, and its facts."""
+    """A story, its facts, and the fields of a TinyStories-Instruct record for it."""
 
     text: str  # paragraphs separated by a blank line
     plot: str  # its name in STORIES
     facts: dict  # characters {name: "he" | "she"}, objects, places, holds {who: what}, ending
-    words: list  # two or three words of the text that it is built on
-    features: list  # of TinyStories-Instruct's, those that are true of it
+    words: list  # two or three main words of the text
+    features: list  # those of TinyStories-Instruct's that are true of it
     summary: str  # one sentence
     sentence: str  # one of the text, verbatim, not the first
 
 
 @dataclass(eq=False)
 class Node:
-    """A sentence of one plot with one ending, and the nodes that may come after it."""
+    """A sentence of one plot with one ending, and the nodes that may follow it."""
 
-    sentence: str = ""  # as STORIES writes it, its slots in braces
+    template: str = ""  # as STORIES has it, its slots in braces
     slots: tuple = ()
     tags: tuple = ()
-    paragraph: bool = False
+    paragraph: bool = False  # whether it starts one
     title: tuple = ()  # plot name, ending, who has what, summary
-    plot: list = field(default_factory=list)  # all nodes of the plot
-    after: list = field(default_factory=list)
+    plot_nodes: list = field(default_factory=list)
+    next_nodes: list = field(default_factory=list)
 
 
-BREAK = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]["”]))\s+(?=["“A-Z{])(?!\{M?HE)')
+_SENTENCE_END = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]["”]))\s+(?=["“A-Z{])(?!\{M?HE)')
 
 
 def split_sentences(text):
-    """The sentences of a text. A full stop inside a quote ends one only where the quote closes
-    and a capital follows; a line end always does."""
+    """The sentences of a text, list of str. A full stop inside a quote ends one only where the
+    quote closes and a capital follows; a line end always does."""
     sentences = []
     for line in text.splitlines():
-        closed = True
-        for piece in BREAK.split(line.strip()):
-            sentences += [piece] if closed else [f"{sentences.pop()} {piece}"]
-            straight, opened, shut = (sentences[-1].count(quote) for quote in '"“”')
-            closed = straight % 2 == 0 and opened <= shut
+        closed = True  # no quote is open
+        for part in _SENTENCE_END.split(line.strip()):
+            sentences += [part] if closed else [f"{sentences.pop()} {part}"]
+            straight, opening, closing = (sentences[-1].count(quote) for quote in '"“”')
+            closed = straight % 2 == 0 and opening <= closing
     return [sentence for sentence in sentences if sentence]
 
 
-def _grow(title, body, start, end):
-    """Adds the nodes of one plot with one ending between two nodes."""
-    plot, ends = [], [start]
-    for mark, told in re.findall(r"(?:^|\s)([-?¶/]) (.+?)(?=\s[-?¶/] |$)", body):
-        if mark != "/":  # a new step follows every way to tell the step before
-            before, ends, opens = ends, ends * (mark == "?"), mark == "¶"
-        last, tags = before, re.findall(r"#(\w+)", told)
-        for number, sentence in enumerate(split_sentences(re.sub(r"\s*#\w+", "", told))):
-            slots = re.findall("{(.*?)}", sentence)
-            plot.append(Node(sentence, slots, tags, opens and not number, title, plot))
-            for node in last:
-                node.after.append(plot[-1])
-            last = plot[-1:]
-        ends += last
-    for node in ends:
-        node.after.append(end)
-    start.plot += plot
+def _add_plot(title, steps, start, end):
+    """Add the nodes of a plot with one ending between two nodes. steps: its part of STORIES."""
+    plot_nodes, last_nodes = [], [start]
+    for mark, step in re.findall(r"(?:^|\s)([-?¶/]) (.+?)(?=\s[-?¶/] |$)", steps):
+        if mark != "/":  # a new step follows every alternative of the step before
+            before, last_nodes, paragraph = last_nodes, last_nodes * (mark == "?"), mark == "¶"
+        previous, tags = before, re.findall(r"#(\w+)", step)
+        for i, template in enumerate(split_sentences(re.sub(r"\s*#\w+", "", step))):
+            slots = re.findall("{(.*?)}", template)
+            node = Node(template, slots, tags, paragraph and i == 0, title, plot_nodes)
+            for previous_node in previous:
+                previous_node.next_nodes.append(node)
+            plot_nodes.append(node)
+            previous = [node]
+        last_nodes += previous
+    for node in last_nodes:
+        node.next_nodes.append(end)
+    start.plot_nodes += plot_nodes
 
 
-def _graph():
-    """All of STORIES as one graph, from the node before any story to the node after it."""
-    start, end, runs = Node(), Node(), {}
+def _build_graph():
+    """(start, end): STORIES as a graph of Nodes from before a story to after it."""
+    start, end, steps_of = Node(), Node(), {}
     source = re.sub(r"\b(a )?[A-Z]{3,}\b|\bHE\b|\b[XY]\b", r"{\g<0>}", STORIES.strip())
     for block in re.split(r"\n(?=[*=])", source):
-        head, _, body = block[2:].partition("\n" if block[0] == "=" else " ")
-        body = re.sub(r"@\w+", lambda run: runs[run[0]], body.replace("\n", " "))
+        head, _, steps = block[2:].partition("\n" if block[0] == "=" else " ")
+        steps = re.sub(r"@\w+", lambda name: steps_of[name[0]], steps.replace("\n", " "))
         if block[0] == "*":
-            plot, runs[head] = head, body
+            plot, steps_of[head] = head, steps
         else:
-            _grow((plot, *head.split(" | ")), f"{runs[plot]} {body}", start, end)
+            _add_plot((plot, *head.split(" | ")), f"{steps_of[plot]} {steps}", start, end)
     return start, end
 
 
-def _forms(variable, value):
-    """What each slot of a variable says: ("ADJ", "old") -> {"ADJ": "old", "a ADJ": "an old"}."""
-    if variable not in OWN:
+def _slot_words(variable, value):
+    """{slot: word} of a variable's value: ("ADJ", "old") -> {"ADJ": "old", "a ADJ": "an old"}."""
+    if variable not in PRONOUN_PREFIX:
         return {variable: value, f"a {variable}": f"a{'n' * (value[0] in 'aeiou')} {value}"}
-    words = ("she her her girl" if value in SHE else "he him his boy").split()
-    slots = [OWN[variable] + slot for slot in ("HE", "HIM", "HIS", "KID")]
-    forms = dict(zip(slots, words, strict=True))
-    return forms | {variable: value, f"{variable}MY": value.title()}
+    words = ("she her her girl" if value in FEMALE else "he him his boy").split()
+    slots = [PRONOUN_PREFIX[variable] + slot for slot in ("HE", "HIM", "HIS", "KID")]
+    return dict(zip(slots, words, strict=True)) | {variable: value, f"{variable}MY": value.title()}
 
 
-CHOICE = re.compile(r"\[([^]]*)\]")
-START, END = _graph()
-FORMS = {name: {value: _forms(name, value) for value in VALUES[name]} for name in VALUES}
-VARIABLE, MEANS = {}, {}  # of every slot: its variable; {what it may say: the values that fit}
-for _name, _value in ((name, value) for name in FORMS for value in FORMS[name]):
-    for _slot, _said in FORMS[_name][_value].items():
-        VARIABLE[_slot] = _name
-        MEANS.setdefault(_slot, {}).setdefault(_said, set()).add(_value)
+_CHOICE = re.compile(r"\[([^]]*)\]")
+START, END = _build_graph()
+SLOT_WORDS = {name: {x: _slot_words(name, x) for x in VALUES[name]} for name in VALUES}
+VARIABLE_OF_SLOT, SLOT_VALUES = {}, {}  # {slot: variable}, {slot: {word: values that give it}}
+for _name, _value in ((name, value) for name in SLOT_WORDS for value in SLOT_WORDS[name]):
+    for _slot, _word in SLOT_WORDS[_name][_value].items():
+        VARIABLE_OF_SLOT[_slot] = _name
+        SLOT_VALUES.setdefault(_slot, {}).setdefault(_word, set()).add(_value)
+
+
+def fill_slots(values):
+    """{slot: word} for a story's values, {variable: value}."""
+    return {slot: word for x in values for slot, word in SLOT_WORDS[x][values[x]].items()}
 
 
 def generate_story(seed):
-    """The Story of a seed (int >= 0): a pure function of it, the same on every machine."""
+    """The GeneratedStory of a seed (int >= 0): a pure function of it, equal on every machine."""
     if seed < 0:
         raise ValueError(f"a seed is 0 or more, not {seed}")
-    draw = random.Random(2**64 + seed).random  # bare, Random(2**32 + 2) would be Random(2) again
+    draw = random.Random(2**64 + seed).random  # alone, Random(2**32 + 2) would be Random(2) again
 
     def pick(choices):
         return choices[int(draw() * len(choices))]
 
-    def fill(notation):
-        text = CHOICE.sub(lambda choice: pick(choice[1].split("|")), notation)
-        return text.format_map(said)
-
-    value, said = {name: pick(values) for name, values in VALUES.items()}, {}
-    while value["Y"] == value["X"]:  # no namesakes in one story
-        value["Y"] = pick(VALUES["Y"])
-    for name in value:
-        said.update(FORMS[name][value[name]])
-    nodes, node = [], pick(START.after)
+    values = {name: pick(choices) for name, choices in VALUES.items()}
+    while values["Y"] == values["X"]:  # no two children of the same name
+        values["Y"] = pick(VALUES["Y"])
+    nodes, node, words = [], pick(START.next_nodes), fill_slots(values)
     while node is not END:
         nodes.append(node)
-        node = pick(node.after)
-    told = [line[0].upper() + line[1:] for line in (fill(node.sentence) for node in nodes)]
-    gaps = ["\n\n" if node.paragraph else " " for node in nodes]
-    text = "".join(map(str.__add__, gaps, told))[1:]
-    return describe_story(text, nodes, value, pick(told[1:]))
+        node = pick(node.next_nodes)
+    text, sentences = "", []
+    for node in nodes:
+        template = _CHOICE.sub(lambda choice: pick(choice[1].split("|")), node.template)
+        sentence = template.format_map(words)
+        sentences.append(sentence[0].upper() + sentence[1:])
+        text += ("\n\n" if node.paragraph else " ") + sentences[-1]
+    return describe_story(text[1:], nodes, values, pick(sentences[1:]))
 
 
-def describe_story(text, nodes, value, sentence=""):
+def describe_story(text, nodes, values, sentence=""):
     """
-    The Story of a text, from the nodes it walked through and what it says, {variable: value}.
-
-    Raises KeyError where a variable that its facts need has no value.
+    The GeneratedStory of a text, by the Nodes of its walk and its values, {variable: value}. Raises
+    KeyError where a variable that its facts need has no value.
     """
-    said = {}
-    for name in value:
-        said.update(FORMS[name][value[name]])
     plot, ending, holds, summary = nodes[0].title
-    used = {VARIABLE[slot] for node in nodes for slot in node.slots}
+    words, used = fill_slots(values), {VARIABLE_OF_SLOT[slot] for x in nodes for slot in x.slots}
     facts = {
-        "characters": {value[v]: said[own + "HE"] for v, own in OWN.items() if v in used},
-        "objects": [f"{value[a]} {value[v]}" for a in LOOK for v in LOOK[a].split() if v in used],
-        "places": [value["PLACE"]] if "PLACE" in used else [],
-        "holds": dict(part.split(" has ") for part in holds.format_map(said).split(", ")),
+        "characters": {values[x]: words[f"{y}HE"] for x, y in PRONOUN_PREFIX.items() if x in used},
+        "objects": [f"{values[x]} {values[y]}" for x, y in DESCRIBED if y in used],
+        "places": [values["PLACE"]] if "PLACE" in used else [],
+        "holds": dict(part.split(" has ") for part in holds.format_map(words).split(", ")),
         "ending": ending,
     }
-    tags = {tag for node in nodes for tag in node.tags}
-    tags |= {"Dialogue" if '"' in text else "Holds", "BadEnding" if ending == "bad" else "Holds"}
-    words = [value[name] for name in CONTENT.split() if name in used][:3]
-    features = sorted(tags - {"Holds"})
-    return GeneratedStory(text, plot, facts, words, features, summary.format_map(said), sentence)
+    features = {tag for node in nodes for tag in node.tags if tag != "Holds"}
+    features |= {"Dialogue"} if '"' in text else set()
+    features |= {"BadEnding"} if ending == "bad" else set()
+    main_words = [values[name] for name in WORD_ORDER.split() if name in used][:3]
+    summary = summary.format_map(words)
+    return GeneratedStory(text, plot, facts, main_words, sorted(features), summary, sentence)
 
 
 def stories(count, seed=0):
-    """`count` stories, one after the other; no two seeds (0 to 2**32 - 1) share a story seed."""
+    """Yield `count` GeneratedStories. No two seeds (0 to 2**32 - 1) share a story."""
     return (generate_story((seed << 32) + number) for number in range(count))
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Tell stories, each with its facts.")
+    parser = argparse.ArgumentParser(description="Generate stories, each with its facts.")
     parser.add_argument("--count", type=int, default=3, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other stories")
     args = parser.parse_args()

@@ -142,7 +142,9 @@ VALUES = ANY | PLAIN | st.sampled_from(["", "Story: x", "a\nWords: b", "Summary"
 @given(st.lists(st.tuples(st.sampled_from(sorted(LABELS)), VALUES), max_size=5), VALUES, VALUES)
 def test_round_trip(fields, story, after):
     trailing = (("summary", after),) if after else ()
-    fields = [(name, instruct._spelt(v) if name == "features" else v) for name, v in fields]
+    fields = [
+        (name, instruct._normalize_features(v) if name == "features" else v) for name, v in fields
+    ]
     try:
         record = Record(tuple(fields), story, trailing)
     except ValueError:

@@ -14,7 +14,7 @@ import pytest
 
 from nanostories.dataset import storybook
 from nanostories.dataset.storybook import VALUES, generate_story, split_sentences, stories
-from nanostories.dataset.storybook_parser import find_errors, is_consistent, parse_story
+from nanostories.dataset.storybook_parser import find_errors, parse_story
 
 ROOT = Path(storybook.__file__).parents[2]
 GIRLS, BOYS = VALUES["X"][:18], VALUES["X"][18:]
@@ -23,7 +23,7 @@ PRONOUNS |= {word.title(): other.title() for word, other in PRONOUNS.items()}
 
 
 @cache
-def told():
+def many_stories():
     return list(stories(2000))
 
 
@@ -41,7 +41,7 @@ def words(text):
 
 
 def test_every_story_passes_its_own_check():
-    assert [(s.plot, find_errors(s.text)) for s in told() if not is_consistent(s.text)] == []
+    assert [(s.plot, errors) for s in many_stories() if (errors := find_errors(s.text))] == []
 
 
 def test_same_seed_same_story_in_any_order_and_process():
@@ -71,11 +71,11 @@ def test_seeds_share_no_stories():
 
 
 def test_distinct_and_varied():
-    assert len({story.text for story in told()[:1000]}) >= 990
-    assert len({story.plot for story in told()}) >= 8
-    assert {story.facts["ending"] for story in told()} == {"good", "bad"}
+    assert len({story.text for story in many_stories()[:1000]}) >= 990
+    assert len({story.plot for story in many_stories()}) >= 8
+    assert {story.facts["ending"] for story in many_stories()} == {"good", "bad"}
     openings = Counter(
-        split_sentences(story.text)[0].replace(words(story.text)[0], "") for story in told()
+        split_sentences(story.text)[0].replace(words(story.text)[0], "") for story in many_stories()
     )
     assert max(openings.values()) < 100
 
@@ -85,7 +85,7 @@ def test_size_of_the_vocabulary():
     nouns = {word for name in nouns.split() for word in VALUES[name]}
     adjectives = {word for name in ("ADJ", "FUR", "TASTE") for word in VALUES[name]}
     verbs = set(VALUES["VERB"])
-    seen = {word for story in told() for word in words(story.text)}
+    seen = {word for story in many_stories() for word in words(story.text)}
     assert len(nouns) >= 120 and len(adjectives) >= 40 and len(nouns | adjectives | verbs) >= 200
     assert nouns | adjectives | verbs <= seen  # all are used
     assert len({word.lower() for word in seen}) <= 900  # a small model must learn them
@@ -93,16 +93,16 @@ def test_size_of_the_vocabulary():
 
 
 def test_length_and_layout():
-    lengths = [len(story.text.split()) for story in told()]
+    lengths = [len(story.text.split()) for story in many_stories()]
     assert min(lengths) >= 60 and max(lengths) < 130
     assert 80 <= sum(lengths) / len(lengths) <= 105
-    for story in told()[:300]:
+    for story in many_stories()[:300]:
         assert 2 <= len(story.text.split("\n\n")) <= 4
         assert story.text == story.text.strip() and "  " not in story.text
 
 
 def test_the_english_is_well_formed():
-    for story in told()[:600]:
+    for story in many_stories()[:600]:
         text = story.text + " " + story.summary
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
         assert not re.search(r"[{}\[\]|#@/]|[A-Z]{2}|\bnobody\b", text), text
@@ -112,7 +112,7 @@ def test_the_english_is_well_formed():
 
 
 def test_facts_are_in_the_text():
-    for story in told()[:600]:
+    for story in many_stories()[:600]:
         names = story.facts["characters"]
         children = [name for name in names if name.istitle()]
         assert 1 <= len(children) <= 2 and len(names) <= 3
@@ -127,10 +127,10 @@ def test_facts_are_in_the_text():
 
 
 def test_instruct_fields():
-    features = Counter(feature for story in told()[:600] for feature in story.features)
+    features = Counter(feature for story in many_stories()[:600] for feature in story.features)
     known = {"Dialogue", "BadEnding", "MoralValue", "Twist", "Foreshadowing", "Conflict"}
     assert set(features) == known and min(features.values()) >= 50
-    for story in told()[:600]:
+    for story in many_stories()[:600]:
         assert ("Dialogue" in story.features) == ('"' in story.text)
         assert ("BadEnding" in story.features) == (story.facts["ending"] == "bad")
         assert ("MoralValue" in story.features) == bool(
@@ -139,11 +139,11 @@ def test_instruct_fields():
         assert 2 <= len(story.words) <= 3 and set(story.words) <= set(words(story.text))
         assert story.sentence in story.text and not story.text.startswith(story.sentence)
         assert "\n" not in story.summary and story.summary.endswith(".")
-    assert sum(len(story.words) == 3 for story in told()[:600]) > 0.95 * 600
+    assert sum(len(story.words) == 3 for story in many_stories()[:600]) > 0.95 * 600
 
 
-def test_recount_is_what_was_told():
-    for story in told():
+def test_recount_is_what_was_many_stories():
+    for story in many_stories():
         assert replace(parse_story(story.text), sentence=story.sentence) == story
         assert parse_story(story.text.rsplit(" ", 1)[0]) is None
     assert parse_story("Tom sat.") is None and parse_story("") is None
@@ -266,7 +266,7 @@ KINDS = {  # and a word or two that one of the faults must say, of nearly every 
 def test_a_planted_contradiction_is_seen(kind):
     rng = random.Random(kind)
     texts = []
-    for story in told():
+    for story in many_stories():
         text = planted(kind, story, rng)
         if text and text != story.text:
             texts.append(text)
@@ -285,18 +285,18 @@ def test_a_planted_contradiction_is_seen(kind):
     ["", " \n ", "Hello.", "the the the", '"', "Once upon a time.\n" * 20, "🙂 ünïcode", "{X}"],
 )
 def test_gibberish_is_no_story(text):
-    assert find_errors(text) and not is_consistent(text)
+    assert find_errors(text)
 
 
 def test_real_english_outside_the_grammar_is_no_story():
     text = "Once upon a time, there was a little girl named Lily. Lily had a cat. It was happy."
-    assert not is_consistent(text)
+    assert find_errors(text)
 
 
 def test_facts_never_told_together_are_accepted():
     """Every name, thing and place renamed all through: a story that tell() need not know."""
     rng, seen = random.Random(0), 0
-    for story in told()[:150]:
+    for story in many_stories()[:150]:
         rename, used = {}, set(words(story.text))
         for name in ("TOY", "THING", "PRIZE", "FOOD", "BAKE", "SNACK", "PLACE", "GOAL", "PET"):
             free = [word for word in VALUES[name] if word not in used]
@@ -308,10 +308,9 @@ def test_facts_never_told_together_are_accepted():
             rename[child] = rng.choice([n for n in same if n not in used | set(rename.values())])
         text = re.sub(r"\w+", lambda m, new=rename: new.get(m[0], m[0]), story.text)
         seen += text != story.text
-        assert is_consistent(text), (find_errors(text), text)
-        assert is_consistent(text.replace("\n\n", "\n")) and is_consistent(
-            f"  {' '.join(text.split())}\n"
-        )
+        assert not find_errors(text), (find_errors(text), text)
+        assert not find_errors(text.replace("\n\n", "\n"))
+        assert not find_errors(f"  {' '.join(text.split())}\n")
     assert seen == 150
 
 
