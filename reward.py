@@ -182,9 +182,9 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     """
     # Rollout: this rank generates its part of the batch. Groups take the prompts in turn.
     n, group_size, prompts = settings.batch_size, settings.group_size, reference.prompts
-    mine = range(rank() * n // world_size(), (rank() + 1) * n // world_size())
-    prompts = [prompts[(step * n + i) // group_size % len(prompts)] for i in mine]
-    seeds = [[settings.seed, step + 1, i] for i in mine]
+    indices = range(rank() * n // world_size(), (rank() + 1) * n // world_size())
+    prompts = [prompts[(step * n + i) // group_size % len(prompts)] for i in indices]
+    seeds = [[settings.seed, step + 1, i] for i in indices]
     completions = reference.generate(policy, prompts, seeds)
 
     # Reward: of the completions without their prompts.
@@ -195,10 +195,10 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     batch = pad_batch(prompts, completions, reference.loaded.tokenizer.eot, reference.device)
     log_pi, log_ref, kl = compare_in_micro_batches(policy, reference.model, batch, settings)
     log_ratios = (log_pi - log_ref).sum(1).tolist()  # log_pi, log_ref, kl: (n / ranks, T)
-    every_reward, every_log_ratio = (torch.tensor(all_gather(x)) for x in (rewards, log_ratios))
+    all_rewards, all_log_ratios = (torch.tensor(all_gather(x)) for x in (rewards, log_ratios))
     advantages = policy_gradient.advantages(
-        settings.method, every_reward, every_log_ratio, settings.kl_factor, group_size
-    )[mine.start : mine.stop].to(reference.device)
+        settings.method, all_rewards, all_log_ratios, settings.kl_factor, group_size
+    )[indices.start : indices.stop].to(reference.device)
 
     # Policy-gradient loss: the mean over the completions of all ranks.
     losses = policy_gradient.loss(
@@ -207,14 +207,14 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     (losses.sum() / n).backward()
     grad_norm = update(policy, optimizers, settings.grad_clip, lr)
 
-    # Metrics: one list a name, of all ranks.
+    # Metrics: for each name a list, of the completions of all ranks.
     tensors = {"kl": kl.sum(1), **policy_gradient.kl_estimates(log_pi, log_ref), "loss": losses,
                "tokens": batch.completion_mask.sum(1), "log_ref": log_ref.sum(1)}  # fmt: skip
     columns = {name: x.detach().tolist() for name, x in tensors.items()} | {"reward": rewards}
     columns |= {"texts": texts, "ended": [completion.ended for completion in completions]}
     columns = {name: all_gather(column) for name, column in columns.items()}
-    every_text, ended, log_ref = (columns.pop(name) for name in ("texts", "ended", "log_ref"))
-    metrics = monitor.story_metrics(every_text, ended, columns["tokens"], log_ref, settings.word)
+    all_texts, ended, log_ref = (columns.pop(name) for name in ("texts", "ended", "log_ref"))
+    metrics = monitor.story_metrics(all_texts, ended, columns["tokens"], log_ref, settings.word)
     metrics |= {name: sum(column) / len(column) for name, column in columns.items()}
     return texts, metrics | {"lr": lr, "grad_norm": grad_norm}
 

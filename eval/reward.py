@@ -51,8 +51,7 @@ from nanostories.training.device import pick_device
 
 VERDICTS = ("good", "okay", "bad")
 PERCENTILE = 95  # of the reference's stories; a good story is within it
-DIGITS = {"about": 3, "mentions": 2, "reward": 3, "repetition": 4, "perplexity": 2, "words": 0,
-          "ended": 3}  # fmt: skip
+METRICS = ("about", "mentions", "reward", "repetition", "perplexity", "words", "ended")
 RATIOS = {"repetition": ("repeated_trigrams", "trigrams"), "perplexity": ("nll", "tokens")}
 
 
@@ -218,31 +217,27 @@ def summarize(lines, seed):
 
 def compare(lines, baseline, seed):
     """{metric: interval} of the ratio of repetition and perplexity to the reference's."""
-    transforms = {"repetition": np.asarray, "perplexity": np.exp}
-    return {
-        name: bootstrap.quotient(columns(lines, *pair), columns(baseline, *pair), seed,
-                                 transforms[name])
-        for name, pair in RATIOS.items()
-    }  # fmt: skip
+    ratios = {}
+    for (name, pair), transform in zip(RATIOS.items(), (np.asarray, np.exp), strict=True):
+        sides = columns(lines, *pair), columns(baseline, *pair)
+        ratios[name] = bootstrap.quotient(*sides, seed, transform)
+    return ratios
 
 
 def show(results, lines, shown):
     """Print the table, one column a model, and some stories of each."""
-    models = results["models"]
-    rows = [[name, *(bootstrap.format_interval(model[name], digits) for model in models.values())]
-            for name, digits in DIGITS.items()]  # fmt: skip
-    for name in ("repetition", "perplexity"):
-        ratios = (model["relative_to_reference"].get(name) for model in models.values())
-        cells = (bootstrap.format_interval(ratio, 2) for ratio in ratios)
-        rows.append([f"{name}, x reference", *cells])
-    rows.append(["distinct-2", *(model["distinct_2"] for model in models.values())])
+    models = results["models"].values()
+    rows = [[name, *(model[name] for model in models)] for name in METRICS]
+    for name in RATIOS:
+        ratios = (model["relative_to_reference"].get(name) for model in models)
+        rows.append([f"{name}, x reference", *ratios])
+    rows.append(["distinct-2", *(model["distinct_2"] for model in models)])
     for key, label in (("verdicts", "good, okay, bad"), ("judged", "good, okay, bad by the judge")):
-        if all(key in model for model in models.values()):
-            counts = (", ".join(map(str, model[key].values())) for model in models.values())
-            rows.append([label, *counts])
+        if all(key in model for model in models):
+            rows.append([label, *(", ".join(map(str, model[key].values())) for model in models)])
     print()
-    harness.print_table(["", *models], rows)
-    for name in models:
+    harness.print_table(["", *results["models"]], rows)
+    for name in results["models"]:
         for line in [line for line in lines if line["model"] == name][:shown]:
             print(f"\n--- {name}, {line['verdict']}\n{line['start']}{line['text']}")
 
@@ -263,36 +258,38 @@ def main():
     # ---- their stories; only the Instruct model gets an instruction
     prompts = read_prompts(settings.start)
     prompts = [prompts[i % len(prompts)] for i in range(settings.stories)]
-    instruction, lines = instruct.make_instruction(words=settings.word).prompt(), {}
+    instruction, by_model = instruct.make_instruction(words=settings.word).prompt(), {}
     for name, loaded in models.items():
         before = instruction if name == "instruct" else ""
         stories = generate_stories(loaded, [before + prompt for prompt in prompts], settings)
-        lines[name] = measure_stories(name, prompts, stories, reference, settings)
+        by_model[name] = measure_stories(name, prompts, stories, reference, settings)
 
     # ---- the verdicts
-    limits, all_lines = thresholds(lines["reference"]), [x for some in lines.values() for x in some]
-    for line in all_lines:
+    baseline = by_model["reference"]
+    limits = thresholds(baseline)
+    lines = [line for model_lines in by_model.values() for line in model_lines]
+    for line in lines:
         line["verdict"] = verdict(line, limits)
     if settings.judge or settings.dry_run:
-        verdicts = judge_verdicts(all_lines, settings)
+        verdicts = judge_verdicts(lines, settings)
         if verdicts is None:
             return
-        for line, judged in zip(all_lines, verdicts, strict=True):
+        for line, judged in zip(lines, verdicts, strict=True):
             line["judge"] = judged
 
     # ---- the results
     names = ("word", "start", "stories", "temperature", "max_new_tokens", "seed")
     results = {name: getattr(settings, name) for name in names} | {"models": {}}
-    for name, some in lines.items():
-        ratios = {} if name == "reference" else compare(some, lines["reference"], settings.seed)
-        results["models"][name] = summarize(some, settings.seed) | {
+    for name, model_lines in by_model.items():
+        ratios = {} if name == "reference" else compare(model_lines, baseline, settings.seed)
+        results["models"][name] = summarize(model_lines, settings.seed) | {
             "relative_to_reference": ratios, "checkpoint": models[name].identity()
         }  # fmt: skip
     if settings.judge:
         results["judge"] = {"model": settings.judge, "base_url": settings.base_url,
                             "version": TOPIC.version}  # fmt: skip
-    show(results, all_lines, settings.shown)
-    harness.write_result(settings.out_dir, "reward", results, all_lines)
+    show(results, lines, settings.shown)
+    harness.write_result(settings.out_dir, "reward", results, lines)
 
 
 if __name__ == "__main__":

@@ -47,9 +47,9 @@ def story_metrics(texts, ended, token_counts, log_ref, word):
     """
     Metrics of some stories, {name: float}; distinct_2 is nan where they are too short.
 
-    texts: completions, without their prompts. ended: whether each one ended. token_counts: tokens
-    of each. log_ref: the log-likelihood of each under the reference, in nats, at the temperature of
-    sampling; so is the perplexity. word: the word of the reward.
+    texts: completions, without their prompts. ended, token_counts, log_ref: of each, whether it
+    ended, its tokens, and its log-likelihood in nats under the reference at the temperature of
+    sampling, as the perplexity is. word: the word of the reward.
     """
     n = len(texts)
     repeated, trigrams = zip(*map(repeated_ngrams, texts), strict=True)
@@ -64,8 +64,7 @@ def story_metrics(texts, ended, token_counts, log_ref, word):
     }
 
 
-# {metric: (lowest, highest) normal ratio to the reference's}. Where distinct_2 is nan it raises no
-# alarm.
+# {metric: (lowest, highest) normal ratio to the reference's}; nan raises no alarm.
 NORMAL_RATIOS = {
     "repetition": (0, 1.5),
     "distinct_2": (0.75, math.inf),
@@ -84,18 +83,14 @@ def alarms(metrics, baseline):
     metrics: of `story_metrics`, with reward, kl and tokens per story. baseline: the reference's,
     with reward and reward_error.
     """
-    names = []
+    raised = {}
     for name, (lowest, highest) in NORMAL_RATIOS.items():
         ratio = metrics[name] / max(baseline[name], MIN_BASELINE)
-        if ratio < lowest or ratio > highest:
-            names.append(name)
-    if metrics["mentions"] > MAX_MENTIONS * metrics["words"]:
-        names.append("mentions")
-    if metrics["kl"] > MAX_KL_PER_TOKEN * metrics["tokens"]:
-        names.append("kl")
-    if metrics["reward"] < baseline["reward"] - 2 * baseline["reward_error"]:
-        names.append("reward")
-    return names
+        raised[name] = ratio < lowest or ratio > highest
+    raised["mentions"] = metrics["mentions"] > MAX_MENTIONS * metrics["words"]
+    raised["kl"] = metrics["kl"] > MAX_KL_PER_TOKEN * metrics["tokens"]
+    raised["reward"] = metrics["reward"] < baseline["reward"] - 2 * baseline["reward_error"]
+    return [name for name, is_raised in raised.items() if is_raised]
 
 
 def alarms_of_recent(lines, baseline):
@@ -113,10 +108,9 @@ def alarms_of_recent(lines, baseline):
 
 def plot(settings, baseline, lines):
     """
-    monitor.png in the run folder: each metric over the steps.
+    monitor.png in the run folder: the metrics of the steps, lines of metrics.jsonl.
 
-    Dashed is the reference's value, red is where an alarm was raised. settings: reward.py's. lines:
-    of metrics.jsonl.
+    Dashed is the reference's value; red is where an alarm was raised. settings: reward.py's.
     """
     out = Path(settings.out_dir)
     with plot_to(out / "monitor.png", 3, 3, size=(11, 7.5), dpi=110) as (figure, panels):
