@@ -85,10 +85,10 @@ def picture(path, *draws, size=(7, 3.6), **labels):
         _save(part, draws, size, labels, style, format="png", dpi=130)
 
 
-def lines(series, log=True, marker="", size=(7, 3.6), **labels):
+def lines(series, log=True, style="-", size=(7, 3.6), **labels):
     """A `chart` of one panel with `draw_lines`, None where there are no points."""
     series = {name: points for name, points in series.items() if len(points)}
-    return chart(draw_lines(series, log, marker), size=size, **labels) if series else None
+    return chart(draw_lines(series, log, style), size=size, **labels) if series else None
 
 
 def smooth(points, fraction=0.05):
@@ -105,29 +105,17 @@ def smooth(points, fraction=0.05):
 # functions that draw on matplotlib Axes
 
 
-def draw_lines(series, log=True, marker=""):
-    """Draw {name: [(x, y)]} as lines, x on a logarithmic scale or not."""
+def draw_lines(series, log=True, style="-"):
+    """Draw {name: [(x, y)]}, x on a logarithmic scale or not. style: matplotlib's, as ".-"."""
 
     def draw(axes):
         for color, (name, points) in zip(colors(len(series)), series.items(), strict=True):
             x, y = np.array(points, np.float64).reshape(-1, 2).T
-            axes.plot(x, y, marker + "-", color=color, lw=1.2, ms=3.5, label=name)
+            axes.plot(x, y, style, color=color, lw=1.2, ms=3.5, label=name)
         if log:
             axes.set_xscale("log")
         if len(series) > 1:
             axes.legend(ncols=1 + len(series) // 9, fontsize=8 if len(series) < 13 else 5)
-
-    return draw
-
-
-def draw_points(series):
-    """Draw {name: [(x, y)]} as points."""
-
-    def draw(axes):
-        for color, (name, points) in zip(colors(len(series)), series.items(), strict=True):
-            if points:
-                axes.plot(*np.array(points).T, "o", color=color, ms=4, label=name)
-        axes.legend()
 
     return draw
 

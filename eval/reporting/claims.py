@@ -24,16 +24,13 @@ LARGE_GPT2 = ("gpt2-large", "gpt2-xl")  # the baselines that the paper names
 
 @dataclass
 class Claim:
-    """
-    text: what is claimed. source: who claims it. measure: what was compared. value: an interval, or
-    None where it could not be measured. note: why not, or a caveat.
-    """
+    """A claim and what was measured of it."""
 
     text: str
-    source: str
-    measure: str
-    value: dict | None
-    note: str = ""
+    source: str  # who claims it
+    measure: str  # what was compared
+    value: dict | None  # an interval, None where it could not be measured
+    note: str = ""  # why not, or a caveat
 
     @property
     def verdict(self):

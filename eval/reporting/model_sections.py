@@ -108,7 +108,7 @@ def losses(study):
         draws[name] = charts.draw_lines({"training": train[name]} | seeds, log=False)
     within = "Within models: training loss and the validation loss of each seed."
     return [
-        figure(charts.lines(val, marker="o", **labels), "Validation loss, first seed of each."),
+        figure(charts.lines(val, style="o-", **labels), "Validation loss, first seed of each."),
         figure(charts.lines(train, **labels),
                "Training loss, running mean over a twentieth of the run. In the first epoch every "
                "story is new, so it follows the validation loss."),
@@ -196,7 +196,7 @@ def trends(study):
         correct = run.results["skills"]["correct"]
         for kind in [kind for kind in points if kind in correct and run.loss]:
             points[kind].append((run.loss, float(np.mean(correct[kind]))))
-    by_loss = {"": charts.draw_points(points)} if runs else {}
+    by_loss = {"": charts.draw_lines(points, log=False, style="o")} if runs else {}
     return [
         text(scale),
         *[figure(svg, "By width, a line for each depth.")
@@ -216,7 +216,7 @@ def headline(study, make):
         return None
     parameters = {size: size.parameters for size in scores.sizes}
     curves = {name: runs[0].curve for name, runs in by_name(study.grid).items() if runs[0].curve}
-    draws = charts.draw_lines(curves, False, "."), charts.draw_intervals(rows, parameters)
+    draws = charts.draw_lines(curves, False, ".-"), charts.draw_intervals(rows, parameters)
     return make(*draws, size=(9, 3.6), xlabel=[TOKENS, "parameters without embeddings"],
                 ylabel=["validation loss, nats per token", "relative score"])  # fmt: skip
 
@@ -264,7 +264,7 @@ def scaling(study, law):
         for name, runs in by_name(study.grid).items() if runs[0].curve
     }  # fmt: skip
     alpha, a, budgets = law["alpha"], law["a"], law["budgets"]
-    draw_curves = charts.draw_lines(curves, marker=".")
+    draw_curves = charts.draw_lines(curves, style=".-")
 
     def draw(axes):
         draw_curves(axes)

@@ -7,7 +7,7 @@ page.html renders them and escapes every text; only a figure's SVG and texts tha
 inserted as HTML.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -16,21 +16,21 @@ from eval.bootstrap import format_interval
 
 @dataclass
 class Section:
-    """A section of the page. name: its anchor."""
+    """A section of the page."""
 
-    name: str
+    name: str  # its anchor
     title: str
-    blocks: list = field(default_factory=list)
+    blocks: list
 
 
 @dataclass
 class Cell:
-    """A cell of a table. sort_key: None sorts last. look: a CSS class. below: a second line."""
+    """A cell of a table."""
 
     text: str
-    sort_key: float | str | None = None
-    look: str = ""
-    below: str = ""
+    sort_key: float | str | None = None  # None sorts last
+    look: str = ""  # a CSS class
+    below: str = ""  # a second line
 
 
 def text(words, look=""):

@@ -31,30 +31,23 @@ EVALUATIONS = ("skills", "judge-prompts", "judge-paper", "judge-report", "judge-
 
 @dataclass
 class Run:
-    """
-    A run of a study, or a published model.
+    """A run of a study, or a published model."""
 
-    name: "64-2-4". kind: "" for plain stories, syn, instruct, reward or baseline. parameters: with
-    embeddings; block_parameters: without; position_parameters: of wpe. tokens: trained on. curve,
-    train_curve: [(tokens, loss)] on validation and training stories. steps: the lines of
-    metrics.jsonl of a run of reward.py. env: the machine and its versions. recipe: its settings.
-    results: {evaluation: what its JSON file holds, or None}; "grades": the lines of judge-paper.
-    """
-
-    name: str
+    name: str  # "64-2-4"
     out_dir: str
-    kind: str = ""
+    kind: str = ""  # "" for plain stories, syn, instruct, reward or baseline
     size: Size | None = None
     seed: int = 1
-    parameters: int = 0
-    block_parameters: int = 0
-    position_parameters: int = 0
-    tokens: int = 0
-    curve: list = field(default_factory=list)
-    train_curve: list = field(default_factory=list)
-    steps: list = field(default_factory=list)
-    env: dict = field(default_factory=dict)
-    recipe: dict = field(default_factory=dict)
+    parameters: int = 0  # with embeddings
+    block_parameters: int = 0  # without embeddings
+    position_parameters: int = 0  # of the position embedding
+    tokens: int = 0  # trained on
+    curve: list = field(default_factory=list)  # [(tokens, loss)] on validation stories
+    train_curve: list = field(default_factory=list)  # [(tokens, loss)] on training stories
+    steps: list = field(default_factory=list)  # lines of metrics.jsonl, of reward.py
+    env: dict = field(default_factory=dict)  # the machine and its versions
+    recipe: dict = field(default_factory=dict)  # the settings of train.py
+    # {evaluation: what its JSON file holds, or None}; "grades": the lines of judge-paper.jsonl
     results: dict = field(default_factory=dict)
 
     @property
@@ -70,14 +63,12 @@ class Run:
 
 @dataclass
 class Study:
-    """
-    A whole study: its settings, jobs (rows of study.json), runs, and data, {folder: manifest}.
-    """
+    """A whole study."""
 
     settings: dict
-    jobs: list
+    jobs: list  # the rows of study.json
     runs: list
-    data: dict
+    data: dict  # {folder: manifest}
 
     @property
     def plain_data(self):

@@ -149,7 +149,7 @@ def diversity(study):
                "new 4-grams", "exact copies", "MTLD", "self-BLEU"], rows),
         *[figure(svg, "Histograms of the paper's three measures.")
           for svg in charts.panels(histograms, ylabel="completions")],
-        figure(charts.lines(curves, log=False, marker=".",
+        figure(charts.lines(curves, log=False, style=".-",
                             xlabel="log10 of the frequency in the training stories; -10: new",
                             ylabel="fraction of the completions' n-grams"),
                f"How often the n-grams of {name} occur in the training stories."),
@@ -198,7 +198,7 @@ def syn(study):
         plain = study.first(run.size)
         pair = {f"{run.name} plain": plain.curve if plain else [],
                 f"{run.name} with synonyms": run.curve}  # fmt: skip
-        curves = charts.lines(pair, False, "o", xlabel="training tokens", ylabel="validation loss")
+        curves = charts.lines(pair, False, "o-", xlabel="training tokens", ylabel="validation loss")
         blocks.append(figure(curves, "Each on the validation stories of its own data."))
         if result := run.results.get("vocabulary"):
             models = list(result["models"].values())

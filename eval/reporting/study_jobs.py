@@ -28,20 +28,14 @@ SET_BY_STUDY = ("source", "tokenizer", "dataset", "n_embd", "n_layer", "n_head",
 
 @dataclass(frozen=True)
 class Job:
-    """
-    One command of a study.
-
-    command: the words after `python`. output: the file that it writes last. needs: names of the
-    jobs that come first. weight: about how long it takes, in any unit. run: the run folder that it
-    trains, "" for other jobs; a training continues with --resume.
-    """
+    """One command of a study."""
 
     name: str
-    command: tuple
-    output: str
-    needs: tuple = ()
-    weight: float = 1.0
-    run: str = ""
+    command: tuple  # the words after `python`
+    output: str  # the file that it writes last
+    needs: tuple = ()  # names of the jobs that come first
+    weight: float = 1.0  # about how long it takes, in any unit
+    run: str = ""  # the run folder that it trains and can --resume, "" for other jobs
 
 
 class Size(NamedTuple):
@@ -92,12 +86,12 @@ def parse_options(text):
 
 
 class Model(NamedTuple):
-    """What an evaluation takes: its label, its folder, the words that name it, jobs it needs."""
+    """What an evaluation takes."""
 
     label: str
     folder: str
-    words: tuple
-    needs: tuple
+    words: tuple  # that name it on a command line
+    needs: tuple  # names of jobs
 
 
 class Plan:
