@@ -63,8 +63,8 @@ class Settings:
     embedder: str = "model"  # model: the reference's embeddings; or one of sentence-transformers
     top_sentences: int = 0  # the closest sentences of a story, whose mean counts; 0: all
     max_similarity: float = 1.0  # highest cosine similarity of a sentence that counts
-    min_words: int = 60  # a shorter story loses the fraction it lacks; 0: no minimum
-    repetition_penalty: float = 0.0  # times the fraction of repeated 3-grams beyond the reference's
+    min_words: int = 60  # a shorter story loses the fraction of them it lacks; 0: no minimum
+    repetition_penalty: float = 0.0  # times the fraction of repeated 3-grams above the reference's
     # the policy gradient
     method: str = "rloo"  # naive, reinforce, rloo or grpo
     kl_factor: float = 0.02  # reward that a nat of KL divergence from the reference costs

@@ -92,22 +92,16 @@ def read_runs(folders):
 def frontier(runs):
     """The content of frontier.json: points of both lines, and where each of `read_runs` ended."""
     rewards, prompts = runs[0][2]["rewards"], runs[0][2]["prompts"]
-    best = [(n, mean_over_prompts(best_of_n, rewards, prompts, n)) for n in NS]
-    optima = [(float(beta), mean_over_prompts(optimum, rewards, prompts, beta)) for beta in BETAS]
-    return {
-        "word": runs[0][1]["word"],
-        "best_of": [{"n": n} | _point(point) for n, point in best],
-        "optimum": [{"beta": beta} | _point(point) for beta, point in optima if point],
-        "runs": [
-            {"method": settings["method"], "kl_factor": settings["kl_factor"], "out_dir": folder}
-            | _point(steps[-LAST_STEPS:].mean(0))
-            for folder, settings, _, steps in runs
-        ],
-    }
-
-
-def _point(point):
-    return {"kl": float(point[0]), "reward": float(point[1])}
+    best = [({"n": n}, mean_over_prompts(best_of_n, rewards, prompts, n)) for n in NS]
+    optima = [({"beta": float(beta)}, mean_over_prompts(optimum, rewards, prompts, beta))
+              for beta in BETAS]  # fmt: skip
+    ends = [({"method": settings["method"], "kl_factor": settings["kl_factor"], "out_dir": folder},
+             steps[-LAST_STEPS:].mean(0)) for folder, settings, _, steps in runs]  # fmt: skip
+    results = {"word": runs[0][1]["word"]}
+    for name, points in (("best_of", best), ("optimum", optima), ("runs", ends)):
+        results[name] = [facts | {"kl": float(point[0]), "reward": float(point[1])}
+                         for facts, point in points if point is not None]  # fmt: skip
+    return results
 
 
 def plot(results, runs, path):
