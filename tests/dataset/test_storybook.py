@@ -142,7 +142,7 @@ def test_instruct_fields():
     assert sum(len(story.words) == 3 for story in many_stories()[:600]) > 0.95 * 600
 
 
-def test_recount_is_what_was_many_stories():
+def test_parse_story_restores_what_was_generated():
     for story in many_stories():
         assert replace(parse_story(story.text), sentence=story.sentence) == story
         assert parse_story(story.text.rsplit(" ", 1)[0]) is None

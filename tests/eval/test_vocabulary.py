@@ -13,7 +13,14 @@ from tiny import settings_for
 import prepare
 from configs import UserError
 from eval import vocabulary
-from eval.vocabulary import Settings, entropy, meaning, meanings, richness, usual_of
+from eval.vocabulary import (
+    Settings,
+    frequent_words,
+    richness,
+    synonym_entropy,
+    word_sense,
+    word_senses,
+)
 from nanostories.dataset import storybook
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
@@ -25,10 +32,10 @@ def test_entropy_by_hand():
     all, four of them big's: 4 / 6 of a bit.
     """
     texts = [[("big", "big"), ("big", "large"), ("friend", "friend")]] * 2
-    found = entropy(texts, 0)
+    found = synonym_entropy(texts, 0)
     assert found["mean"] == pytest.approx(4 / 6) and found["n"] == 2
     assert found["low"] == found["high"] == pytest.approx(4 / 6)  # the texts are alike
-    assert entropy([[("a", "a")]], 0)["mean"] == 0 and entropy([[], []], 0) is None
+    assert synonym_entropy([[("a", "a")]], 0)["mean"] == 0 and synonym_entropy([[], []], 0) is None
 
 
 def test_entropy_of_what_a_sample_does_not_show():
@@ -37,7 +44,7 @@ def test_entropy_of_what_a_sample_does_not_show():
     texts = [[("x", str(rng.integers(40))) for _ in range(2)] for _ in range(60)]
     _, counts = np.unique([word for text in texts for _, word in text], return_counts=True)
     shown = -(counts / 120 * np.log2(counts / 120)).sum()
-    found = entropy(texts, 0)
+    found = synonym_entropy(texts, 0)
     assert shown < found["mean"] and abs(found["mean"] - np.log2(40)) < np.log2(40) - shown
     assert found["low"] < found["mean"] < found["high"]
 
@@ -47,18 +54,18 @@ def test_what_words_mean():
     By their most usual sense: "big" and "large" the same, "find" and "see" not, though they can;
     "found" is "find", and what has no synonym counts nowhere.
     """
-    assert meaning("big", "a") == ("large.a.01", "big")
-    assert meaning("large", "a") == ("large.a.01", "large")
-    assert meaning("find", "v")[0] != meaning("see", "v")[0]
-    assert meaning("found", "v") == meaning("find", "v") and meaning("xyzzy", "n") is None
-    found = meanings("The large dog found the big xyzzy.")
+    assert word_sense("big", "a") == ("large.a.01", "big")
+    assert word_sense("large", "a") == ("large.a.01", "large")
+    assert word_sense("find", "v")[0] != word_sense("see", "v")[0]
+    assert word_sense("found", "v") == word_sense("find", "v") and word_sense("xyzzy", "n") is None
+    found = word_senses("The large dog found the big xyzzy.")
     assert [base for _, base in found] == ["large", "dog", "find", "big"]
 
 
 def test_rare_words():
     """Those beyond the ones that make up 95 % of plain stories; what is no word at all is none."""
     counts = {"a": 90, "b": 5, "lily": 3, "d": 2}
-    assert usual_of(counts) == {"a", "b"}
+    assert frequent_words(counts) == {"a", "b"}
     row = richness([["a lily elephant b", "a a"], ["thething b"]], counts, Settings())
     assert row["rare"]["mean"] == pytest.approx(2 / 8) and row["words"]["mean"] == 8 / 3
     assert row["non_words"]["mean"] == pytest.approx(1 / 8) and row["rare"]["n"] == 2
@@ -66,8 +73,8 @@ def test_rare_words():
 
 def test_intervals_are_over_beginnings():
     """Completions of one beginning are drawn together: they have no spread of their own."""
-    told = [["a elephant"] * 4, ["a a a"] * 4] * 3
-    row = richness(told, {"a": 1}, Settings())
+    samples = [["a elephant"] * 4, ["a a a"] * 4] * 3
+    row = richness(samples, {"a": 1}, Settings())
     assert row["rare"]["n"] == 6 and row["rare"]["low"] < 0.1 < 0.3 < row["rare"]["high"]
 
 
@@ -75,7 +82,9 @@ def test_richer_text_has_more_of_everything():
     """Two synonyms by turns are richer than one, and nothing else about the texts differs."""
     one = [["The big dog saw a big dog. The big dog saw a big dog."]] * 6
     two = [["The big dog saw a large dog. The large dog saw a big dog."]] * 6
-    plain, rich = (richness(told, {"a": 1}, Settings(distinct_words=14)) for told in (one, two))
+    plain, rich = (
+        richness(samples, {"a": 1}, Settings(distinct_words=14)) for samples in (one, two)
+    )
     assert plain["synonym_entropy"]["mean"] == 0 < rich["synonym_entropy"]["mean"]
     assert rich["mtld"]["mean"] > plain["mtld"]["mean"]
     assert rich["distinct_1"]["mean"] > plain["distinct_1"]["mean"]
