@@ -3,7 +3,7 @@ The transformer: GPT-2's architecture, weight for weight (Radford et al. 2019), 
 
     model = GPT(GPTConfig(vocab_size=50257, n_layer=4, n_head=16, n_embd=768))
     logits = model(tokens)                                          # (B, T) -> (B, T, vocab_size)
-    loss = model(tokens, targets, positions=positions, start=start)     # a packed batch of stories
+    loss = model(tokens, targets, positions=positions, doc_start=doc_start)
 
 Token plus position embeddings; n_layer blocks of layer norm -> attention -> add, layer norm -> MLP
 -> add; a last layer norm; and the token embedding once more as the output head. Three settings turn
@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels.attention import attention, choose_attention, span_ends, windowed
+from kernels.attention import attention, attention_span, choose_attention, windowed
 from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 
 
@@ -63,11 +63,11 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, band, impl):
+    def forward(self, x, span, implementation):
         B, T, C = x.shape
-        start, end = band
+        start, end = span  # see kernels.attention.attention_span
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
-        out = attention(qkv, start, self.scale, impl, end)  # (B, T, H, D)
+        out = attention(qkv, start, self.scale, implementation, end)  # (B, T, H, D)
         return self.c_proj(out.reshape(B, T, C))
 
 
@@ -90,8 +90,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x, band, impl):
-        x = x + self.drop(self.attn(self.ln_1(x), band, impl))
+    def forward(self, x, span, implementation):
+        x = x + self.drop(self.attn(self.ln_1(x), span, implementation))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -133,17 +133,18 @@ class GPT(nn.Module):
         """How many tokens back layer number `layer` sees; 0: all (GPT-Neo's odd layers: 256)."""
         return self.config.window if layer % 2 else 0
 
-    def forward(self, tokens, targets=None, positions=None, start=None, mean=True):
+    def forward(self, tokens, targets=None, positions=None, doc_start=None, mean=True):
         """
         Logits, or with targets the loss.
 
-        tokens: (B, T) int64. targets: (B, T) int64, IGNORE_INDEX where nothing counts. positions:
-        (B, T) int64, each token's place in its story; default: in its row. start: (B, T) int32, see
-        kernels.attention. Returns logits (B, T, vocab_size); or the cross-entropy in nats, float32:
-        its mean over the targets that count, or with mean=False (B, T), 0 where IGNORE_INDEX.
-        Raises ValueError where a position would pass block_size.
+        tokens: (B, T) int64. targets: (B, T) int64, IGNORE_INDEX where nothing is scored.
+        positions: (B, T) int64, each token's place in its story; default: in its row. doc_start:
+        (B, T) int32, the column where each token's story starts; default: the row is one story.
+        Returns logits (B, T, vocab_size); or the cross-entropy in nats, float32: its mean over the
+        scored targets, or with mean=False (B, T), 0 where IGNORE_INDEX. Raises ValueError where a
+        position would pass block_size.
         """
-        x = self.hidden(tokens, positions, start)
+        x = self.hidden(tokens, positions, doc_start)
         if targets is None:
             return self.head(x)
         vocab_size = self.config.vocab_size
@@ -152,7 +153,7 @@ class GPT(nn.Module):
         )
         return loss if mean else loss.view(targets.shape)
 
-    def hidden(self, tokens, positions=None, start=None):
+    def hidden(self, tokens, positions=None, doc_start=None):
         """What the head reads, (B, T, C); arguments and errors as of `forward`."""
         B, T = tokens.shape
         if positions is None:
@@ -160,16 +161,14 @@ class GPT(nn.Module):
                 raise ValueError(f"{T} tokens, but block_size is {limit}")
             positions = torch.arange(T, device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
-        wide = near = self.band(start)
+        # Which keys each query attends to, computed once for all layers.
+        full_span = local_span = attention_span(doc_start, self.attn)
         if self.config.window:
-            near = self.band(windowed(start, self.config.window, (B, T), tokens.device))
+            start = windowed(doc_start, self.config.window, (B, T), tokens.device)
+            local_span = attention_span(start, self.attn)
         for i, block in enumerate(self.h):
-            x = block(x, near if self.window(i) else wide, self.attn)
+            x = block(x, local_span if self.window(i) else full_span, self.attn)
         return self.ln_f(x)
-
-    def band(self, start):
-        """(start, end): what attention asks of a batch, derived once for all layers."""
-        return start, None if start is None or self.attn != "triton" else span_ends(start)
 
     def head(self, x):
         """Hidden states (..., C) -> logits (..., vocab_size): the padding is cropped away."""

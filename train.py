@@ -184,7 +184,10 @@ def train_step(
         with contextlib.nullcontext() if ranks == 1 or is_last else model.no_sync():
             with timed("forward"), autocast():
                 loss = model(
-                    batch.tokens, batch.targets, positions=batch.positions, start=batch.doc_start
+                    batch.tokens,
+                    batch.targets,
+                    positions=batch.positions,
+                    doc_start=batch.doc_start,
                 )  # mean over the micro-batch's targets
                 loss = loss * weight
             with timed("backward"):

@@ -42,7 +42,7 @@ def stories(B, T, device):
 
 def sdpa(backends, start=None):
     """torch's attention with one backend, from packed qkv; start becomes a dense mask."""
-    mask = None if start is None else attention.mask_of(start)
+    mask = None if start is None else attention.attention_mask(start)
 
     def call(qkv):
         with sdpa_kernel(backends):
@@ -121,11 +121,11 @@ def loss_case(tokens, device, C, bars):
     def eager(hidden, weight):
         return F.cross_entropy(F.linear(hidden, weight).float(), targets)
 
-    def ours(impl):
-        args = (targets, words, -1, True, impl)
+    def ours(implementation):
+        args = (targets, words, -1, True, implementation)
         return lambda hidden, weight: cross_entropy.linear_cross_entropy(hidden, weight, *args)
 
-    chosen = cross_entropy.regime(torch.bfloat16, C)
+    chosen = cross_entropy.choose_kernels(torch.bfloat16, C)
     contestants = {
         "ours": ours(chosen),
         "eager": eager,

@@ -85,14 +85,16 @@ def attention_passes(head_size, dtype, stories):
     attention.flash_attention_backward(out, qkv, out, lse, start, start, 1.0)
 
 
-def loss_passes(n_embd, dtype, impl):
+def loss_passes(n_embd, dtype, implementation):
     """Run the launchers of linear_cross_entropy, forward and backward and forward alone."""
     hidden, weight = torch.zeros(32, n_embd, dtype=dtype), torch.zeros(128, n_embd, dtype=dtype)
     targets = torch.zeros(32, dtype=torch.int64)
     for grad in (True, False):
-        saved = cross_entropy.fused_loss(hidden, weight, targets, 97, -1, True, grad, impl, dtype)
+        saved = cross_entropy.fused_loss(
+            hidden, weight, targets, 97, -1, True, grad, implementation, dtype
+        )
     cross_entropy.fused_loss_backward(
-        torch.ones(32), hidden, weight, targets, *saved[1:], 97, -1, impl, dtype
+        torch.ones(32), hidden, weight, targets, *saved[1:], 97, -1, implementation, dtype
     )
 
 
@@ -120,9 +122,9 @@ def configurations():
                 name = f"attention D={size} {'stories' if stories else 'causal'} {dtype}"
                 found[name] = (attention_passes, size, getattr(torch, dtype), stories)
         for size in EMBEDDINGS:
-            impl = cross_entropy.regime(getattr(torch, dtype), size)
-            name = f"loss C={size} {impl} {dtype}"
-            found[name] = (loss_passes, size, getattr(torch, dtype), impl)
+            implementation = cross_entropy.choose_kernels(getattr(torch, dtype), size)
+            name = f"loss C={size} {implementation} {dtype}"
+            found[name] = (loss_passes, size, getattr(torch, dtype), implementation)
     return found
 
 

@@ -1,35 +1,34 @@
 """
-Causal attention inside a story.
+Causal attention within a story.
 
     O_i = sum_j P_ij V_j,   P_ij = exp(S_ij) / sum_j' exp(S_ij'),   S_ij = scale * Q_i . K_j
 
-over start_i <= j <= i. A row of a batch holds several stories, and token i attends from its own
-story's first token `start_i` to itself, so one int32 tensor says which tokens see each other. A
-window of w tokens is the same thing with start_i raised to i - w + 1 (`windowed`). `start=None` is
-plain causal. `qkv` is packed as the projection leaves it, (B, T, 3, H, D), and the result is
-(B, T, H, D). Three ways to compute it, which agree to rounding:
+over start_i <= j <= i. A row of a batch holds several stories; start_i is the first key that query
+i may attend to, the first token of its story. A window of w tokens raises start_i to i - w + 1
+(`windowed`). `start=None` is plain causal attention. `qkv` is packed as the projection leaves it,
+(B, T, 3, H, D); the result is (B, T, H, D). Three implementations, equal to rounding:
 
     math     the formula, written out: the reference of every test
     sdpa     torch's fused attention; on a CPU story by story, since a dense T x T mask would spend
-             most of its time on pairs of tokens that belong to different stories
+             most of its time on pairs of tokens from different stories
     triton   the three kernels below, for CUDA
 
-The forward pass (FlashAttention-2: Dao 2023, algorithm 1). P has T x T entries a head, and writing
-it to memory would cost far more than the matrix products. But a softmax can be taken in one sweep
-over the keys, a block at a time, with a running maximum m, sum z and output a:
+Forward (FlashAttention-2: Dao 2023, algorithm 1). P has T x T entries a head, and writing it to
+memory would cost far more than the matrix products. But one sweep over the keys, a block at a time,
+is enough for a softmax, with a running maximum m, sum z and output a:
 
     m' = max(m, max_j S_j)     z' = z e^(m - m') + sum_j e^(S_j - m')
                                a' = a e^(m - m') + sum_j e^(S_j - m') V_j
 
-and O = a / z at the end. P lives for one block, in registers. L = m + log z is kept for the
-backward pass, which can then recompute any P_ij = exp(S_ij - L_i) without a sweep. The kernels work
-in base 2, because a GPU has exp2 and not exp: S' = S log2(e), and L is the log2 of the sum.
+and O = a / z at the end. P exists for one block at a time, in registers. L = m + log z is kept for
+the backward pass, which recomputes any P_ij = exp(S_ij - L_i) from it. The kernels work in base 2,
+because a GPU has exp2 and not exp: S' = S log2(e), and L is the log2 of the sum.
 
-The backward pass. Write dX for the gradient of the loss by X; dO is given. From O = P V,
+Backward. Write dX for the gradient of the loss by X; dO is given. From O = P V,
 
     dV_j = sum_i P_ij dO_i       dP_ij = dO_i . V_j
 
-The softmax's own derivative is P_ij ([j = k] - P_ik), of P_ij by S_ik. Hence
+The derivative of the softmax is P_ij ([j = k] - P_ik), of P_ij by S_ik. Hence
 
     dS_ik = sum_j dP_ij P_ij ([j = k] - P_ik) = P_ik (dP_ik - delta_i)
     delta_i = sum_j P_ij dP_ij = (sum_j P_ij V_j) . dO_i = O_i . dO_i
@@ -38,27 +37,29 @@ and with S = scale Q K^T,
 
     dQ_i = scale sum_j dS_ij K_j         dK_j = scale sum_i dS_ij Q_i
 
-`_delta` computes delta. In `_backward` program i first owns key block i: it sweeps over the queries
-that see it and sums dK and dV. Then it owns query block i: it sweeps over the keys that it sees and
-sums dQ. Both recompute P, 7 matrix products where 5 would do, but no two programs ever write the
-same place: no atomics, and the same bits every time. A late block has few queries after it and many
-keys before it, so when plain causal every program has the same work.
+`_delta` computes delta. In `_backward` program i first takes key block i: it sweeps over the
+queries that attend to it and sums dK and dV. Then it takes query block i: it sweeps over the keys
+that the block attends to and sums dQ. Both recompute P, 7 matrix products where 5 would do, but no
+two programs ever write to the same place: no atomics, and the same bits every time. A late block
+has few queries after it and many keys before it, so under a plain causal mask every program has the
+same work.
 
-What must move and be computed, for N = B T tokens of C = H D channels in a 2-byte type and M pairs
-(i, j) that see each other, N (T + 1) / 2 if plain causal; and what that is for 32,768 tokens, 768
-channels and T = 512, with the least time by an H200's data sheet (4.8 TB/s, 989 TFLOP/s):
+What must be moved and computed, for N = B T tokens of C = H D channels in a 2-byte type and M pairs
+(i, j) with start_i <= j <= i, N (T + 1) / 2 of them under a plain causal mask; and the same for
+32,768 tokens, 768 channels and T = 512, with the least time by an H200's data sheet (4.8 TB/s,
+989 TFLOP/s):
 
     forward     8 N C bytes (qkv in; O out)                     201 MB   42 us
                 4 M C FLOPs                                    26 GFLOP   26 us
     backward   18 N C bytes (O, dO; qkv, dO in; dqkv out)       453 MB   94 us
                14 M C FLOPs                                    90 GFLOP   91 us
 
-Blocks of pairs that no story spans are never visited: a sweep over keys begins at the start of the
-block's first query, one over queries ends where `span_ends` says that nothing sees the block any
-more.
+Blocks in which every pair crosses stories are skipped: a sweep over keys begins at the start of the
+block's first query, and one over queries ends where `span_ends` says that no later query attends to
+the block.
 
-Limits: D a multiple of 4 up to 128, float32, bfloat16 and float16, any T. Tested and timed on an
-H100 with Triton 3.6 (results/bench/kernels_h100.json); in Triton's interpreter; and compiled for
+Limits: D a multiple of 4 up to 128; float32, bfloat16 and float16; any T. Tested and timed on an
+H100 with Triton 3.6 (results/bench/kernels_h100.json); tested in Triton's interpreter; compiled for
 sm_80, sm_90 and sm_100 (`python -m benchmarks.kernel_compile`).
 """
 
@@ -71,141 +72,94 @@ from kernels.backend import launch, tl, triton, unavailable, warpgroups
 
 IMPLEMENTATIONS = ("auto", "triton", "sdpa", "math")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
-MAX_HEAD = 128
-
-
-def choose_attention(name, device, head_size, dtype):
-    """
-    The implementation behind a setting, and why: (name, reason).
-
-    name: one of IMPLEMENTATIONS. device: where the model runs. head_size: D. dtype: what it
-    computes in. Raises ValueError for other names, and for "triton" where it cannot run.
-    """
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"attn must be one of {', '.join(IMPLEMENTATIONS)}, not '{name}'")
-    why = unavailable(device)
-    if head_size % 4 or head_size > MAX_HEAD:
-        why = f"heads of {head_size} are not a multiple of 4 up to {MAX_HEAD}"
-    if name == "triton" and why:
-        raise ValueError(f"attn=triton cannot run: {why}; use attn=sdpa")
-    if name != "auto":
-        return name, "as asked"
-    if torch.device(device).type != "cuda":
-        return "sdpa", f"torch's fused attention is the fastest here on {torch.device(device).type}"
-    if why:
-        return "sdpa", f"triton cannot run: {why}"
-    if dtype == torch.float32:  # exact products, without tensor cores, are where torch is ahead
-        return "sdpa", "torch's fused attention is the fastest here in float32"
-    return "triton", "ahead of all that torch has; see python -m benchmarks.kernels"
+MAX_HEAD_SIZE = 128
+LOG2_E = 1.4426950408889634
 
 
 # ----------------------------------------------------------------------------------------------
-# who sees whom
+# which keys a query attends to
 
 
 def windowed(start, window, shape, device):
-    """
-    The `start` of a layer in which a token sees at most `window` tokens, itself included.
-
-    start: (B, T) int32 or None. shape: (B, T). Returns (B, T) int32.
-    """
+    """`start` (B, T) int32 or None, raised so that a query attends to at most `window` keys."""
     position = torch.arange(shape[1], dtype=torch.int32, device=device).expand(shape)
-    floor = (position - window + 1).clamp(min=0)
-    return floor if start is None else torch.maximum(start, floor)
+    earliest = (position - window + 1).clamp(min=0)
+    return earliest if start is None else torch.maximum(start, earliest)
 
 
 def span_ends(start):
     """
-    For each key, one past the last query that sees it: the other edge of the band of `start`.
+    For each key j, one past the last query that attends to it: (B, T) int32.
 
-    start: (B, T) int32, nondecreasing in T. Returns (B, T) int32. Query i >= j sees key j if
-    start_i <= j. Starts never decrease, so these queries come before all others: the end is how
-    many starts are at most j.
+    Query i >= j attends to j if start_i <= j. As start (B, T) int32 never decreases in T, these
+    queries come before all others, and the end is the number of starts that are at most j.
     """
     key = torch.arange(start.shape[1], dtype=start.dtype, device=start.device)
     keys = key.expand_as(start).contiguous()
     return torch.searchsorted(start.contiguous(), keys, right=True, out_int32=True)
 
 
-def mask_of(start):
-    """start (B, T) int32 -> (B, 1, T, T) bool, True where query i (row) may see key j (column)."""
+def attention_span(start, implementation):
+    """(start, end) as `attention` takes them: end = span_ends(start) where Triton needs it."""
+    needed = start is not None and implementation == "triton"
+    return start, span_ends(start) if needed else None
+
+
+def attention_mask(start):
+    """start (B, T) int32 -> (B, 1, T, T) bool, True where query i (row) attends to key j."""
     position = torch.arange(start.shape[1], device=start.device)
     causal = position[None, :] <= position[:, None]  # (T, T)
     return (causal & (position[None, None, :] >= start[:, :, None]))[:, None]
 
 
 # ----------------------------------------------------------------------------------------------
-# attention
-
-
-def attention(qkv, start=None, scale=None, impl="sdpa", end=None):
-    """
-    Attention of packed queries, keys and values.
-
-    qkv: (B, T, 3, H, D) float. start: (B, T) int32, 0 <= start[b, i] <= i, nondecreasing in i;
-    padding at a row's end counts as one more story. scale: factor of the scores, above 0;
-    default 1 / sqrt(D). impl: "triton", "sdpa" or "math". end: `ends(start)`, where the caller has
-    it already, as one that attends in many layers should. Returns (B, T, H, D) of qkv's dtype.
-    """
-    if impl == "math":
-        return attention_math(qkv, start, scale)
-    if impl == "triton":
-        if start is not None and end is None:
-            end = span_ends(start)
-        if qkv.dtype not in DTYPES:
-            raise TypeError(
-                f"attention's kernels take float32, bfloat16 or float16, not {qkv.dtype}"
-            )
-        scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-        return flash_attention(qkv, start, end, scale)[0]
-    if start is not None and qkv.device.type == "cpu" and _is_story_mask(start):
-        return attention_by_story(qkv, start, scale)
-    q, k, v = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
-    mask = None if start is None else mask_of(start)
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale)
-    return out.transpose(1, 2)
-
-
-def attention_math(qkv, start=None, scale=None):
-    """The formula as it stands, in qkv's dtype; shapes as in `attention`."""
-    v = qkv[:, :, 2].transpose(1, 2)  # (B, H, T, D)
-    return (attention_weights(qkv, start, scale) @ v).transpose(1, 2)
-
-
-def attention_weights(qkv, start=None, scale=None):
-    """P, which the fused ones never hold as a whole: (B, H, T, T), each query's row sums to 1."""
-    if start is None:
-        start = torch.zeros(qkv.shape[:2], dtype=torch.int32, device=qkv.device)
-    return attention_scores(qkv, scale).masked_fill(~mask_of(start), float("-inf")).softmax(-1)
+# in torch: the reference, and its fused attention
 
 
 def attention_scores(qkv, scale=None):
-    """S of every query and key, whether they see each other or not: (B, H, T, T)."""
+    """S of every query and key, masked or not: (B, H, T, T)."""
     q, k, _ = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
     return q @ k.transpose(-2, -1) * (scale or q.shape[-1] ** -0.5)
 
 
-def _is_story_mask(start):
-    """True if `start` only separates stories, with no window: every start is its own start."""
+def attention_weights(qkv, start=None, scale=None):
+    """P, which the fused implementations never hold whole: (B, H, T, T), each row sums to 1."""
+    if start is None:
+        start = torch.zeros(qkv.shape[:2], dtype=torch.int32, device=qkv.device)
+    scores = attention_scores(qkv, scale).masked_fill(~attention_mask(start), float("-inf"))
+    return scores.softmax(-1)
+
+
+def attention_math(qkv, start=None, scale=None):
+    """The formula, computed in qkv's dtype; shapes as in `attention`."""
+    v = qkv[:, :, 2].transpose(1, 2)  # (B, H, T, D)
+    return (attention_weights(qkv, start, scale) @ v).transpose(1, 2)
+
+
+def attention_sdpa(qkv, start=None, scale=None):
+    """torch's scaled_dot_product_attention; shapes as in `attention`."""
+    if start is not None and qkv.device.type == "cpu" and _only_stories(start):
+        return attention_by_story(qkv, start, scale)
+    q, k, v = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
+    mask = None if start is None else attention_mask(start)
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale)
+    return out.transpose(1, 2)
+
+
+def _only_stories(start):
+    """True if no window has raised `start`: every start is its own start."""
     return bool((start.gather(1, start.long()) == start).all())
 
 
 def attention_by_story(qkv, start, scale=None):
-    """
-    The same, one fused call for each story of the batch: no pair across stories is computed.
-
-    start must be a story mask (no window). Meant for CPUs, where a call costs microseconds. It
-    computes in float32: torch's bfloat16 attention takes twice as long there for short stories.
-    """
+    """`attention_sdpa` with one call per story, for CPUs: no pair across stories is computed."""
     B, T, _, H, D = qkv.shape
     first = start == torch.arange(T, dtype=start.dtype, device=start.device)  # (B, T) bool
     bounds = [*first.flatten().nonzero().flatten().tolist(), B * T]
     lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
-    stories = (
-        qkv.float().reshape(B * T, 3, H, D).split(lengths)
-    )  # its backward is one concatenation
-    outs = []
-    for story in stories:  # (L, 3, H, D)
+    # In float32: torch's bfloat16 attention takes twice as long on a CPU for short stories.
+    flat, outs = qkv.float().reshape(B * T, 3, H, D), []
+    for story in flat.split(lengths):  # (L, 3, H, D); split's backward is one concatenation
         q, k, v = story.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)  # each (1, H, L, D)
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
@@ -217,20 +171,20 @@ def attention_by_story(qkv, start, scale=None):
 # Triton: a tile of a head
 #
 # A kernel is a function that the GPU runs once for each program of a grid; tl.program_id says which
-# one this is. A program computes on tiles, matrices whose sides are powers of two, for tensor cores
-# from 16 up. A tensor argument (in capitals) arrives as a pointer; adding a matrix of offsets gives
-# a matrix of addresses, and tl.load(addresses, mask, other) reads those that the mask allows.
-# tl.constexpr arguments are constants: each set of them is compiled by itself. num_warps x 32
-# threads share a program; num_stages is how many steps of a loop have their loads under way.
+# one this is. A program computes on tiles: matrices whose sides are powers of two, at least 16 for
+# tensor cores. A tensor argument (in capitals) arrives as a pointer; adding a matrix of offsets
+# gives a matrix of addresses, and tl.load(addresses, mask, other) reads those where the mask is
+# True. tl.constexpr arguments are constants: each set of them is compiled by itself. num_warps x 32
+# threads run a program; num_stages is how many steps of a loop have their loads under way.
 #
 # The 33M model's heads of 48, padded to 64, would waste a quarter of the work, so a head's tile is
-# a tuple of one matrix or two side by side, 32 + 16 columns. The functions of this section are all
-# that knows about it; what follows them reads as if it were one (rows, D) matrix.
+# a tuple of one matrix or two side by side, 32 + 16 columns. Only the functions of this section
+# know; the code after them reads as if a tile were one (rows, D) matrix.
 
 
 @triton.constexpr_function
 def _left(D):
-    """Columns of a tile's first matrix: a power of two. Run by the compiler, not by the GPU."""
+    """Columns of a tile's first matrix, a power of two. Run by the compiler, not by the GPU."""
     return 16 if D <= 16 else D - 16 if D in (48, 80) else triton.next_power_of_2(D)
 
 
@@ -242,7 +196,7 @@ def _right(D):
 
 @triton.jit
 def _columns(D: tl.constexpr, SECOND: tl.constexpr):
-    """The columns of one of the two matrices, (1, width), and which of them are not padding."""
+    """The columns of one of the two matrices, (1, width), and which of them are no padding."""
     if SECOND:
         columns = _left(D) + tl.arange(0, _right(D))[None, :]
         return columns, (columns < D) | (_left(D) + _right(D) <= D)
@@ -253,28 +207,28 @@ def _columns(D: tl.constexpr, SECOND: tl.constexpr):
 
 @triton.jit
 def _load(matrix, rows, n_rows, STRIDE: tl.constexpr, D: tl.constexpr, CHECK: tl.constexpr):
-    """Rows of `matrix`, STRIDE elements apart. CHECK: those from n_rows on become zeros."""
-    inside = (rows[:, None] < n_rows) | (not CHECK)
+    """A tile of rows of `matrix`, STRIDE elements apart. CHECK: rows from n_rows on become 0."""
+    valid = (rows[:, None] < n_rows) | (not CHECK)
     columns, real = _columns(D, False)
-    x = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=inside & real, other=0.0)
+    x = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=valid & real, other=0.0)
     if _right(D) == 0:
         return (x,)
     else:
         columns, real = _columns(D, True)
-        y = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=inside & real, other=0.0)
+        y = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=valid & real, other=0.0)
         return x, y
 
 
 @triton.jit
 def _store(matrix, rows, n_rows, tile, STRIDE: tl.constexpr, D: tl.constexpr):
-    """The reverse of _load, in the matrix's dtype; rows from n_rows on are left out."""
-    inside = rows[:, None] < n_rows
+    """Write a tile into rows of `matrix`, in its dtype; rows from n_rows on are skipped."""
+    valid = rows[:, None] < n_rows
     dtype = matrix.dtype.element_ty
     columns, real = _columns(D, False)
-    tl.store(matrix + rows[:, None] * STRIDE + columns, tile[0].to(dtype), mask=inside & real)
+    tl.store(matrix + rows[:, None] * STRIDE + columns, tile[0].to(dtype), mask=valid & real)
     if _right(D) > 0:
         columns, real = _columns(D, True)
-        tl.store(matrix + rows[:, None] * STRIDE + columns, tile[1].to(dtype), mask=inside & real)
+        tl.store(matrix + rows[:, None] * STRIDE + columns, tile[1].to(dtype), mask=valid & real)
 
 
 @triton.jit
@@ -297,7 +251,7 @@ def _scale(tile, factor):
 
 @triton.jit
 def _dot_transposed(a, b):
-    """a b^T, (rows of a, rows of b): the dot products of the rows of two tiles, in float32."""
+    """a b^T, (rows of a, rows of b), in float32."""
     x = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")
     if len(a) == 2:
         x = tl.dot(a[1], tl.trans(b[1]), x, input_precision="ieee")
@@ -306,7 +260,7 @@ def _dot_transposed(a, b):
 
 @triton.jit
 def _add_dot(tile, p, b):
-    """tile + p b, p (rows of the tile, rows of b) being rounded to b's dtype first."""
+    """tile + p b; p (rows of the tile, rows of b) is rounded to b's dtype first."""
     p = p.to(b[0].dtype)
     x = tl.dot(p, b[0], tile[0], input_precision="ieee")
     if len(b) == 1:
@@ -326,10 +280,10 @@ def _forward(
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """
-    BLOCK queries of one head against the keys they see, STEP at a time.
+    Attention of BLOCK queries of one head to their keys, STEP at a time.
 
-    QKV (B, T, 3, H, D), OUT (B, T, H, D), LSE (B, H, T) float32, START (B, T) int32, not read
-    unless STORIES. scale: of the scores, times log2(e). Grid: (H, blocks, B).
+    QKV (B, T, 3, H, D), OUT (B, T, H, D), LSE (B, H, T) float32, START (B, T) int32, read only
+    with STORIES. scale: of the scores, times log2(e). Grid: (H, blocks, B).
     """
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK  # the longest sweeps come first
@@ -348,9 +302,9 @@ def _forward(
         start = tl.load(START + batch * T + queries, mask=queries < T, other=0)
         begin = tl.load(START + batch * T + first) // STEP * STEP
 
-    # Keys before the block are in nobody's future; only the block's own need the causal mask, and
-    # only they may reach past T. static_range unrolls while compiling: two loops, with each
-    # `if DIAGONAL` decided. Masks compare places within the tile, which fit into 32 bits.
+    # Every key before the block is in every query's past; only the block's own keys need the causal
+    # mask, and only they may reach past T. static_range unrolls at compile time: two loops, with
+    # each `if DIAGONAL` decided. Masks compare places within the tile, which fit into 32 bits.
     for DIAGONAL in tl.static_range(2):
         low, high = begin, first
         if DIAGONAL:
@@ -395,38 +349,23 @@ def _delta(OUT, D_OUT, DELTA, T, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
-def _backward(
-    QKV, D_OUT, LSE, DELTA, D_QKV, START, END, T, scale, scale_log2,
+def _key_gradients(
+    Q, DO, LSE, DELTA, DQ, START, END, first, T, scale, scale_log2,
     H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """
-    dK and dV of BLOCK keys of one head, then dQ of the same BLOCK tokens as queries.
-
-    Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e).
-    """
-    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    first = tl.program_id(1) * BLOCK
-    last = tl.minimum(first + BLOCK, T)  # one past the block
+    """dK and dV of the BLOCK keys from `first` on; pointers and shapes as in _backward."""
     ROW: tl.constexpr = 3 * H * D
-    OUT_ROW: tl.constexpr = H * D
-    Q = QKV + batch * T * ROW + head * D
-    K, V = Q + H * D, Q + 2 * H * D
-    DO = D_OUT + batch * T * OUT_ROW + head * D
-    DQ = D_QKV + batch * T * ROW + head * D
-    LSE += (batch * H + head) * T
-    DELTA += (batch * H + head) * T
-    START += batch * T
+    last = tl.minimum(first + BLOCK, T)  # one past the block
     rows, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
-
-    # The block as keys, against the queries that see it. Everything stands transposed, (keys,
-    # queries), so that P^T and dS^T come out of one product just as the next one takes them in.
-    k = _load(K, rows, T, ROW, D, True)
-    v = _load(V, rows, T, ROW, D, True)
+    # Tiles are transposed, (keys, queries): P^T and dS^T come out of one product as the next one
+    # takes them in.
+    k = _load(Q + H * D, rows, T, ROW, D, True)
+    v = _load(Q + 2 * H * D, rows, T, ROW, D, True)
     dk, dv = _zeros(BLOCK, D), _zeros(BLOCK, D)
     end = T
     if STORIES:
-        end = tl.load(END + batch * T + last - 1)
+        end = tl.load(END + last - 1)
     for DIAGONAL in tl.static_range(2):
         low, high = first + BLOCK, end
         if DIAGONAL:
@@ -434,7 +373,7 @@ def _backward(
         for query in range(low, high, STEP):
             queries = query + place
             q = _load(Q, queries, T, ROW, D, True)  # past T q and dO are 0, and so is what they add
-            do = _load(DO, queries, T, OUT_ROW, D, True)
+            do = _load(DO, queries, T, H * D, D, True)
             lse = tl.load(LSE + queries, mask=queries < T, other=0.0)
             delta = tl.load(DELTA + queries, mask=queries < T, other=0.0)
             p = tl.exp2(_dot_transposed(k, q) * scale_log2 - lse[None, :])
@@ -449,46 +388,71 @@ def _backward(
     _store(DQ + H * D, rows, T, _scale(dk, scale), ROW, D)
     _store(DQ + 2 * H * D, rows, T, dv, ROW, D)
 
-    # The block as queries, against the keys that it sees. (k_j, not k: a name that exists before a
-    # loop and is assigned in it is carried from step to step, in registers.)
-    q_i = _load(Q, rows, T, ROW, D, True)
-    do_i = _load(DO, rows, T, OUT_ROW, D, True)
-    lse_i = tl.load(LSE + rows, mask=rows < T, other=0.0)
-    delta_i = tl.load(DELTA + rows, mask=rows < T, other=0.0)
+
+@triton.jit
+def _backward(
+    QKV, D_OUT, LSE, DELTA, D_QKV, START, END, T, scale, scale_log2,
+    H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """
+    dK and dV of BLOCK keys of one head, then dQ of the same BLOCK tokens as queries.
+
+    Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e).
+    """
+    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    first = tl.program_id(1) * BLOCK
+    ROW: tl.constexpr = 3 * H * D
+    Q = QKV + batch * T * ROW + head * D
+    K, V = Q + H * D, Q + 2 * H * D
+    DO = D_OUT + batch * T * (H * D) + head * D
+    DQ = D_QKV + batch * T * ROW + head * D
+    LSE += (batch * H + head) * T
+    DELTA += (batch * H + head) * T
+    START += batch * T
+    END += batch * T
+    _key_gradients(
+        Q, DO, LSE, DELTA, DQ, START, END, first, T, scale, scale_log2, H, D, STORIES, BLOCK, STEP
+    )
+
+    rows, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
+    q = _load(Q, rows, T, ROW, D, True)
+    do = _load(DO, rows, T, H * D, D, True)
+    lse = tl.load(LSE + rows, mask=rows < T, other=0.0)
+    delta = tl.load(DELTA + rows, mask=rows < T, other=0.0)
     dq = _zeros(BLOCK, D)
     begin = 0
     if STORIES:
-        start_i = tl.load(START + rows, mask=rows < T, other=0)
+        start = tl.load(START + rows, mask=rows < T, other=0)
         begin = tl.load(START + first) // STEP * STEP
     for DIAGONAL in tl.static_range(2):
         low, high = begin, first
         if DIAGONAL:
-            low, high = first, last
+            low, high = first, tl.minimum(first + BLOCK, T)
         for key in range(low, high, STEP):
             keys = key + place
-            k_j = _load(K, keys, T, ROW, D, DIAGONAL)
-            v_j = _load(V, keys, T, ROW, D, DIAGONAL)
-            p = tl.exp2(_dot_transposed(q_i, k_j) * scale_log2 - lse_i[:, None])
+            k = _load(K, keys, T, ROW, D, DIAGONAL)
+            v = _load(V, keys, T, ROW, D, DIAGONAL)
+            p = tl.exp2(_dot_transposed(q, k) * scale_log2 - lse[:, None])
             if STORIES:
-                p = tl.where(place[None, :] >= (start_i - key)[:, None], p, 0.0)
+                p = tl.where(place[None, :] >= (start - key)[:, None], p, 0.0)
             if DIAGONAL:
                 p = tl.where(place[None, :] <= (rows - key)[:, None], p, 0.0)
-            ds = p * (_dot_transposed(do_i, v_j) - delta_i[:, None])
-            dq = _add_dot(dq, ds, k_j)
+            ds = p * (_dot_transposed(do, v) - delta[:, None])
+            dq = _add_dot(dq, ds, k)
     _store(DQ, rows, T, _scale(dq, scale), ROW, D)
 
 
 # ----------------------------------------------------------------------------------------------
-# torch's side
+# custom ops, which torch.compile keeps in one graph, and the public function
 
 
 def tiles(head_size, dtype, backward, device):
     """
-    How a pass is cut: BLOCK and STEP in tokens, and the compiler's settings, for `launch`.
+    The tile shape of a pass: BLOCK and STEP in tokens, and the compiler's settings, for `launch`.
 
-    The fastest on an H100 (benchmarks.kernel_tuning) of what compiles with next to no spilled
-    registers for the device's kind of tensor cores (benchmarks.kernel_compile). STEP divides
-    BLOCK.
+    The fastest on an H100 (benchmarks.kernel_tuning) of those that compile with next to no spilled
+    registers for the device's kind of tensor cores (benchmarks.kernel_compile). STEP divides BLOCK.
     """
     wide = warpgroups(device)
     if dtype == torch.float32:
@@ -505,49 +469,41 @@ def tiles(head_size, dtype, backward, device):
     return settings
 
 
-LOG2_E = 1.4426950408889634
-
-
 @torch.library.custom_op("nanostories::attention", mutates_args=())
 def flash_attention(
     qkv: torch.Tensor, start: torch.Tensor | None, end: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """attention's kernels: (out (B, T, H, D), log2 of each query's sum (B, H, T) float32)."""
+    """`attention` in Triton: (out (B, T, H, D), log2 of each query's sum (B, H, T) float32)."""
     qkv = qkv.contiguous()
     B, T, _, H, D = qkv.shape
     out, lse = qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
-    shape = tiles(D, qkv.dtype, False, qkv.device)
+    tile = tiles(D, qkv.dtype, False, qkv.device)
+    grid = (H, triton.cdiv(T, tile["BLOCK"]), B)
     stories = start is not None
-    first = start.contiguous() if stories else lse  # anything: not read
-    grid = (H, triton.cdiv(T, shape["BLOCK"]), B)
+    start = start.contiguous() if stories else lse  # without stories any tensor: it is not read
     launch(
-        _forward, grid, qkv, out, lse, first, T, scale * LOG2_E, H=H, D=D, STORIES=stories, **shape
+        _forward, grid, qkv, out, lse, start, T, scale * LOG2_E, H=H, D=D, STORIES=stories, **tile
     )
     return out, lse
 
 
 @torch.library.custom_op("nanostories::attention_backward", mutates_args=())
 def flash_attention_backward(
-    d_out: torch.Tensor,
-    qkv: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    start: torch.Tensor | None,
-    end: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
+    d_out: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    start: torch.Tensor | None, end: torch.Tensor | None, scale: float,
+) -> torch.Tensor:  # fmt: skip
     """The gradient of qkv, (B, T, 3, H, D), contiguous."""
     qkv, d_out = qkv.contiguous(), d_out.contiguous()
     B, T, _, H, D = qkv.shape
     delta, d_qkv = torch.empty_like(lse), torch.empty_like(qkv)
-    shape = tiles(D, qkv.dtype, True, qkv.device)
-    grid = (H, triton.cdiv(T, shape["BLOCK"]), B)
-    launch(_delta, grid, out, d_out, delta, T, H=H, D=D, BLOCK=shape["BLOCK"])
+    tile = tiles(D, qkv.dtype, True, qkv.device)
+    grid = (H, triton.cdiv(T, tile["BLOCK"]), B)
+    launch(_delta, grid, out, d_out, delta, T, H=H, D=D, BLOCK=tile["BLOCK"])
     stories = start is not None
-    band = (start.contiguous(), end.contiguous()) if stories else (lse, lse)
+    span = (start.contiguous(), end.contiguous()) if stories else (lse, lse)
     launch(
-        _backward, grid, qkv, d_out, lse, delta, d_qkv, *band, T, scale, scale * LOG2_E,
-        H=H, D=D, STORIES=stories, **shape,
+        _backward, grid, qkv, d_out, lse, delta, d_qkv, *span, T, scale, scale * LOG2_E,
+        H=H, D=D, STORIES=stories, **tile,
     )  # fmt: skip
     return d_qkv
 
@@ -566,7 +522,7 @@ def _(d_out, qkv, out, lse, start, end, scale):
 def _save(ctx, inputs, output):
     qkv, start, end, ctx.scale = inputs
     ctx.save_for_backward(qkv, *output, start, end)
-    ctx.set_materialize_grads(False)  # nothing asks for the gradient of lse
+    ctx.set_materialize_grads(False)  # lse gets no gradient: make no zeros for it
 
 
 def _differentiate(ctx, d_out, _):
@@ -576,3 +532,49 @@ def _differentiate(ctx, d_out, _):
 
 
 flash_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def attention(qkv, start=None, scale=None, implementation="sdpa", end=None):
+    """
+    Attention of packed queries, keys and values.
+
+    qkv: (B, T, 3, H, D) float. start: (B, T) int32, 0 <= start[b, i] <= i, nondecreasing in i;
+    padding at a row's end counts as one more story. scale: factor of the scores, above 0;
+    default 1 / sqrt(D). implementation: "triton", "sdpa" or "math". end: span_ends(start), if the
+    caller has it: it is the same in every layer. Returns (B, T, H, D) of qkv's dtype. Raises
+    TypeError where the kernels do not take qkv's dtype.
+    """
+    if implementation == "math":
+        return attention_math(qkv, start, scale)
+    if implementation == "sdpa":
+        return attention_sdpa(qkv, start, scale)
+    if qkv.dtype not in DTYPES:
+        raise TypeError(f"attention's kernels take float32, bfloat16 or float16, not {qkv.dtype}")
+    if start is not None and end is None:
+        end = span_ends(start)
+    return flash_attention(qkv, start, end, scale or qkv.shape[-1] ** -0.5)[0]
+
+
+def choose_attention(name, device, head_size, dtype):
+    """
+    The implementation that a setting selects, and the reason: (name, reason).
+
+    name: one of IMPLEMENTATIONS. dtype: what the model computes in. Raises ValueError for other
+    names, and for "triton" where it cannot run.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attn must be one of {', '.join(IMPLEMENTATIONS)}, not '{name}'")
+    obstacle = unavailable(device)
+    if head_size % 4 or head_size > MAX_HEAD_SIZE:
+        obstacle = f"heads of {head_size} are not a multiple of 4 up to {MAX_HEAD_SIZE}"
+    if name == "triton" and obstacle:
+        raise ValueError(f"attn=triton cannot run: {obstacle}; use attn=sdpa")
+    if name != "auto":
+        return name, "as set"
+    if torch.device(device).type != "cuda":
+        return "sdpa", f"the fastest on {torch.device(device).type}"
+    if obstacle:
+        return "sdpa", f"triton cannot run: {obstacle}"
+    if dtype == torch.float32:  # exact products, without tensor cores: torch's kernels are faster
+        return "sdpa", "the fastest in float32"
+    return "triton", "the fastest by python -m benchmarks.kernels"

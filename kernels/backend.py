@@ -1,27 +1,26 @@
 """
-Triton, if it is here: what the kernel files share and no kernel should have to explain.
+Triton, where it is installed: what the kernel files share.
 
 Triton comes with torch's CUDA build on Linux and is absent elsewhere. The kernel files can then
-still be read, imported and used for their plain torch paths; `unavailable` says why no kernel runs.
+still be imported and used for their torch implementations; `unavailable` gives the reason.
 
     TRITON_INTERPRET=1 python ...      runs the kernels on the CPU, in numpy: slowly, for study
 """
+
+import functools
 
 import torch
 
 try:
     import triton
     import triton.language as tl
-except ImportError:  # a Mac, or an install without it: the kernels stay plain functions
+except ImportError:  # a Mac, for example: the kernels stay plain functions
 
     class triton:
         jit = constexpr_function = staticmethod(lambda function: function)
 
     class tl:
         constexpr = staticmethod(lambda value: value)
-
-
-_REPAIRED = []
 
 
 def installed():
@@ -62,18 +61,17 @@ def launch(kernel, grid, *args, **options):
     if interpreted():
         _repair_interpreter()
     with torch.cuda.device_of(args[0]):
-        # a * b + c in one rounding: asked for by name, since Triton's default is about to change
+        # a * b + c in one rounding, set explicitly because Triton's default is about to change
         kernel[grid](*args, enable_fp_fusion=True, **options)
 
 
+@functools.cache
 def _repair_interpreter():
     """
     Make Triton's interpreter (3.6 to 3.9) compute in bfloat16 as a GPU does.
 
     As shipped, it multiplies the raw bits of bfloat16 in tl.dot, and rounds float32 towards zero.
     """
-    if _REPAIRED:
-        return
     import numpy as np
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -94,4 +92,3 @@ def _repair_interpreter():
         return TensorHandle(values.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
 
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = dot, cast
-    _REPAIRED.append(True)

@@ -5,38 +5,38 @@ The output head and its cross-entropy in one operation, without the N x V logits
     d loss_n / d h_n = sum_v (p_nv - [v = t]) W_v,                 p_nv = exp(S_nv) / sum_v' ...
     d loss_n / d W_v = sum_n (p_nv - [v = t]) h_n
 
-With a vocabulary of 50,000 the logits S are the largest thing of a training step by far: 32,768
-tokens make 3 GB of them in bfloat16, and eager PyTorch holds several copies. Both gradients need
-only p, and p follows from S, so S is made, used and forgotten a part at a time. Two ways, the
-better of which depends on C = n_embd, because remaking S costs 2 N V C operations:
+With a vocabulary of V = 50,000 words the logits S are by far the largest tensor of a training step:
+3 GB for 32,768 tokens in bfloat16, and eager PyTorch holds several copies. Both gradients need only
+p, and p follows from S, so S is computed, used and dropped one part at a time. Which way is faster
+depends on C = n_embd, because computing S once more costs 2 N V C operations:
 
     recompute   for small C. Two Triton kernels that keep a tile of S in registers, as attention
-                does: one sweeps over the vocabulary and makes the loss and d h (which is
-                attention with K = V = W), one sweeps over the tokens and makes d W.
+                does: one sweeps over the vocabulary and makes the loss and d h (attention with
+                K = V = W), one sweeps over the tokens and makes d W.
     chunks      for larger C. The logits of CHUNK tokens come from a plain matrix product; one
-                Triton kernel turns each row into its loss and, in place, into p - [v = t]; two
-                more products make d h and d W. For a mean all of this happens in the forward pass:
-                its gradients are those of the sum but for one factor, known later.
-    torch       chunks, with the kernel's work done by torch: for CPUs, where a chunk stays in the
-                cache and the whole would cross the memory bus six times.
+                Triton kernel turns each row into its loss and, in place, into p - [v = t]; two more
+                products make d h and d W. For a mean loss all of this happens in the forward pass:
+                its gradients are those of the sum, times one factor that is known later.
+    torch       chunks without Triton, for CPUs: a chunk stays in the cache, where all logits would
+                cross the memory bus six times.
 
-What it costs, in a 2-byte type, beside reading h and W and writing their gradients:
+The cost in a 2-byte type, besides reading h and W and writing their gradients:
 
                  products     logits moved   logits held
     recompute    8 N V C      -              a tile
     chunks       6 N V C      10 N V bytes   2 CHUNK V bytes
     eager        6 N V C      34 N V bytes   10 N V bytes
 
-On an H100 32,768 tokens and 50,304 words took `recompute` 3.9 ms and `chunks` 7.6 ms at C = 128,
+On an H100, 32,768 tokens and 50,304 words took `recompute` 3.9 ms and `chunks` 7.6 ms at C = 128,
 and 6.3 and 8.2 ms at C = 256, where the running sum of d h no longer fits a program's registers and
-goes to the stack (results/bench/kernels_h100.json). Beyond, it is `chunks`.
+goes to the stack (results/bench/kernels_h100.json). Beyond, `chunks` is used.
 
-A target that the model is sure of has p near 1, and p - 1 would lose its digits if p were rounded
+A target of which the model is sure has p near 1, and p - 1 would lose its digits if p were rounded
 to bfloat16 first. So d h leaves the target out of the rounded sum and adds (p_t - 1) W_t in full.
 
-Timed on an H100 with Triton 3.6, and tested there but for two later choices, the block shapes for
-C up to 64 and `recompute` above 128; tested in Triton's interpreter; and compiled for sm_80, sm_90
-and sm_100 (`python -m benchmarks.kernel_compile`), `recompute` up to 128.
+Tested and timed on an H100 with Triton 3.6, except for two later choices, the tile shapes for C up
+to 64 and `recompute` above 128; tested in Triton's interpreter; compiled for sm_80, sm_90 and
+sm_100 (`python -m benchmarks.kernel_compile`), `recompute` up to 128.
 """
 
 import torch
@@ -44,44 +44,25 @@ import torch.nn.functional as F
 
 from kernels.backend import launch, tl, triton, unavailable, warpgroups
 
+IGNORE_INDEX = -1  # a target that is not scored: padding
 IMPLEMENTATIONS = ("recompute", "chunks", "torch")
 CHUNK = {"cpu": 512, "cuda": 4096}  # tokens; of 50,304 words, 4,096 take 0.4 GB in bfloat16
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
-@torch.compiler.assume_constant_result  # it asks Triton and the GPU, which torch.compile cannot
-def choose_loss(device, dtype, n_embd):
-    """The implementation for a torch.device, a compute dtype and C: one of IMPLEMENTATIONS."""
-    if unavailable(device) or torch.device(device).type != "cuda":
-        return "torch"
-    return regime(dtype, n_embd)
+# ----------------------------------------------------------------------------------------------
+# Triton's work, in torch: the reference
 
 
-def regime(dtype, n_embd):
-    """The better of the two ways with kernels: "recompute" or "chunks"."""
-    # Without tensor cores, as in float32, remaking the logits costs more than storing them.
-    return "recompute" if n_embd <= 256 and dtype != torch.float32 else "chunks"
-
-
-def linear_cross_entropy(
-    hidden, weight, targets, vocab_size, ignore_index=-1, mean=True, impl=None
-):  # fmt: skip
-    """
-    Cross-entropy of softmax(hidden W^T) against targets.
-
-    hidden: (N, C) float. weight: (V_padded, C) float; rows from vocab_size on are padding, which
-    takes no part and gets no gradient. targets: (N,) int64, ignore_index where nothing counts.
-    impl: one of IMPLEMENTATIONS, default what `choose_loss` takes. Computed in autocast's dtype
-    where that is on, else in hidden's. Returns nats, float32: the mean over the targets that count
-    (nan where none does), or with mean=False a loss for each row (N,), 0 where ignored.
-    """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    impl = impl or choose_loss(hidden.device, dtype, weight.shape[1])
-    grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    sizes = (vocab_size, ignore_index)
-    losses = fused_loss(hidden, weight, targets.contiguous(), *sizes, mean, grad, impl, dtype)[0]
-    return losses.sum() / (targets != ignore_index).sum() if mean else losses
+def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_index, grad):
+    """The kernel _softmax_gradient below in torch's operations; logits have no padding here."""
+    log_p = logits.float().log_softmax(-1)
+    scored = (targets != ignore_index)[:, None]
+    target = targets[:, None].where(scored, 0)
+    losses.copy_(-(log_p.gather(1, target) * scored)[:, 0])
+    if grad:
+        gradient = log_p.exp_().scatter_add_(1, target, torch.full_like(d_loss[:, None], -1.0))
+        logits.copy_(gradient.mul_(scored * d_loss[:, None]))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -92,8 +73,8 @@ def linear_cross_entropy(
 def _rows(matrix, rows, n_rows, C: tl.constexpr, WIDTH: tl.constexpr):
     """Rows of a matrix (n_rows, C) as a tile (rows, WIDTH): zeros beyond its edges."""
     columns = tl.arange(0, WIDTH)[None, :]
-    inside = (rows[:, None] < n_rows) & ((columns < C) | (WIDTH == C))
-    return tl.load(matrix + rows[:, None].to(tl.int64) * C + columns, mask=inside, other=0.0)
+    valid = (rows[:, None] < n_rows) & ((columns < C) | (WIDTH == C))
+    return tl.load(matrix + rows[:, None].to(tl.int64) * C + columns, mask=valid, other=0.0)
 
 
 @triton.jit
@@ -106,13 +87,12 @@ def _sweep_words(
     Loss of BLOCK tokens, and with GRAD its gradient, from all V words, STEP at a time.
 
     HIDDEN, D_HIDDEN (N, C), WEIGHT (V, C), TARGETS (N,); LOSS (N,) and LSE (N,), the log2 of each
-    row's sum, float32. WIDTH: C rounded up to a power of two. The running maximum m, sum z and
-    output a are those of attention.py.
+    row's sum, float32. WIDTH: C rounded up to a power of two. m, z and a: as in attention.py.
     """
     tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
-    counts = target != ignore_index
-    target = tl.where(counts, target, 0).to(tl.int32)
+    scored = target != ignore_index
+    target = tl.where(scored, target, 0).to(tl.int32)
     h = _rows(HIDDEN, tokens, N, C, WIDTH)
     m = tl.full((BLOCK,), -1e38, tl.float32)
     z = tl.zeros((BLOCK,), tl.float32)
@@ -139,14 +119,14 @@ def _sweep_words(
     w_target = _rows(WEIGHT, target, V, C, WIDTH).to(tl.float32)
     s_target = tl.sum(h.to(tl.float32) * w_target, 1) * LOG2_E
     tl.store(LSE + tokens, lse, mask=tokens < N)
-    tl.store(LOSS + tokens, tl.where(counts, (lse - s_target) * LN_2, 0.0), mask=tokens < N)
+    tl.store(LOSS + tokens, tl.where(scored, (lse - s_target) * LN_2, 0.0), mask=tokens < N)
     if GRAD:
         d = a / z[:, None] + (tl.exp2(s_target - lse) - 1)[:, None] * w_target
-        d = tl.where(counts[:, None], d, 0.0)
+        d = tl.where(scored[:, None], d, 0.0)
         columns = tl.arange(0, WIDTH)[None, :]
         place = D_HIDDEN + tokens[:, None].to(tl.int64) * C + columns
-        inside = (tokens[:, None] < N) & (columns < C)
-        tl.store(place, d.to(D_HIDDEN.dtype.element_ty), mask=inside)
+        valid = (tokens[:, None] < N) & (columns < C)
+        tl.store(place, d.to(D_HIDDEN.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -190,15 +170,15 @@ def _softmax_gradient(
     GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """
-    One row of LOGITS (rows, V_PADDED): its loss, and with GRAD in its place D_LOSS (p - [v = t]).
+    Loss of one row of LOGITS (rows, V_PADDED); with GRAD the row becomes D_LOSS (p - [v = t]).
 
     The padding and ignored rows become zeros.
     """
     row = tl.program_id(0)
     LOGITS += row.to(tl.int64) * V_PADDED
     target = tl.load(TARGETS + row)
-    counts = target != ignore_index
-    # A maximum and a sum for each of BLOCK lanes, put together at the end.
+    scored = target != ignore_index
+    # One maximum and sum for each of BLOCK lanes, combined at the end.
     m = tl.full((BLOCK,), -1e38, tl.float32)
     z = tl.zeros((BLOCK,), tl.float32)
     for word in range(0, V, BLOCK):
@@ -211,13 +191,13 @@ def _softmax_gradient(
         m = new_m
     top = tl.max(m, 0)
     total = tl.sum(z * tl.exp2((m - top) * LOG2_E), 0)
-    s_target = tl.load(LOGITS + tl.where(counts, target, 0)).to(tl.float32)
+    s_target = tl.load(LOGITS + tl.where(scored, target, 0)).to(tl.float32)
     loss = tl.log2(total) * LN_2 + (top - s_target)
-    tl.store(LOSS + row, tl.where(counts, loss, 0.0))
+    tl.store(LOSS + row, tl.where(scored, loss, 0.0))
     if GRAD:
-        d_loss = tl.where(counts, tl.load(D_LOSS + row), 0.0)
-        # Threads run at their own pace: none may overwrite the target's logit while another has yet
-        # to read it. The loop itself needs no barrier: one thread reads and replaces an element.
+        d_loss = tl.where(scored, tl.load(D_LOSS + row), 0.0)
+        # Threads do not run in step: none may overwrite the target's logit before all have read it.
+        # The loop itself needs no barrier: the same thread reads and replaces an element.
         tl.debug_barrier()
         for word in range(0, V_PADDED, BLOCK):
             words = word + tl.arange(0, BLOCK)
@@ -229,12 +209,12 @@ def _softmax_gradient(
 
 
 # ----------------------------------------------------------------------------------------------
-# torch's side
+# custom ops, which torch.compile keeps in one graph, and the public function
 
 
 def tiles(n_embd, dtype, backward, device):
     """
-    How a sweep is cut: its constexprs, num_warps and num_stages, for `launch`.
+    The tile shape of a sweep: its constexprs, num_warps and num_stages, for `launch`.
 
     backward: of _sweep_tokens, else of _sweep_words. For n_embd up to 64 the fastest on an H100
     (`python -m benchmarks.kernel_tuning`).
@@ -250,19 +230,8 @@ def tiles(n_embd, dtype, backward, device):
     return shape | {"num_warps": 4, "num_stages": stages}
 
 
-def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_index, grad):
-    """_softmax_gradient in torch's own operations; logits have no padding here."""
-    log_p = logits.float().log_softmax(-1)
-    counts = (targets != ignore_index)[:, None]
-    target = targets[:, None].where(counts, 0)
-    losses.copy_(-(log_p.gather(1, target) * counts)[:, 0])
-    if grad:
-        gradient = log_p.exp_().scatter_add_(1, target, torch.full_like(d_loss[:, None], -1.0))
-        logits.copy_(gradient.mul_(counts * d_loss[:, None]))
-
-
 def _add_product(total, a, b):
-    """total += a b, with total float32 and a, b perhaps of 16 bits."""
+    """total += a b; total is float32, a and b may be of 16 bits."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     elif a.is_cuda:
@@ -271,29 +240,30 @@ def _add_product(total, a, b):
         total += a @ b
 
 
-def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, impl):
+def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, implementation):
     """
-    (losses (N,), d hidden (N, C), d weight (V_padded, C) float32), the gradients if `grad` and of
-    sum(d_loss * losses); hidden and weight are of the dtype to compute in.
+    (losses (N,), d hidden (N, C), d weight (V_padded, C) float32), CHUNK tokens at a time.
+
+    The gradients are of sum(d_loss * losses), and empty unless `grad`. hidden and weight are of the
+    dtype to compute in.
     """
-    N, V_padded = len(hidden), len(weight)
-    losses = hidden.new_empty(N, dtype=torch.float32)
-    d_hidden = torch.empty_like(hidden) if grad else None
-    d_weight = torch.zeros_like(weight, dtype=torch.float32) if grad else None
-    # The kernel wants the padding, for aligned rows; torch's operations are better off without.
-    width = vocab_size if impl == "torch" else V_padded
+    losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+    d_hidden = torch.empty_like(hidden) if grad else hidden.new_empty(0)
+    d_weight = weight.new_zeros(weight.shape if grad else 0, dtype=torch.float32)
+    # The kernel needs the padding, for aligned rows; torch's operations are better off without.
+    width = vocab_size if implementation == "torch" else len(weight)
     weight = weight[:width]
     size = CHUNK.get(hidden.device.type, CHUNK["cuda"])
-    for first in range(0, N, size):
+    for first in range(0, len(hidden), size):
         rows = slice(first, first + size)
         logits = F.linear(hidden[rows], weight)
         args = (logits, targets[rows], d_loss[rows], losses[rows], vocab_size)
-        if impl == "torch":
+        if implementation == "torch":
             _softmax_gradient_torch(*args, ignore_index, grad)
         else:
-            shape = {"BLOCK": 4096, "num_warps": 8}
-            sizes = (width, ignore_index)
-            launch(_softmax_gradient, (len(logits),), *args, *sizes, GRAD=grad, **shape)
+            tile = {"BLOCK": 4096, "num_warps": 8}
+            grid = (len(logits),)
+            launch(_softmax_gradient, grid, *args, width, ignore_index, GRAD=grad, **tile)
         if grad:
             torch.mm(logits, weight, out=d_hidden[rows])
             _add_product(d_weight[:width], logits.T, hidden[rows])
@@ -302,87 +272,66 @@ def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, 
 
 @torch.library.custom_op("nanostories::linear_cross_entropy", mutates_args=())
 def fused_loss(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    vocab_size: int,
-    ignore_index: int,
-    uniform: bool,
-    grad: bool,
-    impl: str,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int,
+    ignore_index: int, uniform: bool, grad: bool, implementation: str, dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """
     Losses (N,) and what their backward pass needs: (losses, lse, d hidden, d weight).
 
     uniform: every loss will have the same gradient, as under a mean. grad: there will be a backward
-    pass. Of the last three, those that this way of computing does not make have no elements.
+    pass. Of the last three, those that the implementation does not make yet are empty.
     """
-    N, C = hidden.shape
     with torch.autocast(hidden.device.type, enabled=False):
         h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
-        nothing = h.new_empty(0)
-        if impl == "recompute":
-            losses, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
-            d_hidden = torch.empty_like(h) if grad else nothing
-            shape = tiles(C, dtype, False, h.device)
-            grid = (triton.cdiv(N, shape["BLOCK"]),)
-            args = (h, w, targets, losses, lse, d_hidden, N, vocab_size, ignore_index)
-            launch(_sweep_words, grid, *args, GRAD=grad, **shape)
-            return losses, lse, d_hidden, h.new_empty(0)
-        now = grad and uniform
-        ones = h.new_ones(N, dtype=torch.float32)
-        losses, d_hidden, d_weight = _in_chunks(
-            h, w, targets, ones, vocab_size, ignore_index, now, impl
-        )
-        lse = h.new_empty(0, dtype=torch.float32)
-        return losses, lse, d_hidden if now else nothing, d_weight if now else h.new_empty(0)
+        if implementation != "recompute":
+            ones, make = h.new_ones(len(h), dtype=torch.float32), grad and uniform
+            args = (h, w, targets, ones, vocab_size, ignore_index, make, implementation)
+            losses, d_hidden, d_weight = _in_chunks(*args)
+            return losses, torch.empty_like(losses[:0]), d_hidden, d_weight
+        losses, lse = (h.new_empty(len(h), dtype=torch.float32) for _ in range(2))
+        d_hidden = torch.empty_like(h) if grad else h.new_empty(0)
+        tile = tiles(h.shape[1], dtype, False, h.device)
+        grid = (triton.cdiv(len(h), tile["BLOCK"]),)
+        args = (h, w, targets, losses, lse, d_hidden, len(h), vocab_size, ignore_index)
+        launch(_sweep_words, grid, *args, GRAD=grad, **tile)
+        return losses, lse, d_hidden, torch.empty_like(losses[:0])
 
 
 @torch.library.custom_op("nanostories::linear_cross_entropy_backward", mutates_args=())
 def fused_loss_backward(
-    d_losses: torch.Tensor,
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    lse: torch.Tensor,
-    d_hidden: torch.Tensor,
-    d_weight: torch.Tensor,
-    vocab_size: int,
-    ignore_index: int,
-    impl: str,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    d_losses: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
+    lse: torch.Tensor, d_hidden: torch.Tensor, d_weight: torch.Tensor, vocab_size: int,
+    ignore_index: int, implementation: str, dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of hidden and weight, in their dtypes, from those of the losses (N,)."""
     with torch.autocast(hidden.device.type, enabled=False):
         d_losses = d_losses.float().contiguous()
+        h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
         if d_weight.numel():  # made with the losses, for a gradient of 1
             d_hidden, d_weight = d_hidden * d_losses[:, None], d_weight * d_losses[:1]
+        elif implementation == "recompute":
+            d_weight = torch.empty_like(w, dtype=torch.float32)
+            tile = tiles(h.shape[1], dtype, True, h.device)
+            grid = (triton.cdiv(len(w), tile["BLOCK"]),)
+            args = (h, w, targets, lse, d_losses, d_weight, len(h), vocab_size, len(w))
+            launch(_sweep_tokens, grid, *args, ignore_index, **tile)
+            d_hidden = d_hidden * d_losses[:, None]
         else:
-            h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
-            if impl == "recompute":
-                d_weight = torch.empty_like(w, dtype=torch.float32)
-                shape = tiles(h.shape[1], dtype, True, h.device)
-                grid = (triton.cdiv(len(w), shape["BLOCK"]),)
-                sizes = (len(h), vocab_size, len(w), ignore_index)
-                launch(_sweep_tokens, grid, h, w, targets, lse, d_losses, d_weight, *sizes, **shape)
-                d_hidden = d_hidden * d_losses[:, None]
-            else:
-                _, d_hidden, d_weight = _in_chunks(
-                    h, w, targets, d_losses, vocab_size, ignore_index, True, impl
-                )
+            args = (h, w, targets, d_losses, vocab_size, ignore_index, True, implementation)
+            _, d_hidden, d_weight = _in_chunks(*args)
         return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype)
 
 
 @fused_loss.register_fake
-def _(hidden, weight, targets, vocab_size, ignore_index, uniform, grad, impl, dtype):
-    recompute, now = impl == "recompute", impl != "recompute" and grad and uniform
-    floats = {"dtype": torch.float32}
+def _(hidden, weight, targets, vocab_size, ignore_index, uniform, grad, implementation, dtype):
+    recompute = implementation == "recompute"
+    make = grad and (uniform or recompute)
+    losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     return (
-        hidden.new_empty(len(hidden), **floats),
-        hidden.new_empty(len(hidden) if recompute else 0, **floats),
-        hidden.new_empty(hidden.shape if now or (recompute and grad) else 0, dtype=dtype),
-        hidden.new_empty(weight.shape, **floats) if now else hidden.new_empty(0, dtype=dtype),
+        losses,
+        losses.new_empty(len(hidden) if recompute else 0),
+        hidden.new_empty(hidden.shape if make else 0, dtype=dtype),
+        losses.new_empty(weight.shape if make and not recompute else 0),
     )
 
 
@@ -392,8 +341,8 @@ def _(d_losses, hidden, weight, *rest):
 
 
 def _save(ctx, inputs, output):
-    hidden, weight, targets, vocab_size, ignore_index, _, _, impl, dtype = inputs
-    ctx.constants = (vocab_size, ignore_index, impl, dtype)
+    hidden, weight, targets, vocab_size, ignore_index, _, _, *how = inputs
+    ctx.constants = (vocab_size, ignore_index, *how)
     ctx.save_for_backward(hidden, weight, targets, *output[1:])
     ctx.set_materialize_grads(False)
 
@@ -406,4 +355,37 @@ def _differentiate(ctx, d_losses, *_):
 fused_loss.register_autograd(_differentiate, setup_context=_save)
 
 
-IGNORE_INDEX = -1  # a target that does not count: padding
+def linear_cross_entropy(
+    hidden, weight, targets, vocab_size, ignore_index=IGNORE_INDEX, mean=True, implementation=None
+):
+    """
+    Cross-entropy of softmax(hidden W^T) against targets.
+
+    hidden: (N, C) float. weight: (V_padded, C) float; rows from vocab_size on are padding, which
+    takes no part and gets no gradient. targets: (N,) int64, ignore_index where not scored.
+    implementation: one of IMPLEMENTATIONS, by default choose_loss's. Computed in autocast's dtype
+    where that is on, else in hidden's. Returns nats, float32: the mean over the scored targets (nan
+    if there are none), or with mean=False a loss for each row (N,), 0 where ignored.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    implementation = implementation or choose_loss(hidden.device, dtype, weight.shape[1])
+    grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    sizes = (vocab_size, ignore_index)
+    args = (hidden, weight, targets.contiguous(), *sizes, mean, grad, implementation, dtype)
+    losses = fused_loss(*args)[0]
+    return losses.sum() / (targets != ignore_index).sum() if mean else losses
+
+
+@torch.compiler.assume_constant_result  # it asks Triton and the GPU, which torch.compile cannot
+def choose_loss(device, dtype, n_embd):
+    """The implementation for a torch.device, a compute dtype and C: one of IMPLEMENTATIONS."""
+    if unavailable(device) or torch.device(device).type != "cuda":
+        return "torch"
+    return choose_kernels(dtype, n_embd)
+
+
+def choose_kernels(dtype, n_embd):
+    """The faster of the two implementations with kernels."""
+    # Without tensor cores, as in float32, computing the logits again costs more than storing them.
+    return "recompute" if n_embd <= 256 and dtype != torch.float32 else "chunks"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
-from kernels.attention import attention, mask_of, windowed
+from kernels.attention import attention, attention_mask, windowed
 from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from model import GPT, GPTConfig
 
@@ -144,9 +144,9 @@ def test_sdpa_equals_math(shape, head):
         windowed(None, 20, (B, T), "cpu"),
     ):
         results = []
-        for impl in ("math", "sdpa"):
+        for implementation in ("math", "sdpa"):
             qkv = wide.clone()[..., :head].requires_grad_()
-            out = attention(qkv, mask, impl=impl)
+            out = attention(qkv, mask, implementation=implementation)
             out.square().sum().backward()
             results.append((out, qkv.grad))
         torch.testing.assert_close(*(r[0] for r in results), atol=1e-5, rtol=1e-4)
@@ -155,7 +155,7 @@ def test_sdpa_equals_math(shape, head):
 
 def test_window_masks_what_it_should():
     start = torch.tensor([[0, 0, 0, 0, 4, 4, 4, 4]], dtype=torch.int32)
-    seen = mask_of(windowed(start, 3, (1, 8), "cpu"))[0, 0]
+    seen = attention_mask(windowed(start, 3, (1, 8), "cpu"))[0, 0]
     assert [row.nonzero().flatten().tolist() for row in seen] == [
         [0], [0, 1], [0, 1, 2], [1, 2, 3], [4], [4, 5], [4, 5, 6], [5, 6, 7],
     ]  # fmt: skip
@@ -191,14 +191,14 @@ def test_packed_equals_one_story_a_row(config):
     model = small(**config)
     lengths = [20, 1, 33, 10]
     tokens, targets, positions, start = packed_batch(lengths, 70)
-    packed = model(tokens, targets, positions=positions, start=start, mean=False)[0]
+    packed = model(tokens, targets, positions=positions, doc_start=start, mean=False)[0]
     at = 0
     for n in lengths:
         alone = model(tokens[:, at : at + n], targets[:, at : at + n], mean=False)[0]
         torch.testing.assert_close(packed[at : at + n], alone, atol=1e-5, rtol=1e-5)
         at += n
     assert packed[at:].abs().max() == 0
-    mean = model(tokens, targets, positions=positions, start=start)
+    mean = model(tokens, targets, positions=positions, doc_start=start)
     torch.testing.assert_close(mean, packed.sum() / at)
 
 
@@ -214,7 +214,7 @@ def test_a_later_token_does_not_change_the_past():
 
 def test_first_loss_is_about_ln_v():
     tokens, targets, positions, start = packed_batch([64, 60, 64], 188)
-    loss = small(n_embd=64)(tokens, targets, positions=positions, start=start)
+    loss = small(n_embd=64)(tokens, targets, positions=positions, doc_start=start)
     assert loss.item() == pytest.approx(math.log(SMALL["vocab_size"]), abs=0.1)
 
 
@@ -223,7 +223,7 @@ def test_one_batch_overfits():
     tokens, targets, positions, start = packed_batch([30, 30], 64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(80):
-        loss = model(tokens, targets, positions=positions, start=start)
+        loss = model(tokens, targets, positions=positions, doc_start=start)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -240,7 +240,7 @@ def test_one_compiled_graph_is_the_eager_model(backend, config):
     results = []
     for run in (model, torch.compile(model, fullgraph=True, backend=backend)):
         model.zero_grad()
-        loss = run(tokens, targets, positions=positions, start=start)
+        loss = run(tokens, targets, positions=positions, doc_start=start)
         loss.backward()
         results.append((loss.detach(), *[p.grad.clone() for p in model.parameters()]))
     for eager, compiled in zip(*results, strict=True):
@@ -254,9 +254,9 @@ def test_triton_attention_is_the_same_model():
         tokens, targets, positions, start = packed_batch([20, 1, 33], 60)
         results = []
         for name in ("math", "triton"):
-            assert model.use_attention(name, torch.float32) == "as asked"
+            assert model.use_attention(name, torch.float32) == "as set"
             model.zero_grad()
-            loss = model(tokens, targets, positions=positions, start=start, mean=False)
+            loss = model(tokens, targets, positions=positions, doc_start=start, mean=False)
             loss.sum().backward()
             results.append((loss.detach(), *[p.grad.clone() for p in model.parameters()]))
         for expected, found in zip(*results, strict=True):

@@ -13,7 +13,7 @@ Python.
 import numpy as np
 import torch
 
-from kernels.attention import attention, span_ends, windowed
+from kernels.attention import attention, attention_span, windowed
 from nanostories.inference.sampling import sample_token
 
 PREFILL = 4096  # tokens of prompts computed in one pass
@@ -103,9 +103,7 @@ class BatchedKVCache:
         window_start = start
         if decoder.config.window:
             window_start = windowed(start, decoder.config.window, (1, N), device)
-        spans = [
-            (s, span_ends(s) if decoder.attn == "triton" else None) for s in (start, window_start)
-        ]
+        spans = [attention_span(s, decoder.attn) for s in (start, window_start)]
         # Which slot and column of the cache gets which of the packed tokens.
         targets = [
             (first + i, offsets[tuple(prompt)], len(prompt) - 1)

@@ -27,7 +27,7 @@ def evaluate(model, batches, autocast=contextlib.nullcontext, compiled=None):
         # A last batch of fewer rows is not worth compiling for.
         forward = compiled if compiled is not None and batch.tokens.shape == shape else model
         torch.compiler.cudagraph_mark_step_begin()  # the last batch's results are used up
-        where = {"positions": batch.positions, "start": batch.doc_start}
+        where = {"positions": batch.positions, "doc_start": batch.doc_start}
         with autocast():
             sums.append(forward(batch.tokens, batch.targets, **where, mean=False).sum())
         count += batch.target_count

@@ -33,15 +33,16 @@ SOME = [
 MANY = """
 import json, sys
 from concurrent.futures import ProcessPoolExecutor
-from kernels.offline import reports
+from benchmarks.kernel_compile import reports
 with ProcessPoolExecutor(2) as pool:
     found = list(pool.map(reports, *zip(*json.load(sys.stdin))))
 print(json.dumps([[(r.name, r.problems()) for r in one] for one in found]))
 """
 BAD = """
-from kernels import attention, offline
+from benchmarks import kernel_compile
+from kernels import attention
 attention.tiles = lambda *_: {"BLOCK": 64, "STEP": 64, "num_warps": 4, "num_stages": 4}
-for report in offline.reports("attention D=128 causal bfloat16", 80):
+for report in kernel_compile.reports("attention D=128 causal bfloat16", 80):
     print(report.name, report.problems())
 """
 

@@ -8,7 +8,7 @@ import torch
 from kernel_cases import DEVICE, DTYPES, NAMES, assert_as_exact
 
 from kernels import attention as module
-from kernels.attention import attention, choose_attention, mask_of, span_ends, windowed
+from kernels.attention import attention, attention_mask, choose_attention, span_ends, windowed
 
 
 def stories(B, T, every=60):
@@ -30,10 +30,10 @@ def masks(B, T):
     }
 
 
-def passes(impl, qkv, d_out, start, scale, dtype):
+def passes(implementation, qkv, d_out, start, scale, dtype):
     """(out, gradient of qkv) in `dtype`."""
     qkv = qkv.to(dtype).detach().clone().requires_grad_()
-    out = attention(qkv, start, scale, impl)
+    out = attention(qkv, start, scale, implementation)
     out.backward(d_out.to(dtype))
     return out.detach(), qkv.grad
 
@@ -44,7 +44,7 @@ def check(B, T, H, D, dtype, mask, scale=None):
     d_out = torch.randn(B, T, H, D, device=DEVICE).to(dtype)
     args = (qkv, d_out, masks(B, T)[mask], scale)
     exact = passes("math", *args, torch.float64)
-    theirs, ours = (passes(impl, *args, dtype) for impl in ("math", "triton"))
+    theirs, ours = (passes(implementation, *args, dtype) for implementation in ("math", "triton"))
     for what, *values in zip(("out", "d qkv"), ours, theirs, exact, strict=True):
         assert_as_exact(*values, what)
 
@@ -133,7 +133,7 @@ def test_layouts_other_than_contiguous():
         (wide[..., :16].contiguous(), start, d_out.contiguous()),
     ):
         qkv = qkv.detach().requires_grad_()
-        out = attention(qkv, start_now, impl="triton")
+        out = attention(qkv, start_now, implementation="triton")
         results.append((out, *torch.autograd.grad(out, qkv, d_out_now)))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
@@ -173,9 +173,9 @@ def test_more_elements_than_32_bits_count():
 def test_the_future_does_not_reach_the_past():
     torch.manual_seed(0)
     qkv = torch.randn(1, 150, 3, 2, 32, device=DEVICE)
-    before = attention(qkv, impl="triton")
+    before = attention(qkv, implementation="triton")
     qkv[:, 100] += 1
-    after = attention(qkv, impl="triton")
+    after = attention(qkv, implementation="triton")
     assert torch.equal(before[:, :100], after[:, :100])
     assert not torch.equal(before[:, 100:], after[:, 100:])
 
@@ -188,9 +188,9 @@ def test_large_scores_do_not_overflow():
         assert value.isfinite().all()
 
 
-def test_ends_are_the_other_edge_of_the_band():
+def test_a_key_s_span_ends_after_its_last_query():
     start = windowed(stories(3, 90, 20), 15, (3, 90), DEVICE)
-    seen = mask_of(start)[:, 0]  # (B, query, key)
+    seen = attention_mask(start)[:, 0]  # (B, query, key)
     last = seen.int() * torch.arange(1, 91, device=DEVICE)[None, :, None]
     assert torch.equal(span_ends(start), last.amax(1).int())
 
@@ -203,11 +203,11 @@ def test_opcheck():
     torch.manual_seed(0)
     qkv = torch.randn(2, 40, 3, 1, 16, device=DEVICE, requires_grad=True)
     start = stories(2, 40, 15)
-    for band in ((None, None), (start, span_ends(start))):
-        torch.library.opcheck(module.flash_attention, (qkv, *band, 0.25))
-    out, lse = module.flash_attention(qkv, *band, 0.25)
+    for span in ((None, None), (start, span_ends(start))):
+        torch.library.opcheck(module.flash_attention, (qkv, *span, 0.25))
+    out, lse = module.flash_attention(qkv, *span, 0.25)
     args = [x.detach() for x in (torch.randn_like(out), qkv, out, lse)]
-    torch.library.opcheck(module.flash_attention_backward, (*args, *band, 0.25))
+    torch.library.opcheck(module.flash_attention_backward, (*args, *span, 0.25))
 
 
 def test_what_cannot_run_is_refused():
@@ -217,7 +217,9 @@ def test_what_cannot_run_is_refused():
         with pytest.raises(ValueError, match=f"heads of {size} are not a multiple of 4 up to 128"):
             choose_attention("triton", DEVICE, size, torch.bfloat16)
     with pytest.raises(TypeError, match="float64"):
-        attention(torch.zeros(1, 4, 3, 1, 16, dtype=torch.float64, device=DEVICE), impl="triton")
+        attention(
+            torch.zeros(1, 4, 3, 1, 16, dtype=torch.float64, device=DEVICE), implementation="triton"
+        )
 
 
 def test_without_triton_or_gpu_it_says_so(monkeypatch):
@@ -246,13 +248,14 @@ def test_everything_else_works_without_triton():
 import sys
 sys.modules["triton"] = None  # its import fails from here on
 import torch
-from kernels.attention import choose
+from kernels.attention import choose_attention
 from model import GPT, GPTConfig
 model = GPT(GPTConfig(vocab_size=50, n_layer=1, n_head=2, n_embd=8, block_size=9))
 tokens = torch.arange(18).view(2, 9)
 model(tokens, tokens).backward()
-print(choose("auto", "cpu", 4, torch.bfloat16)[0], model.wte.weight.grad.isfinite().all().item())
-choose("triton", "cpu", 4, torch.bfloat16)
+name, _ = choose_attention("auto", "cpu", 4, torch.bfloat16)
+print(name, model.wte.weight.grad.isfinite().all().item())
+choose_attention("triton", "cpu", 4, torch.bfloat16)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "sdpa True\n", done.stderr

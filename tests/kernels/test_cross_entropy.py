@@ -32,23 +32,27 @@ def eager(hidden, weight, targets, V, mean):
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction)
 
 
-def passes(impl, hidden, weight, targets, V, mean, dtype):
-    """[loss, gradient of hidden, gradient of weight] in `dtype`; impl None is eager torch."""
+def passes(implementation, hidden, weight, targets, V, mean, dtype):
+    """[loss, gradient of hidden, gradient of weight] in `dtype`; None: eager torch."""
     hidden, weight = (x.to(dtype).detach().clone().requires_grad_() for x in (hidden, weight))
-    if impl is None:
+    if implementation is None:
         loss = eager(hidden, weight, targets, V, mean)
     else:
-        loss = linear_cross_entropy(hidden, weight, targets, V, IGNORE, mean, impl)
+        loss = linear_cross_entropy(hidden, weight, targets, V, IGNORE, mean, implementation)
     torch.manual_seed(0)
     d_loss = 3 * torch.randn(loss.shape, device=DEVICE).abs().to(loss.dtype)
     return [loss.detach(), *torch.autograd.grad(loss, (hidden, weight), d_loss)]
 
 
-def check(impl, N, C, V, dtype, mean, spread=0.5):
+def check(implementation, N, C, V, dtype, mean, spread=0.5):
     args = (*inputs(N, C, V, dtype, spread), V, mean)
     ours, theirs, exact = (
         passes(*how, dtype=kind)
-        for how, kind in (((impl, *args), dtype), ((None, *args), dtype), ((None, *args), double))
+        for how, kind in (
+            ((implementation, *args), dtype),
+            ((None, *args), dtype),
+            ((None, *args), double),
+        )
     )
     logits = args[0].double() @ args[1][:V].double().T  # the loss is a difference of such
     for what, *values in zip(("loss", "d hidden", "d weight"), ours, theirs, exact, strict=True):
@@ -61,44 +65,44 @@ double = torch.float64
 
 @pytest.mark.parametrize("mean", [True, False], ids=["mean", "each"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_error_is_torchs(impl, dtype, mean):
-    check(impl, 150, 40, 300, dtype, mean)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_error_is_torchs(implementation, dtype, mean):
+    check(implementation, 150, 40, 300, dtype, mean)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "N, C, V", [(1, 16, 1), (64, 16, 64), (65, 20, 129), (9, 200, 129), (3, 128, 5000)]
 )
-def test_any_size(impl, N, C, V):
-    check(impl, N, C, V, torch.bfloat16, True)
+def test_any_size(implementation, N, C, V):
+    check(implementation, N, C, V, torch.bfloat16, True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "impl, dtype",
+    "implementation, dtype",
     # Not recompute in float32, which is never chosen: its one rounded log-sum for both passes
     # has cost up to 2.1 times torch's error there.
     [(i, d) for i in IMPLEMENTATIONS for d in DTYPES if (i, d) != ("recompute", torch.float32)],
     ids=str,
 )
-def test_every_size(impl, dtype):
-    recompute = impl == "recompute"
+def test_every_size(implementation, dtype):
+    recompute = implementation == "recompute"
     for C in (4, 48, 128) if recompute else (4, 48, 128, 200):
         for N, V in ((1, 50), (200, 512), (150, 1505), (40, 4096)):
             for mean in (True, False):
-                check(impl, N, C, V, dtype, mean)
+                check(implementation, N, C, V, dtype, mean)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_more_than_one_chunk(impl, monkeypatch):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_more_than_one_chunk(implementation, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", {"cpu": 64, "cuda": 64})
     for mean in (True, False):
-        check(impl, 200, 24, 200, torch.float32, mean)
+        check(implementation, 200, 24, 200, torch.float32, mean)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_sure_targets_keep_their_gradient(impl):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_sure_targets_keep_their_gradient(implementation):
     """p_t = 0.9999: in bfloat16 it is 1, and p_t - 1 nothing."""
     torch.manual_seed(0)
     V, C = 100, 128
@@ -106,41 +110,41 @@ def test_sure_targets_keep_their_gradient(impl):
     weight[torch.arange(V), torch.arange(V)] = 4.0
     targets = torch.arange(64, device=DEVICE)
     hidden = weight[targets] * (math.log(99 * 1e4) / 16)
-    loss, d_hidden, _ = passes(impl, hidden, weight, targets, V, True, torch.bfloat16)
+    loss, d_hidden, _ = passes(implementation, hidden, weight, targets, V, True, torch.bfloat16)
     _, exact, _ = passes(None, hidden.bfloat16(), weight, targets, V, True, double)
     assert loss.item() == pytest.approx(1e-4, rel=0.2)
     own = (torch.arange(64), targets)  # the component along the target's weights
     torch.testing.assert_close(d_hidden[own].double(), exact[own], rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_nothing_counts(impl):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_nothing_counts(implementation):
     hidden, weight, targets = inputs(10, 16, 50, torch.float32)
     targets[:] = IGNORE
     hidden.requires_grad_()
-    each = linear_cross_entropy(hidden, weight, targets, 50, IGNORE, False, impl)
+    each = linear_cross_entropy(hidden, weight, targets, 50, IGNORE, False, implementation)
     assert not each.any()
     assert not torch.autograd.grad(each.sum(), hidden)[0].any()
-    assert linear_cross_entropy(hidden, weight, targets, 50, IGNORE, True, impl).isnan()
+    assert linear_cross_entropy(hidden, weight, targets, 50, IGNORE, True, implementation).isnan()
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_without_gradients_the_loss_is_the_same(impl):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_without_gradients_the_loss_is_the_same(implementation):
     hidden, weight, targets = inputs(100, 24, 300, torch.float32)
     for mean in (True, False):
-        args = (weight, targets, 300, IGNORE, mean, impl)
+        args = (weight, targets, 300, IGNORE, mean, implementation)
         with torch.no_grad():
             plain = linear_cross_entropy(hidden, *args)
         trained = linear_cross_entropy(hidden.clone().requires_grad_(), *args)
         assert torch.equal(plain, trained)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_twice_is_the_same_and_every_element_is_written(impl):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_twice_is_the_same_and_every_element_is_written(implementation):
     torch.use_deterministic_algorithms(True, warn_only=True)  # what is not written to is nan
     try:
         args = (*inputs(100, 24, 300, torch.bfloat16), 300, False, torch.bfloat16)
-        for a, b in zip(passes(impl, *args), passes(impl, *args), strict=True):
+        for a, b in zip(passes(implementation, *args), passes(implementation, *args), strict=True):
             assert a.isfinite().all()
             assert torch.equal(a, b)
     finally:
@@ -158,14 +162,14 @@ def test_autocast_decides_the_dtype():
     assert hidden.grad.dtype == weight.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_layouts_other_than_contiguous(impl):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_layouts_other_than_contiguous(implementation):
     hidden, weight, targets = inputs(100, 24, 300, torch.float32)
     args = (300, True, torch.float32)
     strided = torch.stack([targets, targets + 1], -1)[:, 0]
     turned = (hidden.T.contiguous().T, weight.T.contiguous().T, strided)
-    expected = passes(impl, hidden, weight, targets, *args)
-    for a, b in zip(passes(impl, *turned, *args), expected, strict=True):
+    expected = passes(implementation, hidden, weight, targets, *args)
+    for a, b in zip(passes(implementation, *turned, *args), expected, strict=True):
         assert torch.equal(a, b)
 
 
@@ -182,14 +186,14 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("impl", ["chunks", "torch"])
-def test_the_logits_never_exist(impl, monkeypatch):
+@pytest.mark.parametrize("implementation", ["chunks", "torch"])
+def test_the_logits_never_exist(implementation, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", {"cpu": 32, "cuda": 32})
     N, C, V = 320, 16, 512
     hidden, weight, targets = inputs(N, C, V, torch.float32)
     with Largest() as largest:
         module._in_chunks(
-            hidden, weight, targets, torch.ones(N, device=DEVICE), V, IGNORE, True, impl
+            hidden, weight, targets, torch.ones(N, device=DEVICE), V, IGNORE, True, implementation
         )
     assert largest.nbytes == 32 * V * 4
 
@@ -198,15 +202,15 @@ def test_the_logits_never_exist(impl, monkeypatch):
 # torch's side
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_opcheck(impl):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_opcheck(implementation):
     hidden, weight, targets = inputs(20, 16, 50, torch.float32)
     for mean in (True, False):
-        args = (targets, 50, IGNORE, mean, True, impl, torch.float32)
+        args = (targets, 50, IGNORE, mean, True, implementation, torch.float32)
         tensors = (hidden.clone().requires_grad_(), weight.clone().requires_grad_())
         torch.library.opcheck(module.fused_loss, (*tensors, *args))
     saved = module.fused_loss(hidden, weight, *args)[1:]
-    args = (targets, *saved, 50, IGNORE, impl, torch.float32)
+    args = (targets, *saved, 50, IGNORE, implementation, torch.float32)
     torch.library.opcheck(
         module.fused_loss_backward, (torch.ones(20, device=DEVICE), hidden, weight, *args)
     )
@@ -214,7 +218,7 @@ def test_opcheck(impl):
 
 def test_what_is_chosen():
     assert choose_loss("cpu", torch.float32, 64) == "torch"
-    assert module.regime(torch.bfloat16, 128) == "recompute"
-    assert module.regime(torch.bfloat16, 256) == "recompute"
-    assert module.regime(torch.bfloat16, 260) == "chunks"
-    assert module.regime(torch.float32, 64) == "chunks"
+    assert module.choose_kernels(torch.bfloat16, 128) == "recompute"
+    assert module.choose_kernels(torch.bfloat16, 256) == "recompute"
+    assert module.choose_kernels(torch.bfloat16, 260) == "chunks"
+    assert module.choose_kernels(torch.float32, 64) == "chunks"

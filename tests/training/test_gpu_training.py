@@ -65,7 +65,7 @@ def test_the_corpus_lies_on_the_gpu(data):
     away = PackedDataLoader(tokens, 511, 64, 128, 3, 5, device="cuda")
     away.device_tokens = None  # as where it does not fit
     for i in (0, len(there) - 1):
-        for name in ("tokens", "targets", "positions", "start"):
+        for name in ("tokens", "targets", "positions", "doc_start"):
             expected = getattr(here[i], name)
             assert torch.equal(getattr(there[i], name).cpu(), expected), name
             assert torch.equal(getattr(away[i], name).cpu(), expected), name
