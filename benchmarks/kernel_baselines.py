@@ -1,9 +1,9 @@
 """
-What benchmarks/kernels.py compares: every job the kernels have, and everything else that can do it.
+The cases of benchmarks/kernels.py: our kernels and their baselines, on the same inputs.
 
-For attention torch's own backends (cuDNN, FlashAttention, memory-efficient, math) and compiled
-FlexAttention; for the loss eager PyTorch, torch.compile and, where they are installed, liger-kernel
-(linkedin/Liger-Kernel) and cut-cross-entropy (Wijmans et al. 2024).
+Baselines of attention: torch's own backends (cuDNN, FlashAttention, memory-efficient, math) and
+compiled FlexAttention. Of the loss: eager PyTorch, torch.compile and, where they are installed,
+liger-kernel (linkedin/Liger-Kernel) and cut-cross-entropy (Wijmans et al. 2024).
 """
 
 import contextlib
@@ -15,26 +15,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import attention, cross_entropy
 
-STORY = 190  # tokens of a story of TinyStories, on average
+STORY_TOKENS = 190  # the mean length of a story of TinyStories
 
 
 @dataclass
 class Case:
-    """One job, who can do it, and what it must at least cost."""
+    """One operation on one set of inputs, its implementations, and its least possible cost."""
 
     name: str
-    contestants: dict  # name -> function of `inputs` that returns the output
+    implementations: dict  # name -> function of `inputs` that returns the output
     inputs: tuple  # tensors; those that require gradients get them
-    bytes: int
+    bytes: int  # that must move, forward and backward
     flops: int
-    bars: dict = field(default_factory=dict)  # the ratio asked for -> the rivals it is against
-    launched: tuple = ()  # contestants that wait for the GPU, so that no CUDA graph can hold them
+    required: dict = field(default_factory=dict)  # required speedup -> the baselines it is over
+    no_graph: tuple = ()  # implementations that wait for the GPU, which a CUDA graph cannot
 
 
-def stories(B, T, device):
-    """A start (B, T) int32 of stories of STORY tokens on average, as in a packed batch."""
+def story_starts(B, T, device):
+    """`start` (B, T) int32 of stories of STORY_TOKENS tokens on average, as in a packed batch."""
     torch.manual_seed(1)
-    new = torch.rand(B, T, device=device) < 1 / STORY
+    new = torch.rand(B, T, device=device) < 1 / STORY_TOKENS
     new[:, 0] = True
     position = torch.arange(T, device=device, dtype=torch.int32)
     return torch.where(new, position, 0).cummax(1).values.int()
@@ -57,13 +57,13 @@ def flex(shape, start=None):
     """Compiled FlexAttention, with a document mask if there is a start."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    def visible(b, h, query, key):
+    def mask_mod(b, h, query, key):
         causal = query >= key
         return causal if start is None else causal & (key >= start[b, query])
 
     B, T = shape[:2]
     device = "cuda" if start is None else start.device
-    mask = create_block_mask(visible, B if start is not None else None, None, T, T, device=device)
+    mask = create_block_mask(mask_mod, B if start is not None else None, None, T, T, device=device)
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def call(qkv):
@@ -73,42 +73,42 @@ def flex(shape, start=None):
     return call
 
 
-def attention_case(tokens, device, D, T, H, masked, bars):
-    """Attention on `tokens` bfloat16 tokens in rows of T, of stories if masked."""
+def attention_case(tokens, device, D, T, H, masked, required):
+    """Attention of `tokens` bfloat16 tokens in rows of T, packed with stories if masked."""
     dtype = torch.bfloat16
     if device == "cpu":
         T, H = 64, 2
     B = max(1, tokens // T)
     torch.manual_seed(0)
     qkv = torch.randn(B, T, 3, H, D, device=device, dtype=dtype, requires_grad=True)
-    start = stories(B, T, device) if masked else None
-    band = (start, attention.span_ends(start)) if masked else (None, None)
+    start = story_starts(B, T, device) if masked else None
+    span = attention.attention_span(start, "triton")
 
-    def ours(qkv, start=band[0], end=band[1]):
+    def nanostories(qkv, start=span[0], end=span[1]):
         return attention.attention(qkv, start, None, "triton", end)
 
-    contestants = {"ours": ours}
+    implementations = {"nanostories": nanostories}
     if masked:
-        contestants["ours, causal"] = lambda qkv: ours(qkv, None, None)
+        implementations["nanostories, causal"] = lambda qkv: nanostories(qkv, None, None)
     if device == "cuda":
         for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION"):
-            contestants[name.split("_")[0].lower()] = sdpa(getattr(SDPBackend, name), start)
-        contestants["flex"] = flex(qkv.shape, start)
-    contestants["math"] = sdpa(SDPBackend.MATH, start)
+            implementations[name.split("_")[0].lower()] = sdpa(getattr(SDPBackend, name), start)
+        implementations["flex"] = flex(qkv.shape, start)
+    implementations["math"] = sdpa(SDPBackend.MATH, start)
     position = torch.arange(T, device=device)
     pairs = B * T * (T + 1) // 2 if start is None else int((position - start + 1).sum())
     return Case(
         f"D={D} T={T} {'stories' if masked else 'causal'}",
-        contestants,
+        implementations,
         (qkv,),
         bytes=26 * B * T * H * D,
-        flops=(4 + 10) * pairs * H * D,  # 10: with P kept, which nobody does
-        bars=bars,
+        flops=(4 + 10) * pairs * H * D,  # 10: the least, if P were kept
+        required=required,
     )
 
 
-def loss_case(tokens, device, C, bars):
-    """The loss of `tokens` tokens over GPT-2's vocabulary, padded; the rivals know no padding."""
+def loss_case(tokens, device, C, required):
+    """The loss of `tokens` tokens over GPT-2's vocabulary; the baselines score the padding too."""
     N, V, words = tokens, 50304, 50257
     if device == "cpu":
         N, V, words = 64, 256, 200
@@ -121,32 +121,32 @@ def loss_case(tokens, device, C, bars):
     def eager(hidden, weight):
         return F.cross_entropy(F.linear(hidden, weight).float(), targets)
 
-    def ours(implementation):
+    def nanostories(implementation):
         args = (targets, words, -1, True, implementation)
         return lambda hidden, weight: cross_entropy.linear_cross_entropy(hidden, weight, *args)
 
     chosen = cross_entropy.choose_kernels(torch.bfloat16, C)
-    contestants = {
-        "ours": ours(chosen),
+    implementations = {
+        "nanostories": nanostories(chosen),
         "eager": eager,
         "compile": torch.compile(eager, dynamic=False),
     }
     other = "chunks" if chosen == "recompute" else "recompute"
     if other == "chunks" or C <= 256:
-        contestants[f"ours, {other}"] = ours(other)
+        implementations[f"nanostories, {other}"] = nanostories(other)
     with contextlib.suppress(ImportError):
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-        contestants["liger"] = lambda h, w: liger_fused_linear_cross_entropy(h, w, targets)
+        implementations["liger"] = lambda h, w: liger_fused_linear_cross_entropy(h, w, targets)
     with contextlib.suppress(ImportError):
         from cut_cross_entropy import linear_cross_entropy as cut
 
-        contestants["cut"] = lambda h, w: cut(h, w, targets)
+        implementations["cut"] = lambda h, w: cut(h, w, targets)
     if device == "cpu":
-        contestants.pop("compile")
+        implementations.pop("compile")
     size = 2 * 2 * (N + V) * C
-    flops, waiting = 6 * N * V * C, ("liger", "cut")
-    return Case(f"loss C={C}", contestants, (hidden, weight), size, flops, bars, waiting)
+    flops, no_graph = 6 * N * V * C, ("liger", "cut")
+    return Case(f"loss C={C}", implementations, (hidden, weight), size, flops, required, no_graph)
 
 
 def cases(tokens, device, only):
@@ -164,17 +164,17 @@ def cases(tokens, device, only):
         (64, 1024, 12, False, {1.0: torch_backends}),
         (64, 2048, 12, False, {0.9: torch_backends}),
         (128, 512, 8, False, {}),
-        (48, 512, 16, True, {1.0: ("ours, causal",), 2.0: ("flex",)}),
-        (64, 512, 12, True, {1.0: ("ours, causal",), 2.0: ("flex",)}),
-        (48, 2048, 16, True, {1.0: ("ours, causal",), 2.0: ("flex",)}),
+        (48, 512, 16, True, {1.0: ("nanostories, causal",), 2.0: ("flex",)}),
+        (64, 512, 12, True, {1.0: ("nanostories, causal",), 2.0: ("flex",)}),
+        (48, 2048, 16, True, {1.0: ("nanostories, causal",), 2.0: ("flex",)}),
     ]
     losses = [(64, 2.0), (128, 1.3), (256, 1.15), (768, 1.05)]
-    for D, T, H, masked, bars in attentions:
-        torch.compiler.reset()  # or torch.compile would generalise from one case to the next
+    for D, T, H, masked, required in attentions:
+        torch.compiler.reset()  # or torch.compile would generalize from one case to the next
         name = f"D={D} T={T} {'stories' if masked else 'causal'}"
         if only in name:
-            yield attention_case(tokens, device, D, T, H, masked, bars)
-    for C, bar in losses:
+            yield attention_case(tokens, device, D, T, H, masked, required)
+    for C, speedup in losses:
         torch.compiler.reset()
         if only in f"loss C={C}":
-            yield loss_case(tokens, device, C, {bar: ("compile",)})
+            yield loss_case(tokens, device, C, {speedup: ("compile",)})

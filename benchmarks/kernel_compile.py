@@ -1,14 +1,13 @@
 """
-Compile every kernel the launchers can choose, for GPUs that are not here, and read what came out.
+Compile every kernel that can be launched, for three GPU architectures, without a GPU.
 
     python -m benchmarks.kernel_compile            # a table of all: minutes, on any Linux CPU
     python -m benchmarks.kernel_compile --arch=90 --only=attention,D=48,bfloat16
 
-Triton brings its own assembler and cuobjdump, so a machine without a GPU can see what decides a
-kernel's speed before any clock does: registers a thread (255 is the most; what does not fit goes to
-the stack, in slow memory), shared memory a block, whether the tensor cores are used, and whether
-the assembler had to serialize Hopper's asynchronous matrix products (wgmma), which says so in a
-message and nowhere else. `problems` turns that into words.
+Triton brings its own assembler and cuobjdump, so a computer without a GPU can report what decides a
+kernel's speed: registers per thread (at most 255; what does not fit spills to the stack, in slow
+memory), shared memory per block, whether the tensor cores are used, and whether the assembler
+serialized Hopper's asynchronous matrix products (wgmma), which only its log reveals.
 
 The launches are recorded from the launchers themselves, so what is compiled here is what runs.
 """
@@ -30,10 +29,10 @@ from kernels import attention, backend, cross_entropy
 
 ARCHES = (80, 90, 100)
 # KiB of shared memory a block may have. 80 stands for 8.6, 8.9 and 12.0 too, which have less than
-# 8.0's 163 (CUDA C++ Programming Guide, compute capabilities).
+# the 163 of 8.0 (CUDA C++ Programming Guide, compute capabilities).
 SHARED_LIMIT = {80: 99, 90: 227, 100: 227}
-# Bytes of stack a thread, 16 registers, that do not matter: so the backward pass of heads of 128
-# took 419 us on an H100 where the fastest shape without any took 924 (kernel_tuning.py).
+# Bytes of stack per thread (16 registers) that do little harm: with them the backward pass of heads
+# of 128 took 419 us on an H100, where the fastest shape without any took 924 (kernel_tuning.py).
 STACK_LIMIT = 64
 HEAD_SIZES = (4, 16, 32, 48, 64, 80, 96, 128)
 EMBEDDINGS = (64, 96, 128, 768)
@@ -43,36 +42,36 @@ DTYPES = ("bfloat16", "float16", "float32")
 @dataclass(frozen=True)
 class Settings:
     arch: int = 0  # compute capability without the dot, 80, 90 or 100; default: all
-    only: str = ""  # words, with commas between, that a configuration must have; default: all
+    only: str = ""  # comma-separated words, all in the configuration's name; default: all
     workers: int = os.cpu_count()  # processes
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one kernel became on one architecture."""
+    """One kernel, compiled for one architecture."""
 
-    name: str  # the kernel and what it was specialised for
+    name: str  # configuration and kernel
     arch: int
     dtype: str
-    registers: int  # a thread
-    stack: int  # bytes a thread: spilled registers and local arrays
-    shared: int  # bytes a block
+    registers: int  # per thread
+    stack: int  # bytes per thread: spilled registers and local arrays
+    shared: int  # bytes per block
     tensor_cores: bool
     serialized: bool
 
     def problems(self):
-        """What is wrong with it, in words: [] is clean. Matrices in float32 use no tensor cores."""
+        """Names of its problems, [] if none. float32 products use no tensor cores by design."""
         checks = {
             f"{self.stack} bytes of stack": self.stack > STACK_LIMIT,
             f"{self.shared} bytes of shared memory": self.shared > SHARED_LIMIT[self.arch] * 1024,
             "no tensor cores": not self.tensor_cores and self.dtype != "float32",
             "serialized wgmma": self.serialized,
         }
-        return [problem for problem, there in checks.items() if there]
+        return [problem for problem, present in checks.items() if present]
 
 
 # ----------------------------------------------------------------------------------------------
-# what the launchers launch
+# recording the launches
 
 
 def attention_passes(head_size, dtype, stories):
@@ -98,38 +97,38 @@ def loss_passes(n_embd, dtype, implementation):
     )
 
 
-def record(operation, *args):
+def record_launches(operation, *args):
     """[(kernel, arguments, options)] of the Triton launches that operation(*args) makes."""
     launches = []
 
-    def note(kernel, grid, *args, **options):
+    def launch(kernel, grid, *args, **options):
         launches.append((kernel, args, options))
 
     modules = (attention, cross_entropy)
     with contextlib.ExitStack() as stack:
         for module in modules:
-            stack.enter_context(mock.patch.object(module, "launch", note))
+            stack.enter_context(mock.patch.object(module, "launch", launch))
         operation(*args)
     return launches
 
 
 def configurations():
-    """{name: (function, arguments)}, all that differ in what they compile to."""
-    found = {}
+    """{name: (function, *arguments)} of all launches that compile to different code."""
+    launchers = {}
     for dtype in DTYPES:
         for size in HEAD_SIZES:
             for stories in (False, True):
                 name = f"attention D={size} {'stories' if stories else 'causal'} {dtype}"
-                found[name] = (attention_passes, size, getattr(torch, dtype), stories)
+                launchers[name] = (attention_passes, size, getattr(torch, dtype), stories)
         for size in EMBEDDINGS:
             implementation = cross_entropy.choose_kernels(getattr(torch, dtype), size)
             name = f"loss C={size} {implementation} {dtype}"
-            found[name] = (loss_passes, size, getattr(torch, dtype), implementation)
-    return found
+            launchers[name] = (loss_passes, size, getattr(torch, dtype), implementation)
+    return launchers
 
 
 # ----------------------------------------------------------------------------------------------
-# what becomes of them
+# compiling and inspecting
 
 
 def compile_launch(kernel, args, options, arch):
@@ -138,10 +137,10 @@ def compile_launch(kernel, args, options, arch):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    known = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
-    launch_options = {name: options[name] for name in known if name in options}
+    compiler = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
+    compiler_options = {name: options[name] for name in compiler if name in options}
     values = dict(zip(kernel.arg_names, args, strict=False))
-    values |= {name: value for name, value in options.items() if name not in known}
+    values |= {name: value for name, value in options.items() if name not in compiler}
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         value = values[name]
@@ -157,8 +156,8 @@ def compile_launch(kernel, args, options, arch):
             if isinstance(value, int) and value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    launch_options.setdefault("enable_fp_fusion", True)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch_options)
+    compiler_options.setdefault("enable_fp_fusion", True)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=compiler_options)
 
 
 def inspect(compiled, name, arch, dtype):
@@ -189,16 +188,16 @@ def inspect(compiled, name, arch, dtype):
 def reports(name, arch):
     """[Report] of the kernels of one configuration."""
     operation, *args = configurations()[name]
-    found, seen = [], set()
+    results, seen = [], set()
     with mock.patch.object(torch.cuda, "get_device_capability", lambda *_: divmod(arch, 10)):
-        launches = record(operation, *args)
+        launches = record_launches(operation, *args)
     for kernel, launch_args, options in launches:
         compiled = compile_launch(kernel, launch_args, options, arch)
         if compiled.hash not in seen:
             title = f"{name}: {kernel.__name__.lstrip('_')}"
-            found.append(inspect(compiled, title, arch, name.split()[-1]))
+            results.append(inspect(compiled, title, arch, name.split()[-1]))
         seen.add(compiled.hash)
-    return found
+    return results
 
 
 def main():
@@ -218,8 +217,8 @@ def main():
     print(f"{'configuration and kernel':52} {'sm':>4} {'registers':>9} {'shared':>7}  problems")
     bad = 0
     with ProcessPoolExecutor(settings.workers) as pool:
-        for found in pool.map(reports, *zip(*work, strict=True)):
-            for report in found:
+        for results in pool.map(reports, *zip(*work, strict=True)):
+            for report in results:
                 problems = ", ".join(report.problems())
                 bad += bool(problems)
                 print(

@@ -1,15 +1,15 @@
 """
-How fast the kernels are on this GPU, beside everything else that could do their work.
+Speed and memory of the kernels on this GPU, compared with their baselines.
 
     python -m benchmarks.kernels                    # minutes; a table, and bench.json and bench.png
     python -m benchmarks.kernels --only=stories
 
-All contestants of a case start from the same tensors (for attention the packed qkv, so a rival pays
-for its layout) and end with their gradients. Each is warmed up, captured in a CUDA graph (so no
-Python is timed; rivals that no graph can hold are launched) and replayed by turns in one process;
-the figures are medians. The floor is what the hardware allows: the larger of the bytes that must
-move over the copy bandwidth and the FLOPs that must be done over the matmul rate, both measured
-here too.
+All implementations of a case start from the same tensors (for attention the packed qkv, so a
+baseline pays for its layout) and end with their gradients. Each is warmed up, captured in a CUDA
+graph (so that no Python is timed; those that a graph cannot capture are launched) and replayed,
+interleaved with the others in one process; the figures are medians. The roofline is the least time
+that the hardware allows: the larger of the bytes that must move over the copy bandwidth and the
+FLOPs that must be done over the matmul rate, both measured here too.
 """
 
 import itertools
@@ -31,18 +31,18 @@ PASSES = ("forward", "backward", "both")
 @dataclass(frozen=True)
 class Settings:
     out: str = "out/bench"  # folder for bench.json and bench.png
-    tokens: int = 32768  # of each case; the loss and its rivals need 20 GB of memory at 32768
-    rounds: int = 30  # times each contestant has its turn
+    tokens: int = 32768  # of each case; the loss and its baselines need 20 GB of memory at 32768
+    rounds: int = 30  # measurements of each implementation
     only: str = ""  # only cases with this in their name
-    device: str = "cuda"  # cuda; cpu tries the script itself out, on tiny shapes
+    device: str = "cuda"  # cuda; cpu runs tiny shapes, to test the script
 
 
 # ----------------------------------------------------------------------------------------------
-# the clock
+# timing
 
 
-def graphed(function, stream, pool):
-    """`function`, run once, as a CUDA graph with its memory from `pool`: what replays it."""
+def capture_graph(function, stream, pool):
+    """Capture one call of `function` in a CUDA graph, memory from `pool`; returns its replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool, stream):
         function()
@@ -53,9 +53,9 @@ def graphed(function, stream, pool):
     return replay
 
 
-def runners(contestant, inputs, capture=True):
+def pass_functions(implementation, inputs, capture=True):
     """
-    {pass: function that runs it once}, and the memory it takes in bytes beyond its inputs.
+    {pass: function that runs it once}, and the peak memory in bytes beyond the inputs.
 
     capture: on a GPU the functions replay CUDA graphs.
     """
@@ -64,14 +64,14 @@ def runners(contestant, inputs, capture=True):
 
     def forward():
         with torch.no_grad():
-            contestant(*inputs)
+            implementation(*inputs)
 
     def both():
-        out = contestant(*inputs)
+        out = implementation(*inputs)
         torch.autograd.grad(out, leaves, torch.ones_like(out))
 
     if not on_gpu:
-        out = contestant(*inputs)
+        out = implementation(*inputs)
 
         def backward():
             torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
@@ -90,7 +90,7 @@ def runners(contestant, inputs, capture=True):
         both()
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
-        out = contestant(*inputs)
+        out = implementation(*inputs)
         d_out = torch.ones_like(out)
 
         def backward():
@@ -101,12 +101,12 @@ def runners(contestant, inputs, capture=True):
     functions = dict(zip(PASSES, (forward, backward, both), strict=True))
     if capture:  # one pool: they never run at the same time, and the eager loss takes 20 GB
         pool = torch.cuda.graph_pool_handle()
-        functions = {p: graphed(function, stream, pool) for p, function in functions.items()}
+        functions = {p: capture_graph(function, stream, pool) for p, function in functions.items()}
     return functions, peak
 
 
-def seconds(function, on_gpu, repeats):
-    """Seconds that one of `repeats` calls takes."""
+def seconds_per_call(function, on_gpu, repeats):
+    """Mean seconds of `repeats` calls."""
     if not on_gpu:
         began = time.perf_counter()
         for _ in range(repeats):
@@ -121,39 +121,41 @@ def seconds(function, on_gpu, repeats):
     return began.elapsed_time(ended) / 1000 / repeats
 
 
-def by_turns(functions, on_gpu, rounds):
-    """{name: median seconds} of functions that take turns."""
+def interleaved_medians(functions, on_gpu, rounds):
+    """{name: median seconds per call} of functions that take turns."""
     repeats = {}
     for name, function in functions.items():
-        once = seconds(function, on_gpu, 1)
+        once = seconds_per_call(function, on_gpu, 1)
         repeats[name] = max(1, min(50, int(0.005 / once))) if on_gpu else 1
     samples = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            samples[name].append(seconds(function, on_gpu, repeats[name]))
+            samples[name].append(seconds_per_call(function, on_gpu, repeats[name]))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def measure(case, settings):
-    """A case's figures: {"name", "bytes", "flops", "bars", "contestants": {name: figures}}."""
-    on_gpu, found, ready = settings.device == "cuda", {}, {}
-    for name, contestant in case.contestants.items():
+    """Figures of a case: {name, bytes, flops, required, implementations: {name: figures}}."""
+    on_gpu, figures, ready = settings.device == "cuda", {}, {}
+    for name, function in case.implementations.items():
         try:
-            ready[name], peak = runners(contestant, case.inputs, name not in case.launched)
-            found[name] = {"peak_bytes": peak}
-        except Exception as error:  # not every rival has every shape; the table says which
-            found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"}
+            ready[name], peak = pass_functions(function, case.inputs, name not in case.no_graph)
+            figures[name] = {"peak_bytes": peak}
+        except Exception as error:  # not every baseline takes every shape; the table says which
+            figures[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"}
     for p in PASSES:
-        times = by_turns({name: ready[name][p] for name in ready}, on_gpu, settings.rounds)
+        times = interleaved_medians(
+            {name: ready[name][p] for name in ready}, on_gpu, settings.rounds
+        )
         for name, value in times.items():
-            found[name][f"{p}_us"] = value * 1e6
-    bars = [{"ratio": ratio, "against": list(names)} for ratio, names in case.bars.items()]
-    facts = {"name": case.name, "bytes": case.bytes, "flops": case.flops, "bars": bars}
-    return facts | {"contestants": found}
+            figures[name][f"{p}_us"] = value * 1e6
+    required = [{"speedup": x, "over": list(names)} for x, names in case.required.items()]
+    facts = {"name": case.name, "bytes": case.bytes, "flops": case.flops, "required": required}
+    return facts | {"implementations": figures}
 
 
-def machine(settings):
-    """What ran, and the two rates that the floors are made of."""
+def environment(settings):
+    """Versions, the device, and the two rates that the rooflines are computed from."""
     facts = {"torch": torch.__version__, "triton": getattr(backend.triton, "__version__", "none")}
     on_gpu = settings.device == "cuda"
     facts["device"] = torch.cuda.get_device_name() if on_gpu else "cpu"
@@ -164,65 +166,69 @@ def machine(settings):
     jobs = {"copy": lambda: target.copy_(source), "matmul": lambda: a @ b}
     for job in jobs.values():
         job()
-    times = by_turns(jobs, on_gpu, settings.rounds)
+    times = interleaved_medians(jobs, on_gpu, settings.rounds)
     facts["copy_bytes_per_second"] = 2 * n / times["copy"]
     facts["matmul_flops_per_second"] = 2 * side**3 / times["matmul"]
     return facts
 
 
 # ----------------------------------------------------------------------------------------------
-# reading it
+# the table and the plot
 
 
-def floor_us(case, facts):
-    """Microseconds that a case's forward and backward passes take on perfect hardware use."""
+def roofline_us(case, facts):
+    """The least microseconds that a case's forward and backward passes take on this hardware."""
     moving = case["bytes"] / facts["copy_bytes_per_second"]
     computing = case["flops"] / facts["matmul_flops_per_second"]
     return max(moving, computing) * 1e6
 
 
-def verdicts(case):
-    """[(what, reached, bar, whether it is met)], the middle two as text, for each bar of a case."""
-    found, them = [], {n: x for n, x in case["contestants"].items() if "error" not in x}
-    if "ours" not in them:
-        return [("ours", "failed", "running", False)]
-    for bar in case["bars"]:
-        rivals = {name: them[name]["both_us"] for name in bar["against"] if name in them}
-        if rivals:
-            best = min(rivals, key=rivals.get)
-            ratio = rivals[best] / them["ours"]["both_us"]
-            what = f"speed against {best}"
-            found.append((what, f"{ratio:.2f}x", f"{bar['ratio']}x", ratio >= bar["ratio"]))
-    if "eager" in them and them["eager"]["peak_bytes"]:
-        share = them["ours"]["peak_bytes"] / them["eager"]["peak_bytes"]
-        found.append(("peak memory against eager", f"{share:.1%}", "5%", share <= 0.05))
-    return found
+def check_required(case):
+    """[(quantity, measured, required, whether it is met)] of a case, the middle two as text."""
+    checks, ran = [], {n: x for n, x in case["implementations"].items() if "error" not in x}
+    if "nanostories" not in ran:
+        return [("nanostories", "failed", "to run", False)]
+    for rule in case["required"]:
+        baselines = {name: ran[name]["both_us"] for name in rule["over"] if name in ran}
+        if baselines:
+            fastest = min(baselines, key=baselines.get)
+            speedup, least = baselines[fastest] / ran["nanostories"]["both_us"], rule["speedup"]
+            checks.append(
+                (f"speedup over {fastest}", f"{speedup:.2f}x", f"{least}x", speedup >= least)
+            )
+    if "eager" in ran and ran["eager"]["peak_bytes"]:
+        fraction = ran["nanostories"]["peak_bytes"] / ran["eager"]["peak_bytes"]
+        checks.append(("peak memory, of eager's", f"{fraction:.1%}", "5%", fraction <= 0.05))
+    return checks
 
 
-def lines_of(case, facts):
+def format_case(case, facts):
     """A case's figures as lines of text, at most 100 columns wide."""
-    low = floor_us(case, facts)
-    lines = [f"{case['name']}: floor {low:.0f} us"]
-    lines += [f"  {'us':16} {'forward':>9} {'backward':>9} {'both':>9} {'floor':>6} {'MB':>8}"]
-    for name, x in case["contestants"].items():
+    least = roofline_us(case, facts)
+    lines = [f"{case['name']}: roofline {least:.0f} us"]
+    lines += [f"  {'us':22} {'forward':>9} {'backward':>9} {'both':>9} {'roofline':>8} {'MB':>8}"]
+    for name, x in case["implementations"].items():
         if "error" in x:
-            lines.append(f"  {name:16} {x['error']}"[:100])
+            lines.append(f"  {name:22} {x['error']}"[:100])
             continue
         times = " ".join(f"{x[f'{p}_us']:9.1f}" for p in PASSES)
-        lines.append(f"  {name:16} {times} {low / x['both_us']:6.0%} {x['peak_bytes'] / 1e6:8.0f}")
-    for what, reached, bar, met in verdicts(case):
-        lines.append(f"  {what}: {reached}, the bar is {bar}: {'met' if met else 'MISSED'}")
+        memory = f"{x['peak_bytes'] / 1e6:8.0f}"
+        lines.append(f"  {name:22} {times} {least / x['both_us']:8.0%} {memory}")
+    for quantity, measured, required, met in check_required(case):
+        lines.append(f"  {quantity}: {measured}, required {required}: {'met' if met else 'MISSED'}")
     return lines
 
 
 def plot(result, path):
-    """Forward + backward of every contestant, a panel a case, as a PNG."""
+    """Forward + backward time of every implementation, one panel per case, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [case for case in result["cases"] if "both_us" in case["contestants"]["ours"]]
+    shown = [
+        case for case in result["cases"] if "both_us" in case["implementations"]["nanostories"]
+    ]
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure, axes = pyplot.subplots(
@@ -232,22 +238,25 @@ def plot(result, path):
         if case is None:
             axis.axis("off")
             continue
-        us = {name: x["both_us"] for name, x in case["contestants"].items() if "both_us" in x}
+        us = {name: x["both_us"] for name, x in case["implementations"].items() if "both_us" in x}
         names = sorted(us, key=us.get, reverse=True)
-        limit = 4 * us["ours"]  # longer bars are cut; their figure says so
-        widths = [min(us[name], limit) for name in names]
-        colors = ["#c44e52" if name == "ours" else "#b8c4d6" for name in names]
+        longest = 4 * us["nanostories"]  # longer bars are cut; the number beside them is whole
+        widths = [min(us[name], longest) for name in names]
+        colors = ["#c44e52" if name == "nanostories" else "#b8c4d6" for name in names]
         axis.barh(names, widths, color=colors)
         for y, (name, width) in enumerate(zip(names, widths, strict=True)):
             axis.text(width, y, f" {us[name]:,.0f}", va="center", fontsize=7)
-        axis.axvline(floor_us(case, result["machine"]), color="black", linewidth=0.8, linestyle=":")
+        axis.axvline(
+            roofline_us(case, result["environment"]), color="black", linewidth=0.8, linestyle=":"
+        )
         axis.set_xlim(0, 1.25 * max(widths))
         axis.set_xticks([])
         axis.set_title(case["name"], fontsize=9)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"forward + backward in µs on {result['machine']['device']}; dotted: the floor", fontsize=10
+        f"forward + backward in µs on {result['environment']['device']}; dotted: roofline",
+        fontsize=10,
     )
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -258,7 +267,7 @@ def check_device(device):
     if device == "cuda":
         why = backend.unavailable(device) if torch.cuda.is_available() else "no CUDA GPU here"
         if why:
-            raise UserError(f"{why}; --device=cpu tries the script out on tiny shapes")
+            raise UserError(f"{why}; --device=cpu runs tiny shapes, to test the script")
     elif device != "cpu":
         raise UserError(f"device must be cuda or cpu, not '{device}'")
     elif not backend.interpreted():
@@ -268,21 +277,21 @@ def check_device(device):
 def main():
     settings, _ = load(Settings)
     check_device(settings.device)
-    # Or a compiled rival's backward pass could run only once, and not be timed by itself.
+    # Or a compiled baseline's backward pass could run only once, and not be timed by itself.
     torch._functorch.config.donated_buffer = False
-    facts = machine(settings)
+    facts = environment(settings)
     print(
         f"{facts['device']}, torch {facts['torch']}, triton {facts['triton']}: "
         f"copies {facts['copy_bytes_per_second'] / 1e12:.2f} TB/s, "
         f"multiplies {facts['matmul_flops_per_second'] / 1e12:.0f} TFLOP/s\n",
         flush=True,
     )
-    result, out = {"machine": facts, "cases": []}, Path(settings.out)
+    result, out = {"environment": facts, "cases": []}, Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     for case in cases(settings.tokens, settings.device, settings.only):
         result["cases"].append(measure(case, settings))
         (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")  # so far
-        print("\n".join(lines_of(result["cases"][-1], facts)) + "\n", flush=True)
+        print("\n".join(format_case(result["cases"][-1], facts)) + "\n", flush=True)
         del case
         if settings.device == "cuda":
             torch.cuda.empty_cache()

@@ -350,13 +350,12 @@ def _delta(OUT, D_OUT, DELTA, T, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def _key_gradients(
-    Q, DO, LSE, DELTA, DQ, START, END, first, T, scale, scale_log2,
+    Q, DO, LSE, DELTA, DQ, START, END, batch, first, last, T, scale, scale_log2,
     H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of the BLOCK keys from `first` on; pointers and shapes as in _backward."""
+    """dK and dV of the keys from `first` to `last`; pointers and shapes as in _backward."""
     ROW: tl.constexpr = 3 * H * D
-    last = tl.minimum(first + BLOCK, T)  # one past the block
     rows, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
     # Tiles are transposed, (keys, queries): P^T and dS^T come out of one product as the next one
     # takes them in.
@@ -365,7 +364,7 @@ def _key_gradients(
     dk, dv = _zeros(BLOCK, D), _zeros(BLOCK, D)
     end = T
     if STORIES:
-        end = tl.load(END + last - 1)
+        end = tl.load(END + batch * T + last - 1)
     for DIAGONAL in tl.static_range(2):
         low, high = first + BLOCK, end
         if DIAGONAL:
@@ -402,6 +401,7 @@ def _backward(
     """
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * BLOCK
+    last = tl.minimum(first + BLOCK, T)  # one past the block
     ROW: tl.constexpr = 3 * H * D
     Q = QKV + batch * T * ROW + head * D
     K, V = Q + H * D, Q + 2 * H * D
@@ -410,10 +410,10 @@ def _backward(
     LSE += (batch * H + head) * T
     DELTA += (batch * H + head) * T
     START += batch * T
-    END += batch * T
     _key_gradients(
-        Q, DO, LSE, DELTA, DQ, START, END, first, T, scale, scale_log2, H, D, STORIES, BLOCK, STEP
-    )
+        Q, DO, LSE, DELTA, DQ, START, END, batch, first, last, T, scale, scale_log2,
+        H, D, STORIES, BLOCK, STEP,
+    )  # fmt: skip
 
     rows, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
     q = _load(Q, rows, T, ROW, D, True)
@@ -428,7 +428,7 @@ def _backward(
     for DIAGONAL in tl.static_range(2):
         low, high = begin, first
         if DIAGONAL:
-            low, high = first, tl.minimum(first + BLOCK, T)
+            low, high = first, last
         for key in range(low, high, STEP):
             keys = key + place
             k = _load(K, keys, T, ROW, D, DIAGONAL)

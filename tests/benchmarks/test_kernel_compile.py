@@ -1,5 +1,5 @@
 """
-Every kernel compiles for GPUs that are not here: no spills, tensor cores, nothing serialized.
+Every kernel compiles for three GPU architectures: no spills, tensor cores, nothing serialized.
 
 In processes of their own: TRITON_INTERPRET, which the other tests set, is read at import.
 """
@@ -35,8 +35,8 @@ import json, sys
 from concurrent.futures import ProcessPoolExecutor
 from benchmarks.kernel_compile import reports
 with ProcessPoolExecutor(2) as pool:
-    found = list(pool.map(reports, *zip(*json.load(sys.stdin))))
-print(json.dumps([[(r.name, r.problems()) for r in one] for one in found]))
+    results = list(pool.map(reports, *zip(*json.load(sys.stdin))))
+print(json.dumps([[(r.name, r.problems()) for r in one] for one in results]))
 """
 BAD = """
 from benchmarks import kernel_compile
@@ -63,27 +63,27 @@ def python(*args, stdin=None, path=None):
 @pytest.fixture(scope="module")
 def compiled():
     """{(configuration, architecture): [(kernel, problems)]} for all of SOME."""
-    found = json.loads(python("-c", MANY, stdin=json.dumps(SOME)).splitlines()[-1])
-    return dict(zip(SOME, found, strict=True))
+    results = json.loads(python("-c", MANY, stdin=json.dumps(SOME)).splitlines()[-1])
+    return dict(zip(SOME, results, strict=True))
 
 
 @pytest.mark.parametrize("name, arch", SOME)
 def test_it_compiles_cleanly(compiled, name, arch):
-    found = compiled[name, arch]
+    result = compiled[name, arch]
     kernels = {"attention": ["forward", "delta", "backward"], "chunks": ["softmax_gradient"] * 2,
                "recompute": ["sweep_words", "sweep_words", "sweep_tokens"]}  # fmt: skip
     expected = next(names for word, names in kernels.items() if word in name)
-    assert [kernel.split(": ")[1] for kernel, _ in found] == expected
-    assert [problems for _, problems in found] == [[]] * len(expected)
+    assert [kernel.split(": ")[1] for kernel, _ in result] == expected
+    assert [problems for _, problems in result] == [[]] * len(expected)
 
 
-def test_what_is_wrong_is_seen():
-    """A shape too large for an A100 and its smaller sisters."""
+def test_problems_are_reported():
+    """A tile shape that is too large for an A100 and its smaller relatives."""
     output = python("-c", BAD)
     assert "bytes of stack" in output and "bytes of shared memory" in output
 
 
-def test_a_configuration_that_is_not_there_is_one_line():
+def test_an_unknown_configuration_is_one_line():
     with pytest.raises(AssertionError, match="no configuration has all of: attention,D=130"):
         python("-m", "benchmarks.kernel_compile", "--only=attention,D=130")
 

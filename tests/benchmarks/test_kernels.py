@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import kernels
-from benchmarks.kernel_baselines import Case, stories
+from benchmarks.kernel_baselines import Case, story_starts
 
 FACTS = {"device": "cpu", "copy_bytes_per_second": 1e12, "matmul_flops_per_second": 1e14}
 
@@ -21,42 +21,59 @@ def figures(both, peak=0):
     }
 
 
-def case(**contestants):
-    bars = [{"ratio": 1.5, "against": ["flash", "math"]}]
-    return {"name": "D=48", "bytes": 1e8, "flops": 1e9, "bars": bars, "contestants": contestants}
+def case(**implementations):
+    required = [{"speedup": 1.5, "over": ["flash", "math"]}]
+    return {
+        "name": "D=48",
+        "bytes": 1e8,
+        "flops": 1e9,
+        "required": required,
+        "implementations": implementations,
+    }
 
 
 def test_a_bar_is_held_against_the_best_rival():
-    found = case(ours=figures(100), flash=figures(140), math=figures(900), flex=figures(1))
-    assert kernels.verdicts(found) == [("speed against flash", "1.40x", "1.5x", False)]
-    found["contestants"]["flash"] = {"error": "no such head size"}
-    assert kernels.verdicts(found) == [("speed against math", "9.00x", "1.5x", True)]
+    case_figures = case(
+        nanostories=figures(100), flash=figures(140), math=figures(900), flex=figures(1)
+    )
+    assert kernels.check_required(case_figures) == [("speedup over flash", "1.40x", "1.5x", False)]
+    case_figures["implementations"]["flash"] = {"error": "no such head size"}
+    assert kernels.check_required(case_figures) == [("speedup over math", "9.00x", "1.5x", True)]
 
 
 def test_memory_is_held_against_eager():
-    found = case(ours=figures(1, 40), eager=figures(1, 1000))
-    assert kernels.verdicts(found)[-1] == ("peak memory against eager", "4.0%", "5%", True)
-    found["contestants"]["ours"]["peak_bytes"] = 60
-    assert not kernels.verdicts(found)[-1][-1]
+    case_figures = case(nanostories=figures(1, 40), eager=figures(1, 1000))
+    assert kernels.check_required(case_figures)[-1] == (
+        "peak memory, of eager's",
+        "4.0%",
+        "5%",
+        True,
+    )
+    case_figures["implementations"]["nanostories"]["peak_bytes"] = 60
+    assert not kernels.check_required(case_figures)[-1][-1]
 
 
-def test_a_failure_of_ours_is_a_bar_missed():
-    found = case(ours={"error": "RuntimeError: out of resource"}, flash=figures(1))
-    assert not kernels.verdicts(found)[0][-1]
+def test_a_failure_of_nanostories_is_a_bar_missed():
+    case_figures = case(nanostories={"error": "RuntimeError: out of resource"}, flash=figures(1))
+    assert not kernels.check_required(case_figures)[0][-1]
 
 
 def test_the_floor_is_the_slower_of_moving_and_computing():
-    found = case(ours=figures(100))
-    assert kernels.floor_us(found, FACTS) == pytest.approx(100)  # 1e8 bytes at 1 TB/s
-    assert kernels.floor_us(found | {"flops": 1e11}, FACTS) == pytest.approx(1000)
+    case_figures = case(nanostories=figures(100))
+    assert kernels.roofline_us(case_figures, FACTS) == pytest.approx(100)  # 1e8 bytes at 1 TB/s
+    assert kernels.roofline_us(case_figures | {"flops": 1e11}, FACTS) == pytest.approx(1000)
 
 
 def test_the_table_fits_100_columns():
-    long = {"error": "RuntimeError: " + "no kernel of this rival takes these inputs " * 5}
-    found = case(ours=figures(123456.7, 10**10), flash=long, **{"ours, recompute": figures(9.9)})
-    lines = kernels.lines_of(found, FACTS)
+    long = {"error": "RuntimeError: " + "no kernel of this baseline takes these inputs " * 5}
+    case_figures = case(
+        nanostories=figures(123456.7, 10**10),
+        flash=long,
+        **{"nanostories, recompute": figures(9.9)},
+    )
+    lines = kernels.format_case(case_figures, FACTS)
     assert max(map(len, lines)) <= 100
-    assert any("ours, recompute" in line and "1010%" in line for line in lines)
+    assert any("nanostories, recompute" in line and "1010%" in line for line in lines)
 
 
 def test_measuring_and_the_plot(tmp_path):
@@ -65,18 +82,27 @@ def test_measuring_and_the_plot(tmp_path):
     def fails(x):
         raise RuntimeError("no kernel\nmore")
 
-    contestants = {"ours": lambda x: x @ x, "slow": lambda x: x @ x @ x @ x @ x, "fails": fails}
-    job = Case("product", contestants, (x,), bytes=3200, flops=128000, bars={1.0: ("slow",)})
-    found = kernels.measure(job, kernels.Settings(device="cpu", rounds=9))
-    assert found["contestants"]["fails"] == {"error": "RuntimeError: no kernel"}
-    ours, slow = found["contestants"]["ours"], found["contestants"]["slow"]
-    assert all(x[f"{p}_us"] > 0 for x in (ours, slow) for p in kernels.PASSES)
-    kernels.plot({"machine": FACTS, "cases": [found]}, tmp_path / "bench.png")
+    implementations = {
+        "nanostories": lambda x: x @ x,
+        "slow": lambda x: x @ x @ x @ x @ x,
+        "fails": fails,
+    }
+    job = Case(
+        "product", implementations, (x,), bytes=3200, flops=128000, required={1.0: ("slow",)}
+    )
+    case_figures = kernels.measure(job, kernels.Settings(device="cpu", rounds=9))
+    assert case_figures["implementations"]["fails"] == {"error": "RuntimeError: no kernel"}
+    nanostories, slow = (
+        case_figures["implementations"]["nanostories"],
+        case_figures["implementations"]["slow"],
+    )
+    assert all(x[f"{p}_us"] > 0 for x in (nanostories, slow) for p in kernels.PASSES)
+    kernels.plot({"environment": FACTS, "cases": [case_figures]}, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_rows_of_stories_are_what_attention_takes():
-    start = stories(60, 1000, "cpu")
+    start = story_starts(60, 1000, "cpu")
     position = torch.arange(1000)
     assert start.dtype == torch.int32
     assert ((start >= 0) & (start <= position)).all() and (start.diff() >= 0).all()
