@@ -183,13 +183,8 @@ def train_step(
         is_last = i == len(micro_batches) - 1
         with contextlib.nullcontext() if ranks == 1 or is_last else model.no_sync():
             with timed("forward"), autocast():
-                loss = model(
-                    batch.tokens,
-                    batch.targets,
-                    positions=batch.positions,
-                    doc_start=batch.doc_start,
-                )  # mean over the micro-batch's targets
-                loss = loss * weight
+                # The mean over the micro-batch's targets, times its weight in the step.
+                loss = weight * model(batch.tokens, batch.targets, batch.positions, batch.doc_start)
             with timed("backward"):
                 # DDP averages over the ranks, but the weights above ask for the sum.
                 scaler.scale(loss * ranks).backward()
