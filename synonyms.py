@@ -93,10 +93,8 @@ def check(settings, out):
 
 
 def stories_of(block):
-    """
-    Yield the stories of a block of a Source in a form that a text file can hold: without an inner
-    <|endoftext|>, and without lone surrogates, which .jsonl may have.
-    """
+    """Yield the stories of a block of a Source in a form that a text file can hold: without an
+    inner <|endoftext|>, and without lone surrogates, which .jsonl may have."""
     for text in readers.texts(block):
         for story in _LONE_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text).split(tokenizer.EOT):
             if story.strip():
@@ -126,10 +124,8 @@ class ModelLikelihood:
             torch.set_num_threads(1)
 
     def __call__(self, text, word, forms):
-        """
-        Log-likelihood, in nats, of the text around a wordnet.Word with each of the forms in its
-        place: list of float, -inf where the text is too long for the model.
-        """
+        """Log-likelihood, in nats, of the text around a wordnet.Word with each of the forms in its
+        place: list of float, -inf where the text is too long for the model."""
         import torch
 
         reach = min(
@@ -161,10 +157,9 @@ def make_method(settings, counts):
 
 
 def replace_words(settings, counts, block):
-    """
-    The stories of a block as lines of .jsonl, list of str. A line has the "text"; for a story that
-    is chosen also its number of "content_words" and its "replacements", places in the new text.
-    """
+    """The stories of a block as lines of .jsonl, list of str. A line has the "text"; for a story
+    that is chosen also its number of "content_words" and its "replacements", places in the new
+    text."""
     lines = []
     for text in stories_of(block):
         line = {"text": text}
@@ -186,10 +181,8 @@ def replace_words(settings, counts, block):
 
 
 def open_work_folder(path, settings, splits):
-    """
-    Make the folder of finished blocks, or keep that of a killed command with the same settings,
-    sources and model. Raises UserError where a source or the model is missing.
-    """
+    """Make the folder of finished blocks, or keep that of a killed command with the same settings,
+    sources and model. Raises UserError where a source or the model is missing."""
     names = ("source", "val_source", "mode", "story_fraction", "word_fraction", "model", "seed")
     key = {name: getattr(settings, name) for name in names}
     key["sources"] = {split: [str(one), one.total()] for split, one in splits.items()}

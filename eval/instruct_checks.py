@@ -116,7 +116,7 @@ def sounds_bad(story):
 
 
 def _exact_scores(record, true, story):
-    """The exact checks of `story` against `true`, both storybook.Story; `story` may be None."""
+    """The exact checks of `story` against `true`, both GeneratedStory; `story` may be None."""
     features, mentioned = record.entries("features"), set(split_words(record.prompt()))
     names = {name for name in true.facts["characters"]
              if name.istitle() and name.lower() in mentioned}  # fmt: skip

@@ -113,10 +113,8 @@ def synonym_entropy(texts, seed):
 
 
 def richness(samples, counts, settings):
-    """
-    {measure: interval} of a model's completions, a list of str for each beginning. counts: {word:
-    count} of plain stories.
-    """
+    """{measure: interval} of a model's completions, a list of str for each beginning. counts:
+    {word: count} of plain stories."""
     frequent, seed = frequent_words(counts), settings.seed
     words = [[word for text in texts for word in split_words(text)] for texts in samples]
     marked = [[words_and_marks(text) for text in texts] for texts in samples]

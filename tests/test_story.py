@@ -34,7 +34,7 @@ def test_storybook_to_stories(tmp_path):
     told = script("sample.py", *many, cwd=tmp_path)
     stories = [json.loads(line)["text"] for line in told.splitlines()]
     assert len(stories) == 200 and len(set(stories)) > 180
-    faults = [storybook_parser.find_errors(story) for story in stories]
-    good = sum(not fault for fault in faults)
+    errors = [storybook_parser.find_errors(story) for story in stories]
+    good = sum(not one for one in errors)
     print(log.splitlines()[-1], f"{good} of 200 stories without a fault, {minutes:.1f} minutes")
-    assert good >= 180, [fault for fault in faults if fault][:10]
+    assert good >= 180, [one for one in errors if one][:10]

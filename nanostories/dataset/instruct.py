@@ -50,10 +50,8 @@ _SPEECH = re.compile(r"[\"“][^\"“”]+[.,!?…—-]['’]?[\"”]")
 
 @dataclass(frozen=True)
 class Record:
-    """
-    One record. Raises ValueError for a value that would be read back differently: with blanks at an
-    end, or a line that begins like a field.
-    """
+    """One record. Raises ValueError for a value that would be read back differently: with blanks at
+    an end, or a line that begins like a field."""
 
     fields: tuple  # (name, value) pairs in order, names of LABELS
     story: str = ""  # "" where only the instruction is known
@@ -109,10 +107,8 @@ def _format_fields(fields):
 
 
 def parse_record(text):
-    """
-    The Record of a text; None where it is none: no "Story:", text before the first field, or two
-    records in one.
-    """
+    """The Record of a text; None where it is none: no "Story:", text before the first field, or two
+    records in one."""
     text = text.lstrip()
     labels = list(_LABEL.finditer(text))
     story = next((label for label in labels if label[1] == "Story"), None)
@@ -154,11 +150,9 @@ def _normalize_features(features):
 
 
 def make_instruction(words="", sentence="", features="", summary=""):
-    """
-    The Record of an instruction, its fields in this order. words, features: comma-separated, the
+    """The Record of an instruction, its fields in this order. words, features: comma-separated, the
     features in any spelling. Raises ValueError for an unknown feature, or a value that contains
-    another field.
-    """
+    another field."""
     values = {"words": words, "sentence": sentence, "features": features, "summary": summary}
     fields = [(name, value) for name, value in values.items() if value.strip()]
     record = parse_record(_format_fields(fields) + "Story:")
@@ -183,11 +177,9 @@ class StoryFacts:
 
 
 def facts_from_json(story, row):
-    """
-    The StoryFacts of a story and the JSON object it came in: `summary`, `words` and `features`,
+    """The StoryFacts of a story and the JSON object it came in: `summary`, `words` and `features`,
     beside it or, as in TinyStories_all_data, the latter two in `instruction`. Raises TypeError
-    where they are not lists of str, or the summary is not a str.
-    """
+    where they are not lists of str, or the summary is not a str."""
     row = row | (row.get("instruction") or {})
     lists = [row.get(name) or [] for name in ("words", "features")]
     summary = row.get("summary") or ""

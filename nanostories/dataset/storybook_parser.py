@@ -92,16 +92,14 @@ def _read(text):
     for node, reading in readings.items():
         if storybook.END not in node.next_nodes:
             reading[2].append("unfinished: the story has no ending")
-    _, values, found, nodes = min(readings.values(), key=lambda reading: len(reading[2]))
-    return errors + found, values, nodes
+    _, values, others, nodes = min(readings.values(), key=lambda reading: len(reading[2]))
+    return errors + others, values, nodes
 
 
 def find_errors(text):
-    """
-    What contradicts the facts that a text states, list of str. Every sentence must be one of
+    """What contradicts the facts that a text states, list of str. Every sentence must be one of
     STORIES, in an order that a plot allows; names, pronouns, objects, adjectives, places and who
-    has what must agree from first to last.
-    """
+    has what must agree from first to last."""
     return _read(text)[0]
 
 

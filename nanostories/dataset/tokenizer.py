@@ -89,10 +89,9 @@ class Tokenizer:
         return self.encode(text + "A")[:-1]  # "A" is one token, and never joins a line end
 
     def encode_stories(self, stories):
-        """
-        (tokens, lengths) of a list of str as they are stored: the ids of all stories, uint16, each
-        with <|endoftext|> in front, and how many are each one's, int64. Faster than story by story.
-        """
+        """(tokens, lengths) of a list of str as they are stored: the ids of all stories, uint16,
+        each with <|endoftext|> in front, and how many are each one's, int64. Faster than story by
+        story."""
         joined = "".join(EOT + story for story in stories)
         longest = max(map(len, stories), default=0)
         if stories and joined.count(EOT) == len(stories) and longest <= MAX_BLANKS:

@@ -170,11 +170,9 @@ class ContextSynonyms:
         return self.most_likely(text, word, forms) if self.log_likelihoods and forms else forms
 
     def most_likely(self, text, word, forms):
-        """
-        [the form that fits the context best], or [] where even that one fits worse than the word by
-        more than MAX_LOSS. The fit is the log-likelihood of the text with the form, less the form's
-        log frequency in the corpus: a rare word is not wrong because it is rare.
-        """
+        """[the form that fits the context best], or [] where even that one fits worse than the word
+        by more than MAX_LOSS. The fit is the log-likelihood of the text with the form, less the
+        form's log frequency in the corpus: a rare word is not wrong because it is rare."""
         counts = [self.counts[form.lower()] + 1 for form in (word.text, *forms)]
         fits = self.log_likelihoods(text, word, [word.text, *forms])
         if fits[0] == -math.inf:

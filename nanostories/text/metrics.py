@@ -2,8 +2,8 @@
 Similarity and diversity of texts: the paper's R, and the usual measures beside it.
 
     ngram_precision(T1, T2)  R_k,p: share of T1's k-grams that occur in T2 (Eldan & Li 2023, 4.3)
-    ngram_f1(T1, T2)         R_k = 2PQ / (P + Q), P and Q the precisions both ways
-    nearest_texts(texts)     r_i = max over j != i of R_2(T_i, T_j)
+    nearest_texts(texts)     r_i = max over j != i of R_2(T_i, T_j), with R_k = 2PQ / (P + Q) of
+                             the precisions P and Q both ways
     distinct_n(texts, k, n)  different k-grams / k-grams, of n words (Li et al. 2016)
     mtld_factors(text)       of MTLD (McCarthy & Jarvis 2010)
     self_bleu(texts)         BLEU-4 of each against all others (Zhu et al. 2018)
@@ -27,17 +27,9 @@ def ngram_precision(text, other, k=2):
     return sum(gram in known for gram in grams) / len(grams) if grams else math.nan
 
 
-def ngram_f1(text, other, k=2):
-    """R_k of two texts, 0 to 1; nan where one has no k-gram."""
-    p, q = ngram_precision(text, other, k), ngram_precision(other, text, k)
-    return 2 * p * q / (p + q) if p + q else p + q
-
-
 def nearest_texts(texts, k=2):
-    """
-    [(R_k, j)]: for each text its largest `ngram_f1` with another text, and that one's number;
-    (nan, -1) where it, or every other, has no k-gram.
-    """
+    """[(R_k, j)]: for each text its largest R_k with another text, and that one's number;
+    (nan, -1) where it, or every other, has no k-gram."""
     counts = [Counter(ngrams(text, k)) for text in texts]
     nearest = [(math.nan, -1)] * len(texts)
     for i, j in permutations(range(len(texts)), 2):
@@ -110,19 +102,16 @@ def self_bleu(texts, max_n=4):
     logs = [0.0] * len(texts)
     for k in range(1, max_n + 1):
         counts = [Counter(ngrams(text, k)) for text in texts]
-        top = {}  # {k-gram: (its largest count in a text, its second largest, which text's)}
-        for i, grams in enumerate(counts):
+        top = {}  # {k-gram: its second largest and its largest count in a text}
+        for grams in counts:
             for gram, count in grams.items():
-                first, second, owner = top.get(gram, (0, 0, -1))
-                if count > first:
-                    top[gram] = (count, first, i)
-                elif count > second:
-                    top[gram] = (first, count, owner)
+                top[gram] = sorted((*top.get(gram, (0, 0)), count))[1:]
         for i, grams in enumerate(counts):
-            matches = 0
-            for gram, count in grams.items():
-                first, second, owner = top[gram]
-                matches += min(count, second if owner == i else first)
+            # Clipped by the largest count of the others: for a text that has the largest itself,
+            # the second largest.
+            matches = sum(
+                count if count < top[gram][1] else top[gram][0] for gram, count in grams.items()
+            )
             precision = (matches or (k > 1) * 0.1) / max(1, grams.total())
             logs[i] += (math.log(precision) if precision else -math.inf) / max_n
     lengths, scores = [len(text) for text in texts], []

@@ -95,10 +95,8 @@ def pos_tags(words):
 
 
 def content_words(text):
-    """
-    The nouns, verbs, adjectives and adverbs of a text in order, list of Word. Capitalized words are
-    left out: most are names, and the tagger misreads children's names that begin a sentence.
-    """
+    """The nouns, verbs, adjectives and adverbs of a text in order, list of Word. Capitalized words
+    are left out: most are names, and the tagger misreads children's names that begin a sentence."""
     tokens = list(_TOKEN.finditer(text))
     return [
         Word(token.start(), token.end(), token[0], _POS_OF_TAG[tag[0]], tag)
@@ -110,20 +108,16 @@ def content_words(text):
 
 @cache
 def base_form(word, pos):
-    """
-    WordNet's base form of a word, of several the most frequent: "saw" is of "see" rather than the
-    tool. The word itself in lower case where WordNet has none.
-    """
+    """WordNet's base form of a word, of several the most frequent: "saw" is of "see" rather than
+    the tool. The word itself in lower case where WordNet has none."""
     bases, counts = reader()._morphy(word.lower(), pos), _counts()
     return max(bases, key=lambda base: counts[base, pos], default=word.lower())
 
 
 @cache
 def synonyms(word, pos):
-    """
-    The single words that share a sense of this part of speech with a word, most frequent senses
-    first: list of str, base forms in lower case, without the word's own.
-    """
+    """The single words that share a sense of this part of speech with a word, most frequent senses
+    first: list of str, base forms in lower case, without the word's own."""
     base = base_form(word, pos)
     lemmas = (lemma.name() for sense in reader().synsets(base, pos) for lemma in sense.lemmas())
     names = dict.fromkeys(name.lower() for name in lemmas if name.isalpha())
@@ -154,9 +148,7 @@ def dictionary_base_forms(word):
 
 @cache
 def most_frequent_pos(word):
-    """
-    The part of speech (n v a r) that a lower-case word most often has, by WordNet's counts; the
-    first of these where counts tie, "" for a word that is none of them.
-    """
+    """The part of speech (n v a r) that a lower-case word most often has, by WordNet's counts; the
+    first of these where counts tie, "" for a word that is none of them."""
     counts, bases = _counts(), dictionary_base_forms(word)
     return max(bases, key=lambda pos: max(counts[base, pos] for base in bases[pos]), default="")

@@ -52,19 +52,15 @@ def _split_chunk(chunk):
 
 
 def words_and_marks(text):
-    """
-    The words and punctuation marks of a text, list of str: lower case, straight apostrophes. A word
-    is letters, digits and underscores, with hyphens and apostrophes inside; a mark is one
-    character.
-    """
+    """The words and punctuation marks of a text, list of str: lower case, straight apostrophes. A
+    word is letters, digits and underscores, with hyphens and apostrophes inside; a mark is one
+    character."""
     return [word for chunk in text.split() for word in _split_chunk(chunk)]
 
 
 def word_spans(text):
-    """
-    [(start, stop)], the position in the text of each of its `words_and_marks`. Where lower case has
-    more characters than upper ("İ"), each gets the span of everything between two blanks.
-    """
+    """[(start, stop)], the position in the text of each of its `words_and_marks`. Where lower case
+    has more characters than upper ("İ"), each gets the span of everything between two blanks."""
     spans = []
     for chunk in re.finditer(r"\S+", text):
         lower, start = chunk[0].lower().replace("’", "'"), chunk.start()

@@ -171,7 +171,7 @@ def test_what_is_read_can_be_written(text):
 # asking
 
 
-def test_ask():
+def test_make_instruction():
     record = make_instruction(
         words="come,road", sentence="He ran.", features="bad ending", summary=" A bus. "
     )

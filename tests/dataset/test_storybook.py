@@ -1,4 +1,4 @@
-"""The story grammar: what it tells, and that check() sees a planted contradiction of every kind."""
+"""The story grammar: what it generates, and that every kind of planted contradiction is seen."""
 
 import os
 import random
@@ -37,7 +37,7 @@ def words(text):
     return re.findall(r"[A-Za-z]+", text)
 
 
-# ---- what tell() makes --------------------------------------------------------------------------
+# ---- what is generated ---------------------------------------------------------------------------
 
 
 def test_every_story_passes_its_own_check():
@@ -154,7 +154,7 @@ def test_split_by_either_quotes():
         assert split_sentences(text) == ["Tom ran.", text[9:-8], "He sat."]
 
 
-# ---- what check() sees --------------------------------------------------------------------------
+# ---- what find_errors() sees ---------------------------------------------------------------------
 
 
 def planted(kind, story, rng):
@@ -221,7 +221,7 @@ def planted(kind, story, rng):
         place = rng.randrange(len(sentences) - 1)
         sentences[place : place + 2] = sentences[place + 1], sentences[place]
         return " ".join(sentences)
-    if kind == "told twice":
+    if kind == "repeated":
         return text.replace(sentences[3], f"{sentences[3]} {sentences[3]}")
     if kind == "a sentence of another story":
         other = split_sentences(generate_story(10**6 + rng.randrange(1000)).text)
@@ -236,7 +236,7 @@ def planted(kind, story, rng):
     raise ValueError(kind)
 
 
-KINDS = {  # and a word or two that one of the faults must say, of nearly every such text
+KINDS = {  # and a word or two that one of the errors must name, of nearly every such text
     "a name not introduced": "where the story has",
     "an unknown name": "Zarathustra",
     "the wrong child": "where the story has",
@@ -254,7 +254,7 @@ KINDS = {  # and a word or two that one of the faults must say, of nearly every 
     "no beginning": "out of order",
     "a sentence left out": "",
     "two sentences in the wrong order": "out of order",
-    "told twice": "out of order",
+    "repeated": "out of order",
     "a sentence of another story": "",
     "an open quote": "quote",
     "a misspelt word": "",
@@ -273,10 +273,10 @@ def test_a_planted_contradiction_is_seen(kind):
         if len(texts) == 50:
             break
     assert len(texts) >= 30, "the test must plant something"
-    found = [find_errors(text) for text in texts]
-    missed = [text for text, reasons in zip(texts, found, strict=True) if not reasons]
+    reported = [find_errors(text) for text in texts]
+    missed = [text for text, reasons in zip(texts, reported, strict=True) if not reasons]
     assert len(missed) <= 0.01 * len(texts), missed[0]
-    unsaid = [reasons for reasons in found if KINDS[kind] not in " ".join(reasons)]
+    unsaid = [reasons for reasons in reported if KINDS[kind] not in " ".join(reasons)]
     assert len(unsaid) <= 0.1 * len(texts), unsaid[0]
 
 
@@ -294,7 +294,7 @@ def test_real_english_outside_the_grammar_is_no_story():
 
 
 def test_facts_never_told_together_are_accepted():
-    """Every name, thing and place renamed all through: a story that tell() need not know."""
+    """Every name, thing and place renamed all through: a story that need not be generated."""
     rng, seen = random.Random(0), 0
     for story in many_stories()[:150]:
         rename, used = {}, set(words(story.text))
@@ -342,10 +342,10 @@ Mia thanked Sam and held the kite tight. From that day on, Mia and Sam were good
         (" At last, Sam looked behind the tree and found the old kite.", "", "out of order: "),
     ],
 )
-def test_faults_say_what_is_wrong(old, new, reason):
+def test_errors_say_what_is_wrong(old, new, reason):
     text = "\n\n".join(part.replace("\n", " ") for part in LOST.split("\n\n"))
-    found = find_errors(text.replace(old, new, 1))
-    assert any(one.startswith(reason) for one in found) if reason else found == [], found
+    errors = find_errors(text.replace(old, new, 1))
+    assert any(one.startswith(reason) for one in errors) if reason else errors == [], errors
 
 
 def test_the_command_prints_stories_and_facts():

@@ -32,9 +32,9 @@ def test_entropy_by_hand():
     all, four of them big's: 4 / 6 of a bit.
     """
     texts = [[("big", "big"), ("big", "large"), ("friend", "friend")]] * 2
-    found = synonym_entropy(texts, 0)
-    assert found["mean"] == pytest.approx(4 / 6) and found["n"] == 2
-    assert found["low"] == found["high"] == pytest.approx(4 / 6)  # the texts are alike
+    result = synonym_entropy(texts, 0)
+    assert result["mean"] == pytest.approx(4 / 6) and result["n"] == 2
+    assert result["low"] == result["high"] == pytest.approx(4 / 6)  # the texts are alike
     assert synonym_entropy([[("a", "a")]], 0)["mean"] == 0 and synonym_entropy([[], []], 0) is None
 
 
@@ -44,9 +44,9 @@ def test_entropy_of_what_a_sample_does_not_show():
     texts = [[("x", str(rng.integers(40))) for _ in range(2)] for _ in range(60)]
     _, counts = np.unique([word for text in texts for _, word in text], return_counts=True)
     shown = -(counts / 120 * np.log2(counts / 120)).sum()
-    found = synonym_entropy(texts, 0)
-    assert shown < found["mean"] and abs(found["mean"] - np.log2(40)) < np.log2(40) - shown
-    assert found["low"] < found["mean"] < found["high"]
+    result = synonym_entropy(texts, 0)
+    assert shown < result["mean"] and abs(result["mean"] - np.log2(40)) < np.log2(40) - shown
+    assert result["low"] < result["mean"] < result["high"]
 
 
 def test_what_words_mean():
@@ -58,8 +58,8 @@ def test_what_words_mean():
     assert word_sense("large", "a") == ("large.a.01", "large")
     assert word_sense("find", "v")[0] != word_sense("see", "v")[0]
     assert word_sense("found", "v") == word_sense("find", "v") and word_sense("xyzzy", "n") is None
-    found = word_senses("The large dog found the big xyzzy.")
-    assert [base for _, base in found] == ["large", "dog", "find", "big"]
+    result = word_senses("The large dog result the big xyzzy.")
+    assert [base for _, base in result] == ["large", "dog", "find", "big"]
 
 
 def test_rare_words():

@@ -42,9 +42,9 @@ COMMON = """
 
 def corpus_of(words):
     """The CorpusCounts of a corpus in which a full stop follows each of these words."""
-    found = CorpusCounts()
-    found.add(". ".join(words.split()))
-    return found
+    results = CorpusCounts()
+    results.add(". ".join(words.split()))
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +106,10 @@ def test_the_share_holds_on_average():
 def test_any_of_the_words():
     """Not always the first ones: over some seeds, each that has synonyms is replaced."""
     text = "The big dog saw a small cat near the old house."
-    found = {
+    results = {
         swap.old for seed in range(60) for swap in becomes(text, WordnetSynonyms(), 0.3, seed)[1]
     }
-    assert found == {"big", "dog", "saw", "small", "cat", "old", "house"}
+    assert results == {"big", "dog", "saw", "small", "cat", "old", "house"}
 
 
 def test_words_without_synonyms_do_not_count_against_the_share():
@@ -120,8 +120,8 @@ def test_words_without_synonyms_do_not_count_against_the_share():
 
 
 def test_wordnet_takes_any_synonym_as_it_stands():
-    found = {becomes("They saw a big dog.", WordnetSynonyms(), 1, seed)[0] for seed in range(60)}
-    said = {word for text in found for word in split_words(text)}
+    results = {becomes("They saw a big dog.", WordnetSynonyms(), 1, seed)[0] for seed in range(60)}
+    said = {word for text in results for word in split_words(text)}
     assert {"hound", "frump"} <= said and {"watch", "attend"} & said  # not "watched"
 
 
@@ -142,8 +142,8 @@ def test_wordnet_takes_any_synonym_as_it_stands():
     ("An automobile came.", "A car came."),
 ])  # fmt: skip
 def test_grammar(text, new, context):
-    found = {becomes(text, context, 1, seed)[0] for seed in range(20)}
-    assert new in found, found
+    results = {becomes(text, context, 1, seed)[0] for seed in range(20)}
+    assert new in results, results
 
 
 def test_an_article_that_is_right_stays(context):
@@ -167,19 +167,19 @@ def test_what_context_leaves_alone(text, what, context):
 def test_a_synonym_is_common_and_used_alike():
     """In its form, not only in another; and followed by what follows the word."""
 
-    def found(corpus, text="They started to sing."):
+    def results(corpus, text="They started to sing."):
         corpus_counts = CorpusCounts()
         corpus_counts.add(corpus)
         word = next(word for word in content_words(text) if word.text == "started")
         return ContextSynonyms(corpus_counts).synonyms(text, word)
 
     alike = "We started to sing. He began to sing. "
-    assert found(alike) == ["began"]
-    assert found("We started to sing. We begin to sing.") == []
-    assert found("We started to sing. He began, and began, and began. He sang.") == []
-    assert found(alike * 2 + "We begin to sing. " * 9 + "word " * 300_000) == []
+    assert results(alike) == ["began"]
+    assert results("We started to sing. We begin to sing.") == []
+    assert results("We started to sing. He began, and began, and began. He sang.") == []
+    assert results(alike * 2 + "We begin to sing. " * 9 + "word " * 300_000) == []
     rare = alike + "word " * 300_000
-    assert found(rare) == [] and found(rare + alike * 9) == ["began"]
+    assert results(rare) == [] and results(rare + alike * 9) == ["began"]
 
 
 def test_alike_by_hand():
@@ -260,8 +260,8 @@ def test_usual_senses():
 
 
 def test_a_word_counts_for_all_it_may_be():
-    found = count_base_forms({"dog": 2, "dogs": 3})
-    assert found["dog", "n"] == 5 and found["dog", "v"] == 5
+    results = count_base_forms({"dog": 2, "dogs": 3})
+    assert results["dog", "n"] == 5 and results["dog", "v"] == 5
 
 
 @pytest.mark.parametrize("text, word, unit", [
@@ -306,22 +306,22 @@ FILES = ["synonym_contexts.txt", "synonym_contexts_kept.txt", "synonym_contexts_
 def contexts(name):
     """[(text without marks, the word in it, those that fit, those that do not)] of a file."""
     lines = [x for x in (HERE / name).read_text().splitlines() if not x.startswith("#")]
-    found = []
+    results = []
     for line in lines:
         text, pos, fits, others = (part.strip() for part in line.split("|"))
         before, word, after = re.split("[<>]", text)
         place = wordnet.Word(len(before), len(before) + len(word), word, pos)
-        found.append((before + word + after, place, set(fits.split()), set(others.split())))
-    return found
+        results.append((before + word + after, place, set(fits.split()), set(others.split())))
+    return results
 
 
 def test_every_candidate_is_marked():
     """228 contexts to tune by, 105 kept, 120 drawn later; each synonym either fits or does not."""
     sets = [contexts(name) for name in FILES]
     assert [len(one) for one in sets] == [228, 105, 120]
-    found = list(itertools.chain(*sets))
-    assert len({text for text, *_ in found}) > 445
-    for text, word, fits, others in found:
+    results = list(itertools.chain(*sets))
+    assert len({text for text, *_ in results}) > 445
+    for text, word, fits, others in results:
         assert text[word.start : word.stop] == word.text
         assert not fits & others
         assert fits | others == set(wordnet.synonyms(word.text.lower(), word.pos)), text
@@ -329,12 +329,12 @@ def test_every_candidate_is_marked():
 
 def shares_wrong(synonyms_of, name):
     """The share of wrong ones among synonyms_of(text, word) in each context that has some."""
-    found = []
+    results = []
     for text, word, fits, others in contexts(name):
         if names := synonyms_of(text, word):
             assert set(names) <= fits | others
-            found.append(sum(name not in fits for name in names) / len(names))
-    return found
+            results.append(sum(name not in fits for name in names) / len(names))
+    return results
 
 
 def names_made(method, text, word):
@@ -348,13 +348,13 @@ def names_made(method, text, word):
 def in_context(method):
     """A function of a text and a marked Word: what the method may make of it, as it is tagged."""
 
-    def found(text, place):
+    def results(text, place):
         words = (word for word in content_words(text) if word.start == place.start)
         return [
             x for word in words if word.pos == place.pos for x in names_made(method, text, word)
         ]
 
-    return found
+    return results
 
 
 @pytest.fixture(scope="module")

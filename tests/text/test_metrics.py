@@ -13,7 +13,6 @@ from nanostories.text.metrics import (
     distinct_n,
     mtld_factors,
     nearest_texts,
-    ngram_f1,
     ngram_precision,
     self_bleu,
 )
@@ -33,6 +32,12 @@ def test_precision_counts_membership():
     assert math.isnan(ngram_precision(["a"], one)) and ngram_precision(one, []) == 0
 
 
+def ngram_f1(one, other, k=2):
+    """R_k of two texts by its definition; nan where one has no k-gram."""
+    p, q = ngram_precision(one, other, k), ngram_precision(other, one, k)
+    return 2 * p * q / (p + q) if p + q else p + q
+
+
 def test_f1():
     """P = 3/5, Q = 1: 2 * 3/5 / (8/5) = 3/4. Nothing in common is 0, not a division by it."""
     one, other = list("ababab"), list("ab")
@@ -50,9 +55,9 @@ class Letters:
 
 
 @given(texts)
-def test_rouge_clips_what_membership_does_not(found):
+def test_rouge_clips_what_membership_does_not(sample):
     """rouge_score lets each k-gram of the reference match once: the same where none is repeated."""
-    one, other = found[:2]
+    one, other = sample[:2]
     scorer = RougeScorer(["rouge2"], tokenizer=Letters())
     clipped = scorer.score(" ".join(other), " ".join(one))["rouge2"]
     mine = ngram_precision(one, other)
@@ -75,15 +80,15 @@ def test_nearest():
 
 
 @given(texts)
-def test_nearest_is_the_largest_f1(found):
-    for i, (score, j) in enumerate(nearest_texts(found)):
-        every = [(ngram_f1(found[i], one), k) for k, one in enumerate(found) if k != i]
+def test_nearest_is_the_largest_f1(sample):
+    for i, (score, j) in enumerate(nearest_texts(sample)):
+        every = [(ngram_f1(sample[i], one), k) for k, one in enumerate(sample) if k != i]
         every = [(value, k) for value, k in every if not math.isnan(value)]
         if not every:
             assert math.isnan(score) and j == -1
         else:
             assert score == pytest.approx(max(value for value, _ in every))
-            assert ngram_f1(found[i], found[j]) == pytest.approx(score)
+            assert ngram_f1(sample[i], sample[j]) == pytest.approx(score)
 
 
 def test_distinct():
@@ -113,10 +118,10 @@ def test_factors():
 
 
 @given(texts)
-def test_self_bleu_is_nltk_s(found):
+def test_self_bleu_is_nltk_s(sample):
     smooth = SmoothingFunction().method1
-    for i, (mine, text) in enumerate(zip(self_bleu(found), found, strict=True)):
-        others = found[:i] + found[i + 1 :]
+    for i, (mine, text) in enumerate(zip(self_bleu(sample), sample, strict=True)):
+        others = sample[:i] + sample[i + 1 :]
         if not text:
             assert math.isnan(mine)
         else:

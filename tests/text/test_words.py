@@ -20,7 +20,7 @@ def test_tokens():
 
 
 @pytest.mark.parametrize(
-    ("asked", "told", "counts"),
+    ("word", "text", "expected"),
     [
         ("decorate", "they decorated the tree", True),
         ("car", "be careful with the scar", False),
@@ -43,8 +43,8 @@ def test_tokens():
         ("", "anything", False),
     ],
 )
-def test_used(asked, told, counts):
-    assert contains_word(asked, split_words(told)) is counts
+def test_contains_word(word, text, expected):
+    assert contains_word(word, split_words(text)) is expected
 
 
 def test_lemmas_and_content():
