@@ -70,10 +70,11 @@ class BatchedKVCache:
         self.last_tokens[new] = torch.tensor([prompt[-1] for prompt in prompts]).to(device)
         self.positions[new] = positions = torch.tensor(lengths).to(device)
         distance = positions[:, None] - torch.arange(self.max_length, device=device)
-        for mask, window in (
-            (self.causal_mask, 0), (self.window_mask, self.decoder.config.window)
-        ):  # fmt: skip
-            visible = (distance > 0) & (distance < window) if window else distance > 0
+        window = self.decoder.config.window or self.max_length
+        for mask, visible in (
+            (self.causal_mask, distance > 0),
+            (self.window_mask, (distance > 0) & (distance < window)),
+        ):
             mask[new] = torch.where(visible, 0.0, float("-inf"))[:, None].to(mask.dtype)
         self.lengths += lengths
 
@@ -92,30 +93,25 @@ class BatchedKVCache:
         group: these prompts, packed into one row of N tokens. prompts: all that `add_requests` got;
         they take slots from `first` on.
         """
-        lengths = [len(prompt) - 1 for prompt in group]
-        if not any(lengths):
+        lengths = torch.tensor([len(prompt) - 1 for prompt in group])
+        N, decoder, device = int(lengths.sum()), self.decoder, self.decoder.device
+        if not N:
             return
-        offsets = dict(zip(group, np.cumsum([0, *lengths]), strict=False))
-        N, decoder, device = sum(lengths), self.decoder, self.decoder.device
-        doc_start = np.repeat(list(offsets.values()), lengths)
-        positions = torch.from_numpy(np.arange(N) - doc_start).to(device)
-        start = torch.from_numpy(doc_start[None].astype(np.int32)).to(device)  # (1, N)
+        offsets = lengths.cumsum(0) - lengths
+        doc_start = offsets.repeat_interleave(lengths)  # (N,)
+        positions = (torch.arange(N) - doc_start).to(device)
+        start = doc_start[None].int().to(device)  # (1, N)
         window_start = start
         if decoder.config.window:
             window_start = windowed(start, decoder.config.window, (1, N), device)
         spans = [attention_span(s, decoder.attn) for s in (start, window_start)]
-        # Which slot and column of the cache gets which of the packed tokens.
-        targets = [
-            (first + i, offsets[tuple(prompt)], len(prompt) - 1)
-            for i, prompt in enumerate(prompts)
-            if tuple(prompt) in offsets
-        ]
-        counts = [count for *_, count in targets]
-        slots = torch.from_numpy(np.repeat([slot for slot, *_ in targets], counts)).to(device)
-        columns = np.concatenate([np.arange(count) for count in counts])
-        packed_offsets = np.repeat([offset for _, offset, _ in targets], counts)
-        source = torch.from_numpy(columns + packed_offsets).to(device)
-        columns = torch.from_numpy(columns).to(device)
+        # Which of the packed tokens each slot gets: equal prompts get the same ones.
+        row = {prompt: i for i, prompt in enumerate(group)}
+        copies = [(slot, row[tuple(p)]) for slot, p in enumerate(prompts, first) if tuple(p) in row]
+        slots = torch.tensor([slot for slot, _ in copies])
+        slots = slots.repeat_interleave(lengths[[i for _, i in copies]]).to(device)
+        source = torch.cat([torch.arange(lengths[i]) + offsets[i] for _, i in copies]).to(device)
+        columns = positions[source]
 
         def attend(layer, qkv):
             qkv = qkv.view(N, 3, decoder.config.n_head, -1)

@@ -179,8 +179,7 @@ def full_disk_explained(out_dir):
 
 def steps_of(out_dir):
     """The steps of the complete checkpoints in a run folder, ascending."""
-    folder = Path(out_dir) / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = [path.name for path in Path(out_dir).glob("checkpoints/*")]
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -243,15 +242,13 @@ def data_folder(run, setting="dataset"):
     """
     The token folder that a run was trained on.
 
-    run: a run folder or a LoadedModel. Raises UserError for a published model, which names no data
-    of its own: the user can give the `setting`.
+    run: a run folder or a LoadedModel. Raises UserError for a published model: the user can name
+    data with `setting` instead.
     """
-    if isinstance(run, LoadedModel):
-        if not run.is_run():
-            name = run.provenance["model"]
-            raise UserError(f"'{name}' has no data of its own: name some with --{setting}")
-        run = run.out_dir
-    return read_config(run)["train"]["dataset"]
+    if isinstance(run, LoadedModel) and not run.is_run():
+        name = run.provenance["model"]
+        raise UserError(f"'{name}' has no data of its own: name some with --{setting}")
+    return read_config(getattr(run, "out_dir", run))["train"]["dataset"]
 
 
 def resolve_checkpoint(out_dir, which="latest"):
@@ -268,13 +265,11 @@ def verified_path(folder, name):
     try:
         if sha256(path) == _read_sums(folder)[name]:
             return path
-        what = "does not match its sha256 in SHA256SUMS"
+        problem = "does not match its sha256 in SHA256SUMS"
     except (OSError, ValueError, KeyError) as error:
-        what = f"cannot be checked against SHA256SUMS: {error}"
-    raise UserError(
-        f"{path} is damaged: it {what}; remove that folder, and --resume takes the newest of the "
-        "others"
-    )
+        problem = f"cannot be checked against SHA256SUMS: {error}"
+    advice = "remove that folder, and --resume takes the newest of the others"
+    raise UserError(f"{path} is damaged: it {problem}; {advice}")
 
 
 def _read_sums(folder):
@@ -339,15 +334,12 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
     config, folder = read_config(out_dir)["model"], resolve_checkpoint(out_dir, which)
     state = read_json(verified_path(folder, "state.json"))
     saved = state.get("model", {})
-    differences = [
-        f"{name} is {value}, not {saved.get(name)}"
-        for name, value in config.items()
-        if value != saved.get(name)
-    ]
-    if differences:
-        raise UserError(
-            f"{out_dir}/config.json is not what {folder} was written with: {', '.join(differences)}"
-        )
+    for name, value in config.items():
+        if value != saved.get(name):
+            raise UserError(
+                f"{out_dir}/config.json is not what {folder} was written with: {name} is {value}, "
+                f"not {saved.get(name)}"
+            )
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
     weights = read_tensors(folder, "model.safetensors")
     try:
