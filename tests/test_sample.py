@@ -72,11 +72,11 @@ def test_command_prints_prompt_and_continuation(run, capsys, monkeypatch):
 
 
 def test_command_says_where_training_ended(run, capsys, monkeypatch):
-    told = main(capsys, monkeypatch, run, "--temperature=0", "--start=ab")
-    assert "[stopped at 40 tokens, the longest story in training]" in told.err
+    printed = main(capsys, monkeypatch, run, "--temperature=0", "--start=ab")
+    assert "[stopped at 40 tokens, the longest story in training]" in printed.err
 
 
-ASKED = (
+INSTRUCTION = (
     "--words", "come, road, sad", "--summary", "A bus becomes jealous of a car.",
     "--features", "dialogue, bad ending", "--sentence", "The bus felt sad.",
 )  # fmt: skip
@@ -88,15 +88,15 @@ PROMPT = (
 
 def test_an_instruction_and_its_dry_run(run, capsys, monkeypatch):
     # No model is needed to see the prompt.
-    dry = main(capsys, monkeypatch, *ASKED, "--dry_run", "--out_dir=nowhere")
+    dry = main(capsys, monkeypatch, *INSTRUCTION, "--dry_run", "--out_dir=nowhere")
     assert dry.out == PROMPT + "\n"
-    dry = main(capsys, monkeypatch, *ASKED, "--dry_run", "--start=Once")
+    dry = main(capsys, monkeypatch, *INSTRUCTION, "--dry_run", "--start=Once")
     assert dry.out == PROMPT + "Once\n"
-    how = ("--words=ab", "--start=O", "--max_new_tokens=4", "--json")
-    told = main(capsys, monkeypatch, run, *how)
-    story = json.loads(told.out)
+    arguments = ("--words=ab", "--start=O", "--max_new_tokens=4", "--json")
+    printed = main(capsys, monkeypatch, run, *arguments)
+    story = json.loads(printed.out)
     assert story["prompt"] == "Words: ab\nStory: \n\nO" and len(story["text"]) > len(PROMPT) / 9
-    assert "was not trained on instructions" in told.err
+    assert "was not trained on instructions" in printed.err
     with pytest.raises(UserError, match="serve takes no instruction"):
         main(capsys, monkeypatch, run, "--words=ab", "--serve")
     with pytest.raises(UserError, match="no feature 'dialog'; did you mean Dialogue"):
@@ -106,8 +106,8 @@ def test_an_instruction_and_its_dry_run(run, capsys, monkeypatch):
 def test_prompts_from_a_file(run, tmp_path, capsys, monkeypatch):
     path = tmp_path / "prompts.txt"
     path.write_text("Tom\n\nSue had\n", encoding="utf-8")
-    how = ("--max_new_tokens=3", "--beams=2", "--json")
-    lines = main(capsys, monkeypatch, run, f"--start=FILE:{path}", *how).out.splitlines()
+    arguments = ("--max_new_tokens=3", "--beams=2", "--json")
+    lines = main(capsys, monkeypatch, run, f"--start=FILE:{path}", *arguments).out.splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == ["Tom", "Sue had"]
 
 
@@ -183,11 +183,11 @@ def test_bits_per_byte_of_a_text(run, tmp_path, model):
 
 
 def test_scoring_does_not_depend_on_grouping(run):
-    found = checkpoint.load_run(run)
+    loaded = checkpoint.load_run(run)
     texts = [f"Story number {i}. " * (i % 7 + 1) for i in range(40)]
     sums = [
         score(
-            found.model, groups_of_text(iter(texts), found.tokenizer, size), EOT, 4, torch.no_grad
+            loaded.model, groups_of_text(iter(texts), loaded.tokenizer, size), EOT, 4, torch.no_grad
         ).sum(0)
         for size in (1, 7, 40)
     ]
@@ -196,8 +196,8 @@ def test_scoring_does_not_depend_on_grouping(run):
 
 
 def test_scoring_makes_its_batches_where_the_model_is(run, monkeypatch):
-    found = checkpoint.load_run(run)
-    model, tokenizer = found.model.to("meta"), found.tokenizer
+    loaded = checkpoint.load_run(run)
+    model, tokenizer = loaded.model.to("meta"), loaded.tokenizer
     devices = []
     monkeypatch.setattr(
         "eval.loss.PackedDataLoader", lambda *_, **kwargs: devices.append(kwargs["device"])

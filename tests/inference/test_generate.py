@@ -1,4 +1,4 @@
-"""Telling stories: against the model itself, one by one against many, and what chance decides."""
+"""Generation: against the model itself, one by one against batches, sampling, beam search."""
 
 import itertools
 from collections import Counter
@@ -68,8 +68,8 @@ def greedy(model, prompt, steps):
 def test_greedy_equals_the_model(layout):
     model = random_model(**LAYOUTS[layout])
     prompts = [[EOT, first] for first in range(20)]
-    told = generate(Decoder(model), prompts, EOT, request_seeds(0, 20), temperature=0)
-    assert [story.ids for story in told] == [greedy(model, prompt, 46) for prompt in prompts]
+    completions = generate(Decoder(model), prompts, EOT, request_seeds(0, 20), temperature=0)
+    assert [story.ids for story in completions] == [greedy(model, prompt, 46) for prompt in prompts]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_logits_of_every_step_are_the_models(shape):
 
 
 @torch.no_grad()
-def test_a_cache_without_room_for_a_window_more(model):
+def test_a_window_in_a_cache_of_exactly_the_needed_length(model):
     """The last column is used, and the one that is too far back is not confused with it."""
     model = random_model(**LAYOUTS["neo"])
     cache = BatchedKVCache(Decoder(model), 1, 12)
@@ -121,8 +121,8 @@ def test_a_cache_without_room_for_a_window_more(model):
 
 
 @torch.no_grad()
-def test_free_rows_beside_live_ones_are_harmless():
-    """A GPU's sizes are round: free rows are computed too, with old places far past the window."""
+def test_free_slots_beside_live_ones_are_harmless():
+    """A GPU's sizes are round: free slots are computed too, at old positions past the window."""
     model = random_model(**LAYOUTS["neo"] | {"vocab_size": 384})
     cache = BatchedKVCache(Decoder(model), 2, 48)
     cache.add_requests([[EOT], [EOT] * 40], [0, 1])
@@ -163,37 +163,34 @@ def test_dtypes_that_are_none(model):
 
 
 # ----------------------------------------------------------------------------------------------
-# many as one by one
+# batches against one by one
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_batched_equals_one_by_one(layout, batch_size):
-    """Mixed lengths and seeds, fewer rows than stories: rows are refilled while others go on."""
+    """Mixed lengths and seeds, fewer slots than stories: slots are refilled while others go on."""
     decoder = Decoder(random_model(**LAYOUTS[layout]))
     prompts, seeds = mixed_prompts(16), request_seeds(7, 16)
-    how = {"temperature": 1.5, "max_new_tokens": 25, "top_p": 0.99 if batch_size == 3 else 1}
-    told = generate(decoder, prompts, EOT, seeds, **how)
-    eot, _ = Counter(token for story in told for token in story.ids).most_common(1)[0]
+    kwargs = {"temperature": 1.5, "max_new_tokens": 25, "top_p": 0.99 if batch_size == 3 else 1}
+    completions = generate(decoder, prompts, EOT, seeds, **kwargs)
+    eot, _ = Counter(token for story in completions for token in story.ids).most_common(1)[0]
     alone = [
-        generate(decoder, [prompt], eot, [seed], **how)[0]
+        generate(decoder, [prompt], eot, [seed], **kwargs)[0]
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    assert generate(decoder, prompts, eot, seeds, batch_size=batch_size, **how) == alone
+    assert generate(decoder, prompts, eot, seeds, batch_size=batch_size, **kwargs) == alone
     assert len({len(story.ids) for story in alone}) > 3  # they did end at different times
     assert any(story.ended for story in alone) and not all(story.ended for story in alone)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_round_sizes_tell_the_same(layout, monkeypatch):
-    """What a GPU computes, free rows and columns included, without its graphs."""
+def test_round_sizes_generate_the_same(layout, monkeypatch):
+    """What a GPU computes, free slots and columns included, without its graphs."""
     decoder = Decoder(random_model(**LAYOUTS[layout]))
-    prompts, seeds, how = (
-        mixed_prompts(20),
-        request_seeds(7, 20),
-        {"temperature": 1.5, "batch_size": 6},
-    )
-    expected = generate(decoder, prompts, 10, seeds, **how)
+    prompts, seeds = mixed_prompts(20), request_seeds(7, 20)
+    kwargs = {"temperature": 1.5, "batch_size": 6}
+    expected = generate(decoder, prompts, 10, seeds, **kwargs)
 
     def step(cache, **sampling_kwargs):
         n, S, _ = cache._advance()
@@ -201,15 +198,15 @@ def test_round_sizes_tell_the_same(layout, monkeypatch):
         return cache._graph_step(n, S, sampling_kwargs)
 
     monkeypatch.setattr(BatchedKVCache, "step", step)
-    assert generate(decoder, prompts, 10, seeds, **how) == expected
+    assert generate(decoder, prompts, 10, seeds, **kwargs) == expected
 
 
-def test_finished_rows_are_refilled(decoder):
-    """While stories wait, no row stays free for longer than until an eighth of all is."""
+def test_free_slots_are_refilled(decoder):
+    """While stories wait, slots stay free only until they are an eighth of all."""
     prompts = mixed_prompts(60)
     live, seen = [], set()
-    how = {"batch_size": 16, "temperature": 5.0, "max_new_tokens": 20}
-    for step in stream(decoder, prompts, EOT, request_seeds(0, 60), **how):
+    kwargs = {"batch_size": 16, "temperature": 5.0, "max_new_tokens": 20}
+    for step in stream(decoder, prompts, EOT, request_seeds(0, 60), **kwargs):
         live.append(len(step))
         seen |= {i for i, *_ in step}
         if len(seen) < 60:
@@ -255,16 +252,16 @@ def test_it_stops_where_the_positions_end(decoder):
     assert available_tokens(decoder, PROMPT) == 44 and available_tokens(decoder, PROMPT, 7) == 7
 
 
-def test_rows_end_on_their_own(decoder):
-    """A story that has ended says nothing more while the others go on."""
-    told, over = [[] for _ in range(64)], set()
+def test_stories_end_on_their_own(decoder):
+    """A story that has ended yields no more tokens while the others go on."""
+    tokens, over = [[] for _ in range(64)], set()
     for step in stream(decoder, [[EOT]] * 64, EOT, request_seeds(0, 64), temperature=5.0):
         for i, token, last in step:
             assert i not in over and token != EOT and (last or token is not None)
-            told[i].append(token)
+            tokens[i].append(token)
             over |= {i} if last else set()
     assert over == set(range(64))
-    assert any(ids[-1] is None for ids in told) and any(len(ids) == 47 for ids in told)
+    assert any(ids[-1] is None for ids in tokens) and any(len(ids) == 47 for ids in tokens)
 
 
 def test_no_prompts_no_stories(decoder):
@@ -272,25 +269,25 @@ def test_no_prompts_no_stories(decoder):
 
 
 def test_the_seed_decides(decoder):
-    def told(seed):
+    def completions(seed):
         return generate(decoder, [PROMPT] * 2, EOT, request_seeds(seed, 2))
 
-    assert told(1) == told(1) != told(2)
-    assert told(1)[0] != told(1)[1]
+    assert completions(1) == completions(1) != completions(2)
+    assert completions(1)[0] != completions(1)[1]
 
 
 # ----------------------------------------------------------------------------------------------
-# choosing tokens
+# sampling
 
 
-def frequencies(logits, **how):
+def frequencies(logits, **sampling_kwargs):
     rows = torch.tensor([logits]).repeat(4000, 1)
-    luck = (torch.arange(4000) + 0.5) / 4000  # every luck once
-    chosen = sample_token(rows, luck[torch.randperm(4000)], **how)
+    noise = (torch.arange(4000) + 0.5) / 4000  # evenly spaced
+    chosen = sample_token(rows, noise[torch.randperm(4000)], **sampling_kwargs)
     return (torch.bincount(chosen, minlength=len(logits)) / 4000).tolist()
 
 
-def test_choose():
+def test_sampled_frequencies():
     p = [0.1, 0.5, 0.15, 0.25]
     logits = torch.tensor(p).log().tolist()
     assert frequencies(logits) == pytest.approx(p, abs=1e-3)
@@ -310,7 +307,7 @@ def test_choose():
     assert frequencies(logits, temperature=0.5) == pytest.approx(expected, abs=1e-3)
 
 
-def test_luck_at_its_ends_draws_what_can_be_drawn():
+def test_noise_at_its_ends_draws_possible_tokens():
     """Never a token of probability 0, and never past the last one, however sums are rounded."""
     torch.manual_seed(0)
     logits = torch.randn(2000, 97)
@@ -320,11 +317,11 @@ def test_luck_at_its_ends_draws_what_can_be_drawn():
         assert chosen.min() > 0 and chosen.max() < 96
 
 
-def test_luck_stays_below_its_end(decoder, monkeypatch):
+def test_noise_stays_below_1(decoder, monkeypatch):
     """Also where a generator draws the number next to 1."""
-    highest = SimpleNamespace(random=lambda count, dtype: np.full(count, 1 - 2**-24, dtype))
+    generator = SimpleNamespace(random=lambda count, dtype: np.full(count, 1 - 2**-24, dtype))
     monkeypatch.setattr(
-        "nanostories.inference.kv_cache.np.random.default_rng", lambda seed: highest
+        "nanostories.inference.kv_cache.np.random.default_rng", lambda seed: generator
     )
     cache = BatchedKVCache(decoder, 1, 48)
     cache.add_requests([PROMPT], [0])
@@ -332,10 +329,10 @@ def test_luck_stays_below_its_end(decoder, monkeypatch):
 
 
 def test_nucleus_of_a_flat_distribution():
-    """A set larger than the first guess of its size."""
+    """A nucleus larger than the first sizes tried."""
     logits = torch.zeros(1, 3000)
-    luck = torch.linspace(0, 0.999, 500)
-    chosen = sample_token(logits.repeat(500, 1), luck, top_p=0.5)
+    noise = torch.linspace(0, 0.999, 500)
+    chosen = sample_token(logits.repeat(500, 1), noise, top_p=0.5)
     assert len(set(chosen.tolist())) == 500  # all but none twice: 500 of 1,500 equal ones
     peaked = logits.clone()
     peaked[0, 5] = 20
@@ -361,12 +358,12 @@ def test_beam_search_finds_the_best_of_all():
             rows = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
             log_p[story] = sum(rows[i, ids[i + 1]].item() for i in range(length + 1)) / (length + 1)
     best = max(log_p, key=log_p.get)
-    found = beam_search(Decoder(model), [eot], eot, beams=4**4, max_new_tokens=4)
-    assert found == Completion(list(best), ended=True)
+    completion = beam_search(Decoder(model), [eot], eot, beams=4**4, max_new_tokens=4)
+    assert completion == Completion(list(best), ended=True)
 
 
 @torch.no_grad()
-def test_beams_keep_what_their_own_hypothesis_has_seen(model, decoder):
+def test_beams_keep_their_own_cache(model, decoder):
     """Against a search that computes every hypothesis anew; here no story ends."""
     for first in range(4):
         live = [(0.0, [EOT, first])]
@@ -393,10 +390,10 @@ def test_one_beam_is_greedy(decoder):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_captured_steps_tell_what_a_cpu_tells(layout):
+def test_captured_steps_generate_what_a_cpu_does(layout):
     """Rows leave and are refilled between graphs of several sizes, which are run again."""
     torch.set_float32_matmul_precision("highest")  # a training before this test had TF32
     model = random_model(**LAYOUTS[layout] | {"block_size": 300})
-    prompts, how = mixed_prompts(40, longest=150), {"temperature": 1.5, "batch_size": 16}
-    expected = generate(Decoder(model), prompts, EOT, request_seeds(0, 40), **how)
-    assert generate(Decoder(model.cuda()), prompts, EOT, request_seeds(0, 40), **how) == expected
+    prompts, kwargs = mixed_prompts(40, longest=150), {"temperature": 1.5, "batch_size": 16}
+    expected = generate(Decoder(model), prompts, EOT, request_seeds(0, 40), **kwargs)
+    assert generate(Decoder(model.cuda()), prompts, EOT, request_seeds(0, 40), **kwargs) == expected

@@ -40,7 +40,7 @@ SHAPES = {  # of the issue's odd kinds: a head of 48, a window of 256, a vocabul
 }  # fmt: skip
 
 
-def theirs(name):
+def transformers_model(name):
     """transformers' own model of a shape, with random weights, biases and gains included."""
     shape = asdict(random_model(**SHAPES[name]).config)
     if name.startswith("gpt2"):
@@ -80,7 +80,7 @@ def tokenizer_for(vocab_size, folder):
 @pytest.fixture(params=SHAPES)
 def folder(request, tmp_path):
     """(transformers' model, the folder it is saved in, with a tokenizer)."""
-    model = theirs(request.param)
+    model = transformers_model(request.param)
     model.save_pretrained(tmp_path / "model")
     tokenizer_for(model.config.vocab_size, tmp_path / "model")
     return model, tmp_path / "model"
@@ -93,9 +93,9 @@ def assert_same(ours, model, length):
     torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
     prompt = tokens[:1, :3]
     steps = min(200, ours.config.block_size - 3)
-    how = {"do_sample": False, "max_new_tokens": steps, "min_new_tokens": steps,
+    kwargs = {"do_sample": False, "max_new_tokens": steps, "min_new_tokens": steps,
            "attention_mask": torch.ones_like(prompt), "pad_token_id": 0}  # fmt: skip
-    expected = model.generate(prompt, **how)[0, 3:].tolist()
+    expected = model.generate(prompt, **kwargs)[0, 3:].tolist()
     [story] = generate(
         Decoder(ours), [prompt[0].tolist()], -1, [0], temperature=0, max_new_tokens=steps
     )
@@ -106,12 +106,12 @@ def assert_same(ours, model, length):
 # in
 
 
-def test_their_model_is_ours(folder):
+def test_a_published_model_computes_the_same(folder):
     model, path = folder
-    found = huggingface.load(str(path))
-    assert_same(found.model, model, found.model.config.block_size)
-    assert found.max_length == found.model.config.block_size
-    assert found.model.wte.weight[found.model.config.vocab_size :].abs().sum() == 0
+    loaded = huggingface.load(str(path))
+    assert_same(loaded.model, model, loaded.model.config.block_size)
+    assert loaded.max_length == loaded.model.config.block_size
+    assert loaded.model.wte.weight[loaded.model.config.vocab_size :].abs().sum() == 0
 
 
 def test_old_bin_files_are_read_without_running_them(folder, tmp_path):
@@ -130,8 +130,8 @@ def test_old_bin_files_are_read_without_running_them(folder, tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     for zipped in (True, False):
-        how = {"_use_new_zipfile_serialization": zipped}
-        torch.save(state | {"ln_f.bias": Hostile()}, path / "pytorch_model.bin", **how)
+        kwargs = {"_use_new_zipfile_serialization": zipped}
+        torch.save(state | {"ln_f.bias": Hostile()}, path / "pytorch_model.bin", **kwargs)
         with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be read"):
             huggingface.load(str(path))
     (path / "pytorch_model.bin").write_bytes(b"")
@@ -152,7 +152,7 @@ def test_half_precision_and_several_files(folder):
 
 @pytest.mark.parametrize("layout", ["gpt2, heads of 48", "neo, window of 256"])
 def test_what_model_py_does_not_have_is_refused(layout, tmp_path):
-    theirs(layout).save_pretrained(tmp_path)
+    transformers_model(layout).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     others = [
         ({"activation_function": "relu"}, "has activation_function 'relu'"),
@@ -171,7 +171,7 @@ def test_what_model_py_does_not_have_is_refused(layout, tmp_path):
 
 
 def test_damage_is_said_in_one_line(tmp_path):
-    theirs("gpt2, unscaled").save_pretrained(tmp_path)
+    transformers_model("gpt2, unscaled").save_pretrained(tmp_path)
     tokenizer_for(300, tmp_path)
     with pytest.raises(UserError, match="the tokenizer has 300 tokens, the model 257"):
         huggingface.load(str(tmp_path))
@@ -210,20 +210,20 @@ def test_a_head_of_its_own_is_refused():
 def test_positions_that_were_never_trained_are_cut(tmp_path, capsys):
     """GPT-Neo's 2,048 are declared, TinyStories' 512 were trained."""
     path = tmp_path / "TinyStories-1M"
-    model = theirs("neo, window of 256")
+    model = transformers_model("neo, window of 256")
     wide = torch.cat([model.transformer.wpe.weight, torch.randn(2048 - 320, 48)])
     model.transformer.wpe.weight = torch.nn.Parameter(wide)
     model.config.max_position_embeddings = 2048
     model.save_pretrained(path)
     tokenizer_for(300, path)
-    found = huggingface.load(str(path))
-    assert found.max_length == found.model.config.block_size == 512
-    said = capsys.readouterr()  # not where stories are
-    assert "of 2,048 positions 512 were trained; the rest is cut" in said.err and not said.out
+    loaded = huggingface.load(str(path))
+    assert loaded.max_length == loaded.model.config.block_size == 512
+    printed = capsys.readouterr()  # not where stories are
+    assert "of 2,048 positions 512 were trained; the rest is cut" in printed.err and not printed.out
     tokens = torch.randint(300, (1, 512))
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(path)(tokens).logits
-        torch.testing.assert_close(found.model(tokens), logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(loaded.model(tokens), logits, atol=1e-4, rtol=0)
     assert huggingface.load(str(path), block_size=100).model.config.block_size == 100
 
 
@@ -237,9 +237,9 @@ def test_the_hubs_own_gpt2_tokenizer(gpt2_files, tmp_path):
                               "trim_offsets": True, "use_regex": True}  # fmt: skip
     saved["post_processor"] = saved["pre_tokenizer"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
-    found = Tokenizer.load(tmp_path)
-    assert found.same_as(gpt2) and found.name == "gpt2"
-    assert AutoTokenizer.from_pretrained(tmp_path).encode(text) == found.encode(text)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.same_as(gpt2) and loaded.name == "gpt2"
+    assert AutoTokenizer.from_pretrained(tmp_path).encode(text) == loaded.encode(text)
     assert not huggingface._begins_with_eot(tmp_path)
     saved["model"]["merges"] = [" ".join(pair) for pair in saved["model"]["merges"]]  # as of old
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
@@ -256,9 +256,9 @@ def test_the_hubs_own_gpt2_tokenizer(gpt2_files, tmp_path):
 
 
 def test_from_the_hubs_cache_without_a_network(tmp_path, monkeypatch, capsys):
-    """A snapshot as the hub's client leaves it, found by name and by revision; others are not."""
+    """A snapshot as the hub's client leaves it, loaded by name and by revision; others are not."""
     commit, cache = "f" * 40, tmp_path / "hub" / "models--someone--tiny"
-    model = theirs("gpt2, unscaled")
+    model = transformers_model("gpt2, unscaled")
     model.save_pretrained(cache / "snapshots" / commit)
     tokenizer_for(257, cache / "snapshots" / commit)
     (cache / "refs").mkdir()
@@ -266,18 +266,18 @@ def test_from_the_hubs_cache_without_a_network(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    def told(*arguments):
-        how = ("--max_new_tokens=4", "--temperature=0", "--start=Tom")
-        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments, *how])
+    def generate_with(*arguments):
+        options = ("--max_new_tokens=4", "--temperature=0", "--start=Tom")
+        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments, *options])
         sample.main()
         return capsys.readouterr().out
 
-    assert told("--init_from=someone/tiny").startswith("Tom")
-    assert told("--init_from=someone/tiny", f"--revision={commit}").startswith("Tom")
+    assert generate_with("--init_from=someone/tiny").startswith("Tom")
+    assert generate_with("--init_from=someone/tiny", f"--revision={commit}").startswith("Tom")
     for arguments in (["--init_from=someone/else"], ["--init_from=someone/tiny", "--revision=v2"],
                       ["--init_from=out/no/run"], ["--init_from=gpt2-medium"]):  # fmt: skip
         with pytest.raises(UserError, match="is no folder here and cannot be had from") as error:
-            told(*arguments)
+            generate_with(*arguments)
         assert "\n" not in str(error.value)
 
 
@@ -290,8 +290,8 @@ def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch
     model = random_model(vocab_size=512, block_size=64, **LAYOUTS["neo"])
     tokenizer = Tokenizer.load(data)
     path = tmp_path / "base"
-    found = huggingface.LoadedModel(model, tokenizer, 64, [tokenizer.eot], str(tmp_path), {}, [])
-    export.export(found, path)
+    loaded = huggingface.LoadedModel(model, tokenizer, 64, [tokenizer.eot], str(tmp_path), {})
+    export.export(loaded, path)
 
     def settings_of(*more):
         words = [f"--init_from={path}", f"--dataset={data}", "--device=cpu", "--dtype=float32",
@@ -348,17 +348,17 @@ def test_out_and_back_is_bitwise(name, tmp_path, capsys):
     run_of(model, Tokenizer.load(tmp_path), tmp_path / "run")
     export.main([str(tmp_path / "run"), f"--out={tmp_path / 'hf'}"])
     assert "its README.md says how to use it" in capsys.readouterr().out
-    their_model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
-    assert their_model.config.vocab_size == model.config.vocab_size
-    assert_same(model, their_model, model.config.block_size)
-    their_model.save_pretrained(tmp_path / "again")
+    hub_model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert hub_model.config.vocab_size == model.config.vocab_size
+    assert_same(model, hub_model, model.config.block_size)
+    hub_model.save_pretrained(tmp_path / "again")
     shutil.copy(tmp_path / "hf" / "tokenizer.json", tmp_path / "again")
     for folder in ("hf", "again"):
-        found = huggingface.load(str(tmp_path / folder))
+        loaded = huggingface.load(str(tmp_path / folder))
         for key, weight in model.state_dict().items():
             size = model.config.vocab_size if key == "wte.weight" else len(weight)
-            assert torch.equal(found.model.state_dict()[key][:size], weight[:size]), key
-        assert found.bos_ids == [found.tokenizer.eot]
+            assert torch.equal(loaded.model.state_dict()[key][:size], weight[:size]), key
+        assert loaded.bos_ids == [loaded.tokenizer.eot]
 
 
 def test_the_exported_folder_tells_stories_in_transformers(data, tmp_path):
@@ -367,18 +367,18 @@ def test_the_exported_folder_tells_stories_in_transformers(data, tmp_path):
     model = random_model(vocab_size=512)
     run_of(model, tokenizer, tmp_path / "run")
     export.export(checkpoint.load_run(tmp_path / "run"), tmp_path / "tiny")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    hub_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
     texts = ["Once upon a time", "", "Tom's cat — 12 \n\n “café” <|endoftext|>x"]
     for text in texts[:2]:
-        assert theirs.encode(text) == [tokenizer.eot, *tokenizer.encode(text)]
-        assert theirs.decode(theirs.encode(text), skip_special_tokens=True) == text
-    assert theirs(texts[:2], padding=True)["input_ids"][1][0] == tokenizer.eot
-    their_model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
-    config = their_model.generation_config
+        assert hub_tokenizer.encode(text) == [tokenizer.eot, *tokenizer.encode(text)]
+        assert hub_tokenizer.decode(hub_tokenizer.encode(text), skip_special_tokens=True) == text
+    assert hub_tokenizer(texts[:2], padding=True)["input_ids"][1][0] == tokenizer.eot
+    hub_model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
+    config = hub_model.generation_config
     assert config.eos_token_id == config.bos_token_id == tokenizer.eot and config.max_length == 30
     assert json.loads((tmp_path / "tiny" / "config.json").read_text())["n_ctx"] == 48
-    prompt = theirs("Once", return_tensors="pt")
-    assert 1 < len(their_model.generate(**prompt)[0]) <= 30
+    prompt = hub_tokenizer("Once", return_tensors="pt")
+    assert 1 < len(hub_model.generate(**prompt)[0]) <= 30
     card = (tmp_path / "tiny" / "README.md").read_text()
     assert "| learning_rate | 0.0005 |" in card and "| bits_per_byte | 0.8625 |" in card
     assert "| source | a\\|b |" in card
@@ -402,10 +402,10 @@ def test_to_gguf_tells_the_converter_how_words_are_cut(place, data, tmp_path, mo
     model = random_model(vocab_size=512)
     run_of(model, Tokenizer.load(data), tmp_path / "run")
     export.export(checkpoint.load_run(tmp_path / "run"), tmp_path / "hf")
-    told = []
+    calls = []
     text_model = type("TextModel", (), {})
     converter = types.ModuleType("convert_hf_to_gguf")
-    converter.main = lambda: told.append((text_model().get_vocab_base_pre(None), sys.argv[1:]))
+    converter.main = lambda: calls.append((text_model().get_vocab_base_pre(None), sys.argv[1:]))
     modules = {"convert_hf_to_gguf": converter, "conversion": None, "conversion.base": None}
     if place == "conversion.base":
         modules |= {"conversion": types.ModuleType("conversion")}
@@ -422,7 +422,7 @@ def test_to_gguf_tells_the_converter_how_words_are_cut(place, data, tmp_path, mo
     sys.argv[1] = str(tmp_path)
     runpy.run_path(str(tmp_path / "hf" / "to_gguf.py"), run_name="__main__")
     folder = (tmp_path / "hf").resolve()
-    assert told == [
+    assert calls == [
         ("llama-bpe", [str(folder), f"--outfile={folder / 'model.gguf'}", "--outtype=f32"])
     ]
 
@@ -447,10 +447,10 @@ def test_a_run_with_fewer_positions(tmp_path):
     """Fine-tuning may keep only some of a run's own positions, too."""
     model = random_model()
     run_of(model, build("bytes"), tmp_path / "run")
-    found = checkpoint.load_model(str(tmp_path / "run"), block_size=20)
-    assert found.max_length == found.model.config.block_size == 20
+    loaded = checkpoint.load_model(str(tmp_path / "run"), block_size=20)
+    assert loaded.max_length == loaded.model.config.block_size == 20
     tokens = torch.randint(257, (1, 20))
-    assert torch.equal(found.model(tokens), model(tokens))
+    assert torch.equal(loaded.model(tokens), model(tokens))
 
 
 def test_sample_takes_a_run_or_a_model_not_both(monkeypatch):
