@@ -1,11 +1,11 @@
 """
-What saving costs a run.
+The time that saving checkpoints takes from training.
 
-    python -m benchmarks.checkpoint_save data/tinystories-bpe     # token folder of real stories
+    python -m benchmarks.checkpoint_save data/tinystories-bpe     # a data folder of prepare.py
 
-Trains configs/ts_cpu.py's model in turns of ten steps, every second turn with a save at its
-beginning, and compares the pairs: the loop's wait, and the whole cost with what the writing thread
-takes from the training. Then the sizes and times of a save of configs/ts_33m.py's model and AdamW.
+Trains the model of configs/ts_cpu.py in turns of ten steps, every second turn with a save at its
+start, and compares the pairs: how long the loop waits, and the whole cost, in which the writing
+thread slows the training. Then the size and times of a save of configs/ts_33m.py's model and AdamW.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def timed(function):
 
 
 def small(dataset, out):
-    """Pairs of turns of ts_cpu, without a save and with one."""
+    """Compare turns of training ts_cpu without a save and with one."""
     settings, _ = load(Settings, ["configs/ts_cpu.py"])
     settings = dataclasses.replace(settings, dataset=dataset, row_tokens=1024)
     device = pick_device("cpu")
@@ -67,15 +67,15 @@ def small(dataset, out):
         (turn(with_save=False), turn(with_save=True)) for _ in tqdm(range(PAIRS), desc="pairs")
     ]
     cost = statistics.median(b - a for a, b in pairs)
-    share = cost / (100 / STEPS * statistics.median(a for a, _ in pairs))
+    fraction = cost / (100 / STEPS * statistics.median(a for a, _ in pairs))
     print(
         f"ts_cpu: a save costs {cost * 1e3:.0f} ms, of which the loop waits "
-        f"{statistics.median(waits) * 1e3:.1f} ms; every 100 steps {share:.2%} of the run"
+        f"{statistics.median(waits) * 1e3:.1f} ms; every 100 steps {fraction:.2%} of the run"
     )
 
 
 def large(out):
-    """A save of the 33M model with AdamW's state, on its own."""
+    """Time a save of the 33M model with the state of AdamW."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = GPT(GPTConfig(50257, 512, 4, 16, 768)).to(device)
     [optimizer] = make_optimizers(model, Settings())
@@ -84,7 +84,7 @@ def large(out):
     optimizer.step()
     saver = checkpoint.CheckpointSaver(out)
     state = {"best_step": 1, "kept": []}
-    for step in (1, 2, 3):  # the first one asks for the memory
+    for step in (1, 2, 3):  # the first one also allocates memory
         wait = timed(lambda step=step: saver.save(model, [optimizer], state | {"step": step}))
         write = timed(saver.wait)
     size = sum(path.stat().st_size for path in (Path(out) / "latest").iterdir()) / 1e9

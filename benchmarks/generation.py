@@ -1,20 +1,21 @@
 """
-How fast stories are told, beside transformers, nanoGPT and llama2.c: models of the same shape with
-random weights, all of them in one run and taking turns.
+Generation throughput, compared with transformers, nanoGPT and llama2.c.
 
-    python -m benchmarks.generation                      # beside transformers
+    python -m benchmarks.generation                      # compared with transformers
     python -m benchmarks.generation --nanogpt=../nanoGPT --llama2c=../llama2.c --out=cpu.json
-    python -m benchmarks.generation --loss=out/ts_33m    # what smaller weights cost in loss
-    python -m benchmarks.generation --device=cuda        # on a GPU, and 1,024 at once
+    python -m benchmarks.generation --loss=out/ts_33m    # how much int8 and bfloat16 raise the loss
+    python -m benchmarks.generation --device=cuda        # on a GPU, with a batch of 1,024
 
-One story: tokens a second after a prompt of 8 tokens, sampled at temperature 0.8, and the share of
-what memory allows: the bytes of the weights that a token needs, at the speed at which torch sums as
-many. Many: 64 prompts of 4 to 16 tokens in one pass, on a GPU 1,024. nanoGPT keeps no keys and
-values: a token costs the more the longer the story, so it is compared over 400 tokens. llama2.c is
-a Llama of the same width, layers, heads and as many weights, in C; its checkout must have been made
-with `make runomp`, and counts with one thread or all, whichever is faster.
+All models have the same shape and random weights, and take turns in one process.
 
-`ratio` is the median over the rounds of ours by theirs, with the lowest and the highest.
+One story: tokens per second after a prompt of 8 tokens, sampled at temperature 0.8, and the
+fraction of the memory-bandwidth bound: reading all weights once per token, at the speed at which
+torch sums as many numbers. Batch: 64 prompts of 4 to 16 tokens, on a GPU 1,024. nanoGPT has no KV
+cache, so its cost per token grows with the length: it is compared over 400 tokens. llama2.c is a
+Llama in C of the same width, layers, heads and number of weights; its checkout must have been built
+with `make runomp`. It runs with one thread and with all, and the faster one counts.
+
+`ratio` is the median over the rounds, with the lowest and the highest.
 """
 
 import importlib.util
@@ -49,9 +50,9 @@ class Settings:
     nanogpt: str = ""  # a checkout of nanoGPT to compare with
     llama2c: str = ""  # a compiled checkout of llama2.c to compare with
     loss: str = ""  # instead: the loss of this run with weights of each dtype
-    only: str = ""  # shapes, width-layers-vocabulary, with commas between them; default: all
+    only: str = ""  # comma-separated shapes, width-layers-vocabulary; default: all
     tokens: int = 200  # of a story
-    rounds: int = 5  # of taking turns
+    rounds: int = 5  # measurements of each, in turns
     device: str = "cpu"  # cpu or cuda; nanoGPT and llama2.c are compared on CPUs
     out: str = ""  # a JSON file for the figures
 
@@ -60,20 +61,21 @@ class Settings:
 SHAPES = [(64, 8, 16, 4096), (128, 4, 4, 4096), (256, 8, 16, 4096), (768, 4, 16, 4096),
           (256, 8, 16, 50257), (512, 8, 16, 50257), (768, 4, 16, 50257)]  # fmt: skip
 DTYPES = ("float32", "bfloat16", "int8")
-NEVER = -1  # the id that ends a story: none, so that all are of one length
+NO_EOT = -1  # no token ends a story, so that all have one length
 
 
-def tokens_a_second(decoder, prompts, tokens):
+def throughput(decoder, prompts, tokens):
+    """Tokens per second that our decoder generates for a batch of prompts."""
     seeds, rows = request_seeds(0, len(prompts)), len(prompts)
     begin = time.perf_counter()
     generate(
-        decoder, prompts, NEVER, seeds, max_new_tokens=tokens, batch_size=rows, temperature=0.8
+        decoder, prompts, NO_EOT, seeds, max_new_tokens=tokens, batch_size=rows, temperature=0.8
     )
     return tokens * len(prompts) / (time.perf_counter() - begin)
 
 
-def transformers_side(shape, device):
-    """transformers' GPT-2 of a shape: a function (tokens) -> tokens a second."""
+def transformers_baseline(shape, device):
+    """transformers' GPT-2 of a shape: a function (tokens to generate) -> tokens per second."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     C, L, H, V = shape
@@ -81,18 +83,18 @@ def transformers_side(shape, device):
                         bos_token_id=V - 1, eos_token_id=V - 1)  # fmt: skip
     model = GPT2LMHeadModel(config).eval().to(device)
     prompt = torch.arange(8, device=device)[None]
-    how = {"attention_mask": torch.ones_like(prompt), "do_sample": True, "temperature": 0.8,
-           "top_k": 0, "pad_token_id": V - 1}  # fmt: skip
+    kwargs = {"attention_mask": torch.ones_like(prompt), "do_sample": True, "temperature": 0.8,
+              "top_k": 0, "pad_token_id": V - 1}  # fmt: skip
 
     def measure(tokens):
         begin = time.perf_counter()
-        model.generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, **how)
+        model.generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, **kwargs)
         return tokens / (time.perf_counter() - begin)
 
     return measure
 
 
-def nanogpt_side(shape, checkout):
+def nanogpt_baseline(shape, checkout):
     """nanoGPT's model and its generate, as its sample.py calls it."""
     C, L, H, V = shape
     spec = importlib.util.spec_from_file_location("nanogpt", Path(checkout) / "model.py")
@@ -109,8 +111,8 @@ def nanogpt_side(shape, checkout):
     return measure
 
 
-def llama2c_side(shape, checkout, folder):
-    """llama2.c's run on random weights: width, layers, heads and number of weights are ours."""
+def llama2c_baseline(shape, checkout, folder):
+    """llama2.c's `run`, with random weights of the same width, layers, heads and number."""
     C, L, H, V = shape
     hidden = 8 * C // 3  # its MLP has three matrices
     rng = np.random.default_rng(0)
@@ -126,7 +128,7 @@ def llama2c_side(shape, checkout, folder):
     def measure(tokens):
         best = 0.0
         for threads in (1, os.cpu_count()):
-            told, total = 0, 0.0
+            generated, elapsed = 0, 0.0
             for seed in range(1, 50):  # a story of random weights may end early
                 program = Path(checkout).resolve() / "run"
                 done = subprocess.run(
@@ -138,17 +140,17 @@ def llama2c_side(shape, checkout, folder):
                 n = len(re.findall(rb"\d{5}", done.stdout))
                 if n < 20:
                     continue
-                told, total = told + n, total + n / float(done.stderr.split()[-1])
-                if told >= tokens:
+                generated, elapsed = generated + n, elapsed + n / float(done.stderr.split()[-1])
+                if generated >= tokens:
                     break
-            best = max(best, told / total)
+            best = max(best, generated / elapsed)
         return best
 
     return measure
 
 
-def sum_side(shape):
-    """What memory allows: a token's weights, read once."""
+def memory_bound(shape):
+    """The memory-bandwidth bound: all weights are read once per token."""
     C, L, _, V = shape
     weights = torch.ones(12 * C * C * L + V * C)
 
@@ -162,7 +164,7 @@ def sum_side(shape):
 
 
 def compare(settings, shape):
-    """One shape's figures."""
+    """The figures of one shape: median throughputs and ratios."""
     C, L, H, V = shape
     torch.manual_seed(0)
     model = GPT(GPTConfig(V, 512, L, H, C)).eval().to(settings.device)
@@ -171,78 +173,78 @@ def compare(settings, shape):
     generator, count = np.random.default_rng(0), 1024 if cuda else 64
     many = [generator.integers(V, size=4 + i % 13).tolist() for i in range(count)]
     one = [list(range(8))]
-    sides = {
-        dtype: lambda n, decoder=decoder: tokens_a_second(decoder, one, n)
+    measures = {
+        dtype: lambda n, decoder=decoder: throughput(decoder, one, n)
         for dtype, decoder in decoders.items()
     }
-    sides["transformers"] = transformers_side(shape, settings.device)
+    measures["transformers"] = transformers_baseline(shape, settings.device)
     fastest = "bfloat16" if cuda else "float32"
-    sides[f"{count} at once"] = lambda n: tokens_a_second(decoders[fastest], many, n)
+    measures[f"batch of {count}"] = lambda n: throughput(decoders[fastest], many, n)
     if not cuda:
-        sides["memory"] = sum_side(shape)
+        measures["memory bound"] = memory_bound(shape)
     with tempfile.TemporaryDirectory() as folder:
         if settings.llama2c:
-            sides["llama2.c"] = llama2c_side(shape, settings.llama2c, Path(folder))
-        if settings.nanogpt and C <= 256 and V == 4096:  # else it takes minutes
-            nanogpt = nanogpt_side(shape, settings.nanogpt)
-            sides["nanoGPT"] = lambda n: nanogpt(400)
-            sides["400 tokens"] = lambda n: tokens_a_second(decoders["float32"], one, 400)
-        for measure in sides.values():
-            measure(20)  # what is done once
+            measures["llama2.c"] = llama2c_baseline(shape, settings.llama2c, Path(folder))
+        if settings.nanogpt and C <= 256 and V == 4096:  # larger shapes would take minutes
+            nanogpt = nanogpt_baseline(shape, settings.nanogpt)
+            measures["nanoGPT"] = lambda n: nanogpt(400)
+            measures["400 tokens"] = lambda n: throughput(decoders["float32"], one, 400)
+        for measure in measures.values():
+            measure(20)  # warm up
         rounds = [
-            {name: measure(settings.tokens) for name, measure in sides.items()}
+            {name: measure(settings.tokens) for name, measure in measures.items()}
             for _ in range(settings.rounds)
         ]
-    pairs = [(dtype, "transformers") for dtype in DTYPES] + [("float32", "memory")]
-    pairs += [(f"{count} at once", fastest), ("float32", "llama2.c"), ("400 tokens", "nanoGPT")]
-    result = {"shape": f"{C}-{L}", "vocab_size": V, "tokens_a_second": {}, "ratio": {}}
-    for name in sides:
-        result["tokens_a_second"][name] = statistics.median(r[name] for r in rounds)
-    for ours, theirs in (pair for pair in pairs if pair[0] in sides and pair[1] in sides):
-        ratios = sorted(r[ours] / r[theirs] for r in rounds)
-        result["ratio"][f"{ours} / {theirs}"] = {
+    pairs = [(dtype, "transformers") for dtype in DTYPES] + [("float32", "memory bound")]
+    pairs += [(f"batch of {count}", fastest), ("float32", "llama2.c"), ("400 tokens", "nanoGPT")]
+    result = {"shape": f"{C}-{L}", "vocab_size": V, "tokens_per_second": {}, "ratio": {}}
+    for name in measures:
+        result["tokens_per_second"][name] = statistics.median(r[name] for r in rounds)
+    for name, baseline in (pair for pair in pairs if pair[0] in measures and pair[1] in measures):
+        ratios = sorted(r[name] / r[baseline] for r in rounds)
+        result["ratio"][f"{name} / {baseline}"] = {
             "median": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1],
         }  # fmt: skip
     return result
 
 
 @torch.no_grad()
-def loss_of(decoder, stories):
-    """Nats a token of lists of ids that begin with <|endoftext|>, which ends each as well."""
+def mean_loss(decoder, stories):
+    """Loss per token in nats of lists of ids; <|endoftext|> begins each, and is its last target."""
     cache = BatchedKVCache(decoder, len(stories), max(map(len, stories)))
     cache.add_requests([story[:1] for story in stories], request_seeds(0, len(stories)))
-    nats, count = 0.0, 0
+    total_loss, count = 0.0, 0
     for step in range(1, max(map(len, stories)) + 1):
-        over = [row for row, story in enumerate(stories) if len(story) < step]
-        if over:
-            stories = [stories[row] for row in cache.free_slots(over)]
+        finished = [row for row, story in enumerate(stories) if len(story) < step]
+        if finished:
+            stories = [stories[row] for row in cache.free_slots(finished)]
         logits = cache.logits()
         target = torch.tensor([(story + story[:1])[step] for story in stories])
-        nats += F.cross_entropy(logits, target, reduction="sum").item()
+        total_loss += F.cross_entropy(logits, target, reduction="sum").item()
         count += len(stories)
         cache.last_tokens[: len(stories)] = target
-    return nats / count
+    return total_loss / count
 
 
 def losses(settings):
-    """The loss of a run's first 128 validation stories with weights of each dtype."""
-    found = checkpoint.load_run(settings.loss)
+    """The loss of a run on its first 128 validation stories, with weights of each dtype."""
+    loaded = checkpoint.load_run(settings.loss)
     data = Dataset(checkpoint.data_folder(settings.loss), "val")
     stories = [data.story(i).tolist() for i in range(400)]
-    stories = [story for story in stories if len(story) < found.max_length][:128]
-    result = {"parameters": found.model.num_params(), "checkpoint": found.identity(), "loss": {}}
+    stories = [story for story in stories if len(story) < loaded.max_length][:128]
+    result = {"parameters": loaded.model.num_params(), "checkpoint": loaded.identity(), "loss": {}}
     for dtype in DTYPES:
-        result["loss"][dtype] = loss_of(Decoder(found.model, dtype), stories)
+        result["loss"][dtype] = mean_loss(Decoder(loaded.model, dtype), stories)
         more = result["loss"][dtype] / result["loss"]["float32"] - 1
         print(f"{dtype:<10} loss {result['loss'][dtype]:.4f} ({more:+.3%})", flush=True)
     return result
 
 
-def keep(settings, results):
-    """Write what is there so far."""
+def write_results(settings, results):
+    """Write the results so far."""
     if settings.out:
         facts = {
-            "machine": environment(settings.device),
+            "environment": environment(settings.device),
             "cores": os.cpu_count(),
             "results": results,
         }
@@ -255,20 +257,20 @@ def main():
     results = []
     if settings.loss:
         results.append(losses(settings))
-        keep(settings, results)
+        write_results(settings, results)
     else:
         for shape in SHAPES:
             C, L, _, V = shape
             if settings.only and f"{C}-{L}-{V}" not in settings.only.split(","):
                 continue
             results.append(result := compare(settings, shape))
-            speeds = result["tokens_a_second"].items()
+            speeds = result["tokens_per_second"].items()
             print(f"{C}-{L}, {V:,} tokens", *(f"{name} {speed:,.0f}" for name, speed in speeds),
                   sep="; ")  # fmt: skip
             for name, ratio in result["ratio"].items():
                 print(f"    {name}: {ratio['median']:.2f} "
                       f"({ratio['lowest']:.2f} to {ratio['highest']:.2f})", flush=True)  # fmt: skip
-            keep(settings, results)
+            write_results(settings, results)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """
-How fast prepare.py is, end to end, beside tiktoken's own encode_ordinary_batch on the same text.
+Time of the whole of prepare.py, compared with tiktoken's encode_ordinary_batch on the same text.
 
-    python -m benchmarks.prepare "../shared/data/tinystories/train_v[12]_*[adl].txt" --mb=160
+    python -m benchmarks.prepare "stories/*.txt" --mb=160    # files of stories, as prepare.py reads
 
-The stories are repeated to that size, each copy with a sentence of its own, so that none counts as
-a duplicate. prepare.py runs as a command: start-up, reading, cleaning, shards, hashes and all;
-tiktoken has the texts in memory already. Each is given the same cores; they take turns.
+The stories are repeated up to that size, each copy with a sentence of its own, so that none counts
+as a duplicate. prepare.py runs as a command, from start-up to the last hash; tiktoken has the texts
+in memory already. Both use the same cores and take turns.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def write_text(source, path, size):
 
 
 def seconds():
-    """(2,) wall seconds, and CPU seconds of this process and its children."""
+    """(2,): wall-clock seconds, and CPU seconds of this process and its children."""
     return np.array([time.perf_counter(), sum(os.times()[:4])])
 
 
@@ -61,16 +61,18 @@ def main():
                 command += [f"--tokenizer={name}", f"--out={folder / name}"]
                 start = seconds()
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                ours = seconds() - start
+                wall, cpu = seconds() - start
                 encoding = tiktoken.get_encoding("gpt2")
                 if name != "gpt2":
                     encoding = Tokenizer.load(folder / name).encoding
                 start = seconds()
                 encoding.encode_ordinary_batch(texts, num_threads=cores)
-                theirs = seconds() - start
-                (wall, cpu), (their_wall, their_cpu) = ours, theirs
-                print(f"{name}: ours {wall:.1f} s ({cpu:.1f} of CPU), tiktoken {their_wall:.1f} s")
-                print(f"    ({their_cpu:.1f} of CPU): {wall / their_wall:.2f}x", flush=True)
+                tiktoken_wall, tiktoken_cpu = seconds() - start
+                print(
+                    f"{name}: prepare.py {wall:.1f} s ({cpu:.1f} of CPU), tiktoken "
+                    f"{tiktoken_wall:.1f} s ({tiktoken_cpu:.1f}): {wall / tiktoken_wall:.2f}x",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

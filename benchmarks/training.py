@@ -1,19 +1,19 @@
 """
-Training's speed: tokens a second, use of the machine and peak memory, beside nanoGPT's.
+Training throughput, hardware utilization and peak memory, compared with nanoGPT's.
 
-    python bench.py                                        # the sizes that suit this machine
-    python bench.py --nanogpt=../nanoGPT                   # and the same models in a checkout of it
-    python bench.py --sizes=64-8,768-12 --vocabs=4096 --dtypes=bfloat16 --out=bench.json
+    python -m benchmarks.training                          # sizes that suit this computer
+    python -m benchmarks.training --nanogpt=../nanoGPT     # and the same models in a checkout of it
+    python -m benchmarks.training --sizes=64-8,768-12 --vocabs=4096 --dtypes=bfloat16 --out=a.json
 
-A size is n_embd-n_layer, with 16 heads and block_size 512. Each side trains in a process of its own
-as it would for its user: ours packs whole stories and counts their tokens, nanoGPT cuts blocks of
-512 from the stream and counts all of them; both get as many tokens a step, the same dtype and
-AdamW, and on a GPU torch.compile. They take turns in one run, so that a busy machine slows both;
-figures are medians over the rounds, ratios medians of the rounds' ratios. Stories are made-up ids
-in TinyStories' lengths.
+A size is n_embd-n_layer, with 16 heads and block_size 512. Each project trains in a process of its
+own, as it would for its user: nanoStories packs whole stories and counts their tokens, nanoGPT cuts
+blocks of 512 from the stream and counts all of them. Both take the same number of tokens per step,
+the same dtype, AdamW and, on a GPU, torch.compile. They take turns, so that other load slows both.
+Figures are medians over the rounds, ratios medians of the rounds' ratios. Stories are random ids in
+the lengths of TinyStories.
 
-"of matmul" is the share of what the machine was seen to reach in large matrix products, counting 6
-floating-point operations for each weight and token, and attention's (GPT.flops_per_token).
+"of matmul" is the fraction of the speed measured in large matrix products here, counting 6
+floating-point operations per weight and token, and attention's (GPT.flops_per_token).
 """
 
 import contextlib
@@ -50,11 +50,11 @@ BLOCK_SIZE, HEADS = 512, 16
 class Settings:
     sizes: str = ""  # n_embd-n_layer, comma-separated; default: five on a GPU, two on a CPU
     vocabs: str = "4096,50257"  # vocabulary sizes, comma-separated
-    dtypes: str = ""  # float32, bfloat16, float16, comma-separated; default: the device's own
-    tokens: int = 0  # a step's tokens; default: 32,768 on a GPU, 8,192 on a CPU
-    nanogpt: str = ""  # a checkout of nanoGPT to measure against
-    steps: int = 0  # steps a turn; default: 20 on a GPU, 1 on a CPU
-    rounds: int = 5  # turns of each side
+    dtypes: str = ""  # float32, bfloat16, float16, comma-separated; default: as --dtype=auto
+    tokens: int = 0  # per step; default: 32,768 on a GPU, 8,192 on a CPU
+    nanogpt: str = ""  # a checkout of nanoGPT to compare with
+    steps: int = 0  # per turn; default: 20 on a GPU, 1 on a CPU
+    rounds: int = 5  # turns of each project
     device: str = "auto"  # cpu or cuda; auto takes the best there is
     out: str = ""  # a JSON file for the figures
 
@@ -67,12 +67,12 @@ class Case:
     n_layer: int
     vocab_size: int
     dtype: str
-    tokens: int  # a step's
+    tokens: int  # per step
     device: str
 
 
-def made_up(vocab_size, stories=20_000):
-    """Stories of random words, in TinyStories' lengths: about 190 tokens each."""
+def random_stories(vocab_size, stories=20_000):
+    """Stories of random ids in the lengths of TinyStories, about 190 tokens each."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.15, 0.45, stories).astype(int), 30, 1000)
     starts = np.cumsum([0, *lengths])
@@ -82,14 +82,15 @@ def made_up(vocab_size, stories=20_000):
 
 
 # ----------------------------------------------------------------------------------------------
-# the two sides: each returns a function that makes a step and returns the tokens it counted, and
-# the operations that a token takes
+# the two projects: each returns a function that trains one step and returns its number of tokens,
+# and the floating-point operations per token
 
 
 def training_step(model, loader, settings):
     """
-    (a function that makes train.py's next step and returns its tokens, the optimizers) of a GPT on
-    a PackedDataLoader.
+    train.py's step of a GPT on a PackedDataLoader.
+
+    Returns (a function that trains the next step and returns its number of tokens, the optimizers).
     """
     device = loader.device
     dtype = pick_dtype(settings.dtype, device)
@@ -108,9 +109,9 @@ def training_step(model, loader, settings):
     return step, optimizers
 
 
-def ours(case, _):
-    """train.py's step."""
-    data, device = made_up(case.vocab_size), torch.device(case.device)
+def nanostories(case, _):
+    """This project: train.py's step."""
+    data, device = random_stories(case.vocab_size), torch.device(case.device)
     row_tokens = 2 * BLOCK_SIZE
     settings = train.Settings(
         batch_size=case.tokens // row_tokens, n_embd=case.n_embd, dtype=case.dtype
@@ -140,7 +141,7 @@ def nanogpt(case, path):
     dtype = getattr(torch, case.dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     autocast = autocast_for(device, dtype)
-    data, rows = made_up(case.vocab_size).ids, case.tokens // BLOCK_SIZE
+    data, rows = random_stories(case.vocab_size).ids, case.tokens // BLOCK_SIZE
     if cuda:
         torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -172,14 +173,14 @@ def nanogpt(case, path):
     return step, twin.flops_per_token(BLOCK_SIZE / 2)
 
 
-SIDES = {"nanoStories": ours, "nanoGPT": nanogpt}
+PROJECTS = {"nanoStories": nanostories, "nanoGPT": nanogpt}
 
 
-def worker(pipe, side, case, path, steps):
-    """A side's process: for each message a turn of `steps` steps; answers with what it measured."""
+def worker(pipe, project, case, path, steps):
+    """A project's process: for each "go" it trains `steps` steps and sends what it measured."""
     cuda = case.device == "cuda"
-    with contextlib.redirect_stdout(None):  # nanoGPT tells of its parameters
-        step, flops = SIDES[side](case, path)
+    with contextlib.redirect_stdout(None):  # nanoGPT prints its parameters
+        step, flops = PROJECTS[project](case, path)
     for _ in range(3 if cuda else 1):
         step()
     while pipe.recv() == "go":
@@ -189,78 +190,79 @@ def worker(pipe, side, case, path, steps):
         tokens = sum(step() for _ in range(steps))
         if cuda:
             torch.cuda.synchronize()
-        pace = tokens / (time.perf_counter() - begin)
+        throughput = tokens / (time.perf_counter() - begin)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         peak = torch.cuda.max_memory_allocated() if cuda else peak
-        pipe.send({"tokens_per_second": pace, "flops_per_token": flops, "peak_bytes": peak})
+        pipe.send({"tokens_per_second": throughput, "flops_per_token": flops, "peak_bytes": peak})
 
 
 # ----------------------------------------------------------------------------------------------
-# turns and the table
+# rounds and the table
 
 
 def matmul_rate(device, dtype):
-    """Floating-point operations a second in products of large square matrices."""
+    """Floating-point operations per second in products of large square matrices."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(10):
         begin = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for it
+        (a @ b)[0, 0].item()  # waits for the device
         times.append(time.perf_counter() - begin)
     return 2 * n**3 / statistics.median(times)
 
 
 def measure(case, settings):
-    """{side: its figures, medians over the rounds} for one case, and "ratio" if there are two."""
-    sides = ["nanoStories", *(["nanoGPT"] if settings.nanogpt else [])]
-    pipes, processes, turns = {}, [], {side: [] for side in sides}
+    """{project: medians of its figures} of a case; with two projects also their ratios."""
+    projects = ["nanoStories", *(["nanoGPT"] if settings.nanogpt else [])]
+    pipes, processes, turns = {}, [], {project: [] for project in projects}
     spawn = multiprocessing.get_context("spawn")
-    for side in sides:
-        pipes[side], end = spawn.Pipe()
-        what = (end, side, case, settings.nanogpt, settings.steps)
-        processes.append(spawn.Process(target=worker, args=what, daemon=True))
+    for project in projects:
+        pipes[project], end = spawn.Pipe()
+        args = (end, project, case, settings.nanogpt, settings.steps)
+        processes.append(spawn.Process(target=worker, args=args, daemon=True))
         processes[-1].start()
         end.close()
     try:
         for _ in range(settings.rounds):
-            for side in sides:
-                pipes[side].send("go")
-                turns[side].append(pipes[side].recv())
+            for project in projects:
+                pipes[project].send("go")
+                turns[project].append(pipes[project].recv())
     except (EOFError, ConnectionError):
-        raise UserError(f"{side} failed at {case}: see above") from None
+        raise UserError(f"{project} failed at {case}: see above") from None
     finally:
         for process in processes:
             process.kill()
     result = {
-        side: {
-            name: statistics.median(turn[name] for turn in turns[side]) for name in turns[side][0]
-        }
-        for side in sides
+        project: {name: statistics.median(turn[name] for turn in rounds) for name in rounds[0]}
+        for project, rounds in turns.items()
     }
-    if len(sides) == 2:
-        paces = ([turn["tokens_per_second"] for turn in turns[side]] for side in sides)
-        ratios = [a / b for a, b in zip(*paces, strict=True)]
+    if len(projects) == 2:
+        speeds = ([turn["tokens_per_second"] for turn in turns[name]] for name in projects)
+        ratios = [a / b for a, b in zip(*speeds, strict=True)]
         result["ratio"] = {"median": statistics.median(ratios), "all": ratios}
-        peaks = [result[side]["peak_bytes"] for side in sides]
+        peaks = [result[project]["peak_bytes"] for project in projects]
         result["peak_ratio"] = peaks[0] / peaks[1]
     return result
 
 
 def cases(settings, device):
-    """Every Case that the settings name, all numbers filled in; UserError if one cannot be."""
+    """Yield every Case that the settings name; raises UserError where one is not possible."""
     if settings.tokens % (2 * BLOCK_SIZE) or min(settings.tokens, settings.rounds) < 1:
-        raise UserError(f"tokens is a multiple of {2 * BLOCK_SIZE}, and rounds is at least 1")
+        raise UserError(f"tokens must be a multiple of {2 * BLOCK_SIZE}, and rounds at least 1")
     for size in settings.sizes.split(","):
         try:
             n_embd, n_layer = map(int, size.split("-"))
             vocabs = [int(vocab) for vocab in settings.vocabs.split(",")]
         except ValueError:
             raise UserError(
-                f"sizes are n_embd-n_layer and vocabs numbers, not '{size}', '{settings.vocabs}'"
+                "sizes must be n_embd-n_layer and vocabs numbers, "
+                f"not '{size}', '{settings.vocabs}'"
             ) from None
         if n_embd % HEADS or not 1 < min(vocabs) <= max(vocabs) <= 1 << 16:
-            raise UserError(f"n_embd is a multiple of {HEADS}, a vocabulary 2 to 65,536 words")
+            raise UserError(
+                f"n_embd must be a multiple of {HEADS}, a vocabulary have 2 to 65,536 ids"
+            )
         for vocab in vocabs:
             for dtype in settings.dtypes.split(","):
                 pick_dtype(dtype, device)
@@ -281,35 +283,35 @@ def main():
         tokens=settings.tokens or (32_768 if cuda else 8_192),
         steps=settings.steps or (20 if cuda else 1),
     )
-    todo = list(cases(settings, device))
+    todo = list(cases(settings, device))  # all checked before the first is measured
     rates = {
         dtype: matmul_rate(device, getattr(torch, dtype)) for dtype in settings.dtypes.split(",")
     }
-    title = "size    vocab  dtype     side           tok/s  of matmul  peak MiB   ratio  peak ratio"
+    title = "size    vocab  dtype     project        tok/s  of matmul  peak MiB   ratio  peak ratio"
     print(title, flush=True)
     rows = []
     for case in todo:
         result = measure(case, settings)
         rows.append(asdict(case) | result)
-        for side in SIDES.keys() & result.keys():
-            figures = result[side]
-            figures["of_matmul"] = (
+        for project in PROJECTS.keys() & result.keys():
+            figures = result[project]
+            figures["matmul_fraction"] = (
                 figures["tokens_per_second"] * figures["flops_per_token"] / rates[case.dtype]
             )
-        for side in (side for side in SIDES if side in result):
-            figures, ratio = result[side], ""
-            if side == "nanoStories" and "ratio" in result:
+        for project in (project for project in PROJECTS if project in result):
+            figures, ratio = result[project], ""
+            speed, utilization = figures["tokens_per_second"], figures["matmul_fraction"]
+            if project == "nanoStories" and "ratio" in result:
                 ratio = f"{result['ratio']['median']:>8.2f}x{result['peak_ratio']:>10.2f}x"
             print(
                 f"{f'{case.n_embd}-{case.n_layer}':<7} {case.vocab_size:>5}  {case.dtype:<9} "
-                f"{side:<12} {figures['tokens_per_second']:>7,.0f} {figures['of_matmul']:>9.1%} "
+                f"{project:<12} {speed:>7,.0f} {utilization:>9.1%} "
                 f"{figures['peak_bytes'] / 2**20:>9,.0f}{ratio}",
                 flush=True,
             )
-        if settings.out:  # what is there so far
-            Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-            said = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
-            facts = {"machine": environment(device), "settings": said, "matmul_flops": rates}
+        if settings.out:  # the cases so far
+            stored = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
+            facts = {"environment": environment(device), "settings": stored, "matmul_flops": rates}
             storage.write_json(settings.out, facts | {"cases": rows})
 
 

@@ -7,20 +7,24 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
 
 
-def assert_as_exact(ours, theirs, exact, what="", largest=0.0):
+def assert_as_exact(result, torch_result, exact, name="", largest=0.0):
     """
-    Our greatest error against float64 is at most twice that of torch in the same dtype.
+    The kernel's largest error against float64 is at most twice that of torch in the same dtype.
 
-    The floor under torch's error is two roundings of the largest value: where torch happens to be
-    exact, at T = 1 say, we may still round. In float32 on a CPU it is four: there both sides sum as
-    the processor's BLAS does, and on one without AVX-512 ours was 5 and 6.8 roundings off where
-    torch's was 1.6 and 3. `largest`: a value on the way to it, where that may be larger.
+    torch's error counts as at least two roundings of the largest value: where torch happens to be
+    exact, as at T = 1, a kernel may still round. In float32 on a CPU it is four: both sum as the
+    processor's BLAS does there, and on one without AVX-512 the kernels were 5 and 6.8 roundings off
+    where torch was 1.6 and 3. `largest`: an intermediate value, where one may be larger.
     """
     exact = exact.double()
-    eps = torch.finfo(ours.dtype).eps
-    roundings = 4 if (DEVICE, ours.dtype) == ("cpu", torch.float32) else 2
+    eps = torch.finfo(result.dtype).eps
+    roundings = 4 if (DEVICE, result.dtype) == ("cpu", torch.float32) else 2
     floor = roundings * eps * max(exact.abs().max().item(), largest) + 1e-30
-    our_error = (ours.double() - exact).abs().max().item()
-    their_error = (theirs.double() - exact).abs().max().item()
-    assert our_error <= 2 * max(their_error, floor), (what, our_error, their_error)  # nan fails
-    assert ours.isfinite().all(), what
+    kernel_error = (result.double() - exact).abs().max().item()
+    torch_error = (torch_result.double() - exact).abs().max().item()
+    assert kernel_error <= 2 * max(torch_error, floor), (
+        name,
+        kernel_error,
+        torch_error,
+    )  # nan fails
+    assert result.isfinite().all(), name

@@ -32,46 +32,44 @@ def case(**implementations):
     }
 
 
-def test_a_bar_is_held_against_the_best_rival():
-    case_figures = case(
-        nanostories=figures(100), flash=figures(140), math=figures(900), flex=figures(1)
-    )
-    assert kernels.check_required(case_figures) == [("speedup over flash", "1.40x", "1.5x", False)]
-    case_figures["implementations"]["flash"] = {"error": "no such head size"}
-    assert kernels.check_required(case_figures) == [("speedup over math", "9.00x", "1.5x", True)]
+def test_the_required_speedup_is_over_the_fastest_baseline():
+    result = case(nanostories=figures(100), flash=figures(140), math=figures(900), flex=figures(1))
+    assert kernels.check_required(result) == [("speedup over flash", "1.40x", "1.5x", False)]
+    result["implementations"]["flash"] = {"error": "no such head size"}
+    assert kernels.check_required(result) == [("speedup over math", "9.00x", "1.5x", True)]
 
 
-def test_memory_is_held_against_eager():
-    case_figures = case(nanostories=figures(1, 40), eager=figures(1, 1000))
-    assert kernels.check_required(case_figures)[-1] == (
+def test_memory_is_compared_with_eager():
+    result = case(nanostories=figures(1, 40), eager=figures(1, 1000))
+    assert kernels.check_required(result)[-1] == (
         "peak memory, of eager's",
         "4.0%",
         "5%",
         True,
     )
-    case_figures["implementations"]["nanostories"]["peak_bytes"] = 60
-    assert not kernels.check_required(case_figures)[-1][-1]
+    result["implementations"]["nanostories"]["peak_bytes"] = 60
+    assert not kernels.check_required(result)[-1][-1]
 
 
-def test_a_failure_of_nanostories_is_a_bar_missed():
-    case_figures = case(nanostories={"error": "RuntimeError: out of resource"}, flash=figures(1))
-    assert not kernels.check_required(case_figures)[0][-1]
+def test_a_failure_of_nanostories_misses_what_is_required():
+    result = case(nanostories={"error": "RuntimeError: out of resource"}, flash=figures(1))
+    assert not kernels.check_required(result)[0][-1]
 
 
-def test_the_floor_is_the_slower_of_moving_and_computing():
-    case_figures = case(nanostories=figures(100))
-    assert kernels.roofline_us(case_figures, FACTS) == pytest.approx(100)  # 1e8 bytes at 1 TB/s
-    assert kernels.roofline_us(case_figures | {"flops": 1e11}, FACTS) == pytest.approx(1000)
+def test_the_roofline_is_the_slower_of_moving_and_computing():
+    result = case(nanostories=figures(100))
+    assert kernels.roofline_us(result, FACTS) == pytest.approx(100)  # 1e8 bytes at 1 TB/s
+    assert kernels.roofline_us(result | {"flops": 1e11}, FACTS) == pytest.approx(1000)
 
 
 def test_the_table_fits_100_columns():
     long = {"error": "RuntimeError: " + "no kernel of this baseline takes these inputs " * 5}
-    case_figures = case(
+    result = case(
         nanostories=figures(123456.7, 10**10),
         flash=long,
         **{"nanostories, recompute": figures(9.9)},
     )
-    lines = kernels.format_case(case_figures, FACTS)
+    lines = kernels.format_case(result, FACTS)
     assert max(map(len, lines)) <= 100
     assert any("nanostories, recompute" in line and "1010%" in line for line in lines)
 
@@ -90,14 +88,14 @@ def test_measuring_and_the_plot(tmp_path):
     job = Case(
         "product", implementations, (x,), bytes=3200, flops=128000, required={1.0: ("slow",)}
     )
-    case_figures = kernels.measure(job, kernels.Settings(device="cpu", rounds=9))
-    assert case_figures["implementations"]["fails"] == {"error": "RuntimeError: no kernel"}
+    result = kernels.measure(job, kernels.Settings(device="cpu", rounds=9))
+    assert result["implementations"]["fails"] == {"error": "RuntimeError: no kernel"}
     nanostories, slow = (
-        case_figures["implementations"]["nanostories"],
-        case_figures["implementations"]["slow"],
+        result["implementations"]["nanostories"],
+        result["implementations"]["slow"],
     )
     assert all(x[f"{p}_us"] > 0 for x in (nanostories, slow) for p in kernels.PASSES)
-    kernels.plot({"environment": FACTS, "cases": [case_figures]}, tmp_path / "bench.png")
+    kernels.plot({"environment": FACTS, "cases": [result]}, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 

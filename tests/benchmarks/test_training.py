@@ -1,4 +1,4 @@
-"""bench.py: both sides train the same model, take turns, and the table says so."""
+"""benchmarks/training.py: both projects train the same model and are in the table and the file."""
 
 import json
 
@@ -8,8 +8,8 @@ from benchmarks import training
 from configs import UserError
 from nanostories.training.device import pick_device
 
-# nanoGPT's interface, as bench.py uses it, on a model of ours.
-TWIN = """
+# nanoGPT's interface, as benchmarks/training.py uses it, around this project's model.
+NANOGPT = """
 import torch
 from model import GPT as Ours, GPTConfig as Config
 class GPTConfig:
@@ -28,10 +28,10 @@ class GPT(torch.nn.Module):
 
 
 def test_the_table_and_the_file(tmp_path, monkeypatch, capfd):
-    (tmp_path / "model.py").write_text(TWIN)
+    (tmp_path / "model.py").write_text(NANOGPT)
     out = tmp_path / "figures" / "bench.json"
     monkeypatch.setattr("sys.argv", [
-        "bench.py", f"--nanogpt={tmp_path}", "--sizes=32-1", "--vocabs=300", "--dtypes=float32",
+        "training.py", f"--nanogpt={tmp_path}", "--sizes=32-1", "--vocabs=300", "--dtypes=float32",
         "--tokens=2048", "--rounds=2", "--device=cpu", f"--out={out}"])  # fmt: skip
     training.main()
     lines = capfd.readouterr().out.splitlines()
@@ -39,25 +39,25 @@ def test_the_table_and_the_file(tmp_path, monkeypatch, capfd):
     facts = json.loads(out.read_text())
     [case] = facts["cases"]
     assert (case["n_embd"], case["n_layer"], case["vocab_size"]) == (32, 1, 300)
-    ours, theirs = case["nanoStories"], case["nanoGPT"]
+    projects = case["nanoStories"], case["nanoGPT"]
     assert case["ratio"]["median"] > 0 and len(case["ratio"]["all"]) == 2
     assert f"{case['ratio']['median']:.2f}x" in lines[1]
-    for side in (ours, theirs):
-        assert side["tokens_per_second"] > 0 and side["peak_bytes"] > 50 * 2**20
-        assert 0 < side["of_matmul"] < 1
-    assert facts["machine"]["torch"] and facts["matmul_flops"]["float32"] > 1e9
+    for figures in projects:
+        assert figures["tokens_per_second"] > 0 and figures["peak_bytes"] > 50 * 2**20
+        assert 0 < figures["matmul_fraction"] < 1
+    assert facts["environment"]["torch"] and facts["matmul_flops"]["float32"] > 1e9
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sizes": "64"}, "sizes are n_embd-n_layer"),
-        ({"sizes": "64x2"}, "sizes are n_embd-n_layer"),
+        ({"sizes": "64"}, "sizes must be n_embd-n_layer"),
+        ({"sizes": "64x2"}, "sizes must be n_embd-n_layer"),
         ({"vocabs": "many"}, "and vocabs numbers"),
-        ({"sizes": "20-1"}, "n_embd is a multiple of 16"),
-        ({"vocabs": "100000"}, "a vocabulary 2 to 65,536 words"),
-        ({"tokens": 100}, "tokens is a multiple of 1024"),
-        ({"rounds": 0}, "rounds is at least 1"),
+        ({"sizes": "20-1"}, "n_embd must be a multiple of 16"),
+        ({"vocabs": "100000"}, "a vocabulary have 2 to 65,536 ids"),
+        ({"tokens": 100}, "tokens must be a multiple of 1024"),
+        ({"rounds": 0}, "rounds at least 1"),
         ({"dtypes": "int8"}, "dtype must be auto, float32, bfloat16 or float16, not 'int8'"),
     ],
 )

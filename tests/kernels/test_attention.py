@@ -44,9 +44,9 @@ def check(B, T, H, D, dtype, mask, scale=None):
     d_out = torch.randn(B, T, H, D, device=DEVICE).to(dtype)
     args = (qkv, d_out, masks(B, T)[mask], scale)
     exact = passes("math", *args, torch.float64)
-    theirs, ours = (passes(implementation, *args, dtype) for implementation in ("math", "triton"))
-    for what, *values in zip(("out", "d qkv"), ours, theirs, exact, strict=True):
-        assert_as_exact(*values, what)
+    math, triton = (passes(name, *args, dtype) for name in ("math", "triton"))
+    for name, *values in zip(("out", "d qkv"), triton, math, exact, strict=True):
+        assert_as_exact(*values, name)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_blocks_of_other_stories_are_never_read():
             part = slice(0, begin) if spoiled == "before" else slice(end, 512)
             bad_qkv, bad_d_out = qkv.clone(), d_out.clone()
             bad_qkv[:, part], bad_d_out[:, part] = float("nan"), float("nan")
-            found = passes("triton", bad_qkv, bad_d_out, start, None, torch.bfloat16)
-            for a, b in zip(found, whole, strict=True):
+            result = passes("triton", bad_qkv, bad_d_out, start, None, torch.bfloat16)
+            for a, b in zip(result, whole, strict=True):
                 assert torch.equal(a[:, begin:end], b[:, begin:end])
 
 
@@ -229,8 +229,8 @@ def test_without_triton_or_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr("kernels.backend.installed", lambda: False)
     with pytest.raises(ValueError, match="triton is not installed; use attn=sdpa"):
         choose_attention("triton", DEVICE, 64, torch.bfloat16)
-    how = choose_attention("auto", "cuda", 64, torch.bfloat16)
-    assert how == ("sdpa", "triton cannot run: triton is not installed")
+    choice = choose_attention("auto", "cuda", 64, torch.bfloat16)
+    assert choice == ("sdpa", "triton cannot run: triton is not installed")
 
 
 def test_what_auto_takes():

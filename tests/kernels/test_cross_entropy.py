@@ -46,21 +46,12 @@ def passes(implementation, hidden, weight, targets, V, mean, dtype):
 
 def check(implementation, N, C, V, dtype, mean, spread=0.5):
     args = (*inputs(N, C, V, dtype, spread), V, mean)
-    ours, theirs, exact = (
-        passes(*how, dtype=kind)
-        for how, kind in (
-            ((implementation, *args), dtype),
-            ((None, *args), dtype),
-            ((None, *args), double),
-        )
-    )
+    result = passes(implementation, *args, dtype)
+    eager, exact = (passes(None, *args, kind) for kind in (dtype, torch.float64))
     logits = args[0].double() @ args[1][:V].double().T  # the loss is a difference of such
-    for what, *values in zip(("loss", "d hidden", "d weight"), ours, theirs, exact, strict=True):
-        assert_as_exact(*values, what, largest=logits.abs().max().item() * (what == "loss"))
-    assert not ours[2][V:].any()  # the padding is never trained
-
-
-double = torch.float64
+    for name, *values in zip(("loss", "d hidden", "d weight"), result, eager, exact, strict=True):
+        assert_as_exact(*values, name, largest=logits.abs().max().item() * (name == "loss"))
+    assert not result[2][V:].any()  # the padding is never trained
 
 
 @pytest.mark.parametrize("mean", [True, False], ids=["mean", "each"])
@@ -111,7 +102,7 @@ def test_sure_targets_keep_their_gradient(implementation):
     targets = torch.arange(64, device=DEVICE)
     hidden = weight[targets] * (math.log(99 * 1e4) / 16)
     loss, d_hidden, _ = passes(implementation, hidden, weight, targets, V, True, torch.bfloat16)
-    _, exact, _ = passes(None, hidden.bfloat16(), weight, targets, V, True, double)
+    _, exact, _ = passes(None, hidden.bfloat16(), weight, targets, V, True, torch.float64)
     assert loss.item() == pytest.approx(1e-4, rel=0.2)
     own = (torch.arange(64), targets)  # the component along the target's weights
     torch.testing.assert_close(d_hidden[own].double(), exact[own], rtol=0.02, atol=0)
