@@ -35,6 +35,7 @@ from nanostories.training.device import pick_device
 AUTHORS_BEGINNINGS = "Evaluation prompts.yaml"  # 44 of them, in the data set's repository
 MIN_STORY_TOKENS = 32  # that a prompt must leave for the story
 LIKELIHOOD_BATCH = 32  # continuations scored in one forward pass
+SAMPLING = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
 
 # ----------------------------------------------------------------------------------------------
 # settings
@@ -199,9 +200,7 @@ def completions(loaded, texts, settings, num_samples, folder):
     A command that was killed goes on with the very same completions, even where another number of
     threads would round differently, so no reply of a judge is paid for twice.
     """
-    names = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
-    request = {"checkpoint": loaded.identity(), "prompts": texts, "num_samples": num_samples}
-    request |= {name: getattr(settings, name) for name in names}
+    request = facts_of(loaded, settings) | {"prompts": texts, "num_samples": num_samples}
     # Each request has a file of its own, so none overwrites what was graded for another.
     key = blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=6).hexdigest()
     path = Path(folder) / f"completions-{key}.json"
@@ -282,8 +281,25 @@ def log_likelihood_margins(loaded, prompts):
     return [[next(values) - next(values) for _ in prompt.pairs] for prompt in prompts]
 
 
+def margin_scores(margins):
+    """
+    {"accuracy", "margin": float64 (prompts,)} of `log_likelihood_margins`: of each prompt the
+    fraction of its pairs whose margin is above 0, and the mean margin.
+    """
+    return {
+        "accuracy": np.array([np.mean(np.array(pairs) > 0) for pairs in margins]),
+        "margin": np.array([np.mean(pairs) for pairs in margins]),
+    }
+
+
 # ----------------------------------------------------------------------------------------------
 # results
+
+
+def facts_of(loaded, settings, *names):
+    """What results depend on: the checkpoint and its sha256, SAMPLING and further settings."""
+    facts = {"checkpoint": loaded.identity()}
+    return facts | {name: getattr(settings, name) for name in (*names, *SAMPLING)}
 
 
 def write_result(out_dir, name, results, lines=None):

@@ -20,17 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import UserError, load, run
-from eval import bootstrap
-from eval.harness import (
-    SamplingSettings,
-    beside_names,
-    choose_records,
-    generate_completions,
-    open_models,
-    read_records,
-    story_of,
-    write_result,
-)
+from eval import bootstrap, harness
 from eval.instruct_checks import CHECKS, check_story, ends_badly, passes_all
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.shards import read_manifest
@@ -41,7 +31,7 @@ COLUMNS = {"model": "model", "true": "true story", "shuffled": "shuffled stories
 
 
 @dataclass(frozen=True)
-class Settings(SamplingSettings):
+class Settings(harness.SamplingSettings):
     beside: str = ""  # a second run or model, given the same instructions
     dataset: str = ""  # a data folder with instructions in val; default: the run's
     source: str = ""  # instead: any source of Instruct records, as prepare.py takes
@@ -55,20 +45,23 @@ class Settings(SamplingSettings):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     check_settings(settings)
-    models = open_models(settings, origin)
-    records, source = read_records(settings, models[0])
-    records = choose_records(records, models, settings.prompts, settings.seed)
+    models = harness.open_models(settings, origin)
+    records, source = harness.read_records(settings, models[0])
+    records = harness.choose_records(records, models, settings.prompts, settings.seed)
     print(f"{len(records)} instructions of {source}, {settings.num_samples} story(s) for each")
     measured, lines = [], []
     for model in models:
-        samples = generate_completions(
+        samples = harness.generate_completions(
             model, [record.prompt() for record in records], settings, settings.num_samples
         )
-        stories = [[story_of(model, one) for one in some] for some in samples]
+        stories = [[harness.story_of(model, one) for one in some] for some in samples]
         measured.append(measure(records, stories, settings))
         print_table(model.out_dir, intervals(measured[-1], records, settings))
         lines = lines or lines_of(records, stories)  # the first model's
-    results = facts_of(records, source, settings) | {"checkpoint": models[0].identity()}
+    results = harness.facts_of(models[0], settings, "num_samples", "pair")
+    results |= {"source": source, "instructions": len(records)}
+    if (Path(source) / "manifest.json").is_file():
+        results["data"] = checkpoint.data_hashes(read_manifest(source))
     results["checks"] = intervals(measured[0], records, settings)
     if settings.beside:
         gaps = differences(*measured, records, settings)
@@ -84,7 +77,7 @@ def main():
         name += f"-{sources.slug(given)}"
     if settings.beside:
         name += f"-beside-{Path(settings.beside).name}"
-    write_result(models[0].out_dir, name, results, lines)
+    harness.write_result(models[0].out_dir, name, results, lines)
 
 
 def check_settings(settings):
@@ -92,21 +85,11 @@ def check_settings(settings):
     check_sampling_settings(settings)
     if settings.prompts < 2:
         raise UserError("prompts must be at least 2")
-    if len(beside_names(settings)) > 1:
+    if len(harness.beside_names(settings)) > 1:
         raise UserError("beside takes one run or model")
     pair = settings.pair.split("+")
     if len(pair) < 2 or not set(pair) <= set(instruct.LABELS):
         raise UserError(f"pair takes two of {', '.join(instruct.LABELS)}, as in words+summary")
-
-
-def facts_of(records, source, settings):
-    """The data and the settings that the results depend on."""
-    names = ("num_samples", "temperature", "top_p", "beams", "max_new_tokens", "weights", "seed",
-             "pair")  # fmt: skip
-    facts = {"source": source, "instructions": len(records)}
-    if (Path(source) / "manifest.json").is_file():
-        facts["data"] = checkpoint.data_hashes(read_manifest(source))
-    return facts | {name: getattr(settings, name) for name in names}
 
 
 def lines_of(records, stories):
@@ -205,12 +188,12 @@ def differences(one, other, records, settings):
 def print_table(name, checks):
     """Print a model's table."""
     sides = [side for side in COLUMNS if side in checks["joint"]]
-    titles = (COLUMNS[side].rjust(26) for side in sides)
-    print(f"\n{name}\n{'check':24}{'n':>6}{''.join(titles)}")
-    for check, row in checks.items():
-        n = row["model"]["n"] if row["model"] else 0
-        cells = (bootstrap.format_interval(row[s]) if s in row else "" for s in sides)
-        print(f"{check:24}{n:>6}" + "".join(cell.rjust(26) for cell in cells))
+    print(f"\n{name}")
+    harness.print_table(["check", "n", *(COLUMNS[side] for side in sides)], [
+        [check, row["model"]["n"] if row["model"] else 0,
+         *(row.get(side, "") for side in sides)]
+        for check, row in checks.items()
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

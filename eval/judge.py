@@ -33,17 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import NOT_NEGATIVE, UserError, check_ranges, load, run
-from eval import bootstrap, knowledge, published
-from eval.harness import (
-    SamplingSettings,
-    beginnings,
-    beside_names,
-    choose_records,
-    completions,
-    open_models,
-    read_records,
-    write_result,
-)
+from eval import bootstrap, harness, knowledge, published
 from eval.llm import grading
 from eval.llm.rubrics import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, JudgeItem
 from eval.llm.settings import JudgeSettings, check_judge, request_fields
@@ -63,7 +53,7 @@ MARKED = 0.3  # fraction of a story's content words that `mark_words` marks
 
 
 @dataclass(frozen=True)
-class Settings(JudgeSettings, SamplingSettings):
+class Settings(JudgeSettings, harness.SamplingSettings):
     beside: str = ""  # other runs or models, with commas: for pairs (one) and prompts
     mode: str = "paper"  # paper, report, instruct, synonyms, prompts or pairs
     prompts: str = ""  # beginnings: ours, paper (from the hub) or a file; of prompts: storybook too
@@ -76,7 +66,7 @@ class Settings(JudgeSettings, SamplingSettings):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     settings = resolve(settings)
-    models = open_models(settings, origin)
+    models = harness.open_models(settings, origin)
     folder = Path(models[0].out_dir) / "eval"
     if settings.mode == "prompts":
         knowledge.evaluate(models, settings, folder, facts_of(models, settings))
@@ -97,9 +87,9 @@ def resolve(settings):
         length = min(60, settings.max_new_tokens)
         settings = replace(settings, temperature=0.0, max_new_tokens=length)
     check_sampling_settings(settings)
-    if settings.mode == "pairs" and len(beside_names(settings)) != 1:
+    if settings.mode == "pairs" and len(harness.beside_names(settings)) != 1:
         raise UserError("mode pairs compares two models: name the other with --beside")
-    if beside_names(settings) and settings.mode not in ("pairs", "prompts"):
+    if harness.beside_names(settings) and settings.mode not in ("pairs", "prompts"):
         raise UserError("beside is for the modes pairs and prompts")
     if settings.beams and settings.mode != "prompts":
         raise UserError("beams is for mode prompts: elsewhere stories are sampled")
@@ -110,10 +100,8 @@ def resolve(settings):
 
 def facts_of(models, settings):
     """The model, the judge, and the settings that the results depend on."""
-    names = ("mode", "prompts", "num_samples", "dataset", "source", "seed", "temperature", "top_p",
-             "beams", "max_new_tokens", "weights")  # fmt: skip
-    facts = {"checkpoint": models[0].identity()}
-    facts |= {name: getattr(settings, name) for name in names}
+    names = ("mode", "prompts", "num_samples", "dataset", "source")
+    facts = harness.facts_of(models[0], settings, *names)
     if settings.judge:
         facts["judge"] = {
             "model": settings.judge, "base_url": settings.base_url,
@@ -145,7 +133,7 @@ def evaluate(models, settings, folder):
         vars(item) | {"reply": reply, "verdict": verdict}
         for item, (reply, verdict) in zip(items, graded, strict=True)
     ]
-    write_result(models[0].out_dir, f"judge-{settings.mode}", results, lines)
+    harness.write_result(models[0].out_dir, f"judge-{settings.mode}", results, lines)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -159,11 +147,13 @@ def make_items(models, settings, folder):
     """
     mode, samples, count = settings.mode, settings.num_samples, settings.num_prompts
     if mode == "instruct":
-        records = choose_records(read_records(settings, models[0])[0], models, count, settings.seed)
+        records = harness.choose_records(
+            harness.read_records(settings, models[0])[0], models, count, settings.seed
+        )
         prompts, shown = [r.prompt() for r in records], [requirements(r) for r in records]
     else:
-        prompts = shown = beginnings(settings.prompts)[: count or None]
-    texts = [completions(model, prompts, settings, samples, folder) for model in models]
+        prompts = shown = harness.beginnings(settings.prompts)[: count or None]
+    texts = [harness.completions(model, prompts, settings, samples, folder) for model in models]
     items = []
     for i, beginning in enumerate(shown):
         for j in range(samples):
@@ -259,13 +249,16 @@ def stories_needed(values, step):
 
 def print_grades(grades, ages):
     """Print the table of grades, and the age groups where there are any."""
-    print(f"{'grade':14}{'mean':>22}{'relative':>10}   independent stories to see a step in size")
+    rows = []
     for name, row in grades.items():
-        cells = ""
+        cells = [name, row, "", ""]
         if row and "relative" in row:
-            need = "-" if row["stories_needed"] is None else row["stories_needed"]
-            cells = f"{row['relative']:>10.2f}   {need} (a step is {published.step(name):.2f})"
-        print(f"{name:14}{bootstrap.format_interval(row, 2):>22}{cells}")
+            step = f"{row['stories_needed'] or '-'} (a step is {published.step(name):.2f})"
+            cells = [name, row, row["relative"], step]
+        rows.append(cells)
+    harness.print_table(
+        ["grade", "mean", "relative", "independent stories to see a step in size"], rows
+    )
     if total := sum(ages.values()):
         print("age group     " + ", ".join(f"{AGES[age]}: {ages[age] / total:.0%}" for age in AGES))
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from configs import UserError
-from eval import bootstrap
-from eval.harness import completions, log_likelihood_margins, write_result
+from eval import bootstrap, harness
 from eval.llm import grading
 from eval.llm.rubrics import KNOWLEDGE, JudgeItem
 from eval.prompts import knowledge_prompts
 
 COLORS = {"success": 42, "partial": 43, "failure": 41}  # green, yellow, red, of a terminal
 RATINGS = {"success": 1.0, "partial": 0.5, "failure": 0.0}
+RESULTS = ("accuracy", "margin", "rating")
 MAX_TABLE = 40  # prompts whose completions are printed
 
 
@@ -42,7 +42,7 @@ def evaluate(models, settings, folder, facts):
         interval = bootstrap.format_interval(gap["accuracy"])
         print(f"accuracy, {models[0].out_dir} less {name}: {interval}")
     results = facts | {"models": tables, "difference": gaps}
-    write_result(models[0].out_dir, "judge-prompts", results)
+    harness.write_result(models[0].out_dir, "judge-prompts", results)
 
 
 def read_prompts(settings):
@@ -61,12 +61,14 @@ def make_tables(models, settings, folder):
     """
     prompts, tables = read_prompts(settings), []
     for model in models:
-        samples = completions(model, [prompt.text for prompt in prompts], settings, 1, folder)
+        samples = harness.completions(
+            model, [prompt.text for prompt in prompts], settings, 1, folder
+        )
         rows = [
             {"kind": prompt.kind, "prompt": prompt.text, "completion": first_sentence(text),
              "margins": margins, "verdict": verdict_of(margins)}
             for prompt, (text,), margins in zip(
-                prompts, samples, log_likelihood_margins(model, prompts), strict=True)
+                prompts, samples, harness.log_likelihood_margins(model, prompts), strict=True)
         ]  # fmt: skip
         identity = {"model": model.out_dir, "checkpoint": model.identity()}
         tables.append(identity | {"completions": rows})
@@ -108,18 +110,11 @@ def rate(tables, settings, path):
     return True
 
 
-def measures(rows):
-    """{"accuracy", "margin": float64 (prompts,)}: means over the pairs of each prompt."""
-    return {
-        "accuracy": np.array([np.mean(np.array(row["margins"]) > 0) for row in rows]),
-        "margin": np.array([np.mean(row["margins"]) for row in rows]),
-    }
-
-
 def scores(rows, seed, kind=None):
     """{"accuracy", "margin", if rated "rating"}: intervals over the prompts of a kind, or all."""
     rows = [row for row in rows if kind in (None, row["kind"])]
-    results = {name: bootstrap.mean(values, seed) for name, values in measures(rows).items()}
+    means = harness.margin_scores([row["margins"] for row in rows])
+    results = {name: bootstrap.mean(values, seed) for name, values in means.items()}
     ratings = [RATINGS.get(row.get("rating"), np.nan) for row in rows]
     if not np.isnan(ratings).all():
         results["rating"] = bootstrap.mean(ratings, seed)
@@ -128,8 +123,10 @@ def scores(rows, seed, kind=None):
 
 def differences(tables, seed):
     """{other model: {"accuracy", "margin"}}: intervals of the first model's less the other's."""
-    ones = np.ones(len(tables[0]["completions"]))
-    first, *others = [measures(table["completions"]) for table in tables]
+    first, *others = [
+        harness.margin_scores([row["margins"] for row in table["completions"]]) for table in tables
+    ]
+    ones = np.ones(len(first["margin"]))
     return {
         table["model"]: {
             name: bootstrap.difference((first[name], ones), (other[name], ones), seed)
@@ -152,12 +149,9 @@ def print_tables(tables):
                 if sys.stdout.isatty() and verdict in COLORS:
                     cell = f"\033[30;{COLORS[verdict]}m{cell}\033[0m"
                 print(f"  {name:20.20} {cell} {' '.join(row['completion'].split())[:100]}")
-    print(f"\n{'':10}{'model':22}{'accuracy':>24}{'margin, nats':>26}{'rating':>24}")
-    for kind in tables[0]["scores"]:
-        for name, table in zip(names, tables, strict=True):
-            score = table["scores"][kind]
-            cells = [bootstrap.format_interval(score["accuracy"]).rjust(24)]
-            cells.append(bootstrap.format_interval(score["margin"], 2).rjust(26))
-            if "rating" in score:
-                cells.append(bootstrap.format_interval(score["rating"]).rjust(24))
-            print(f"{kind:10}{name:22.22}{''.join(cells)}")
+    print()
+    head = ["prompts", "model", "accuracy", "margin, nats", "rating"]
+    harness.print_table(head, [
+        [kind, name[:22], *(table["scores"][kind].get(column) for column in RESULTS)]
+        for kind in tables[0]["scores"] for name, table in zip(names, tables, strict=True)
+    ])  # fmt: skip

@@ -15,14 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs import ROOT, load, run
-from eval.harness import (
-    SamplingSettings,
-    beginnings,
-    completions,
-    fits,
-    open_models,
-    write_result,
-)
+from eval import harness
 from eval.memorization.nearest_story import StoryIndex
 from nanostories.dataset.shards import Dataset
 from nanostories.inference.generate import check_sampling_settings
@@ -34,7 +27,7 @@ NAMES = ("the snowman", "the pumpkin", "looking for Alice", "the laser and the d
 
 
 @dataclass(frozen=True)
-class Settings(SamplingSettings):
+class Settings(harness.SamplingSettings):
     dataset: str = ""  # the data folder whose stories are searched; default: the run's
     temperature: float = 0.7  # 0: always the likeliest token
 
@@ -42,15 +35,16 @@ class Settings(SamplingSettings):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     check_sampling_settings(settings)
-    (loaded,) = open_models(settings, origin)
-    dataset = settings.dataset or checkpoint.data_folder(loaded)
+    (loaded,) = harness.open_models(settings, origin)
+    dataset = harness.data_folder(loaded, settings.dataset)
     index = StoryIndex(Dataset(dataset, "train"))
     prompts = {
-        name: text for name, text in zip(NAMES, beginnings(str(PROMPTS)), strict=True)
-        if fits([loaded], text)
+        name: text for name, text in zip(NAMES, harness.beginnings(str(PROMPTS)), strict=True)
+        if harness.fits([loaded], text)
     }  # fmt: skip
     folder, rows = Path(loaded.out_dir) / "eval", []
-    texts = completions(loaded, list(prompts.values()), settings, 1, folder) if prompts else []
+    texts = list(prompts.values())
+    texts = harness.completions(loaded, texts, settings, 1, folder) if prompts else []
     for (name, prompt), (text,) in zip(prompts.items(), texts, strict=True):
         nearest = index.nearest(words_and_marks(text))
         precision = nearest.precision if nearest.bigrams else None
@@ -61,11 +55,10 @@ def main():
         print(f"\n--- {name}\n{prompt} *** {text.strip()}")
         if precision is not None:
             print(f"(nearest training story: {nearest.story}, Rouge precision {precision:.2f})")
-    results = {"checkpoint": loaded.identity(), "dataset": dataset,
-               "data": checkpoint.data_hashes(index.data.manifest), "stories": rows}  # fmt: skip
-    names = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
-    results |= {name: getattr(settings, name) for name in names}
-    write_result(loaded.out_dir, "side_by_side", results)
+    results = harness.facts_of(loaded, settings) | {
+        "dataset": dataset, "data": checkpoint.data_hashes(index.data.manifest), "stories": rows,
+    }  # fmt: skip
+    harness.write_result(loaded.out_dir, "side_by_side", results)
 
 
 if __name__ == "__main__":

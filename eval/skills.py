@@ -21,17 +21,8 @@ the run, with the score of each question, so that models can be compared questio
 from dataclasses import dataclass
 from hashlib import sha256
 
-import numpy as np
-
 from configs import UserError, load, run
-from eval import bootstrap
-from eval.harness import (
-    ModelSettings,
-    log_likelihood_margins,
-    open_models,
-    val_texts,
-    write_result,
-)
+from eval import bootstrap, harness
 from eval.prompts import knowledge_prompts, minimal_pairs
 from nanostories.training import checkpoint
 
@@ -39,7 +30,7 @@ KINDS = (*minimal_pairs.KINDS, *knowledge_prompts.KINDS)
 
 
 @dataclass(frozen=True)
-class Settings(ModelSettings):
+class Settings(harness.ModelSettings):
     dataset: str = ""  # a data folder, for its held-out stories; default: the run's
     questions: int = 320  # most questions of each kind that is made from stories
     steps: bool = False  # every checkpoint that the run has kept, too
@@ -50,11 +41,11 @@ def main():
     settings, origin = load(Settings, positional="out_dir")
     if settings.questions < 2:
         raise UserError("questions must be at least 2")
-    (loaded,) = open_models(settings, origin)
+    (loaded,) = harness.open_models(settings, origin)
     if settings.steps and not loaded.is_run():
         raise UserError("steps are those of a run: name its folder")
-    source = settings.dataset or checkpoint.data_folder(loaded)
-    questions = make_questions(list(val_texts(source)), settings)
+    source = harness.data_folder(loaded, settings.dataset)
+    questions = make_questions(list(harness.val_texts(source)), settings)
     prompts = fitting(questions, loaded)
     if too_long := len(questions) - len(prompts):
         print(f"{too_long} of {len(questions)} questions are too long for this model, and left out")
@@ -64,20 +55,20 @@ def main():
         "too_long": too_long,
         "questions_sha256": sha256(repr(prompts).encode("utf-8", "surrogatepass")).hexdigest(),
         "skills": intervals(scores, settings.seed),
-        "correct": {kind: correct.tolist() for kind, (correct, _) in scores.items()},
+        "correct": {kind: score["accuracy"].tolist() for kind, score in scores.items()},
     }  # fmt: skip
-    print(f"{'':14}{'questions':>10}{'accuracy':>24}{'margin, nats':>26}")
-    for kind, row in results["skills"].items():
-        accuracy = bootstrap.format_interval(row["accuracy"])
-        margin = bootstrap.format_interval(row["margin"], 2)
-        print(f"{kind:14}{row['accuracy']['n']:>10}{accuracy:>24}{margin:>26}")
+    harness.print_table(
+        ["", "questions", "accuracy", "margin, nats"],
+        [[kind, row["margin"]["n"], *row.values()] for kind, row in results["skills"].items()],
+    )
     if settings.steps:
         results["checkpoints"] = score_checkpoints(loaded, prompts, settings.seed)
-        print(f"\n{'step':>8}" + "".join(f"{kind:>13}" for kind in scores))
-        for row in results["checkpoints"]:
-            means = (row["skills"][kind]["accuracy"]["mean"] for kind in scores)
-            print(f"{row['step']:>8}" + "".join(f"{mean:>13.3f}" for mean in means))
-    write_result(loaded.out_dir, "skills", results)
+        print()
+        harness.print_table(["step", *scores], [
+            [str(row["step"]), *(row["skills"][kind]["accuracy"]["mean"] for kind in scores)]
+            for row in results["checkpoints"]
+        ])  # fmt: skip
+    harness.write_result(loaded.out_dir, "skills", results)
 
 
 def make_questions(texts, settings):
@@ -99,22 +90,19 @@ def fitting(questions, loaded):
 
 
 def score(loaded, questions):
-    """
-    {kind: (correct, margins)} of a LoadedModel, float64 (2, questions): of each question the
-    fraction of its pairs that are answered correctly, and the mean margin.
-    """
-    margins = log_likelihood_margins(loaded, [prompt for _, prompt in questions])
-    columns = {kind: [] for kind in KINDS}
+    """{kind: harness.margin_scores of its questions} of a LoadedModel."""
+    margins = harness.log_likelihood_margins(loaded, [prompt for _, prompt in questions])
+    by_kind = {kind: [] for kind in KINDS}
     for (kind, _), pairs in zip(questions, margins, strict=True):
-        columns[kind].append((np.mean(np.array(pairs) > 0), np.mean(pairs)))
-    return {kind: np.array(rows).T for kind, rows in columns.items() if rows}
+        by_kind[kind].append(pairs)
+    return {kind: harness.margin_scores(some) for kind, some in by_kind.items() if some}
 
 
 def intervals(scores, seed):
     """{kind: {"accuracy", "margin": intervals}} of what `score` returns."""
     return {
-        kind: {"accuracy": bootstrap.mean(correct, seed), "margin": bootstrap.mean(margins, seed)}
-        for kind, (correct, margins) in scores.items()
+        kind: {name: bootstrap.mean(values, seed) for name, values in score.items()}
+        for kind, score in scores.items()
     }
 
 

@@ -76,7 +76,7 @@ def main():
 
     def complete(number):
         *_, prompt = draw_prompt(words, settings.seed, number)
-        return client.complete([{"role": "user", "content": prompt}], number)
+        client.complete([{"role": "user", "content": prompt}], number)
 
     if settings.dry_run:
         for number in range(min(10, settings.count)):
@@ -87,9 +87,7 @@ def main():
         return
     with Client(settings, path, VERSION) as client:
         try:
-            with closing(client.map(complete, range(settings.count), settings.count)) as stories:
-                for _ in stories:
-                    pass
+            client.map(complete, range(settings.count))
         finally:  # what was paid for is written, however it ended
             written, faulty = write_stories(client, words, settings)
             print(f"{settings.out}: {written} stories ({faulty} cut off or empty, left out)")

@@ -3,7 +3,7 @@ A client for any server that speaks OpenAI's chat completions. Each reply is pai
 
     client = Client(settings, "out/ts_cpu/eval/judge_replies.jsonl", version="paper-1")
     text = client.complete([{"role": "user", "content": "Grade this story: ..."}], number=(7, 0))
-    for item, result in client.map(grade, stories): ...      # `concurrency` of them at a time
+    grades = client.map(grade, stories)      # grade(story) of each, `concurrency` at a time
 
 Every reply is appended to a file of JSON lines, under a hash of the whole request, and flushed to
 the disk before it is used. A request whose reply is in the file is not sent again, so a killed
@@ -42,8 +42,8 @@ from eval.llm.settings import (
     count_tokens,
     estimate,
     is_loopback,
-    reply_limit,
     request_fields,
+    worst_cost,
 )
 from nanostories.storage import fsync
 
@@ -117,7 +117,7 @@ class Client:
 
     def _call(self, messages, number):
         """Send a request, `tries` times if need be, and cache the reply; returns its line."""
-        worst = cost(self.settings, count_tokens(messages) * 4 / 3, reply_limit(self.request) or 0)
+        worst = worst_cost(self.settings, messages)
         line = {"key": self._hash(messages, number), "version": self.version, "url": self.url,
                 "request": self.request, "number": number, "messages": messages}  # fmt: skip
         for attempt in range(self.settings.tries):
@@ -233,11 +233,10 @@ class Client:
                 raise TypeError
             finish, usage = str(choice.get("finish_reason")), answer.get("usage") or {}
             estimates = count_tokens(messages), len(reply.encode("utf-8", "replace")) // 4 + 1
+            names = "prompt_tokens", "completion_tokens"
             counts = {
                 name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimated
-                for name, estimated in zip(
-                    ("prompt_tokens", "completion_tokens"), estimates, strict=True
-                )
+                for name, estimated in zip(names, estimates, strict=True)
             }
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             message = self._redact(_error_message(text))
@@ -245,28 +244,27 @@ class Client:
             raise _PassingError(reason, None, True) from None
         return {"reply": self._redact(reply), "finish": self._redact(finish), "usage": counts}
 
-    def map(self, function, items, total=None, unit="story"):
+    def map(self, function, items):
         """
-        Yield (item, function(item)) as they finish, `concurrency` at a time. The first error stops
-        all: replies in flight are still cached, then the error is raised.
+        [function(item)] of a sequence, `concurrency` at a time. The first error stops all: replies
+        in flight are still cached, then the error is raised.
         """
-        items, running = iter(items), {}
-        bar = tqdm(total=total, unit=unit, disable=None)
+        waiting, running, results = iter(enumerate(items)), {}, {}
+        bar = tqdm(total=len(items), unit="story", disable=None)
         with ThreadPoolExecutor(self.settings.concurrency) as pool, bar:
             try:
-                while True:
-                    for item in itertools.islice(items, self.settings.concurrency - len(running)):
-                        running[pool.submit(function, item)] = item
-                    if not running:
-                        return
+                while len(results) < len(items):
+                    free = self.settings.concurrency - len(running)
+                    for i, item in itertools.islice(waiting, free):
+                        running[pool.submit(function, item)] = i
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        result = future.result()
+                        results[running.pop(future)] = future.result()
                         bar.set_postfix_str(self.summary(), refresh=False)
                         bar.update()
-                        yield running.pop(future), result
             except BaseException:
                 self.stop.set()  # no new call begins
                 raise
+        return [results[i] for i in range(len(items))]
 
     def summary(self):
         """The command's calls (retries included), cost and cached replies so far, in words."""

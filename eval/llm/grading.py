@@ -33,12 +33,11 @@ def grade(settings, rubric, items, path):
                 converse(client, rubric, item)
         return None
 
-    def work(i):
-        reply = converse(client, rubric, items[i])
-        return reply, rubric.parse(reply, items[i])
+    def grade_one(item):
+        reply = converse(client, rubric, item)
+        return reply, rubric.parse(reply, item)
 
     with Client(settings, path, rubric.version) as client:
-        with closing(client.map(work, range(len(items)), len(items))) as graded:
-            results = dict(graded)
+        graded = client.map(grade_one, items)
         print(f"{settings.judge}: {client.summary()}", file=sys.stderr)
-    return [results[i] for i in range(len(items))]
+    return graded

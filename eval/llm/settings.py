@@ -81,6 +81,12 @@ def cost(settings, prompt_tokens, completion_tokens):
     return (prompt_tokens * settings.price_in + completion_tokens * settings.price_out) / 1e6
 
 
+def worst_cost(settings, messages):
+    """The most that a request may cost, if its messages have a third more tokens than estimated."""
+    limit = reply_limit(request_fields(settings)) or 0
+    return cost(settings, count_tokens(messages) * 4 / 3, limit)
+
+
 def estimate(settings, calls, cached, read):
     """What --dry_run prints of so many new calls that read so many tokens."""
     written = calls * (reply_limit(request_fields(settings)) or settings.max_tokens)

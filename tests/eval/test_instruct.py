@@ -39,16 +39,16 @@ def main(capsys, monkeypatch, *arguments):
 
 
 def test_two_models_beside_each_other(runs, capsys, monkeypatch):
-    how = ("--prompts=20", "--max_new_tokens=30", "--num_samples=2", "--temperature=1")
-    text = main(capsys, monkeypatch, runs / "ood", f"--beside={runs / 'control'}", *how)
+    options = ("--prompts=20", "--max_new_tokens=30", "--num_samples=2", "--temperature=1")
+    text = main(capsys, monkeypatch, runs / "ood", f"--beside={runs / 'control'}", *options)
     assert text.startswith(f"20 instructions of {runs}/data-without-words+summary, 2 story(s)")
     beside = read(runs / "ood", "instruct-beside-control")
     assert not (runs / "control" / "eval").exists()
     # Each alone says the same, of the same instructions.
-    for name, found in (("ood", beside), ("control", beside["beside"])):
-        assert "less" not in main(capsys, monkeypatch, runs / name, *how)
+    for name, result in (("ood", beside), ("control", beside["beside"])):
+        assert "less" not in main(capsys, monkeypatch, runs / name, *options)
         alone = read(runs / name, "instruct")
-        assert alone["checks"] == found["checks"] and alone["checkpoint"] == found["checkpoint"]
+        assert alone["checks"] == result["checks"] and alone["checkpoint"] == result["checkpoint"]
         lines = (runs / name / "eval" / "instruct.jsonl").read_text().splitlines()
         lines = [json.loads(line) for line in lines]
         assert len(lines) == 40 and str(runs / name) in text
@@ -60,9 +60,9 @@ def test_two_models_beside_each_other(runs, capsys, monkeypatch):
         checks = alone["checks"]
         assert checks["joint, words+summary"]["model"]["n"] == sum(both) / 2 > 0
         assert checks["joint, others"]["model"]["n"] == 20 - sum(both) / 2 > 0
-        asked = sum("words" in line["checks"] for line in lines) / 2
-        assert checks["words"]["model"]["n"] == asked
-        mean = sum(line["checks"].get("words", 0) for line in lines) / (2 * asked)
+        required = sum("words" in line["checks"] for line in lines) / 2
+        assert checks["words"]["model"]["n"] == required
+        mean = sum(line["checks"].get("words", 0) for line in lines) / (2 * required)
         assert checks["words"]["model"]["mean"] == pytest.approx(mean)
         assert checks["joint"]["true"] == {"mean": 1, "low": 1, "high": 1, "n": 20}
         assert checks["joint"]["model"]["mean"] < 0.5 > checks["joint"]["shuffled"]["mean"]
@@ -81,14 +81,14 @@ def read(run, name):
 
 
 def test_the_floor_is_of_other_instructions():
-    """The true stories do all that is asked, and dealt to other instructions next to nothing."""
+    """The true stories pass all checks, and next to none of other instructions."""
     facts = [instruct.StoryFacts(s.text, tuple(s.words)) for s in storybook.stories(40, seed=5)]
     records = [instruct.make_record(one, seed) for seed, one in enumerate(facts)]
     records = [record for record in records if record and record.has_fields(["words"])]
-    told = [[(record.story, True)] for record in records]
-    found = script.measure(records, told, script.Settings())["joint"]
-    assert sum(found["model"][0]) == sum(found["true"][0]) == len(records) > 15
-    assert sum(found["shuffled"][0]) < len(records) / 5
+    stories = [[(record.story, True)] for record in records]
+    joint = script.measure(records, stories, script.Settings())["joint"]
+    assert sum(joint["model"][0]) == sum(joint["true"][0]) == len(records) > 15
+    assert sum(joint["shuffled"][0]) < len(records) / 5
 
 
 def test_prompts_without_stories(runs, tmp_path, capsys, monkeypatch):

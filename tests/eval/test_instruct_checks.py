@@ -82,7 +82,7 @@ def test_summary():
     plot = "A bus asks a car to come along on the road."
     assert summary_score(plot, STORY) == 1 and summary_score(plot, "A car and a bus.") == 2 / 5
     assert summary_score(plot, "Tom sat.") == 0
-    # Said word for word, it is not told.
+    # A copied summary is no plot.
     assert summary_score(plot, f"{plot} The end.") == 0
     # Three of its four runs of five words stand there as they are.
     assert (
@@ -113,17 +113,17 @@ def records(count=400):
 
 
 def test_true_stories_comply():
-    asked = Counter()
+    required = Counter()
     for record in records():
         result = check_story(record, record.story)
         assert passes_all(result), (record, result)
-        asked.update(result)
+        required.update(result)
         assert ("holds" in result) == record.has_fields(["summary"])
         assert ("features" in result) == record.has_fields(["features"])
-    assert set(asked) == {
+    assert set(required) == {
         "words", "sentence", "dialogue", "ending", "summary", "features", "characters", "holds",
     }  # fmt: skip
-    assert min(asked.values()) > 30
+    assert min(required.values()) > 30
 
 
 def test_other_stories_do_not():
@@ -140,38 +140,40 @@ def one(plot, ending, **fields):
     )
     given = {"summary": story.summary, "features": ", ".join(story.features)}
     text = make_instruction(**{name: given[name] for name in fields if fields[name]}).prompt()
-    return story, lambda told: check_story(parse_record(text + story.text), told)
+    return story, lambda other: check_story(parse_record(text + story.text), other)
 
 
 def test_who_has_what_and_who_is_who():
-    story, judged = one("lost", "good", summary=True)
-    assert judged(story.text) == {"summary": 1, "characters": 1, "holds": 1} | {
+    story, scores_of_story = one("lost", "good", summary=True)
+    assert scores_of_story(story.text) == {"summary": 1, "characters": 1, "holds": 1} | {
         "summary": pytest.approx(0.87, abs=0.15)
     }
     x, y = (name for name in story.facts["characters"])
     thing = story.facts["objects"][0]
     renamed = story.text.replace(x, "Zelda")  # nobody of the grammar: the story cannot be read
-    assert judged(renamed)["characters"] == 0 and judged(renamed)["holds"] == 0
+    assert scores_of_story(renamed)["characters"] == 0 and scores_of_story(renamed)["holds"] == 0
     other = next(
         s for s in storybook.stories(3000)
         if s.plot == "lost" and s.facts["ending"] == "good" and x not in s.text
     )  # fmt: skip
-    assert judged(other.text)["characters"] == 0 and judged(other.text)["holds"] == 0
+    assert (
+        scores_of_story(other.text)["characters"] == 0 and scores_of_story(other.text)["holds"] == 0
+    )
     # One of the two named children is not enough.
     girls, boys = storybook.VALUES["X"][:18], storybook.VALUES["X"][18:]
     other = next(name for name in (girls if y in girls else boys) if name not in story.text)
     changed = story.text.replace(y, other)
-    assert not storybook_parser.find_errors(changed) and judged(changed)["characters"] == 0
-    # A toy of another colour is not the one that was asked for.
+    assert not storybook_parser.find_errors(changed) and scores_of_story(changed)["characters"] == 0
+    # A toy of another colour is not the required one.
     old, new = thing.split()[0], {"red": "blue"}.get(thing.split()[0], "red")
     changed = re.sub(rf"an? {old}\b", f"a {new}", story.text).replace(old, new)
     assert not storybook_parser.find_errors(changed) and x in changed and y in changed
-    assert judged(changed)["holds"] == 0 and judged(changed)["characters"] == 1
+    assert scores_of_story(changed)["holds"] == 0 and scores_of_story(changed)["characters"] == 1
 
 
 def test_nobody_is_not_somebody():
     """A toy that is never found, and the same toy in the same hands, are not the same end."""
-    story, judged = one("lost", "bad", summary=True)
+    story, scores_of_story = one("lost", "bad", summary=True)
     (x, she), *_ = story.facts["characters"].items()
     old = story.facts["holds"]["nobody"].split()  # as in "red kite"
     good = next(
@@ -187,26 +189,26 @@ def test_nobody_is_not_somebody():
     assert not storybook_parser.find_errors(text) and storybook_parser.parse_story(text).facts[
         "holds"
     ] == {x: " ".join(old)}
-    assert judged(story.text)["holds"] == 1 and judged(text)["holds"] == 0
+    assert scores_of_story(story.text)["holds"] == 1 and scores_of_story(text)["holds"] == 0
 
 
 def test_what_is_not_mentioned_is_free():
-    story, judged = one("friend", "good", summary=True)
+    story, scores_of_story = one("friend", "good", summary=True)
     (animal,), (snack,) = story.facts["holds"], story.facts["holds"].values()
     assert animal in story.summary and snack.split()[-1] not in story.summary
     old = snack.split()[-1]
     new = next(word for word in storybook.VALUES["SNACK"] if word != old and word not in story.text)
-    assert judged(story.text.replace(old, new))["holds"] == 1
+    assert scores_of_story(story.text.replace(old, new))["holds"] == 1
 
 
 def test_features_and_endings_are_read_off_the_story():
-    story, judged = one("promise", "bad", features=True)
-    assert judged(story.text) == {"dialogue": 1, "ending": 1, "features": 1}
+    story, scores_of_story = one("promise", "bad", features=True)
+    assert scores_of_story(story.text) == {"dialogue": 1, "ending": 1, "features": 1}
     good = next(
         s for s in storybook.stories(3000) if (s.plot, s.facts["ending"]) == ("promise", "good")
     )
-    assert judged(good.text) == {"dialogue": 1, "ending": 0, "features": 0}
-    assert judged("It was sad. He cried.") == {"dialogue": 0, "ending": 1, "features": 0}
+    assert scores_of_story(good.text) == {"dialogue": 1, "ending": 0, "features": 0}
+    assert scores_of_story("It was sad. He cried.") == {"dialogue": 0, "ending": 1, "features": 0}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -215,21 +217,21 @@ def test_features_and_endings_are_read_off_the_story():
 
 def test_intervals_against_theory():
     rng = np.random.default_rng(0)
-    hits = rng.random(400) < 0.3
-    got = ratio(hits, np.ones(400))
-    half = 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / 400)
-    assert got["mean"] == hits.mean() and got["n"] == 400
-    assert got["low"] == pytest.approx(hits.mean() - half, abs=0.006)
-    assert got["high"] == pytest.approx(hits.mean() + half, abs=0.006)
-    assert got == ratio(hits, np.ones(400)) != ratio(hits, np.ones(400), seed=1)
+    passes = rng.random(400) < 0.3
+    got = ratio(passes, np.ones(400))
+    half = 1.96 * np.sqrt(passes.mean() * (1 - passes.mean()) / 400)
+    assert got["mean"] == passes.mean() and got["n"] == 400
+    assert got["low"] == pytest.approx(passes.mean() - half, abs=0.006)
+    assert got["high"] == pytest.approx(passes.mean() + half, abs=0.006)
+    assert got == ratio(passes, np.ones(400)) != ratio(passes, np.ones(400), seed=1)
 
 
 def test_intervals_cover_the_truth():
-    """What depends on one prompt is drawn together: stories of a prompt that are all alike."""
+    """Stories of one prompt are resampled together: stories of a prompt that are all alike."""
     rng, inside = np.random.default_rng(1), 0
     for _ in range(200):
-        hits = 5 * (rng.random(100) < 0.4)  # five stories to each prompt, the same
-        got = ratio(hits, np.full(100, 5))
+        passes = 5 * (rng.random(100) < 0.4)  # five stories to each prompt, the same
+        got = ratio(passes, np.full(100, 5))
         inside += got["low"] <= 0.4 <= got["high"]
     assert 180 <= inside <= 200
 

@@ -15,7 +15,7 @@ from nanostories.training.huggingface import LoadedModel
 
 
 @pytest.fixture(scope="module")
-def found():
+def loaded():
     """An untrained model with a tokenizer of its own."""
     tokenizer = build("bpe", 400, [story.text for story in storybook.stories(50, 0)])
     torch.manual_seed(0)
@@ -47,31 +47,31 @@ def test_a_continuation_has_the_tokens_it_would_have_in_the_text(name):
             assert apart == tokenizer.encode(prompt.text + text)
 
 
-def test_margins_are_differences_of_log_probabilities(found):
+def test_margins_are_differences_of_log_probabilities(loaded):
     """By hand, one continuation at a time and one token at a time."""
     prompt = knowledge_prompts.Prompt(
         "context", "Tom has a red", ((" kite", " ball and bat"), (" a", " b"))
     )
-    start = found.encode_prompt(prompt.text)
+    start = loaded.encode_prompt(prompt.text)
 
     def log_p(text):
         ids, total = list(start), 0.0
-        for token in found.tokenizer.encode(text):
+        for token in loaded.tokenizer.encode(text):
             with torch.no_grad():
-                logits = found.model(torch.tensor([ids]))[0, -1]
+                logits = loaded.model(torch.tensor([ids]))[0, -1]
             total += F.log_softmax(logits.double(), -1)[token].item()
             ids.append(token)
         return total
 
     by_hand = [log_p(right) - log_p(wrong) for right, wrong in prompt.pairs]
-    [margins] = harness.log_likelihood_margins(found, [prompt])
+    [margins] = harness.log_likelihood_margins(loaded, [prompt])
     assert margins == pytest.approx(by_hand, abs=1e-4)
 
 
 def test_verdicts_of_margins():
     assert knowledge.verdict_of([1.0, 0.5]) == "success"
     assert knowledge.verdict_of([1.0, -0.5]) == "partial"
-    assert knowledge.verdict_of([-1.0, 0.0]) == "failure"  # equal is not told
+    assert knowledge.verdict_of([-1.0, 0.0]) == "failure"  # equal is not correct
 
 
 def test_made_prompts_ask_what_the_story_has_said():
@@ -84,9 +84,9 @@ def test_made_prompts_ask_what_the_story_has_said():
         right, wrong = right.strip(), wrong.strip()
         assert re.search(rf"\b{right}\b", prompt.text)
         assert not re.search(rf"\b{wrong}\b", prompt.text)
-        mine = [k for k, words in storybook.VALUES.items() if right in words and k != "Y"]
-        assert len(mine) == 1 and wrong in storybook.VALUES[mine[0]]
-        kinds.add(mine[0])
+        kinds_of_word = [k for k, words in storybook.VALUES.items() if right in words and k != "Y"]
+        assert len(kinds_of_word) == 1 and wrong in storybook.VALUES[kinds_of_word[0]]
+        kinds.add(kinds_of_word[0])
     assert {"X", "TOY", "ADJ"} <= kinds
 
 

@@ -1,4 +1,4 @@
-"""python -m eval.side_by_side: the paper's beginnings, told by a tiny run."""
+"""python -m eval.side_by_side: the paper's beginnings, completed by a tiny run."""
 
 import json
 import sys
@@ -25,18 +25,18 @@ def test_the_beginnings():
 
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
-    """With room for two of them; the closest story is one of the data's, and holds what is said."""
+    """With room for two of them; the nearest story shares words with the completion."""
     settings = settings_for(data, tmp_path / "run", block_size=128, max_iters=20)
     tiny.train(settings)
     call(monkeypatch, tmp_path / "run", "--max_new_tokens=20")
-    found = json.loads((tmp_path / "run" / "eval" / "side_by_side.json").read_text())
-    names = [row["name"] for row in found["stories"]]
+    result = json.loads((tmp_path / "run" / "eval" / "side_by_side.json").read_text())
+    names = [row["name"] for row in result["stories"]]
     assert names and set(names) < set(side_by_side.NAMES)
-    for row in found["stories"]:
+    for row in result["stories"]:
         assert 0 <= row["rouge_nearest"] <= 1 and bool(row["rouge_nearest"]) == bool(
             row["nearest_text"]
         )
-    assert any(row["rouge_nearest"] for row in found["stories"])
+    assert any(row["rouge_nearest"] for row in result["stories"])
     assert "--- the pumpkin" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ import tiny
 from tiny import settings_for
 
 from configs import UserError
-from eval import skills
+from eval import harness, skills
 from eval.prompts.knowledge_prompts import Prompt
 from nanostories.training import checkpoint
 
@@ -55,27 +55,28 @@ def test_scores_by_hand(monkeypatch):
     """Of a prompt's pairs the fraction that is correct; of a kind each prompt counts once."""
     prompts = [("grammar", Prompt("grammar", "a", ((" b", " c"),) * 2)),
                ("grammar", Prompt("grammar", "d", ((" b", " c"),)))]  # fmt: skip
-    monkeypatch.setattr(skills, "log_likelihood_margins", lambda found, some: [[1.0, -3.0], [2.0]])
+    monkeypatch.setattr(harness, "log_likelihood_margins", lambda *_: [[1.0, -3.0], [2.0]])
     scores = skills.score(None, prompts)
-    assert scores["grammar"].tolist() == [[0.5, 1.0], [-1.0, 2.0]]
+    assert scores["grammar"]["accuracy"].tolist() == [0.5, 1.0]
+    assert scores["grammar"]["margin"].tolist() == [-1.0, 2.0]
     assert skills.intervals(scores, 0)["grammar"]["accuracy"]["mean"] == 0.75
 
 
 def test_what_a_model_cannot_read_is_left_out():
     encode = lambda text: list(range(len(text.split())))  # noqa: E731
-    found = SimpleNamespace(
+    loaded = SimpleNamespace(
         tokenizer=SimpleNamespace(encode=encode), encode_prompt=encode,
         model=SimpleNamespace(config=SimpleNamespace(block_size=5)),
     )  # fmt: skip
     short = ("plot", Prompt("plot", "a b c", ((" d e", " e d"),)))
     long = ("plot", Prompt("plot", "a b c", ((" d e", " e d f"),)))
-    assert skills.fitting([short, long], found) == [short]
+    assert skills.fitting([short, long], loaded) == [short]
 
 
 @pytest.mark.parametrize("words, why", [
     (["--init_from=nowhere/none"], "nowhere"), (["{run}", "--questions=1"], "at least 2"),
     (["{run}", "--dataset=nowhere"], "no data"),
 ])  # fmt: skip
-def test_what_cannot_be_asked(words, why, runs):
+def test_errors(words, why, runs):
     with pytest.raises(UserError, match=why):
         call(*(word.format(run=runs / "none") for word in words))

@@ -1,4 +1,4 @@
-"""The teacher as author: what it is asked, paid for once, and taken by prepare.py."""
+"""The teacher as author: its prompts, paid for once, and taken by prepare.py."""
 
 import json
 import re
@@ -51,15 +51,15 @@ def test_draws_are_uniform_and_seeded():
     sets = Counter(tuple(features) for _, features in drawn)
     assert len(sets) == 64 and () in sets and tuple(FEATURES) in sets
     counts = [sets, *(Counter(words[i] for words, _ in drawn) for i in range(3))]
-    for found, cells in zip(counts, (64, 50, 70, 30), strict=True):
+    for count, cells in zip(counts, (64, 50, 70, 30), strict=True):
         expected = len(drawn) / cells
-        chi = sum((n - expected) ** 2 for n in found.values()) / expected
-        assert len(found) == cells and abs(chi - (cells - 1)) < 4 * np.sqrt(2 * (cells - 1))
+        chi = sum((n - expected) ** 2 for n in count.values()) / expected
+        assert len(count) == cells and abs(chi - (cells - 1)) < 4 * np.sqrt(2 * (cells - 1))
     # Word and word, and word and features, have nothing to do with each other.
     pairs = Counter((words[0], words[1]) for words, _ in drawn)
     assert len(pairs) > 3400
-    told = [words[2] == "a0" for words, features in drawn if "Twist" in features]
-    assert abs(np.mean(told) - 1 / 30) < 0.006
+    is_a0 = [words[2] == "a0" for words, features in drawn if "Twist" in features]
+    assert abs(np.mean(is_a0) - 1 / 30) < 0.006
     assert script.draw_prompt(kinds, 3, 7)[:2] == drawn[7] != script.draw_prompt(kinds, 4, 7)[:2]
 
 
@@ -69,8 +69,11 @@ def test_prompts_ask_for_what_was_drawn():
         "Write a short story (3-5 paragraphs) which only uses very simple words"
     )
     assert 'the verb "decorate", the noun "thunder" and the adjective "ancient"' in prompt
-    asked = prompt[prompt.index("following features: ") :]
-    assert "at least one dialogue, the story has a bad ending. " in asked and "moral" not in asked
+    features = prompt[prompt.index("following features: ") :]
+    assert (
+        "at least one dialogue, the story has a bad ending. " in features
+        and "moral" not in features
+    )
     assert "features" not in script.prompt_of(["a", "b", "c"], [])
     assert set(script.FEATURE_TEXT) == set(FEATURES)
 
@@ -95,10 +98,10 @@ def test_stories_for_plain_and_instruct_training(tmp_path, monkeypatch, capsys):
         assert made["prompt:"] == prompt == script.prompt_of(words, features)
         assert row["story"] == STORY.format(*words)
     assert [row["story"] for row in rows(path)] == list(sources.read(str(path)))
-    told = [instruct.parse_record(text) for text in sources.read(f"instruct:{path}")]
-    assert any(record.has_fields(["words", "features"]) for record in told)
+    records = [instruct.parse_record(text) for text in sources.read(f"instruct:{path}")]
+    assert any(record.has_fields(["words", "features"]) for record in records)
     assert all(set(record.entries("words")) <= set(row["instruction"]["words"])
-               for record, row in zip(told, rows(path), strict=True))  # fmt: skip
+               for record, row in zip(records, rows(path), strict=True))  # fmt: skip
     for source in (str(path), f"instruct:{path}"):
         prepare.prepare(
             prepare.Settings(source=source, tokenizer="bytes", val_fraction=0.1, workers=1,
@@ -115,12 +118,12 @@ def test_what_was_cut_off_is_left_out_and_what_was_paid_for_stays(tmp_path, monk
         return cut[number % 3]
 
     with ChatServer(author_) as server:
-        how = ("--count=9", "--max_calls=6", "--concurrency=1")
+        options = ("--count=9", "--max_calls=6", "--concurrency=1")
         with pytest.raises(UserError, match="stopped at max_calls, 6"):
-            main(monkeypatch, capsys, server, path, *how)
+            main(monkeypatch, capsys, server, path, *options)
         assert "2 stories (4 cut off or empty, left out)" in capsys.readouterr().out
         assert len(rows(path)) == 2
-        main(monkeypatch, capsys, server, path, *how)
+        main(monkeypatch, capsys, server, path, *options)
         assert len(server.bodies) == 9 and len(rows(path)) == 3
 
 
@@ -138,14 +141,14 @@ def test_a_refusal_leaves_what_was_there(tmp_path, monkeypatch, capsys):
 
 def test_dry_run(tmp_path, monkeypatch, capsys):
     path = tmp_path / "stories.jsonl"
-    how = ("--count=30", "--dry_run", "--price_out=1")
-    text = main(monkeypatch, capsys, None, path, *how)
+    options = ("--count=30", "--dry_run", "--price_out=1")
+    text = main(monkeypatch, capsys, None, path, *options)
     assert text.count("--- story ") == 10 == text.count("Write a short story")
     assert "30 calls" in text and "21,000 to write, cost at most about 0.02" in text
     assert not list(tmp_path.iterdir())
     with ChatServer(author) as server:
         main(monkeypatch, capsys, server, path, "--count=7")
-        text = main(monkeypatch, capsys, server, path, *how)
+        text = main(monkeypatch, capsys, server, path, *options)
         assert "23 calls (7 cached replies)" in text and len(server.bodies) == 7
 
 
@@ -166,9 +169,9 @@ def test_simple_words():
 
 def test_words_are_chosen_by_frequency_and_part_of_speech():
     """By hand: "run" is a verb three times and a noun once; "dogs" and "dog" are one word."""
-    found = Counter({("run", "verb"): 3, ("run", "noun"): 1, ("dog", "noun"): 2, ("x", "noun"): 9,
+    counts = Counter({("run", "verb"): 3, ("run", "noun"): 1, ("dog", "noun"): 2, ("x", "noun"): 9,
                      ("cat", "noun"): 5, ("big", "adjective"): 1})  # fmt: skip
-    chosen = script.choose_words(found)
+    chosen = script.choose_words(counts)
     assert chosen == {"noun": ["cat", "dog"], "verb": ["run"], "adjective": ["big"]}
 
 

@@ -80,7 +80,7 @@ def test_a_share_of_the_words_is_marked():
 
 def test_the_mode(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        judge,
+        judge.harness,
         "completions",
         lambda _, texts, *rest: [[f"{i}. {TEXT}"] for i, _ in enumerate(texts)],
     )

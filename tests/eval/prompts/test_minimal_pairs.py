@@ -1,4 +1,4 @@
-"""Stories with one thing broken: what is broken, and that chance tells half of it."""
+"""Stories with one thing broken: what is broken, and that chance answers half of it."""
 
 import random
 import re
@@ -28,11 +28,11 @@ def texts(count=300):
     ("subject", "they", "them"),
 ])  # fmt: skip
 def test_each_rule_of_grammar(rule, word, other):
-    found = [one for one in grammar([STORY] * 99, 999, random.Random(0)) if one.rule == rule]
-    pairs = {pair for one in found for pair in one.prompt.pairs}
+    questions = [one for one in grammar([STORY] * 99, 999, random.Random(0)) if one.rule == rule]
+    pairs = {pair for one in questions for pair in one.prompt.pairs}
     assert any(right.split()[0].strip(".") == word for right, _ in pairs)
     assert broken(rule, word) == other
-    for one in found:
+    for one in questions:
         [(right, wrong)] = one.prompt.pairs
         assert (one.prompt.text + right) in STORY and (one.prompt.text + wrong) not in STORY
 
@@ -68,7 +68,7 @@ def test_which_form_is_usual_or_short_decides_nothing():
     for one, other in (("singular", "plural"), ("a", "an"), ("base", "past"),
                        ("object", "subject")):  # fmt: skip
         assert rules[one] == rules[other], (one, rules)
-    lengths = [[len(said.split()[0]) for said in one.prompt.pairs[0]] for one in some]
+    lengths = [[len(text.split()[0]) for text in one.prompt.pairs[0]] for one in some]
     shorter = [0.5 if a == b else a < b for a, b in lengths]
     assert 0.4 < sum(shorter) / len(shorter) < 0.6
 
@@ -80,11 +80,11 @@ def test_names():
 
 
 def test_the_other_name_is_none_of_the_story():
-    found = consistency(texts(), 200, random.Random(2))
-    assert len(found) > 100
-    for one in found:
+    questions = consistency(texts(), 200, random.Random(2))
+    assert len(questions) > 100
+    for one in questions:
         [(right, wrong)] = one.prompt.pairs
-        names = [re.match(r" (\w+)", said)[1] for said in (right, wrong)]
+        names = [re.match(r" (\w+)", text)[1] for text in (right, wrong)]
         assert names[0] in one.prompt.text and names[1] not in one.prompt.text + right
 
 
@@ -94,16 +94,16 @@ def test_how_often_a_name_is_told_of_decides_nothing():
     counts, right, total = count_names(some), 0.0, 0
     for one in consistency(some, 2000, random.Random(4)):
         [pair] = one.prompt.pairs
-        usual = [counts[re.match(r" (\w+)", said)[1]] for said in pair]
+        usual = [counts[re.match(r" (\w+)", text)[1]] for text in pair]
         right += 0.5 if usual[0] == usual[1] else usual[0] > usual[1]
         total += 1
     assert total > 1000 and 0.46 < right / total < 0.54
 
 
 def test_two_sentences_in_the_wrong_order():
-    found = plot(texts(), 200, random.Random(5))
-    assert len(found) > 50
-    for one in found:
+    questions = plot(texts(), 200, random.Random(5))
+    assert len(questions) > 50
+    for one in questions:
         [(right, wrong)] = one.prompt.pairs
         assert sorted(right.split()) == sorted(wrong.split()) and right != wrong
         assert '"' not in right
