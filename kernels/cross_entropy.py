@@ -279,7 +279,7 @@ def fused_loss(
     Losses (N,) and what their backward pass needs: (losses, lse, d hidden, d weight).
 
     uniform: every loss will have the same gradient, as under a mean. grad: there will be a backward
-    pass. Of the last three, those that the implementation does not make yet are empty.
+    pass. lse, d hidden and d weight are empty where the implementation does not make them here.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
@@ -306,10 +306,11 @@ def fused_loss_backward(
     """Gradients of hidden and weight, in their dtypes, from those of the losses (N,)."""
     with torch.autocast(hidden.device.type, enabled=False):
         d_losses = d_losses.float().contiguous()
-        h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
         if d_weight.numel():  # made with the losses, for a gradient of 1
             d_hidden, d_weight = d_hidden * d_losses[:, None], d_weight * d_losses[:1]
-        elif implementation == "recompute":
+            return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype)
+        h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
+        if implementation == "recompute":
             d_weight = torch.empty_like(w, dtype=torch.float32)
             tile = tiles(h.shape[1], dtype, True, h.device)
             grid = (triton.cdiv(len(w), tile["BLOCK"]),)
@@ -341,8 +342,8 @@ def _(d_losses, hidden, weight, *rest):
 
 
 def _save(ctx, inputs, output):
-    hidden, weight, targets, vocab_size, ignore_index, _, _, *how = inputs
-    ctx.constants = (vocab_size, ignore_index, *how)
+    hidden, weight, targets, vocab_size, ignore_index, _, _, implementation, dtype = inputs
+    ctx.constants = (vocab_size, ignore_index, implementation, dtype)
     ctx.save_for_backward(hidden, weight, targets, *output[1:])
     ctx.set_materialize_grads(False)
 

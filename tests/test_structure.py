@@ -48,33 +48,25 @@ FORBIDDEN = (("nanostories.dataset", "model"), ("kernels", "configs"))
 TORCH_FREE = "nanostories.text"  # no torch, neither its own nor through what it imports
 KERNELS_MAY = {"kernels", "torch", "triton", "numpy"}  # numpy: Triton's interpreter computes in it
 
-MAX_LINES = {
-    "model.py": 300,
-    "train.py": 420,
-    "kernels/": 600,
-    "": 400,
-}  # the longest name that fits
+MAX_LINES = {"model.py": 300, "train.py": 420, "kernels/": 600, "": 400}  # the longest that fits
 MAX_FUNCTION = 60
 MAX_TOTAL = 15_500  # Python lines outside tests and benchmarks
 
 # What is not reached yet; nothing may be added here.
-ALLOWED_IMPORTS = {
-    "nanostories.text.lexical_substitution -> nanostories.training.checkpoint",
-    "nanostories.text.lexical_substitution -> torch",
-}
-ALLOWED_CIRCLES = {"eval.harness"}
+ALLOWED_IMPORTS = set()
+ALLOWED_CIRCLES = set()
 ALLOWED_LINES = {}
-# A run of a script reads from top to bottom, its loop visible whole.
-ALLOWED_FUNCTIONS = {"kernels/attention.py: _backward": 81, "train.py: train": 155}
-ALLOWED_TOTAL = 18_900
+ALLOWED_TOTAL = 18_200
+# To stay: a run of a script reads from top to bottom, its loop visible whole.
+ALLOWED_FUNCTIONS = {"train.py: train": 155}
 
 # Words of no textbook, as a part of a name: how often each may still stand in one.
 PRIVATE_WORDS = {
-    "found": 211, "told": 55, "asked": 52, "how": 27, "said": 26, "mine": 21, "tops": 16,
-    "nats": 11, "theirs": 10, "guess": 9, "tell": 8, "totals": 7, "luck": 6, "proof": 6,
-    "rivals": 6, "ask": 5, "band": 5, "moments": 5, "guesses": 4, "rests": 3, "seal": 2,
-    "surprise": 2, "rival": 1, "taught": 1, "telling": 0, "everyone": 0, "thesaurus": 0,
-    "rewording": 0, "runlog": 0, "tie": 0, "ties": 0,
+    "ask": 0, "asked": 0, "band": 0, "everyone": 0, "guess": 0, "guesses": 0, "how": 0, "luck": 0,
+    "mine": 0, "moments": 0, "nats": 0, "proof": 0, "rests": 0, "rewording": 0, "rival": 0,
+    "rivals": 0, "runlog": 0, "said": 0, "seal": 0, "surprise": 0, "taught": 0, "tell": 0,
+    "telling": 0, "theirs": 0, "thesaurus": 0, "tie": 0, "ties": 0, "told": 0, "tops": 0,
+    "found": 3,  # found_inf, the attribute that torch's GradScaler sets on an optimizer
 }  # fmt: skip
 
 

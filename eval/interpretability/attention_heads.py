@@ -189,8 +189,8 @@ def classify(patterns, scores, stories, window=0, seed=0):
         )
     explained = explained_variance(predictors, text[1::2], pairs[1::2], seed)
     statistics = attention_statistics(predictors["distance"], patterns, text, pairs, seed)
-    tops = top_tokens(predictors["repetition"], text, pairs)
-    rows = [explained[h] | statistics[h] | tops[h] for h in range(len(patterns[0]))]
+    top_rows = top_tokens(predictors["repetition"], text, pairs)
+    rows = [explained[h] | statistics[h] | top_rows[h] for h in range(len(patterns[0]))]
     return [{"kind": head_kind(row)} | row for row in rows]
 
 

@@ -45,7 +45,7 @@ def validate(model, compiled, loader, text_bytes, autocast, signal):
     ranges = (loader.row_range(i) for i in range(rank(), len(loader), world_size()))
     ranges = itertools.takewhile(lambda _: not signal.received, ranges)
     sums = evaluate(model, loader.stream(ranges), autocast, compiled)
-    nats, targets = all_reduce_sum(*sums)
+    total_loss, targets = all_reduce_sum(*sums)
     if targets != loader.row_targets.sum():
         return None
-    return nats / targets, nats / math.log(2) / text_bytes
+    return total_loss / targets, total_loss / math.log(2) / text_bytes
