@@ -119,10 +119,10 @@ def beginnings(name):
 
         try:
             texts = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("it is not a list of beginnings")
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"'{name}' cannot be read: {error}".replace("\n", " ")) from None
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"'{name}' is not a list of beginnings")
     else:
         path = ROOT / "eval" / "prompts" / "beginnings.txt" if name in ("", "ours") else name
         texts = list(sources.read(str(path)))
@@ -252,33 +252,24 @@ def completion_nlls(model, prompts, completions, eot, batch_size):
     return results
 
 
-def log_likelihoods(loaded, pairs):
-    """
-    log p(continuation | prompt) in nats of a LoadedModel, a list of float.
-
-    pairs: (prompt ids, continuation ids). Raises UserError where both together exceed block_size.
-    """
-    block_size = loaded.model.config.block_size
-    longest = max(len(prompt) + len(continuation) for prompt, continuation in pairs)
-    if longest > block_size:
-        raise UserError(f"a prompt has {longest} tokens, but the model ends at {block_size}")
-    prompts, continuations = zip(*pairs, strict=True)
-    ended = [Completion(ids, ended=False) for ids in continuations]
-    nlls = completion_nlls(loaded.model, prompts, ended, loaded.tokenizer.eot, LIKELIHOOD_BATCH)
-    return [-nll for nll, _ in nlls]
-
-
 def log_likelihood_margins(loaded, prompts):
     """
     log p(right | prompt) - log p(wrong | prompt) in nats, of each pair of continuations of each
     knowledge_prompts.Prompt: a list of lists of float.
+
+    Raises UserError where a prompt and its continuation together exceed the model's block_size.
     """
-    encode = loaded.tokenizer.encode
-    values = iter(log_likelihoods(loaded, [
-        (loaded.encode_prompt(prompt.text), encode(continuation))
-        for prompt in prompts for pair in prompt.pairs for continuation in pair
-    ]))  # fmt: skip
-    return [[next(values) - next(values) for _ in prompt.pairs] for prompt in prompts]
+    starts, ends = [], []
+    for prompt in prompts:
+        for continuation in itertools.chain(*prompt.pairs):
+            starts.append(loaded.encode_prompt(prompt.text))
+            ends.append(Completion(loaded.tokenizer.encode(continuation), ended=False))
+    longest = max(len(start) + len(end.ids) for start, end in zip(starts, ends, strict=True))
+    if longest > (block_size := loaded.model.config.block_size):
+        raise UserError(f"a prompt has {longest} tokens, but the model ends at {block_size}")
+    nlls = completion_nlls(loaded.model, starts, ends, loaded.tokenizer.eot, LIKELIHOOD_BATCH)
+    nlls = iter(nll for nll, _ in nlls)
+    return [[-next(nlls) + next(nlls) for _ in prompt.pairs] for prompt in prompts]
 
 
 def margin_scores(margins):

@@ -14,6 +14,7 @@ Results are in eval/instruct.json of the run, the stories with their checks in e
 with --source, --dataset or --beside in files whose names say so.
 """
 
+import collections
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,13 @@ import numpy as np
 
 from configs import UserError, load, run
 from eval import bootstrap, harness
-from eval.instruct_checks import CHECKS, check_story, ends_badly, passes_all
+from eval.instruct_checks import (
+    CHECKS,
+    UNREQUESTED,
+    check_story,
+    find_unrequested,
+    passes_all,
+)
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.shards import read_manifest
 from nanostories.inference.generate import check_sampling_settings
@@ -119,40 +126,22 @@ def measure(records, stories, settings):
     sides = {"model": texts, "shuffled": [*texts[shift:], *texts[:shift]]}
     if all(record.story for record in records):
         sides["true"] = [[record.story] for record in records]
-    counted = {
-        side: count_checks(records, some) | count_unrequested(records, some)
-        for side, some in sides.items()
-    }
+    counted = {side: count_checks(records, some) for side, some in sides.items()}
     ended = [sum(end for _, end in some) for some in stories]
     by_check = {name: {side: counted[side][name] for side in sides} for name in counted["model"]}
     return by_check | {"ended": {"model": (ended, [len(some) for some in stories])}}
 
 
 def count_checks(records, texts):
-    """{check: (sums, counts)} over all stories of each prompt, "joint" with them."""
-    names = (*CHECKS, "joint")
-    sums, counts = ({name: np.zeros(len(records)) for name in names} for _ in range(2))
+    """{check: (sums, counts)} over all stories of each prompt, float64 (2, prompts)."""
+    by_check = collections.defaultdict(lambda: np.zeros((2, len(records))))
     for i, (record, some) in enumerate(zip(records, texts, strict=True)):
         for text in some:
             scores = check_story(record, text)
-            for name, score in (scores | {"joint": float(passes_all(scores))}).items():
-                sums[name][i] += score
-                counts[name][i] += 1
-    return {name: (sums[name], counts[name]) for name in names if counts[name].any()}
-
-
-def count_unrequested(records, texts):
-    """The same of dialogue and bad endings where the instruction does not request them."""
-    counted = {}
-    for name, feature, occurs in (
-        ("dialogue", "Dialogue", instruct.has_dialogue),
-        ("ending", "BadEnding", ends_badly),
-    ):
-        free = np.array([feature not in record.entries("features") for record in records])
-        sums = np.array([sum(map(occurs, some)) for some in texts])
-        counts = np.array([len(some) for some in texts])
-        counted[f"{name} unrequested"] = (sums * free, counts * free)
-    return counted
+            scores |= {"joint": passes_all(scores)} | find_unrequested(record, text)
+            for name, score in scores.items():
+                by_check[name][:, i] += score, 1
+    return {name: by_check[name] for name in (*CHECKS, "joint", *UNREQUESTED) if name in by_check}
 
 
 def subsets(records, settings):

@@ -24,6 +24,7 @@ from nanostories.dataset.storybook import VALUES, split_sentences
 from nanostories.text.words import contains_word, lemmas, ngrams, split_words, unique_content_words
 
 CHECKS = ("words", "sentence", "dialogue", "ending", "summary", "features", "characters", "holds")
+UNREQUESTED = ("dialogue unrequested", "ending unrequested")
 MIN_SUMMARY = 0.5  # score that passes: a plot is told in other words than its summary
 
 _GOOD = "happy glad proud smile laugh hug love friend fun thank safe joy enjoy good best"
@@ -59,6 +60,17 @@ def check_story(record, story):
         scores["summary"] = sum(summary_score(x, story) for x in summaries) / len(summaries)
     true = _parse(record.story)
     return scores | (_exact_scores(record, true, _parse(story)) if true else {})
+
+
+def find_unrequested(record, story):
+    """{one of UNREQUESTED: bool}: dialogue or a bad ending, where the instruction has none."""
+    features = record.entries("features")
+    occurs = {}
+    if "Dialogue" not in features:
+        occurs["dialogue unrequested"] = instruct.has_dialogue(story)
+    if "BadEnding" not in features:
+        occurs["ending unrequested"] = ends_badly(story)
+    return occurs
 
 
 def contains_sentence(sentence, story):

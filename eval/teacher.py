@@ -25,12 +25,11 @@ minute counts 8,000 stories.
 import json
 import random
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs import POSITIVE, UserError, check_ranges, load, run
-from eval.llm.client import Client, DryRun
+from eval.llm.client import Client
 from eval.llm.settings import JudgeSettings, check_judge
 from nanostories import storage
 from nanostories.dataset import sources
@@ -81,16 +80,13 @@ def main():
     if settings.dry_run:
         for number in range(min(10, settings.count)):
             print(f"--- story {number}\n{draw_prompt(words, settings.seed, number)[-1]}\n")
-        with closing(DryRun(settings, path, VERSION)) as client:
-            for number in range(settings.count):
-                complete(number)
-        return
     with Client(settings, path, VERSION) as client:
         try:
             client.map(complete, range(settings.count))
         finally:  # what was paid for is written, however it ended
-            written, faulty = write_stories(client, words, settings)
-            print(f"{settings.out}: {written} stories ({faulty} cut off or empty, left out)")
+            if not settings.dry_run:
+                written, faulty = write_stories(client, words, settings)
+                print(f"{settings.out}: {written} stories ({faulty} cut off or empty, left out)")
             print(f"{settings.judge}: {client.summary()}")
 
 

@@ -68,16 +68,19 @@ class _PassingError(Exception):
 
 class Client:
     """
-    settings: JudgeSettings. path: the file that caches the replies. version: of the prompts; a new
-    one gets new replies. Counts calls, cache_hits, truncated and empty replies, and cost.
+    settings: JudgeSettings; with dry_run nothing is called or written. path: the file that caches
+    the replies. version: of the prompts; a new one gets new replies. Counts calls, cache_hits,
+    truncated and empty replies, and cost.
     """
 
     def __init__(self, settings, path, version):
         check_judge(settings)
         self.settings, self.version, self.request = settings, version, request_fields(settings)
         self.url = settings.base_url.rstrip("/") + "/chat/completions"
-        self.api_key, self.replies = api_key(), ReplyFile(path)
+        no_file = settings.dry_run and not Path(path).exists()
+        self.api_key, self.replies = api_key(), None if no_file else ReplyFile(path)
         self.calls = self.cache_hits = self.truncated = self.empty = 0
+        self.tokens_to_read = 0  # of a dry run
         self.cost = 0.0  # of the calls that have ended
         self.in_flight, self.reserved = 0, 0.0  # calls that have not, and the most they may cost
         self.changed, self.stop = threading.Condition(), threading.Event()
@@ -87,11 +90,12 @@ class Client:
         return self
 
     def __exit__(self, *_):
-        self.replies.close()
+        if self.replies:
+            self.replies.close()
 
     def cached(self, messages, number=0):
         """The cached line of the reply to these messages, a dict, or None."""
-        return self.replies.get(self._hash(messages, number))
+        return self.replies and self.replies.get(self._hash(messages, number))
 
     def _hash(self, messages, number):
         request = [self.url, self.version, self.request, messages, number]
@@ -102,11 +106,16 @@ class Client:
         The reply to a conversation, a str, from the cache or from the server.
 
         messages: dicts with "role" and "content". number: any JSON value that tells apart equal
-        conversations that need a reply each. Raises UserError where the server refuses or keeps
-        failing, and LimitReached.
+        conversations that need a reply each. In a dry run a text as long as a reply may be stands
+        for a new one. Raises UserError where the server refuses or keeps failing, and LimitReached.
         """
         line = self.cached(messages, number)
         hit = line is not None
+        if not hit and self.settings.dry_run:
+            with self.changed:
+                self.calls += 1
+                self.tokens_to_read += count_tokens(messages)
+            return "x" * 4 * self.settings.max_tokens
         if not hit:
             line = self._call(messages, number)
         with self.changed:
@@ -267,36 +276,15 @@ class Client:
         return [results[i] for i in range(len(items))]
 
     def summary(self):
-        """The command's calls (retries included), cost and cached replies so far, in words."""
+        """Calls (retries included), cost and cached replies, so far or of a dry run, in words."""
+        if self.settings.dry_run:
+            return estimate(self.settings, self.calls, self.cache_hits, self.tokens_to_read)
         parts = [f"{self.calls} calls"]
         if self.settings.price_in + self.settings.price_out:
             parts.append(f"cost {self.cost:.4f}")
         parts.append(f"{self.cache_hits} cached replies")
         parts += [f"{self.truncated} cut off by max_tokens"] * bool(self.truncated)
         return ", ".join(parts + [f"{self.empty} empty"] * bool(self.empty))
-
-
-class DryRun:
-    """Stands in for a Client: calls nothing, and counts what the calls would read and write."""
-
-    def __init__(self, settings, path, version):
-        self.settings, self.new, self.hits, self.read = settings, 0, 0, 0
-        # Without a file of replies there is none to look up, and a dry run makes none.
-        self.client = Client(settings, path, version) if Path(path).exists() else None
-
-    def complete(self, messages, number=0):
-        """The cached reply, or a text as long as a reply may be."""
-        if self.client and (line := self.client.cached(messages, number)):
-            self.hits += 1
-            return line["reply"]
-        self.new, self.read = self.new + 1, self.read + count_tokens(messages)
-        return "x" * 4 * self.settings.max_tokens
-
-    def close(self):
-        """Print the calls, their tokens and their cost."""
-        if self.client:
-            self.client.replies.close()
-        print(estimate(self.settings, self.new, self.hits, self.read))
 
 
 def _error_message(text):

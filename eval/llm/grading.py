@@ -1,9 +1,8 @@
 """From JudgeItems to verdicts: the conversations with a judge."""
 
 import sys
-from contextlib import closing
 
-from eval.llm.client import Client, DryRun
+from eval.llm.client import Client
 
 
 def converse(client, rubric, item):
@@ -28,10 +27,6 @@ def grade(settings, rubric, items, path):
     if settings.dry_run:
         for number in range(len(rubric.turns)):
             print(f"--- turn {number + 1} of the first item\n{rubric.prompt(number, items[0])}\n")
-        with closing(DryRun(settings, path, rubric.version)) as client:
-            for item in items:
-                converse(client, rubric, item)
-        return None
 
     def grade_one(item):
         reply = converse(client, rubric, item)
@@ -39,5 +34,8 @@ def grade(settings, rubric, items, path):
 
     with Client(settings, path, rubric.version) as client:
         graded = client.map(grade_one, items)
-        print(f"{settings.judge}: {client.summary()}", file=sys.stderr)
+    if settings.dry_run:
+        print(client.summary())
+        return None
+    print(f"{settings.judge}: {client.summary()}", file=sys.stderr)
     return graded
