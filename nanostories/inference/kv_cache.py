@@ -49,9 +49,6 @@ class BatchedKVCache:
         self.last_logits = None  # float32 (n, vocab_size) of the latest step
         self.views, self.graphs, self.graph_pool = (None,), {}, None
 
-    # ------------------------------------------------------------------------------------------
-    # requests come
-
     def add_requests(self, prompts, seeds):
         """
         Start a story in each of the next free slots; equal prompts are computed once.
@@ -110,7 +107,8 @@ class BatchedKVCache:
         copies = [(slot, row[tuple(p)]) for slot, p in enumerate(prompts, first) if tuple(p) in row]
         slots = torch.tensor([slot for slot, _ in copies])
         slots = slots.repeat_interleave(lengths[[i for _, i in copies]]).to(device)
-        source = torch.cat([torch.arange(lengths[i]) + offsets[i] for _, i in copies]).to(device)
+        bounds = list(zip(offsets.tolist(), (offsets + lengths).tolist(), strict=True))
+        source = torch.cat([torch.arange(*bounds[i]) for _, i in copies]).to(device)
         columns = positions[source]
 
         def attend(layer, qkv):
@@ -121,9 +119,6 @@ class BatchedKVCache:
 
         tokens = torch.tensor([token for prompt in group for token in prompt[:-1]], device=device)
         decoder.hidden(tokens, positions, attend)
-
-    # ------------------------------------------------------------------------------------------
-    # one step
 
     def logits(self):
         """Read each live slot's last token: float32 (n, vocab_size), for the token after it."""
@@ -213,9 +208,6 @@ class BatchedKVCache:
             masks = [masks[bool(self.decoder.window(layer))] for layer in range(len(keys))]
             self.views = (n, S), list(zip(keys, values.mT, masks, strict=True))
         return self.views[1]
-
-    # ------------------------------------------------------------------------------------------
-    # requests go
 
     def free_slots(self, finished):
         """Free these slots; the last live ones move in. Returns each live one's old slot."""

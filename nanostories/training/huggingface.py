@@ -41,8 +41,8 @@ GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SMALL_FILES = [
     "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
 ]  # fmt: skip
-# The authors trained these on 512 tokens; their config.json still declares GPT-Neo's 2,048.
-TRAINED_POSITIONS = {"TinyStories": 512}
+# The authors trained TinyStories-* on so many; their config.json still declares GPT-Neo's 2,048.
+TINYSTORIES_POSITIONS = 512
 
 
 @dataclass
@@ -166,12 +166,10 @@ def read_model_config(folder, name=""):
     for key, values in fixed.items():
         if stored.get(key, values[0]) not in values:
             raise UserError(f"'{name}' has {key} {stored[key]!r}; model.py has {values[0]!r}")
-    trained = config.block_size
-    for prefix, positions in TRAINED_POSITIONS.items():
-        names = Path(name).name, Path(stored.get("_name_or_path", "")).name
-        if model_type == "gpt_neo" and any(part.startswith(prefix) for part in names):
-            trained = min(trained, positions)
-    return config, trained
+    names = Path(name).name, Path(stored.get("_name_or_path", "")).name
+    if model_type == "gpt_neo" and any(part.startswith("TinyStories") for part in names):
+        return config, min(config.block_size, TINYSTORIES_POSITIONS)
+    return config, config.block_size
 
 
 def _read_window(stored):
