@@ -6,7 +6,7 @@ PY := .venv/bin/python
 .PHONY: help setup story test test-slow lint clean
 
 help:
-	@echo "make story      train a small model on made-up stories and let it tell three (minutes, CPU)"
+	@echo "make story      train a small model on made-up stories and print three of its own (minutes, CPU)"
 	@echo "make test       lint and the test suite        make test-slow   the long tests"
 	@echo "make setup      the virtual environment in .venv that both use"
 

@@ -229,6 +229,25 @@ def private_words(files):
     ]
 
 
+SHOWN = {"print", "print0", "UserError", "ValueError", "TypeError", "RuntimeError"}
+PLAIN_ENGLISH = {"how", "found", "ask", "tie", "tops"}  # private as names, plain in a sentence
+
+
+def private_sentences(files):
+    """Private words in help texts of settings, and in strings that are printed or raised."""
+    texts = []
+    for path, source in files.items():
+        for node in ast.walk(tree(source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in SHOWN:
+                constants = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
+                texts += [(path, text) for text in constants if isinstance(text, str)]
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
+                lines = source.splitlines()[node.lineno : node.end_lineno]
+                texts += [(path, line.partition("#")[2]) for line in lines]
+    words = PRIVATE_WORDS.keys() - PLAIN_ENGLISH
+    return [f"{path}: {t}" for path, t in texts if words & set(re.findall("[a-z]+", t.lower()))]
+
+
 # ----------------------------------------------------------------------------------------------
 # the project keeps them
 
@@ -259,6 +278,10 @@ def test_the_whole_is_within_its_size():
 
 def test_names_are_words_of_the_field():
     assert private_words(project()) == []
+
+
+def test_help_and_messages_are_plain():
+    assert private_sentences(project()) == []
 
 
 IMPORT_ALL = """
@@ -321,6 +344,8 @@ SOUND = {
         (long_functions, "eval/e.py", "def f():\n" + "    x = 1\n" * 60),
         (private_words, "eval/e.py", "def f(luck):\n    pass\n" * 300),
         (private_words, "eval/e.py", "is_everyone = 1\n"),
+        (private_sentences, "eval/e.py", "print(f'{n} stories told')\n"),
+        (private_sentences, "eval/e.py", "class Settings:\n    x: int = 1  # by luck\n"),
     ],
 )
 def test_a_breach_is_seen(check, path, source):
