@@ -170,8 +170,8 @@ def attention_by_story(qkv, start, scale=None):
 # ----------------------------------------------------------------------------------------------
 # Triton: a tile of a head
 #
-# A kernel is a function that the GPU runs once for each program of a grid; tl.program_id says which
-# one this is. A program computes on tiles: matrices whose sides are powers of two, at least 16 for
+# A kernel is a function that the GPU runs once for each program of a grid; tl.program_id is its
+# number. A program computes on tiles: matrices whose sides are powers of two, at least 16 for
 # tensor cores. A tensor argument (in capitals) arrives as a pointer; adding a matrix of offsets
 # gives a matrix of addresses, and tl.load(addresses, mask, other) reads those where the mask is
 # True. tl.constexpr arguments are constants: each set of them is compiled by itself. num_warps x 32
@@ -514,9 +514,7 @@ def _(qkv, start, end, scale):
     return qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
 
 
-@flash_attention_backward.register_fake
-def _(d_out, qkv, out, lse, start, end, scale):
-    return qkv.new_empty(qkv.shape)
+flash_attention_backward.register_fake(lambda d_out, qkv, *_: qkv.new_empty(qkv.shape))
 
 
 def _save(ctx, inputs, output):
