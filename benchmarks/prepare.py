@@ -62,8 +62,9 @@ def main():
                 start = seconds()
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
                 wall, cpu = seconds() - start
-                encoding = tiktoken.get_encoding("gpt2")
-                if name != "gpt2":
+                if name == "gpt2":
+                    encoding = tiktoken.get_encoding("gpt2")
+                else:
                     encoding = Tokenizer.load(folder / name).encoding
                 start = seconds()
                 encoding.encode_ordinary_batch(texts, num_threads=cores)
