@@ -1,5 +1,4 @@
-"""
-The transformer: GPT-2's architecture, weight for weight (Radford et al. 2019), in one file.
+"""The transformer: GPT-2's architecture, weight for weight (Radford et al. 2019), in one file.
 
     model = GPT(GPTConfig(vocab_size=50257, n_layer=4, n_head=16, n_embd=768))
     logits = model(tokens)                                          # (B, T) -> (B, T, vocab_size)
@@ -119,8 +118,7 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def use_attention(self, name, dtype):
-        """
-        Select the attention implementation behind a setting, to compute in a torch dtype.
+        """Select the attention implementation behind a setting, to compute in a torch dtype.
 
         name: "auto", "triton", "sdpa" or "math". Returns the reason for the choice; raises
         ValueError where the device, head size or dtype does not allow it.
@@ -134,8 +132,7 @@ class GPT(nn.Module):
         return self.config.window if layer % 2 else 0
 
     def forward(self, tokens, targets=None, positions=None, doc_start=None, mean=True):
-        """
-        Logits, or with targets the loss.
+        """Logits, or with targets the loss.
 
         tokens: (B, T) int64. targets: (B, T) int64, IGNORE_INDEX where nothing is scored.
         positions: (B, T) int64, each token's place in its story; default: in its row. doc_start:
@@ -184,8 +181,7 @@ class GPT(nn.Module):
         return total
 
     def flops_per_token(self, context):
-        """
-        Forward and backward floating-point operations of one training token.
+        """Forward and backward floating-point operations of one training token.
 
         6 for each weight that multiplies (the head does, the embeddings look up), and attention's
         12 n_layer n_embd for each of the `context` tokens a query sees on average (PaLM, appendix

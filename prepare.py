@@ -1,5 +1,5 @@
-"""
-Turn stories into tokens: any source to the shards of data/<name>/ (see shards.py for the format).
+"""Turn stories into tokens: any source to the shards of data/<name>/ (see shards.py for the
+format).
 
     python prepare.py --source=storybook --tokenizer=bpe       # no network needed
     python prepare.py --source=tinystories-v2                  # from the hub, with GPT-2's tokens

@@ -1,5 +1,4 @@
-"""
-TinyStories-Reward: fine-tune a model by reinforcement learning to write stories about a word.
+"""TinyStories-Reward: fine-tune a model by reinforcement learning to write stories about a word.
 
     python reward.py configs/reward_cat.py --init_from=out/ts_33m --word=cat
     python reward.py configs/reward_cat.py --kl_factor=0      # without a KL penalty
@@ -118,8 +117,8 @@ CHOICES = {
 
 
 def complete(settings, origin):
-    """
-    The settings with every default that depends on another one filled in; with --resume the run's.
+    """The settings with every default that depends on another one filled in; with --resume the
+    run's.
 
     origin: where each setting came from, see configs.load.
     """
@@ -174,8 +173,7 @@ def check(settings):
 
 
 def train_step(policy, reference, optimizers, settings, step, lr):
-    """
-    Step number `step`, from 0: completions, rewards, advantages, loss, update.
+    """Step number `step`, from 0: completions, rewards, advantages, loss, update.
 
     Returns (texts, metrics): the completions of this rank, and {name: float} over those of all
     ranks. Where metrics["grad_norm"] is not finite, no weight has changed.

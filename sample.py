@@ -1,5 +1,4 @@
-"""
-Generate stories with a trained model, or with a published one.
+"""Generate stories with a trained model, or with a published one.
 
     python sample.py --start "Once upon a time"            # the newest run in out/
     python sample.py --out_dir=out/ts_cpu --num_samples=3 --temperature=0.8 --top_p=0.95
@@ -75,8 +74,7 @@ def make_instruction(settings):
 
 
 def completions_in_order(decoder, loaded, prompts, settings):
-    """
-    Generate all prompts; yields (index of the prompt, new token ids, Completion or None).
+    """Generate all prompts; yields (index of the prompt, new token ids, Completion or None).
 
     Prompts follow in order, each with as many items as it takes: the ids are those since its item
     before. The last item of a prompt has the finished Completion.

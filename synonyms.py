@@ -1,5 +1,4 @@
-"""
-TinyStories-Syn: stories in a richer vocabulary. Half of them get 30 % of their content words
+"""TinyStories-Syn: stories in a richer vocabulary. Half of them get 30 % of their content words
 replaced by synonyms.
 
     python synonyms.py --source=tinystories --out=data/tinystories-syn

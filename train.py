@@ -1,5 +1,4 @@
-"""
-Train a model, on a laptop's CPU, a Mac, one GPU or many.
+"""Train a model, on a laptop's CPU, a Mac, one GPU or many.
 
     python train.py configs/ts_33m.py                      # the paper's 33M on TinyStories
     python train.py configs/ts_cpu.py --max_minutes=8      # a small one on a laptop
@@ -8,8 +7,9 @@ Train a model, on a laptop's CPU, a Mac, one GPU or many.
     torchrun --standalone --nproc_per_node=8 train.py configs/ts_33m.py
     python train.py configs/ts_33m.py --profile            # where a step's time goes
 
-A step takes gradient_accumulation_steps micro-batches of batch_size rows, shared by the ranks if
-there are several; a row holds row_tokens tokens of whole stories. Everything lands in the run
+A step has batch_size x gradient_accumulation_steps rows, whatever the number of ranks; each rank
+computes an equal share of them, at most batch_size at a time. A row holds row_tokens tokens of
+whole stories. Everything lands in the run
 folder (nanostories/training/checkpoint.py says what is in it). Ctrl-C or SIGTERM saves after the
 step under way; --resume then goes on as if nothing had happened.
 """
@@ -53,10 +53,16 @@ from nanostories.training.distributed import (
 from nanostories.training.logger import RunLogger
 from nanostories.training.optim import NonFiniteGuard, make_optimizers
 from nanostories.training.profiler import profile
-from nanostories.training.schedule import get_lr, run_progress, schedule_progress, time_left
+from nanostories.training.schedule import (
+    evaluation_is_due,
+    get_lr,
+    is_kept,
+    run_progress,
+    save_is_due,
+    schedule_progress,
+    time_left,
+)
 from nanostories.training.validation import validate
-
-SAVE_SECONDS = 600  # between checkpoints, unless save_interval says otherwise
 
 
 @dataclass(frozen=True)
@@ -65,19 +71,19 @@ class Settings:
     source: str = "tinystories"  # what prepare.py read; with tokenizer it names the data folder
     tokenizer: str = "gpt2"  # gpt2, gpt2-10k, bpe, bytes, or a run folder whose tokenizer was used
     dataset: str = ""  # folder of token shards; default data/<source>-<tokenizer>
-    loss_on: str = "all"  # all tokens; or story: of Instruct's records, not their instruction
+    loss_on: str = "all"  # all tokens; or story: of TinyStories-Instruct records, the story alone
     # the run
     out_dir: str = ""  # run folder; default out/<name of the config file>, or of the data
     init_from: str = ""  # fine-tune a run folder, gpt2, or a model of the hub; default: none
     revision: str = ""  # which commit, tag or branch of a model of the hub
     resume: bool = False  # continue the run in out_dir
     max_iters: int = 0  # optimizer steps; 0: one epoch
-    max_minutes: float = 0.0  # instead: train this long, evaluations not counted
+    max_minutes: float = 0.0  # stop after so many minutes, evaluations not counted; 0: none
     eval_interval: int = 1000  # steps between evaluations on the validation stories
     eval_stories: int = 0  # on so many of them, evenly spread; 0: on all
-    save_interval: int = 0  # steps between checkpoints; default: each evaluation and ten minutes
+    save_interval: int = 0  # steps between checkpoints; default: ten minutes. Evaluations save, too
     save_steps: str = ""  # log: keep the checkpoints of steps 1, 2, 4, 8, ... as well
-    skip_nonfinite: bool = False  # leave a step with a nan or inf out; default: stop the run
+    skip_nonfinite: bool = False  # skip steps with nan or inf; default: stop the run
     profile: bool = False  # trace a few steps to out_dir/profile, and only that
     log_interval: int = 10  # steps between progress lines
     seed: int = 1337  # decides weights, batches and dropout
@@ -86,7 +92,7 @@ class Settings:
     row_tokens: int = 0  # tokens in a row, several stories; default: block_size, at least 1,024
     gradient_accumulation_steps: int = 1  # such passes in a step, those of all ranks together
     # the model
-    block_size: int = 512  # longest story piece, in tokens
+    block_size: int = 512  # longest chunk of a story, in tokens
     n_layer: int = 4  # transformer blocks
     n_head: int = 16  # attention heads in each
     n_embd: int = 768  # width
@@ -96,17 +102,17 @@ class Settings:
     learning_rate: float = 5e-4  # the highest, after the warm-up
     min_lr: float = 0.0  # where the schedule ends
     schedule: str = "cosine"  # cosine, linear or constant
-    warmup_iters: int = 100  # steps from 0 up to learning_rate
+    warmup_iters: int = 100  # steps of linear warm-up
     lr_decay_iters: int = 0  # steps until min_lr; default: the whole run
     weight_decay: float = 0.1  # of matrices; biases, gains and embeddings have none
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of their squares
-    grad_clip: float = 1.0  # longest gradient; 0: no clipping
+    grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
     # the machine
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
     dtype: str = "auto"  # float32, bfloat16 or float16; auto: bfloat16 where the hardware has it
     compile: bool | None = None  # torch.compile; default: on CUDA
-    cuda_graphs: bool | None = None  # launch a pass at once; default: compiled and n_embd <= 256
+    cuda_graphs: bool | None = None  # default: compiled, on one GPU, n_embd <= 256
     attn: str = "auto"  # attention: auto, triton, sdpa or math
 
 
@@ -135,27 +141,27 @@ def build_model(settings, tokenizer, device):
 
 
 def step_batches(loader, settings, first_step):
-    """
-    Yield for each step its number of tokens, of all ranks, and this rank's micro-batches.
+    """Yield for each step its number of tokens, of all ranks, and this rank's micro-batches.
 
-    A step takes batch_size x gradient_accumulation_steps rows, whatever the number of ranks; a rank
-    takes its share of them in micro-batches of at most batch_size rows. A micro-batch comes as
-    (dropout seed, Batch, weight): weight is its share of the step's targets, so that the weighted
-    losses of all ranks sum to the mean over the step's targets, however they fell into rows.
+    A micro-batch, at most batch_size rows, comes as (dropout seed, Batch, weight). The weight is
+    its share of the step's targets: the weighted losses of all ranks sum to the mean over the
+    step's targets.
     """
     rows = settings.batch_size * settings.gradient_accumulation_steps
     parts = split_rows_across_ranks(rows, settings.batch_size, rank(), world_size())
     ranges = (
-        (step * rows + first, step * rows + last)
+        (step * rows + first, step * rows + last)  # numbered through all steps
         for step in itertools.count(first_step)
         for first, last in parts
     )
-    stream = loader.stream(ranges, prefetch=2 * len(parts) + 2)  # prepared in a thread
+    stream = loader.stream(ranges, prefetch=2 * len(parts) + 2)  # a thread plans two steps ahead
     for step in itertools.count(first_step):
         step_rows = step * rows, (step + 1) * rows
         targets, micro_batches = loader.target_count(*step_rows), []
+        # `parts` stands first: zip then ends without taking a batch of the next step.
         for (first, _), batch in zip(parts, stream, strict=False):
-            # Dropout is the same for the same rows, whichever rank and micro-batch they are in.
+            # The seed depends on the micro-batch's first row, not on the rank: a step cut alike
+            # has the same dropout on any number of ranks.
             [seed] = np.random.SeedSequence([settings.seed, step, first]).generate_state(1)
             micro_batches.append((int(seed), batch, batch.target_count / targets))
         yield loader.token_count(*step_rows), micro_batches
@@ -165,8 +171,7 @@ def train_step(
     model, optimizers, scaler, guard, micro_batches, step, lr, settings, autocast,
     keep_gradients=False, timed=record_function,
 ):  # fmt: skip
-    """
-    One optimizer step: forward and backward over this rank's micro-batches, then the update.
+    """One optimizer step: forward and backward over this rank's micro-batches, then the update.
 
     model: as device.compile_model wraps it. micro_batches: see `step_batches`. step: its number,
     from 0. autocast: a function that returns the context to compute in. keep_gradients: zero them
@@ -175,10 +180,10 @@ def train_step(
     clipping, as 0-D tensors: nothing here waits for the device.
     """
     ranks = world_size()
-    mean_loss = torch.zeros((), device=micro_batches[0][1].tokens.device)
+    mean_loss = torch.zeros((), device=micro_batches[0][1].tokens.device)  # of this rank, so far
     for i, (dropout_seed, batch, weight) in enumerate(micro_batches):
         torch.manual_seed(dropout_seed)
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # a graph may overwrite the last pass's outputs
         # Ranks exchange their gradients once a step, after the last micro-batch.
         is_last = i == len(micro_batches) - 1
         with contextlib.nullcontext() if ranks == 1 or is_last else model.no_sync():
@@ -186,7 +191,8 @@ def train_step(
                 # The mean over the micro-batch's targets, times its weight in the step.
                 loss = weight * model(batch.tokens, batch.targets, batch.positions, batch.doc_start)
             with timed("backward"):
-                # DDP averages over the ranks, but the weights above ask for the sum.
+                # DDP divides the summed gradient by `ranks`; multiplying gives the sum back. The
+                # scaler does something in float16 alone.
                 scaler.scale(loss * ranks).backward()
         mean_loss += loss.detach()
 
@@ -200,9 +206,11 @@ def train_step(
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
         for group in groups:
             group["lr"] = lr
-        may_step = guard.check(step, mean_loss, norm)
+        # Where the loss or the norm is nan or inf, a flag on the device has the optimizers change
+        # nothing. MPS knows no such flag: there alone check() waits, and may return False.
+        call_optimizers = guard.check(step, mean_loss, norm)
         for optimizer in optimizers:
-            if may_step:
+            if call_optimizers:
                 scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=not keep_gradients)
         scaler.update()
@@ -224,8 +232,7 @@ def generate_sample(model, tokenizer, data, max_length, seed):
 
 
 def train(settings):
-    """
-    Train as the settings say, from the data to the last checkpoint; returns the run's state.
+    """Train as the settings say, from the data to the last checkpoint; returns the run's state.
 
     settings: complete and checked, see nanostories/training/run_config.py.
     """
@@ -243,7 +250,7 @@ def train(settings):
     rows = settings.batch_size * settings.gradient_accumulation_steps  # in a step
     steps_per_epoch = math.ceil(train_loader.num_rows / rows)
     max_iters, decay_iters = settings.max_iters, settings.lr_decay_iters
-    if not settings.max_minutes:  # else the clock ends the run, and the schedule may follow it
+    if not settings.max_minutes:  # with max_minutes alone the schedule follows the clock
         max_iters = max_iters or steps_per_epoch
         decay_iters = decay_iters or max_iters
     limits = max_iters, settings.max_minutes  # the nearer one ends the run; 0 is none
@@ -251,7 +258,7 @@ def train(settings):
 
     # ---- 3. model: new, from the weights of init_from, or resumed
     if is_main and not settings.profile:
-        checkpoint.recover(settings.out_dir)
+        checkpoint.recover(settings.out_dir)  # removes what a killed run left half-written
     barrier()
     state, optimizer_state = dict(run_config.NEW_STATE), {}
     if settings.resume:
@@ -269,7 +276,8 @@ def train(settings):
     guard = NonFiniteGuard(optimizers, scaler, device, settings.skip_nonfinite)
 
     # ---- 5. compile and DDP
-    compiled, parallel, cuda_graphs = compile_model(model, settings, device)
+    # `model` is saved, `compiled` evaluates, `ddp_model` trains: the same weights in all three.
+    compiled, ddp_model, cuda_graphs = compile_model(model, settings, device)
     batches = step_batches(train_loader, settings, state["step"])
     model.train()
     print0(
@@ -291,7 +299,7 @@ def train(settings):
         def one_step(timed):
             with timed("batch"):
                 _, micro_batches = next(batches)
-            train_step(parallel, optimizers, scaler, guard, micro_batches, 0, 0.0, settings,
+            train_step(ddp_model, optimizers, scaler, guard, micro_batches, 0, 0.0, settings,
                        autocast, cuda_graphs, timed)  # fmt: skip
 
         print0(profile(one_step, device, Path(settings.out_dir) / f"profile{rank() or ''}"))
@@ -302,7 +310,9 @@ def train(settings):
     state |= {"model": asdict(model.config), "data": data_hashes}
     state["longest"] = max(state["longest"], train_loader.longest_chunk)
     peak = peak_flops(device)
-    peak_speed = peak and peak * world_size() / model.flops_per_token(train_loader.mean_context)
+    peak_tokens_per_second = peak and peak * world_size() / model.flops_per_token(
+        train_loader.mean_context
+    )
     if is_main:
         facts = environment(device) | {"data": data_hashes}
         checkpoint.create_run_folder(settings.out_dir, model.config, settings, tokenizer, facts)
@@ -310,7 +320,7 @@ def train(settings):
         saver = checkpoint.CheckpointSaver(settings.out_dir)
 
     def save():
-        """Copy the state for a thread that writes the checkpoint; returns the time."""
+        """Start a checkpoint: copy the state for a thread that writes it. Returns when it was."""
         state["skipped"] += guard.skipped()
         state["scaler"] = scaler.state_dict()
         if is_kept(state["step"], settings):
@@ -321,11 +331,11 @@ def train(settings):
 
     # ---- 7. the loop
     stop, saved_at = False, time.perf_counter()
-    started_at = saved_at - state["seconds"]  # the clock of the steps stands still in evaluations
+    started_at = saved_at - state["seconds"]  # so now - started_at is the time spent on steps
     progress = run_progress(state["step"], state["seconds"], *limits)
     with StopSignal() as signal:
         while True:
-            # evaluate when due; a run that was stopped just before it makes up for it here
+            # evaluate when due; a resumed run first does the evaluation that it missed
             if evaluation_is_due(state, settings, progress):
                 state["skipped"] += guard.skipped()
                 result = validate(model, compiled, val_loader, val_bytes, autocast, signal)
@@ -337,11 +347,13 @@ def train(settings):
                         state |= {"best": loss, "best_step": state["step"]}
                     if is_main:
                         logger.validation(state, loss, bits_per_byte)
-                        sample = (model, tokenizer, val_data, state["longest"], settings.seed)
-                        logger.sample(state["step"], generate_sample(*sample))
+                        story = generate_sample(
+                            model, tokenizer, val_data, state["longest"], settings.seed
+                        )
+                        logger.sample(state["step"], story)
                         logger.plot()
                 saved_at = save()
-                started_at = time.perf_counter() - state["seconds"]
+                started_at = time.perf_counter() - state["seconds"]  # evaluations do not count
             if progress >= 1 or stop:
                 break
 
@@ -349,7 +361,7 @@ def train(settings):
             step = state["step"]
             lr = get_lr(settings, step, schedule_progress(settings, step, state["seconds"]))
             tokens, micro_batches = next(batches)
-            loss, norm = train_step(parallel, optimizers, scaler, guard, micro_batches, step, lr,
+            loss, norm = train_step(ddp_model, optimizers, scaler, guard, micro_batches, step, lr,
                                     settings, autocast, cuda_graphs)  # fmt: skip
             state["step"] += 1
             state["tokens"] += tokens
@@ -359,13 +371,13 @@ def train(settings):
             state["seconds"], unsaved, stop = all_reduce_max(*clocks, signal.received)
             progress = run_progress(state["step"], state["seconds"], *limits)
 
-            # log when due: only here does the host wait for the device
+            # log when due: between evaluations and saves the host waits for the device only here
             if state["step"] % settings.log_interval == 0 or progress >= 1:
                 state["skipped"] += guard.skipped()
                 loss, norm = loss.item(), norm.item()
                 if is_main:
                     seconds_left = time_left(state["seconds"], progress)
-                    logger.progress(state, lr, loss, norm, seconds_left, peak_speed)
+                    logger.progress(state, lr, loss, norm, seconds_left, peak_tokens_per_second)
 
             # save when due; an evaluation saves by itself
             if not evaluation_is_due(state, settings, progress) and (
@@ -377,24 +389,6 @@ def train(settings):
     end = "done with" if progress >= 1 else "stopped after"
     print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
     return state
-
-
-def evaluation_is_due(state, settings, progress):
-    """True at every eval_interval steps and at the end, where it has not been done yet."""
-    regular = state["step"] % settings.eval_interval == 0
-    return state["step"] > state["evaluated"] and (regular or progress >= 1)
-
-
-def save_is_due(step, settings, unsaved_seconds):
-    """True at save_interval's steps, or by default after ten minutes, between evaluations."""
-    if settings.save_interval:
-        return step % settings.save_interval == 0 or is_kept(step, settings)
-    return unsaved_seconds > SAVE_SECONDS or is_kept(step, settings)
-
-
-def is_kept(step, settings):
-    """True at steps 1, 2, 4, 8, ... where their checkpoints are to stay."""
-    return settings.save_steps == "log" and step & (step - 1) == 0
 
 
 def main():

@@ -1,5 +1,4 @@
-"""
-This folder as model.gguf, by llama.cpp's own converter.
+"""This folder as model.gguf, by llama.cpp's own converter.
 
     python to_gguf.py ../llama.cpp [--outtype=f16]         # a checkout of llama.cpp
 

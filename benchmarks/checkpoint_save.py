@@ -1,5 +1,4 @@
-"""
-The time that saving checkpoints takes from training.
+"""The time that saving checkpoints takes from training.
 
     python -m benchmarks.checkpoint_save data/tinystories-bpe     # a data folder of prepare.py
 

@@ -1,5 +1,4 @@
-"""
-Generation throughput, compared with transformers, nanoGPT and llama2.c.
+"""Generation throughput, compared with transformers, nanoGPT and llama2.c.
 
     python -m benchmarks.generation                      # compared with transformers
     python -m benchmarks.generation --nanogpt=../nanoGPT --llama2c=../llama2.c --out=cpu.json

@@ -1,5 +1,4 @@
-"""
-All checks of the kernels that need a GPU, in one command of under nine minutes.
+"""All checks of the kernels that need a GPU, in one command of under nine minutes.
 
     python -m benchmarks.gpu_check                # needs pytest beside torch and triton
 

@@ -1,5 +1,4 @@
-"""
-The cases of benchmarks/kernels.py: our kernels and their baselines, on the same inputs.
+"""The cases of benchmarks/kernels.py: our kernels and their baselines, on the same inputs.
 
 Baselines of attention: torch's own backends (cuDNN, FlashAttention, memory-efficient, math) and
 compiled FlexAttention. Of the loss: eager PyTorch, torch.compile and, where they are installed,
@@ -150,8 +149,7 @@ def loss_case(tokens, device, C, required):
 
 
 def cases(tokens, device, only):
-    """
-    The cases whose names have `only`, one after another: they need not fit in memory together.
+    """The cases whose names have `only`, one after another: they need not fit in memory together.
 
     tokens: of each; device: "cuda", or "cpu" for tiny ones.
     """

@@ -1,5 +1,4 @@
-"""
-Compile every kernel that can be launched, for three GPU architectures, without a GPU.
+"""Compile every kernel that can be launched, for three GPU architectures, without a GPU.
 
     python -m benchmarks.kernel_compile            # a table of all: minutes, on any Linux CPU
     python -m benchmarks.kernel_compile --arch=90 --only=attention,D=48,bfloat16

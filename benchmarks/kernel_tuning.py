@@ -1,5 +1,4 @@
-"""
-Time other tile shapes than those that `tiles` of attention.py and cross_entropy.py choose.
+"""Time other tile shapes than those that `tiles` of attention.py and cross_entropy.py choose.
 
     python -m benchmarks.kernel_tuning            # minutes on a GPU; prints the best four of each
 

@@ -1,5 +1,4 @@
-"""
-Speed and memory of the kernels on this GPU, compared with their baselines.
+"""Speed and memory of the kernels on this GPU, compared with their baselines.
 
     python -m benchmarks.kernels                    # minutes; a table, and bench.json and bench.png
     python -m benchmarks.kernels --only=stories
@@ -54,8 +53,7 @@ def capture_graph(function, stream, pool):
 
 
 def pass_functions(implementation, inputs, capture=True):
-    """
-    {pass: function that runs it once}, and the peak memory in bytes beyond the inputs.
+    """{pass: function that runs it once}, and the peak memory in bytes beyond the inputs.
 
     capture: on a GPU the functions replay CUDA graphs.
     """

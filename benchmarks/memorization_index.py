@@ -1,5 +1,4 @@
-"""
-How fast the nearest training story is found, among 30 thousand stories and among millions.
+"""How fast the nearest training story is found, among 30 thousand stories and among millions.
 
     python -m benchmarks.memorization_index "../shared/data/tinystories/train_v[12]_*[adl].txt" \\
         --val_source=../shared/data/tinystories/valid_v2.txt --sizes=0,300000,2700000

@@ -1,5 +1,4 @@
-"""
-Time of the whole of prepare.py, compared with tiktoken's encode_ordinary_batch on the same text.
+"""Time of the whole of prepare.py, compared with tiktoken's encode_ordinary_batch on the same text.
 
     python -m benchmarks.prepare "stories/*.txt" --mb=160    # files of stories, as prepare.py reads
 

@@ -1,5 +1,4 @@
-"""
-Training throughput, hardware utilization and peak memory, compared with nanoGPT's.
+"""Training throughput, hardware utilization and peak memory, compared with nanoGPT's.
 
     python -m benchmarks.training                          # sizes that suit this computer
     python -m benchmarks.training --nanogpt=../nanoGPT     # and the same models in a checkout of it
@@ -87,8 +86,7 @@ def random_stories(vocab_size, stories=20_000):
 
 
 def training_step(model, loader, settings):
-    """
-    train.py's step of a GPT on a PackedDataLoader.
+    """train.py's step of a GPT on a PackedDataLoader.
 
     Returns (a function that trains the next step and returns its number of tokens, the optimizers).
     """

@@ -1,5 +1,4 @@
-"""
-Settings: a frozen dataclass in each script, plain Python config files, and the command line.
+"""Settings: a frozen dataclass in each script, plain Python config files, and the command line.
 
     python train.py configs/ts_33m.py --batch_size=32 --compile
 
@@ -61,8 +60,7 @@ def run(main):
 
 
 def declared(path):
-    """
-    {setting: help text} of the Settings classes in the Python file at `path`, {} without one.
+    """{setting: help text} of the Settings classes in the Python file at `path`, {} without one.
 
     Classes whose name ends in Settings count, so that several scripts can share some. Read from the
     source, so that one script knows the others' names without importing them.
@@ -157,8 +155,7 @@ def read_config_file(path):
 
 
 def load(cls, argv=None, positional=None):
-    """
-    Resolve the settings of a script from config files and command line.
+    """Resolve the settings of a script from config files and command line.
 
     cls: the script's frozen dataclass. argv: the words after the script's name (default
     sys.argv[1:]). positional: the field that a bare word sets, for `python -m eval.loss out/run`,
@@ -235,8 +232,7 @@ POSITIVE, NOT_NEGATIVE, FRACTION = "at least 1", "0 or more", "at least 0 and be
 
 
 def check_ranges(settings, ranges=None, choices=None):
-    """
-    Raise UserError for the first setting that lies outside its range.
+    """Raise UserError for the first setting that lies outside its range.
 
     ranges: {POSITIVE, NOT_NEGATIVE or FRACTION: names of numeric settings}; nan and infinity lie in
     none. choices: {name: the values it may take}.

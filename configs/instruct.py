@@ -1,9 +1,8 @@
-"""
-Stories told to order, on a CPU: a small model on storybook's stories, each with an instruction.
+"""Stories told to order, on a CPU: a small model on storybook's stories, each with an instruction.
 
-    python prepare.py configs/instruct.py && python train.py configs/instruct.py
-    python sample.py --words "kite, river" --features dialogue
-    python -m eval.instruct out/instruct
+python prepare.py configs/instruct.py && python train.py configs/instruct.py
+python sample.py --words "kite, river" --features dialogue
+python -m eval.instruct out/instruct
 """
 
 source = "instruct:storybook"  # 98,000 stories to learn from, each with an instruction

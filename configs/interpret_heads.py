@@ -1,5 +1,4 @@
-"""
-The paper's model for looking at attention heads: one layer, 1,024 wide, 16 heads.
+"""The paper's model for looking at attention heads: one layer, 1,024 wide, 16 heads.
 
 Sized for an hour or less on a CPU. On a GPU, one epoch of all of TinyStories:
 python train.py configs/interpret_heads.py --max_minutes=0 --batch_size=32

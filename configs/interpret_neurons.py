@@ -1,5 +1,4 @@
-"""
-The paper's model for looking at neurons: 64 wide, 8 layers, 1.07 M parameters.
+"""The paper's model for looking at neurons: 64 wide, 8 layers, 1.07 M parameters.
 
 It has the 10,000 most frequent of GPT-2's tokens, as in the paper, so its neurons compare with
 GPT-2's. Sized for an hour or less on a CPU. On a GPU, one epoch of all of TinyStories:

@@ -1,5 +1,4 @@
-"""
-The student report's recipe: AdamW, 32 stories of up to 512 tokens a batch, lr 1e-4, one epoch.
+"""The student report's recipe: AdamW, 32 stories of up to 512 tokens a batch, lr 1e-4, one epoch.
 
 The model is 512-12-4 (width-layers-heads), the report's largest. A batch is 6 rows of 1,024 tokens,
 about 32 stories of 190 tokens: our rows are packed, the report's were padded.

@@ -1,5 +1,4 @@
-"""
-The student report's experiment: stories about a cat, by reward alone, on a CPU in minutes.
+"""The student report's experiment: stories about a cat, by reward alone, on a CPU in minutes.
 
     python train.py configs/ts_cpu.py
     python reward.py configs/reward_cat.py

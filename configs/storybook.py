@@ -1,5 +1,4 @@
-"""
-The first run: a small model on storybook.py's made-up stories, minutes on a laptop's two cores.
+"""The first run: a small model on storybook.py's made-up stories, minutes on a laptop's two cores.
 
 Made and trained by `make story`, or: python prepare.py configs/storybook.py, then train.py.
 """

@@ -1,5 +1,4 @@
-"""
-The paper's whole study on a GPU: its 26 sizes, the student report's 7, heads, Instruct, Syn,
+"""The paper's whole study on a GPU: its 26 sizes, the student report's 7, heads, Instruct, Syn,
 Reward, GPT-2.
 
     python -m eval.study configs/study_paper.py --judge=gpt-4o      # its key: $JUDGE_API_KEY

@@ -1,5 +1,4 @@
-"""
-The paper's 33M on the real TinyStories: 768 wide, 4 layers, 16 heads (33M without embeddings).
+"""The paper's 33M on the real TinyStories: 768 wide, 4 layers, 16 heads (33M without embeddings).
 
 The authors trained theirs with 5e-4 constant, weight decay 0.1, betas 0.9 / 0.95, batch 80 x 16
 stories of 512 tokens, about 20 epochs. This recipe is for one GPU and one epoch.

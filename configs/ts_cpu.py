@@ -1,5 +1,4 @@
-"""
-The best small model for minutes on a CPU, on real TinyStories: python train.py configs/ts_cpu.py
+"""The best small model for minutes on a CPU, on real TinyStories: python train.py configs/ts_cpu.py
 
 Tuned for eight minutes on two cores, where every choice is paid for in tokens not seen: two wide
 layers rather than four narrow ones, two heads rather than four, small steps, a high learning rate.

@@ -1,5 +1,5 @@
-"""
-The paper's TinyStories-Instruct, on one GPU: the 28M shape on the real records, loss on all tokens.
+"""The paper's TinyStories-Instruct, on one GPU: the 28M shape on the real records, loss on all
+tokens.
 
     python prepare.py configs/ts_instruct.py && python train.py configs/ts_instruct.py
     python sample.py --words "come, road, sad" --features dialogue

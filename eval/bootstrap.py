@@ -1,5 +1,4 @@
-"""
-Confidence intervals: the bootstrap (Efron 1979) over prompts and seeds, and the delta method.
+"""Confidence intervals: the bootstrap (Efron 1979) over prompts and seeds, and the delta method.
 
     ratio(correct, questions)           # each prompt's right answers and its questions
     {"mean": 0.867, "low": 0.827, "high": 0.903, "n": 200}
@@ -14,8 +13,7 @@ ROUNDS = 2000  # resamples: the ends of a 95 % interval then scatter by a sixtie
 
 
 def interval(draws, n):
-    """
-    The percentile interval of draws, float64 (1 + ROUNDS,): the estimate, then its resamples.
+    """The percentile interval of draws, float64 (1 + ROUNDS,): the estimate, then its resamples.
 
     None where there is no finite estimate.
     """
@@ -43,8 +41,7 @@ def resample_counts(n, rng):
 
 
 def resample_ratio(numerators, denominators, seed=0):
-    """
-    sum(numerators) / sum(denominators) and its resamples, float64 (1 + ROUNDS,).
+    """sum(numerators) / sum(denominators) and its resamples, float64 (1 + ROUNDS,).
 
     numerators, denominators: (prompts,), as each prompt's right answers and its questions. nan
     where the denominators sum to 0.
@@ -65,8 +62,7 @@ def _divide(numerators, denominators):
 
 
 def ratio(numerators, denominators, seed=0):
-    """
-    The interval of sum(numerators) / sum(denominators); None where the denominators sum to 0.
+    """The interval of sum(numerators) / sum(denominators); None where the denominators sum to 0.
 
     n is the number of prompts whose denominator is not 0. See `resample_ratio`.
     """
@@ -82,8 +78,7 @@ def mean(values, seed=0):
 
 
 def difference(one, other, seed=0):
-    """
-    The interval of one ratio less another: two pairs (numerators, denominators) over the same
+    """The interval of one ratio less another: two pairs (numerators, denominators) over the same
     prompts, which are resampled together.
     """
     draws = resample_ratio(*one, seed) - resample_ratio(*other, seed)
@@ -91,8 +86,7 @@ def difference(one, other, seed=0):
 
 
 def quotient(one, other, seed=0, transform=np.asarray):
-    """
-    The interval of one ratio over another: two pairs (numerators, denominators) of different
+    """The interval of one ratio over another: two pairs (numerators, denominators) of different
     prompts, which are resampled independently.
 
     transform: applied to both ratios first; np.exp makes perplexities of mean losses.
@@ -102,8 +96,7 @@ def quotient(one, other, seed=0, transform=np.asarray):
 
 
 def basic_interval(draws, n):
-    """
-    The basic bootstrap interval of draws, (1 + ROUNDS,) as in `interval`, mean and ends.
+    """The basic bootstrap interval of draws, (1 + ROUNDS,) as in `interval`, mean and ends.
 
     It takes off the bias of an estimate such as an entropy, which is too low in a sample and lower
     still in a resample, by about as much (Davison & Hinkley 1997, section 5.2).
@@ -118,8 +111,7 @@ def basic_interval(draws, n):
 
 
 def resample_models(answers, rng):
-    """
-    The mean score of each model and its resamples, float64 (models, 1 + ROUNDS).
+    """The mean score of each model and its resamples, float64 (models, 1 + ROUNDS).
 
     answers: float64 (seeds, questions) for each model, nan where there is no answer. All models
     share the resampled questions; `resample_seeds` adds what other seeds would change.
@@ -138,8 +130,7 @@ def resample_models(answers, rng):
 
 
 def resample_seeds(groups, rng):
-    """
-    The mean of each group of values, one for each seed, and ROUNDS draws of its true value.
+    """The mean of each group of values, one for each seed, and ROUNDS draws of its true value.
 
     The draws, [(1 + ROUNDS,)], add t-distributed errors whose standard deviation is pooled over all
     groups. None where no group has two values.
@@ -155,8 +146,7 @@ def resample_seeds(groups, rng):
 
 
 def resample_mean(rows, rng):
-    """
-    The mean of one resample of rows, (seeds, n) -> (n,).
+    """The mean of one resample of rows, (seeds, n) -> (n,).
 
     Resampled means of few rows vary too little, by (seeds - 1) / seeds in variance: this takes
     them as much further from the mean.
@@ -194,9 +184,8 @@ def normal_draws(intervals, rng):
 
 
 def delta_ratio(numerators, denominators):
-    """
-    sum(numerators) / sum(denominators) over groups, and the half-width of its 95 % interval by the
-    delta method, None where there is only one group.
+    """sum(numerators) / sum(denominators) over groups, and the half-width of its 95 % interval by
+    the delta method, None where there is only one group.
     """
     mean, n = float(numerators.sum() / denominators.sum()), len(numerators)
     if n == 1:

@@ -1,5 +1,4 @@
-"""
-Does a model copy its training stories, and how similar are its completions to each other?
+"""Does a model copy its training stories, and how similar are its completions to each other?
 
     python -m eval.diversity out/ts_33m                              # on the run's own data
     python -m eval.diversity out/a --beside=out/b,out/c --temperatures=1,0.5
@@ -90,9 +89,8 @@ class StoryPrompt:
 
 
 def split_story(text, fraction):
-    """
-    (beginning, continuation) of a text: the first `fraction` of its words, and the others, without
-    the blanks between; two "" where either would be empty.
+    """(beginning, continuation) of a text: the first `fraction` of its words, and the others,
+    without the blanks between; two "" where either would be empty.
     """
     words = list(re.finditer(r"\S+", text))
     count = round(fraction * len(words))
@@ -126,9 +124,8 @@ def story_prompts(index, models, settings):
 
 
 def unseen_continuations(index, settings):
-    """
-    The continuations of as many stories of the val split, a list of str; [] where it has fewer, for
-    the largest similarity to another text grows with their number.
+    """The continuations of as many stories of the val split, a list of str; [] where it has fewer,
+    for the largest similarity to another text grows with their number.
     """
     if not index.data.manifest["splits"].get("val", {}).get("stories"):
         return []
@@ -159,8 +156,7 @@ def generate_all(models, prompts, settings, temperatures):
 
 
 def measure(index, prompts, generated, unseen, settings):
-    """
-    ({set: results}, {set: [CopyReport]}, {n: n-grams of the training stories}): all measures of
+    """({set: results}, {set: [CopyReport]}, {n: n-grams of the training stories}): all measures of
     each set of texts, by its name: each model's at each temperature, the originals, unseen stories.
 
     generated: see `generate_all`. unseen: texts. A set's "values" hold the scores of each text,
@@ -200,9 +196,8 @@ def measure(index, prompts, generated, unseen, settings):
 
 
 def measure_diversity(texts, settings):
-    """
-    (distinct-n, and intervals of MTLD, self-BLEU and the similarity to the most similar other text;
-    metrics.nearest_texts) of texts, lists of words.
+    """(distinct-n, and intervals of MTLD, self-BLEU and the similarity to the most similar other
+    text; metrics.nearest_texts) of texts, lists of words.
     """
     similar, seed = metrics.nearest_texts(texts), settings.seed
     distinct = {n: metrics.distinct_n(texts, n, settings.distinct_words) for n in (1, 2, 3, 4)}
@@ -217,8 +212,7 @@ def measure_diversity(texts, settings):
 
 
 def rouge_scores(texts, originals, similar, nearest, seed):
-    """
-    Means of ROUGE-2 by the package rouge_score, which lets a bigram of the reference match once.
+    """Means of ROUGE-2 by the package rouge_score, which lets a bigram of the reference match once.
 
     texts, originals, nearest: str. similar: of metrics.nearest_texts. Returns {"original", "other",
     "nearest": {"clipped": of our words, "default": of the package's words}}, intervals over the
@@ -249,9 +243,8 @@ def rouge_scores(texts, originals, similar, nearest, seed):
 
 
 def differences(results, generated, seed):
-    """
-    {other model at a temperature: {measure: interval}}: the first model's ROUGE-2 less the other's,
-    over the same prompts.
+    """{other model at a temperature: {measure: interval}}: the first model's ROUGE-2 less the
+    other's, over the same prompts.
     """
     first, rows = next(iter(generated))[0], {}
     for model, x in generated:

@@ -1,5 +1,4 @@
-"""
-What all evaluations share: the models and data that a command names, completions of prompts,
+"""What all evaluations share: the models and data that a command names, completions of prompts,
 log-likelihoods, and the result file.
 
     models = open_models(settings, origin)        # a run or a published model, then `beside`
@@ -66,8 +65,8 @@ class SamplingSettings(ModelSettings):
 
 
 def open_models(settings, origin):
-    """
-    The LoadedModels that a command names: first the one of ModelSettings, then those of `beside`.
+    """The LoadedModels that a command names: first the one of ModelSettings, then those of
+    `beside`.
 
     settings, origin: from `configs.load`; `beside`, where there is one, holds runs or published
     models, with commas between. Raises UserError for a model that cannot be loaded.
@@ -101,8 +100,7 @@ def val_texts(folder):
 
 
 def beginnings(name):
-    """
-    The beginnings that a name stands for, a list of str: "ours" or "" (prompts/beginnings.txt),
+    """The beginnings that a name stands for, a list of str: "ours" or "" (prompts/beginnings.txt),
     "paper" (the authors' 44, from the hub), or a file: .yaml with a list, or any of prepare.py's.
     """
     if name == "paper":
@@ -133,8 +131,7 @@ def beginnings(name):
 
 
 def read_records(settings, loaded):
-    """
-    ([instruct.Record], the name of their source) for an evaluation of instruction following.
+    """([instruct.Record], the name of their source) for an evaluation of instruction following.
 
     settings: `source`, else `dataset`, else the val split of the run's own data; `seed`, for
     records that are made. Raises UserError where no record has an instruction.
@@ -174,8 +171,7 @@ def fits(models, prompt):
 
 
 def generate_completions(loaded, texts, settings, num_samples):
-    """
-    `num_samples` completions of each text: a list of lists of Completion.
+    """`num_samples` completions of each text: a list of lists of Completion.
 
     settings: SamplingSettings, or an object with the same sampling fields.
     """
@@ -194,8 +190,7 @@ def generate_completions(loaded, texts, settings, num_samples):
 
 
 def completions(loaded, texts, settings, num_samples, folder):
-    """
-    The texts of `generate_completions`, a list of lists of str, cached in a file of `folder`.
+    """The texts of `generate_completions`, a list of lists of str, cached in a file of `folder`.
 
     A command that was killed goes on with the very same completions, even where another number of
     threads would round differently, so no reply of a judge is paid for twice.
@@ -214,9 +209,8 @@ def completions(loaded, texts, settings, num_samples, folder):
 
 
 def story_of(loaded, completion):
-    """
-    (text, whether the story ended) of a Completion of an instruction. A model of the raw Instruct
-    file writes a Summary after the story: there its story has ended.
+    """(text, whether the story ended) of a Completion of an instruction. A model of the raw
+    Instruct file writes a Summary after the story: there its story has ended.
     """
     text, rest = instruct.split_story(loaded.tokenizer.decode(completion.ids))
     return text, completion.ended or bool(rest)
@@ -227,9 +221,8 @@ def story_of(loaded, completion):
 
 
 def completion_nlls(model, prompts, completions, eot, batch_size):
-    """
-    [(negative log-likelihood in nats, tokens)] of each Completion given its prompt, a list of ids,
-    at temperature 1. The <|endoftext|> counts where the completion ended.
+    """[(negative log-likelihood in nats, tokens)] of each Completion given its prompt, a list of
+    ids, at temperature 1. The <|endoftext|> counts where the completion ended.
     """
     results, device = [None] * len(prompts), model.wte.weight.device
     # Sorted by length, a batch has little padding.
@@ -253,8 +246,7 @@ def completion_nlls(model, prompts, completions, eot, batch_size):
 
 
 def log_likelihood_margins(loaded, prompts):
-    """
-    log p(right | prompt) - log p(wrong | prompt) in nats, of each pair of continuations of each
+    """log p(right | prompt) - log p(wrong | prompt) in nats, of each pair of continuations of each
     knowledge_prompts.Prompt: a list of lists of float.
 
     Raises UserError where a prompt and its continuation together exceed the model's block_size.
@@ -273,8 +265,7 @@ def log_likelihood_margins(loaded, prompts):
 
 
 def margin_scores(margins):
-    """
-    {"accuracy", "margin": float64 (prompts,)} of `log_likelihood_margins`: of each prompt the
+    """{"accuracy", "margin": float64 (prompts,)} of `log_likelihood_margins`: of each prompt the
     fraction of its pairs whose margin is above 0, and the mean margin.
     """
     return {
@@ -294,8 +285,8 @@ def facts_of(loaded, settings, *names):
 
 
 def write_result(out_dir, name, results, lines=None):
-    """
-    Write out_dir/eval/<name>.json, and with `lines`, dicts, <name>.jsonl beside it; print the path.
+    """Write out_dir/eval/<name>.json, and with `lines`, dicts, <name>.jsonl beside it; print the
+    path.
     """
     path = Path(out_dir) / "eval" / f"{name}.json"
     if lines is not None:

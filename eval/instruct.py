@@ -1,5 +1,4 @@
-"""
-Does a model follow instructions? Stories for held-out instructions, checked by program.
+"""Does a model follow instructions? Stories for held-out instructions, checked by program.
 
     python -m eval.instruct out/instruct                     # instructions of its data's val split
     python -m eval.instruct out/ood --beside=out/instruct    # two models, the same instructions
@@ -113,8 +112,7 @@ def lines_of(records, stories):
 
 
 def measure(records, stories, settings):
-    """
-    {check: {side: (sums, counts)}} of a model's stories, float64 (prompts,) each.
+    """{check: {side: (sums, counts)}} of a model's stories, float64 (prompts,) each.
 
     stories: for each record a list of (text, whether it ended). The sides are the model, its
     stories shuffled (the floor) and, where the records have their stories, the true ones (the

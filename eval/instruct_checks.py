@@ -1,5 +1,4 @@
-"""
-Does a story meet the requirements of its instruction? Checked by program, no judge needed.
+"""Does a story meet the requirements of its instruction? Checked by program, no judge needed.
 
     check_story(record, story)     {check: 0 to 1} for each requirement of the instruction
     passes_all(scores)             whether all of them are met
@@ -41,8 +40,7 @@ def passes_all(scores):
 
 
 def check_story(record, story):
-    """
-    The scores of a story, a str: {one of CHECKS: 0 to 1}, of what its instruction requires.
+    """The scores of a story, a str: {one of CHECKS: 0 to 1}, of what its instruction requires.
 
     record: an instruct.Record; its own story, where it has one, decides whether storybook's exact
     checks apply.
@@ -95,9 +93,8 @@ def _may_end(sentence, after):
 
 
 def summary_score(summary, story, n=5):
-    """
-    How much of a summary a story tells, 0 to 1: the recall of its content words, times the fraction
-    of its n-grams of words (of all its words, if fewer) that the story does not copy.
+    """How much of a summary a story tells, 0 to 1: the recall of its content words, times the
+    fraction of its n-grams of words (of all its words, if fewer) that the story does not copy.
     """
     words, used = unique_content_words(summary), split_words(story)
     recall = sum(contains_word(word, used) for word in words) / max(1, len(words))
@@ -114,9 +111,8 @@ def ends_badly(story):
 
 
 def sounds_bad(story):
-    """
-    Whether the last two sentences have more bad words than good ones: right for 95 % of storybook's
-    stories (see its test).
+    """Whether the last two sentences have more bad words than good ones: right for 95 % of
+    storybook's stories (see its test).
     """
     last = [lemmas(word) for word in split_words(" ".join(split_sentences(story)[-2:]))]
     good, bad = (sum(bool(forms & kind) for forms in last) for kind in (GOOD, BAD))
@@ -143,8 +139,7 @@ def _exact_scores(record, true, story):
 
 
 def _same_owners(true, story, mentioned):
-    """
-    Whether the same characters hold the same things in the end. A word that the instruction does
+    """Whether the same characters hold the same things in the end. A word that the instruction does
     not mention, such as what the shy rabbit was fed, is the story's to choose.
     """
     expected, actual = (

@@ -1,5 +1,4 @@
-"""
-What a model's attention heads look at and what its neurons fire at, in numbers and on a page.
+"""What a model's attention heads look at and what its neurons fire at, in numbers and on a page.
 
     python -m eval.interpret out/interpret_heads
     python -m eval.interpret out/interpret_neurons --neurons=7:1,7:54
@@ -84,9 +83,8 @@ def read_stories(loaded, settings):
 
 
 def tag_stories(loaded, texts, tagged):
-    """
-    The TaggedStory of each text, cut where training would have cut it, without those of under three
-    tokens. tagged: whether NLTK's tagger is there.
+    """The TaggedStory of each text, cut where training would have cut it, without those of under
+    three tokens. tagged: whether NLTK's tagger is there.
     """
     stories, tokenizer = [], loaded.tokenizer
     for text in tqdm(texts, "stories", disable=None):
@@ -153,8 +151,7 @@ def parse_neurons(settings, config):
 
 
 def measure_heads(model, stories, others, decode, seed):
-    """
-    A dict for each head: its layer, its number and what `classify` returns, with tokens as text.
+    """A dict for each head: its layer, its number and what `classify` returns, with tokens as text.
 
     others: the stories over which each token's residual stream is averaged.
     """
@@ -244,9 +241,8 @@ def random_weights(model, seed):
 
 
 def target_kinds(stories):
-    """
-    (["all", and each part of speech, where they are known], which targets of each TaggedStory are
-    of each kind: a list of bool (kinds, tokens)).
+    """(["all", and each part of speech, where they are known], which targets of each TaggedStory
+    are of each kind: a list of bool (kinds, tokens)).
     """
     masks = []
     for one in stories:
@@ -259,9 +255,8 @@ def target_kinds(stories):
 
 
 def ablation_losses(model, units, stories, seed):
-    """
-    {Unit: {"all" and each part of speech: interval}}: how much mean-ablating it raises the loss of
-    targets of that part of speech, in nats.
+    """{Unit: {"all" and each part of speech: interval}}: how much mean-ablating it raises the loss
+    of targets of that part of speech, in nats.
     """
     batches = hooks.make_batches(stories, model.wte.weight.device)
     means = hooks.mean_activations(model, batches)

@@ -1,5 +1,4 @@
-"""
-GPT-Eval: a strong model grades a model's stories, as a teacher would.
+"""GPT-Eval: a strong model grades a model's stories, as a teacher would.
 
     export JUDGE_API_KEY=...
     python -m eval.judge out/ts_33m --judge=gpt-4o --dry_run      # one prompt, calls, tokens, cost
@@ -141,8 +140,7 @@ def evaluate(models, settings, folder):
 
 
 def make_items(models, settings, folder):
-    """
-    ([JudgeItem], number of prompts) of all modes but prompts. In mode pairs each pair of
+    """([JudgeItem], number of prompts) of all modes but prompts. In mode pairs each pair of
     completions comes twice, the second time in the other order.
     """
     mode, samples, count = settings.mode, settings.num_samples, settings.num_prompts
@@ -185,8 +183,7 @@ def requirements(record):
 
 
 def mark_words(text, seed, max_synonyms=8):
-    """
-    (the text with MARKED of its content words, of those with synonyms, in < and >; their lines
+    """(the text with MARKED of its content words, of those with synonyms, in < and >; their lines
     "word: synonyms"). The text's own < and > become parentheses, so that they mark nothing.
     """
     text = text.replace("<", "(").replace(">", ")")
@@ -219,9 +216,8 @@ def mean_by_prompt(values, num_prompts, seed):
 
 
 def grade_intervals(rubric, items, verdicts, num_prompts, seed):
-    """
-    {grade: interval of its mean}, 95 %, over the prompts. The paper's grades also have "relative"
-    (published.relative) and "stories_needed" to see what a step in model size gains.
+    """{grade: interval of its mean}, 95 %, over the prompts. The paper's grades also have
+    "relative" (published.relative) and "stories_needed" to see what a step in model size gains.
     """
     graded = [
         (item.number[0], verdict) for item, verdict in zip(items, verdicts, strict=True) if verdict
@@ -237,10 +233,9 @@ def grade_intervals(rubric, items, verdicts, num_prompts, seed):
 
 
 def stories_needed(values, step):
-    """
-    How many stories of each of two models a difference of `step` in their mean grades needs to be
-    seen at 5 % with power 80 %: 2 (1.96 + 0.84)^2 var / step^2, of independent stories. None where
-    the grades do not vary.
+    """How many stories of each of two models a difference of `step` in their mean grades needs to
+    be seen at 5 % with power 80 %: 2 (1.96 + 0.84)^2 var / step^2, of independent stories. None
+    where the grades do not vary.
     """
     if len(set(values)) < 2:
         return None
@@ -268,9 +263,8 @@ def print_grades(grades, ages):
 
 
 def pair_scores(items, verdicts):
-    """
-    {(prompt, sample): 1, 0.5 or 0, or None}: whether the first model wins. Two orders that disagree
-    are a tie; None where one of them has no verdict.
+    """{(prompt, sample): 1, 0.5 or 0, or None}: whether the first model wins. Two orders that
+    disagree are a tie; None where one of them has no verdict.
     """
     scores = {}
     for item, verdict in zip(items, verdicts, strict=True):

@@ -1,5 +1,4 @@
-"""
-The knowledge tables, prompts x models: greedy completions, scored and, with a judge, rated.
+"""The knowledge tables, prompts x models: greedy completions, scored and, with a judge, rated.
 
 The score needs no judge. Each prompt has pairs of continuations (prompts/knowledge_prompts.py), and
 a model answers a pair correctly where it gives the right one the higher probability:
@@ -55,8 +54,7 @@ def read_prompts(settings):
 
 
 def make_tables(models, settings, folder):
-    """
-    A list of {"model", "checkpoint", "completions"}, one of each model. A row of the completions
+    """A list of {"model", "checkpoint", "completions"}, one of each model. A row of the completions
     has the prompt and its kind, the completion, the margins, and their verdict.
     """
     prompts, tables = read_prompts(settings), []
@@ -88,9 +86,8 @@ def verdict_of(margins):
 
 
 def rate(tables, settings, path):
-    """
-    Have the judge rate each completion: "rating" in its row, None if unreadable. Returns whether it
-    did: False of a dry run.
+    """Have the judge rate each completion: "rating" in its row, None if unreadable. Returns whether
+    it did: False of a dry run.
     """
     rows = [(i, row) for table in tables for i, row in enumerate(table["completions"])]
     # Two models with the same completion of a prompt are rated once.

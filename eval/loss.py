@@ -1,5 +1,4 @@
-"""
-Loss, perplexity and bits per byte of a run on any text.
+"""Loss, perplexity and bits per byte of a run on any text.
 
     python -m eval.loss out/ts_cpu                           # the validation stories of its data
     python -m eval.loss out/ts_cpu --source=mine.txt         # any source that prepare.py reads
@@ -38,8 +37,7 @@ class Settings(ModelSettings):
 
 
 def groups_of_text(texts, tokenizer, size=32, records=False):
-    """
-    Yield (InMemoryDataset, bytes) for every `size` texts of an iterator.
+    """Yield (InMemoryDataset, bytes) for every `size` texts of an iterator.
 
     bytes: of their UTF-8, plus one for the end of each. records: the texts are Instruct records,
     whose stories alone are scored and counted; UserError for a text that is not one.

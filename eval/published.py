@@ -1,5 +1,4 @@
-"""
-The published results of the TinyStories paper (Eldan & Li 2023) and of the student report.
+"""The published results of the TinyStories paper (Eldan & Li 2023) and of the student report.
 
     relative("grammar", 7.72)      # 0.767: between the paper's worst model and GPT-4
     MODELS["256-8"]["grammar"]     # (7.72, 0.77): the grade, and the relative one as printed

@@ -1,5 +1,4 @@
-"""
-The report of a study: one HTML file with everything, the paper's results beside ours.
+"""The report of a study: one HTML file with everything, the paper's results beside ours.
 
     python -m eval.report out/study_small      # writes out/study_small/report.html and report.json
 

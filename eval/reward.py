@@ -1,5 +1,4 @@
-"""
-Did the reward work? A run of reward.py, the model it started from, and an Instruct model.
+"""Did the reward work? A run of reward.py, the model it started from, and an Instruct model.
 
     python -m eval.reward out/reward_cat --instruct=out/ts_cpu_instruct
 
@@ -106,9 +105,8 @@ def generate_stories(loaded, prompts, settings):
 
 
 def reference_nlls(loaded, prompts, stories, batch_size):
-    """
-    [(negative log-likelihood in nats, tokens)] of each story under the reference, given its prompt,
-    with <|endoftext|> where it ended. What exceeds the reference's block_size is left out.
+    """[(negative log-likelihood in nats, tokens)] of each story under the reference, given its
+    prompt, with <|endoftext|> where it ended. What exceeds the reference's block_size is left out.
     """
     ids, completions = [loaded.encode_prompt(prompt) for prompt in prompts], []
     for prompt, (text, ended) in zip(ids, stories, strict=True):
@@ -141,9 +139,8 @@ def measure_stories(model, prompts, stories, reference, settings):
 
 
 def thresholds(lines):
-    """
-    (highest repetition, highest negative log-likelihood per token, fewest words) that PERCENTILE of
-    100 of the reference's stories keep to.
+    """(highest repetition, highest negative log-likelihood per token, fewest words) that PERCENTILE
+    of 100 of the reference's stories keep to.
     """
     repetition = [line["repeated_trigrams"] / max(1, line["trigrams"]) for line in lines]
     nll = [line["nll"] / max(1, line["tokens"]) for line in lines]
@@ -165,9 +162,8 @@ def verdict(line, limits):
 
 
 def judge_verdicts(lines, settings):
-    """
-    The judge's verdict on each line, in order, None for a reply that cannot be read; with --dry_run
-    None for all.
+    """The judge's verdict on each line, in order, None for a reply that cannot be read; with
+    --dry_run None for all.
     """
     order = list(range(len(lines)))
     random.Random(settings.seed).shuffle(order)

@@ -1,5 +1,4 @@
-"""
-Reward against sqrt(KL) for several runs of reward.py, and for what needs no training.
+"""Reward against sqrt(KL) for several runs of reward.py, and for what needs no training.
 
     python -m eval.reward_frontier out/kl_0 out/kl_0.02 out/kl_0.1     # out/frontier.json and .png
 
@@ -62,17 +61,15 @@ def optimum(rewards, beta):
 
 
 def mean_over_prompts(point_of, rewards, prompts, *args):
-    """
-    The mean of point_of(rewards, *args) over the prompts, which the rewards' stories take in turn;
-    None where one of them has None.
+    """The mean of point_of(rewards, *args) over the prompts, which the rewards' stories take in
+    turn; None where one of them has None.
     """
     points = [point_of(rewards[i::prompts], *args) for i in range(prompts)]
     return None if None in points else tuple(np.mean(points, 0))
 
 
 def read_runs(folders):
-    """
-    [(folder, its settings, reference.json, (KL, reward) of each step, float (steps, 2))].
+    """[(folder, its settings, reference.json, (KL, reward) of each step, float (steps, 2))].
 
     Raises UserError for a folder that is not a run of reward.py, or is not comparable to the first.
     """

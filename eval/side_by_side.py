@@ -1,5 +1,4 @@
-"""
-A model's completions of the paper's beginnings, each beside the nearest training story.
+"""A model's completions of the paper's beginnings, each beside the nearest training story.
 
     python -m eval.side_by_side out/ts_33m
     python -m eval.side_by_side --init_from=gpt2 --dataset=data/tinystories-gpt2

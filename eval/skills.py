@@ -1,5 +1,4 @@
-"""
-Grammar, consistency, plot and knowledge without a judge: does a model prefer what is right?
+"""Grammar, consistency, plot and knowledge without a judge: does a model prefer what is right?
 
     python -m eval.skills out/ts_33m
     python -m eval.skills out/ts_33m --steps             # its earlier checkpoints, too

@@ -1,5 +1,4 @@
-"""
-The whole study in one command: a grid of models, every evaluation that applies, and the report.
+"""The whole study in one command: a grid of models, every evaluation that applies, and the report.
 
     python -m eval.study configs/study_small.py                  # 55 minutes on two CPU cores
     python -m eval.study configs/study_small.py --dry_run        # its commands, and which are done
@@ -90,8 +89,7 @@ def split_cores(jobs):
 
 
 class Runner:
-    """
-    Runs the pending jobs of a study, `count` at a time.
+    """Runs the pending jobs of a study, `count` at a time.
 
     lock: an open file that all commands inherit, see `only_study_in`.
     """
@@ -189,8 +187,8 @@ class Runner:
 
 @contextlib.contextmanager
 def only_study_in(folder):
-    """
-    Hold the lock of a study's folder and give the locked file; UserError if another study holds it.
+    """Hold the lock of a study's folder and give the locked file; UserError if another study holds
+    it.
 
     The commands of a study inherit it and hold it until they end.
     """

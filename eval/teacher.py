@@ -1,5 +1,4 @@
-"""
-The teacher as author: a strong model writes stories, the way the data set itself was made.
+"""The teacher as author: a strong model writes stories, the way the data set itself was made.
 
     export JUDGE_API_KEY=...
     python -m eval.teacher --judge=gpt-4o --count=1000 --out=stories.jsonl --dry_run
@@ -95,8 +94,7 @@ def main():
 
 
 def draw_prompt(words, seed, number):
-    """
-    (words, features, prompt) of story `number`: a verb, a noun and an adjective, and a subset of
+    """(words, features, prompt) of story `number`: a verb, a noun and an adjective, and a subset of
     FEATURES, all equally likely; a pure function of its arguments.
     """
     rng = random.Random(f"{seed} {number}")

@@ -1,5 +1,4 @@
-"""
-Is a model's vocabulary richer? A model of plain stories beside one of stories with synonyms.
+"""Is a model's vocabulary richer? A model of plain stories beside one of stories with synonyms.
 
     python -m eval.vocabulary out/plain out/syn
 
@@ -83,8 +82,8 @@ def frequent_words(counts):
 
 
 def synonym_entropy(texts, seed):
-    """
-    The interval of the entropy of words given their senses, in bits per word; None without words.
+    """The interval of the entropy of words given their senses, in bits per word; None without
+    words.
 
     texts: `word_senses` of each text. A sample shows fewer words than there are, so its entropy is
     too low; the basic bootstrap corrects for that.

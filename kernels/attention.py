@@ -1,5 +1,4 @@
-"""
-Causal attention within a story.
+"""Causal attention within a story.
 
     O_i = sum_j P_ij V_j,   P_ij = exp(S_ij) / sum_j' exp(S_ij'),   S_ij = scale * Q_i . K_j
 
@@ -88,8 +87,7 @@ def windowed(start, window, shape, device):
 
 
 def span_ends(start):
-    """
-    For each key j, one past the last query that attends to it: (B, T) int32.
+    """For each key j, one past the last query that attends to it: (B, T) int32.
 
     Query i >= j attends to j if start_i <= j. As start (B, T) int32 never decreases in T, these
     queries come before all others, and the end is the number of starts that are at most j.
@@ -279,8 +277,7 @@ def _forward(
     H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """
-    Attention of BLOCK queries of one head to their keys, STEP at a time.
+    """Attention of BLOCK queries of one head to their keys, STEP at a time.
 
     QKV (B, T, 3, H, D), OUT (B, T, H, D), LSE (B, H, T) float32, START (B, T) int32, read only
     with STORIES. scale: of the scores, times log2(e). Grid: (H, blocks, B).
@@ -394,8 +391,7 @@ def _backward(
     H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """
-    dK and dV of BLOCK keys of one head, then dQ of the same BLOCK tokens as queries.
+    """dK and dV of BLOCK keys of one head, then dQ of the same BLOCK tokens as queries.
 
     Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e).
     """
@@ -448,8 +444,8 @@ def _backward(
 
 
 def tiles(head_size, dtype, backward, device):
-    """
-    The tile shape of a pass: BLOCK and STEP in tokens, and the compiler's settings, for `launch`.
+    """The tile shape of a pass: BLOCK and STEP in tokens, and the compiler's settings, for
+    `launch`.
 
     The fastest on an H100 (benchmarks.kernel_tuning) of those that compile with next to no spilled
     registers for the device's kind of tensor cores (benchmarks.kernel_compile). STEP divides BLOCK.
@@ -533,8 +529,7 @@ flash_attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def attention(qkv, start=None, scale=None, implementation="sdpa", end=None):
-    """
-    Attention of packed queries, keys and values.
+    """Attention of packed queries, keys and values.
 
     qkv: (B, T, 3, H, D) float. start: (B, T) int32, 0 <= start[b, i] <= i, nondecreasing in i;
     padding at a row's end counts as one more story. scale: factor of the scores, above 0;
@@ -554,8 +549,7 @@ def attention(qkv, start=None, scale=None, implementation="sdpa", end=None):
 
 
 def choose_attention(name, device, head_size, dtype):
-    """
-    The implementation that a setting selects, and the reason: (name, reason).
+    """The implementation that a setting selects, and the reason: (name, reason).
 
     name: one of IMPLEMENTATIONS. dtype: what the model computes in. Raises ValueError for other
     names, and for "triton" where it cannot run.

@@ -1,5 +1,4 @@
-"""
-Triton, where it is installed: what the kernel files share.
+"""Triton, where it is installed: what the kernel files share.
 
 Triton comes with torch's CUDA build on Linux and is absent elsewhere. The kernel files can then
 still be imported and used for their torch implementations; `unavailable` gives the reason.
@@ -53,8 +52,7 @@ def warpgroups(device):
 
 
 def launch(kernel, grid, *args, **options):
-    """
-    Run `kernel` over `grid` on the GPU that holds its first argument, a tensor.
+    """Run `kernel` over `grid` on the GPU that holds its first argument, a tensor.
 
     options: the kernel's constexpr arguments, num_warps, num_stages and maxnreg.
     """
@@ -67,8 +65,7 @@ def launch(kernel, grid, *args, **options):
 
 @functools.cache
 def _repair_interpreter():
-    """
-    Make Triton's interpreter (3.6 to 3.9) compute in bfloat16 as a GPU does.
+    """Make Triton's interpreter (3.6 to 3.9) compute in bfloat16 as a GPU does.
 
     As shipped, it multiplies the raw bits of bfloat16 in tl.dot, and rounds float32 towards zero.
     """

@@ -1,5 +1,4 @@
-"""
-The output head and its cross-entropy in one operation, without the N x V logits.
+"""The output head and its cross-entropy in one operation, without the N x V logits.
 
     loss_n = log sum_v exp(S_nv) - S_nt,     S_nv = h_n . W_v,     t = the target of n
     d loss_n / d h_n = sum_v (p_nv - [v = t]) W_v,                 p_nv = exp(S_nv) / sum_v' ...
@@ -83,8 +82,7 @@ def _sweep_words(
     C: tl.constexpr, WIDTH: tl.constexpr, GRAD: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """
-    Loss of BLOCK tokens, and with GRAD its gradient, from all V words, STEP at a time.
+    """Loss of BLOCK tokens, and with GRAD its gradient, from all V words, STEP at a time.
 
     HIDDEN, D_HIDDEN (N, C), WEIGHT (V, C), TARGETS (N,); LOSS (N,) and LSE (N,), the log2 of each
     row's sum, float32. WIDTH: C rounded up to a power of two. m, z and a: as in attention.py.
@@ -134,8 +132,7 @@ def _sweep_tokens(
     HIDDEN, WEIGHT, TARGETS, LSE, D_LOSS, D_WEIGHT, N, V, V_PADDED, ignore_index,
     C: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """
-    Gradient of BLOCK words' weights from all N tokens, STEP at a time.
+    """Gradient of BLOCK words' weights from all N tokens, STEP at a time.
 
     As in _sweep_words; D_LOSS (N,) float32, D_WEIGHT (V_PADDED, C) float32, 0 from row V on.
     """
@@ -169,8 +166,7 @@ def _softmax_gradient(
     LOGITS, TARGETS, D_LOSS, LOSS, V, V_PADDED, ignore_index,
     GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """
-    Loss of one row of LOGITS (rows, V_PADDED); with GRAD the row becomes D_LOSS (p - [v = t]).
+    """Loss of one row of LOGITS (rows, V_PADDED); with GRAD the row becomes D_LOSS (p - [v = t]).
 
     The padding and ignored rows become zeros.
     """
@@ -213,8 +209,7 @@ def _softmax_gradient(
 
 
 def tiles(n_embd, dtype, backward, device):
-    """
-    The tile shape of a sweep: its constexprs, num_warps and num_stages, for `launch`.
+    """The tile shape of a sweep: its constexprs, num_warps and num_stages, for `launch`.
 
     backward: of _sweep_tokens, else of _sweep_words. For n_embd up to 64 the fastest on an H100
     (`python -m benchmarks.kernel_tuning`).
@@ -241,8 +236,7 @@ def _add_product(total, a, b):
 
 
 def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, implementation):
-    """
-    (losses (N,), d hidden (N, C), d weight (V_padded, C) float32), CHUNK tokens at a time.
+    """(losses (N,), d hidden (N, C), d weight (V_padded, C) float32), CHUNK tokens at a time.
 
     The gradients are of sum(d_loss * losses), and empty unless `grad`. hidden and weight are of the
     dtype to compute in.
@@ -275,8 +269,7 @@ def fused_loss(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int,
     ignore_index: int, uniform: bool, grad: bool, implementation: str, dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """
-    Losses (N,) and what their backward pass needs: (losses, lse, d hidden, d weight).
+    """Losses (N,) and what their backward pass needs: (losses, lse, d hidden, d weight).
 
     uniform: every loss will have the same gradient, as under a mean. grad: there will be a backward
     pass. lse, d hidden and d weight are empty where the implementation does not make them here.
@@ -359,8 +352,7 @@ fused_loss.register_autograd(_differentiate, setup_context=_save)
 def linear_cross_entropy(
     hidden, weight, targets, vocab_size, ignore_index=IGNORE_INDEX, mean=True, implementation=None
 ):
-    """
-    Cross-entropy of softmax(hidden W^T) against targets.
+    """Cross-entropy of softmax(hidden W^T) against targets.
 
     hidden: (N, C) float. weight: (V_padded, C) float; rows from vocab_size on are padding, which
     takes no part and gets no gradient. targets: (N,) int64, ignore_index where not scored.

@@ -7,8 +7,7 @@ from nanostories.storage import atomic_file
 
 @contextlib.contextmanager
 def plot_to(path, rows=1, columns=1, size=(7, 4), dpi=120):
-    """
-    Give (figure, axes) to draw on; when the block ends well, save the figure to `path`.
+    """Give (figure, axes) to draw on; when the block ends well, save the figure to `path`.
 
     rows, columns: of panels. size: inches. axes: one matplotlib Axes, or an array of them (rows,
     columns) where there are several panels.

@@ -1,5 +1,4 @@
-"""
-Files and folders that appear whole or not at all, and their hashes.
+"""Files and folders that appear whole or not at all, and their hashes.
 
     with atomic_file("out/run/loss.png") as part:      # write to `part`; it becomes the file
         figure.savefig(part, format="png")
@@ -47,8 +46,7 @@ def atomic_file(path):
 
 @contextlib.contextmanager
 def atomic_folder(path, part=None):
-    """
-    Give an empty folder to write to; when the block ends well, `path` becomes that folder.
+    """Give an empty folder to write to; when the block ends well, `path` becomes that folder.
 
     part: its temporary name, default one of this process beside `path`. An older folder at `path`
     steps aside only when the new one is complete, and comes back if the rename fails. When the
@@ -96,8 +94,7 @@ def write_json(path, value):
 
 
 def read_json(path, missing=None):
-    """
-    The value in a JSON file.
+    """The value in a JSON file.
 
     Raises UserError where the file is damaged, or is not there; `missing` is the line that says so.
     """

@@ -16,8 +16,7 @@ def completion(text, finish="stop", usage=(100, 20)):
 
 
 class ChatServer:
-    """
-    with ChatServer(script) as server: server.url, server.bodies, server.headers, server.times
+    """with ChatServer(script) as server: server.url, server.bodies, server.headers, server.times
 
     script(body, number) says what request `number` gets: a str, the text of a reply; a dict, the
     JSON of one; (status, JSON or bytes, headers); or "HANG", "HALF", "DRIP", "CLOSE".

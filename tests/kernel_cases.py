@@ -8,8 +8,7 @@ NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
 
 
 def assert_as_exact(result, torch_result, exact, name="", largest=0.0):
-    """
-    The kernel's largest error against float64 is at most twice that of torch in the same dtype.
+    """The kernel's largest error against float64 is at most twice that of torch in the same dtype.
 
     torch's error counts as at least two roundings of the largest value: where torch happens to be
     exact, as at T = 1, a kernel may still round. In float32 on a CPU it is four: both sum as the

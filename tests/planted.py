@@ -13,10 +13,9 @@ AGAIN = VOCAB + LENGTH
 
 
 def model():
-    """
-    One layer, four heads. Embeddings are one-hot: token t in channel t and, for the MLP, in channel
-    AGAIN + t, position p in channel VOCAB + p; a layer norm only scales that and moves it. Head
-    PREVIOUS outputs the token before, the other heads nothing; of the neurons, NEURON fires at
+    """One layer, four heads. Embeddings are one-hot: token t in channel t and, for the MLP, in
+    channel AGAIN + t, position p in channel VOCAB + p; a layer norm only scales that and moves it.
+    Head PREVIOUS outputs the token before, the other heads nothing; of the neurons, NEURON fires at
     WORD and makes NEXT likely, and each of the others fires at some position.
     """
     config = GPTConfig(VOCAB, LENGTH, n_layer=1, n_head=4, n_embd=4 * 36)

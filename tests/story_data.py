@@ -9,9 +9,8 @@ from nanostories.dataset.shards import Dataset
 
 
 def made(folder, train, val=(), prompts=None, shard_tokens=shards.SHARD_TOKENS):
-    """
-    The train Dataset of a new data folder of these texts, in bytes. prompts: of Instruct's records,
-    what comes before each text of train.
+    """The train Dataset of a new data folder of these texts, in bytes. prompts: of Instruct's
+    records, what comes before each text of train.
     """
     folder = Path(folder)
     folder.mkdir(parents=True)

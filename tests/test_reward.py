@@ -159,9 +159,8 @@ def same(one, other, **tolerance):
 
 
 def alike(one, other):
-    """
-    The same run up to rounding. (Adam takes full steps by gradients that are nothing but rounding,
-    as those of the keys' biases: hence the tolerance, a tenth of two steps.)
+    """The same run up to rounding. (Adam takes full steps by gradients that are nothing but
+    rounding, as those of the keys' biases: hence the tolerance, a tenth of two steps.)
     """
     same(one, other, rtol=1e-3, atol=2e-4)
     for first, second in zip(metrics_of(one), metrics_of(other), strict=True):

@@ -20,8 +20,7 @@ def script(name, *arguments, cwd):
 
 @pytest.mark.slow
 def test_storybook_to_stories(tmp_path):
-    """
-    Data, tokenizer, training and telling: 90 % of 200 stories keep their facts.
+    """Data, tokenizer, training and telling: 90 % of 200 stories keep their facts.
 
     In 2,000 steps rather than `make story`'s 3 minutes, about as many on two quiet cores, so that
     a busy machine takes longer but learns the same.

@@ -1,5 +1,4 @@
-"""
-The architecture, as rules: which file may import which, how long files and functions may be.
+"""The architecture, as rules: which file may import which, how long files and functions may be.
 
 Everything is read from the source with ast, so that an import inside a function counts too. Each
 check is a function of {path: source}; the tests give it the project, and a project with one planted
@@ -56,9 +55,9 @@ MAX_TOTAL = 15_500  # Python lines outside tests and benchmarks
 ALLOWED_IMPORTS = set()
 ALLOWED_CIRCLES = set()
 ALLOWED_LINES = {}
-ALLOWED_TOTAL = 18_200
+ALLOWED_TOTAL = 17_850
 # To stay: a run of a script reads from top to bottom, its loop visible whole.
-ALLOWED_FUNCTIONS = {"train.py: train": 155}
+ALLOWED_FUNCTIONS = {"train.py: train": 160}
 
 # Words of no textbook, as a part of a name: how often each may still stand in one.
 PRIVATE_WORDS = {

@@ -318,9 +318,8 @@ def test_a_setting_younger_than_the_run_takes_its_default(tmp_path):
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(data, tmp_path, rounds):
-    """
-    kill -9, saves included: the newest complete checkpoint loads, nothing stale stays, and in the
-    end the weights are those of a run that nobody killed.
+    """kill -9, saves included: the newest complete checkpoint loads, nothing stale stays, and in
+    the end the weights are those of a run that nobody killed.
     """
     draw = random.Random(rounds)
     settings = settings_for(

@@ -1,5 +1,5 @@
-"""
-What an attention head looks at: how much of its attention distance, repetition and content explain.
+"""What an attention head looks at: how much of its attention distance, repetition and content
+explain.
 
     rows = classify(patterns, scores, stories)   # of each story (H, T, T), twice; a dict per head
 
@@ -54,8 +54,7 @@ def distance_bucket(distance):
 
 
 class PairFeatures:
-    """
-    What may explain a story's attention, for each pair of query and key: (n, n), n = T - 1.
+    """What may explain a story's attention, for each pair of query and key: (n, n), n = T - 1.
 
     story: a hooks.TaggedStory, whose first token is left out. scores: of its contents, (H, n, n).
     window: how many keys a query sees; 0: all. query_step: 4 takes every fourth query alone.
@@ -168,8 +167,8 @@ class AttentionPredictor:
 
 
 def classify(patterns, scores, stories, window=0, seed=0):
-    """
-    What each head of a layer looks at: a list of dicts of numbers and intervals over the stories.
+    """What each head of a layer looks at: a list of dicts of numbers and intervals over the
+    stories.
 
     patterns, scores: of each TaggedStory (H, T, T) float, from hooks.attention_patterns and
     content_scores. Every second story tests the predictors fitted to the others; raises ValueError
@@ -200,9 +199,8 @@ def _floats(tensor):
 
 
 def explained_variance(predictors, text, pairs, seed):
-    """
-    The fraction of each head's variance that each predictor explains beyond the one before it, and
-    as "row_variance" that variance, the mean of a query's sum of squares.
+    """The fraction of each head's variance that each predictor explains beyond the one before it,
+    and as "row_variance" that variance, the mean of a query's sum of squares.
     """
     errors = []  # a story's sums of squares: of the mean, then each predictor; (predictors + 1, H)
     for pattern, one in zip(text, pairs, strict=True):
@@ -222,8 +220,7 @@ def explained_variance(predictors, text, pairs, seed):
 
 
 def attention_statistics(predictor, patterns, text, pairs, seed):
-    """
-    Means over the queries: attention to the first token, the query's own, the previous one, an
+    """Means over the queries: attention to the first token, the query's own, the previous one, an
     earlier duplicate and what followed one (induction); "entropy", a row's, in bits.
 
     Beside "duplicate" and "induction", over queries that have such a token, stands as "_expected"
@@ -269,8 +266,7 @@ def attention_statistics(predictor, patterns, text, pairs, seed):
 
 
 def top_tokens(predictor, text, pairs, count=8):
-    """
-    The tokens that a head attends to most above what `predictor` predicts, and from which.
+    """The tokens that a head attends to most above what `predictor` predicts, and from which.
 
     For each head {"top_keys": [(token, attention, times the predicted)], "top_pairs": [(query's
     token, key's token, ...)], "top_pos": [(query's part of speech, key's, ...)]}, the last where

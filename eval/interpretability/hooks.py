@@ -1,5 +1,4 @@
-"""
-What a model computes inside, read and changed by hooks on its own modules.
+"""What a model computes inside, read and changed by hooks on its own modules.
 
     patterns = attention_patterns(model, tokens, layer=0)   # (B, H, T, T), the rows sum to 1
     neuron_activations(model, tokens, callback)             # callback(layer, (B, T, 4 C))
@@ -55,9 +54,8 @@ class TaggedStory:
 
 
 def make_batches(stories, device):
-    """
-    TaggedStories of like length together: a list of (their indices, their packing.PaddedBatch). Its
-    targets are the next tokens, and of a story's last token its next_id.
+    """TaggedStories of like length together: a list of (their indices, their packing.PaddedBatch).
+    Its targets are the next tokens, and of a story's last token its next_id.
     """
     order, batches = sorted(range(len(stories)), key=lambda i: len(stories[i].ids)), []
     for first in range(0, len(order), BATCH_SIZE):
@@ -88,8 +86,7 @@ def run_with_hooks(model, tokens, modules, hook):
 
 @torch.no_grad()
 def attention_patterns(model, tokens, layer):
-    """
-    The attention weights of a layer's heads: (B, H, T, T), query before key; each row sums to 1.
+    """The attention weights of a layer's heads: (B, H, T, T), query before key; each row sums to 1.
 
     tokens: (B, T) int64, a story in each row, from its first token on.
     """
@@ -102,9 +99,8 @@ def attention_patterns(model, tokens, layer):
 
 
 def neuron_activations(model, tokens, callback):
-    """
-    Call callback(layer, values) with the neurons' activations (B, T, 4 C) of each layer while the
-    model runs, so that never all layers are held. tokens: see `attention_patterns`.
+    """Call callback(layer, values) with the neurons' activations (B, T, 4 C) of each layer while
+    the model runs, so that never all layers are held. tokens: see `attention_patterns`.
     """
     modules = [block.mlp.c_proj for block in model.h]
     run_with_hooks(model, tokens, modules, lambda layer, x, y: callback(layer, x))
@@ -112,8 +108,7 @@ def neuron_activations(model, tokens, callback):
 
 @torch.no_grad()
 def mean_residuals(model, batches, ids):
-    """
-    The mean residual stream of each token id at the input of each layer, whatever its context.
+    """The mean residual stream of each token id at the input of each layer, whatever its context.
 
     batches: of `make_batches`. Returns ({id: row}, [(rows, C) of each layer]); an id that does not
     occur gets the mean over all tokens.
@@ -141,9 +136,8 @@ def mean_residuals(model, batches, ids):
 
 @torch.no_grad()
 def content_scores(model, layer, residuals):
-    """
-    The attention scores (H, T, T) of a layer's heads for T tokens without their context: residuals
-    (T, C) are rows of `mean_residuals`.
+    """The attention scores (H, T, T) of a layer's heads for T tokens without their context:
+    residuals (T, C) are rows of `mean_residuals`.
     """
     block = model.h[layer]
     qkv = block.attn.c_attn(block.ln_1(residuals[None]))
@@ -153,9 +147,7 @@ def content_scores(model, layer, residuals):
 
 @torch.no_grad()
 def mean_activations(model, batches):
-    """
-    {(kind, layer): the mean input of its `output_projection`, (C,) or (4 C,)} over all tokens.
-    """
+    """{(kind, layer): mean input of its `output_projection` over all tokens, (C,) or (4 C,)}."""
     places = [(kind, layer) for kind in ("head", "neuron") for layer in range(len(model.h))]
     modules = [output_projection(model, *place) for place in places]
     sums, count = dict.fromkeys(places, 0), 0

@@ -1,5 +1,5 @@
-"""
-What a neuron fires at: its highest activations over many stories, and how alike their tokens are.
+"""What a neuron fires at: its highest activations over many stories, and how alike their tokens
+are.
 
     halves = top_activations(model, batches)         # of every neuron, in each half of the stories
     scores = coherence(halves[0], stories, seed=0)   # arrays, a number for each neuron
@@ -33,8 +33,7 @@ READABLE = 99  # a neuron is readable if it is more coherent than this percentag
 
 @dataclass(frozen=True)
 class TopActivations:
-    """
-    The TOP stories of each neuron in one half, or as many as the half has: activations (neurons,
+    """The TOP stories of each neuron in one half, or as many as the half has: activations (neurons,
     TOP), descending, and the indices of the stories and of the token in each.
     """
 
@@ -44,8 +43,8 @@ class TopActivations:
 
 
 def top_activations(model, batches, name="neurons"):
-    """
-    The TopActivations of all neurons, layer after layer, in stories of even index and of odd: two.
+    """The TopActivations of all neurons, layer after layer, in stories of even index and of odd:
+    two.
 
     batches: of hooks.make_batches. name: of the progress bar.
     """
@@ -92,8 +91,7 @@ def entropies(kinds):
 
 
 def coherence(top, stories, seed=0):
-    """
-    Scores of the neurons of TopActivations, each an array (neurons,), over TaggedStories.
+    """Scores of the neurons of TopActivations, each an array (neurons,), over TaggedStories.
 
     Returns {"coherence"; "token_entropy" and, where parts of speech are known, "pos_entropy", in
     bits; "rarity": the mean of -log2 of the tokens' frequencies; "readable": bool, whether it is
@@ -143,9 +141,8 @@ def rank(scores):
 
 
 def examples(model, stories, top, chosen, device, before=12, after=8):
-    """
-    {neuron: [{"story", "peak", "ids", "values"}]}: the top activations of the chosen neurons, with
-    the tokens around each, the neuron's activation at every one, and the index of the highest.
+    """{neuron: [{"story", "peak", "ids", "values"}]}: the top activations of the chosen neurons,
+    with the tokens around each, the neuron's activation at every one, and the index of the highest.
 
     stories: TaggedStories. chosen: indices of neurons, layer after layer.
     """

@@ -1,5 +1,4 @@
-"""
-The page of eval.interpret: page.html with the results in it, a single file.
+"""The page of eval.interpret: page.html with the results in it, a single file.
 
     html = render(results, patterns, loaded)      # results: what eval/interpret.json holds
 
@@ -30,8 +29,7 @@ def pack(patterns):
 
 
 def render(results, patterns, loaded):
-    """
-    The page as HTML.
+    """The page as HTML.
 
     patterns: the attention of each layer (H, T, T) on the results' text. loaded: the LoadedModel.
     """

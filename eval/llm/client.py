@@ -1,5 +1,4 @@
-"""
-A client for any server that speaks OpenAI's chat completions. Each reply is paid for once.
+"""A client for any server that speaks OpenAI's chat completions. Each reply is paid for once.
 
     client = Client(settings, "out/ts_cpu/eval/judge_replies.jsonl", version="paper-1")
     text = client.complete([{"role": "user", "content": "Grade this story: ..."}], number=(7, 0))
@@ -56,8 +55,7 @@ class LimitReached(UserError):
 
 
 class _PassingError(Exception):
-    """
-    An error worth another try. Its args: the reason, the seconds that the server asks to wait or
+    """An error worth another try. Its args: the reason, the seconds that the server asks to wait or
     None, and whether it may have generated a reply and charge for it.
     """
 
@@ -67,10 +65,9 @@ class _PassingError(Exception):
 
 
 class Client:
-    """
-    settings: JudgeSettings; with dry_run nothing is called or written. path: the file that caches
-    the replies. version: of the prompts; a new one gets new replies. Counts calls, cache_hits,
-    truncated and empty replies, and cost.
+    """settings: JudgeSettings; with dry_run nothing is called or written. path: the file that
+    caches the replies. version: of the prompts; a new one gets new replies. Counts calls,
+    cache_hits, truncated and empty replies, and cost.
     """
 
     def __init__(self, settings, path, version):
@@ -102,8 +99,7 @@ class Client:
         return blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def complete(self, messages, number=0):
-        """
-        The reply to a conversation, a str, from the cache or from the server.
+        """The reply to a conversation, a str, from the cache or from the server.
 
         messages: dicts with "role" and "content". number: any JSON value that tells apart equal
         conversations that need a reply each. In a dry run a text as long as a reply may be stands
@@ -182,8 +178,7 @@ class Client:
         return f"{len(self.replies.lines)} replies are cached, the same command continues"
 
     def _post(self, messages):
-        """
-        {"reply", "finish", "usage"} of one request; raises _PassingError or UserError. `timeout`
+        """{"reply", "finish", "usage"} of one request; raises _PassingError or UserError. `timeout`
         bounds the wait for the reply to begin, for each of its bytes, and for its whole body.
         """
         timeout = self.settings.timeout
@@ -254,9 +249,8 @@ class Client:
         return {"reply": self._redact(reply), "finish": self._redact(finish), "usage": counts}
 
     def map(self, function, items):
-        """
-        [function(item)] of a sequence, `concurrency` at a time. The first error stops all: replies
-        in flight are still cached, then the error is raised.
+        """[function(item)] of a sequence, `concurrency` at a time. The first error stops all:
+        replies in flight are still cached, then the error is raised.
         """
         waiting, running, results = iter(enumerate(items)), {}, {}
         bar = tqdm(total=len(items), unit="story", disable=None)
@@ -310,8 +304,7 @@ def _seconds(retry_after):
 
 
 class ReplyFile:
-    """
-    JSON lines, each with a "key". Raises UserError where another command has the file open, or
+    """JSON lines, each with a "key". Raises UserError where another command has the file open, or
     where it is damaged; half a line at its end, of a killed command, is removed.
     """
 

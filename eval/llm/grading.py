@@ -18,9 +18,8 @@ def converse(client, rubric, item):
 
 
 def grade(settings, rubric, items, path):
-    """
-    The (reply, verdict or None) of each JudgeItem, in order; None for the whole of a dry run, which
-    prints the first prompt, and the calls, tokens and cost of all.
+    """The (reply, verdict or None) of each JudgeItem, in order; None for the whole of a dry run,
+    which prints the first prompt, and the calls, tokens and cost of all.
 
     settings: JudgeSettings. path: the file that caches the replies.
     """

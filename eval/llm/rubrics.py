@@ -1,5 +1,4 @@
-"""
-Rubrics: what a judge is asked, and how its reply is parsed.
+"""Rubrics: what a judge is asked, and how its reply is parsed.
 
     item = JudgeItem(beginning="Once upon a time", text=", a cat sat.")
     PAPER.prompt(0, item)            the first message to the judge
@@ -74,8 +73,7 @@ class Rubric:
         )  # fmt: skip
 
     def parse(self, reply, item):
-        """
-        The verdict of a reply: {name in lower case: float grade or str choice}, or None.
+        """The verdict of a reply: {name in lower case: float grade or str choice}, or None.
 
         The last one that begins right after the nonce counts, whole or not at all: a field that it
         lacks is looked for nowhere else. See the top of this file for a reply without the nonce.

@@ -1,5 +1,4 @@
-"""
-The settings of a judge: its server and key, what a request to it holds, and what that costs.
+"""The settings of a judge: its server and key, what a request to it holds, and what that costs.
 
 A script that calls one declares `class Settings(JudgeSettings)`.
 """

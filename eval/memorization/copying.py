@@ -1,5 +1,4 @@
-"""
-How much of some texts occurs in the training stories, and how much of it in a row.
+"""How much of some texts occurs in the training stories, and how much of it in a row.
 
     reports, training_ngrams = find_copies(index, ["and they were happy.", ...])
     reports[0].nearest, reports[0].longest, reports[0].kind()
@@ -33,8 +32,7 @@ _TOKENS = 1 << 22  # training tokens processed together
 
 @dataclass(frozen=True)
 class CopyReport:
-    """
-    What a text shares with the training stories.
+    """What a text shares with the training stories.
 
     words: of the text. nearest: the story with most of its bigrams. occurrences: {n: how often each
     of its n-grams occurs in the stories, int64}. longest, longest_masked, longest_tokens: (length,
@@ -61,8 +59,7 @@ class CopyReport:
 
 
 def find_copies(index, texts):
-    """
-    (a CopyReport of each text, {n: n-grams of the training stories}) for a StoryIndex. Prints a
+    """(a CopyReport of each text, {n: n-grams of the training stories}) for a StoryIndex. Prints a
     line where templates are left out because WordNet is missing.
     """
     texts_words = [words_and_marks(text) for text in texts]
@@ -88,8 +85,7 @@ def find_copies(index, texts):
 
 
 def _count_words(index, texts, masked, new):
-    """
-    (the NgramCounter of texts, lists of words, after all training stories; {n: their n-grams}).
+    """(the NgramCounter of texts, lists of words, after all training stories; {n: their n-grams}).
 
     masked: bool (words + 1,), the words of the index that count as one and the same. new: the
     words of the texts alone that do too.
@@ -136,8 +132,7 @@ def _count_tokens(index, texts):
 
 
 def summarize(reports, training_ngrams, seed=0):
-    """
-    The CopyReports of some texts summed up, for a JSON file.
+    """The CopyReports of some texts summed up, for a JSON file.
 
     training_ngrams: as `find_copies` returns them. Returns {"rouge_nearest": the mean precision, an
     interval; "ngrams": {n: see `novelty`}; "longest_match": {"words", "tokens", "words_masked":
@@ -161,8 +156,7 @@ def summarize(reports, training_ngrams, seed=0):
 
 
 def novelty(reports, n, total, seed=0):
-    """
-    How new the n-grams of CopyReports are.
+    """How new the n-grams of CopyReports are.
 
     total: n-grams of the training stories. Returns {"new": the fraction of n-grams that occur in no
     training story, an interval over the texts; "new_distinct": of the distinct ones, or None;

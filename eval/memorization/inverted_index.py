@@ -1,5 +1,4 @@
-"""
-An inverted index of the training stories: which of them hold a given pair of words.
+"""An inverted index of the training stories: which of them hold a given pair of words.
 
     segments = open_index(Dataset("data/tinystories-bpe", "train"))    # builds what is missing
 
@@ -72,9 +71,8 @@ def story_text(data, tokenizer, i):
 
 
 def token_blocks(data, first, last, tokens=BLOCK):
-    """
-    Yield the tokens of stories first to last of a Dataset, uint16, in blocks of about `tokens` that
-    end with a story; of Instruct records, <|endoftext|> and the story.
+    """Yield the tokens of stories first to last of a Dataset, uint16, in blocks of about `tokens`
+    that end with a story; of Instruct records, <|endoftext|> and the story.
     """
     while first < last:
         start = data.starts[first]
@@ -97,9 +95,8 @@ def token_blocks(data, first, last, tokens=BLOCK):
 
 
 class ChunkNumbering:
-    """
-    Numbers the chunks of stories, the text between blanks, straight from their tokens: a chunk is
-    decoded and cut into words once, not at each of its occurrences.
+    """Numbers the chunks of stories, the text between blanks, straight from their tokens: a chunk
+    is decoded and cut into words once, not at each of its occurrences.
 
     texts: the chunks by number; 0 is <|endoftext|>, "".
     """
@@ -114,8 +111,7 @@ class ChunkNumbering:
         self.known = {tokenizer.eot.to_bytes(2, "little"): 0}  # numbers by the bytes of the tokens
 
     def numbers(self, ids):
-        """
-        The numbers of the chunks of stories, int64, in order. ids: uint16, their tokens. A chunk
+        """The numbers of the chunks of stories, int64, in order. ids: uint16, their tokens. A chunk
         may hold blanks, even inside: only what stands between two blanks must not be cut.
         """
         import pyarrow  # half a second to import
@@ -134,8 +130,7 @@ class ChunkNumbering:
 
 
 def word_stream(numbers, texts):
-    """
-    (stream, word counts, words) of stories, see the head of this file.
+    """(stream, word counts, words) of stories, see the head of this file.
 
     numbers: of their chunks in order, a list of arrays of whole stories. texts: of the chunks.
     """
@@ -186,9 +181,7 @@ def invert(stream, size):
 
 
 def build(data_folder, split, block):
-    """
-    Make a segment, whole or not at all. block: (first story, last story, the segment's folder).
-    """
+    """Make a segment, whole or not at all. block: (first story, last story, segment folder)."""
     first, last, folder = block
     data = Dataset(data_folder, split)
     chunks = ChunkNumbering(Tokenizer.load(data.folder))
@@ -213,8 +206,7 @@ def build(data_folder, split, block):
 
 
 class Segment:
-    """
-    A segment opened: the arrays of its folder by their names, and `words`, a list.
+    """A segment opened: the arrays of its folder by their names, and `words`, a list.
 
     size: of its word numbers, with 0. stories: how many it has. Raises UserError where a file is
     missing or does not fit the others.
@@ -241,8 +233,7 @@ class Segment:
 
 
 def open_index(data, workers=0):
-    """
-    The Segments of a Dataset in order, a list; the missing ones are built first.
+    """The Segments of a Dataset in order, a list; the missing ones are built first.
 
     workers: processes that build; 0: one per core, four at most.
     """

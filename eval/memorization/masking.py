@@ -1,5 +1,4 @@
-"""
-Masks names and nouns, so that a story retold with other names and things counts as the same.
+"""Masks names and nouns, so that a story retold with other names and things counts as the same.
 
     masked = masked_words(index)     # bool (words + 1,), by the index's word numbers
     is_masked("kite")                # True
@@ -23,8 +22,7 @@ MASK = "<noun>"  # no word: words_and_marks would cut it up
 
 
 def is_masked(word, counts=None):
-    """
-    Whether a word is masked.
+    """Whether a word is masked.
 
     counts: its occurrences inside a sentence of the training stories, and those capitalized; None
     of a word that they do not have: if it is in no dictionary either, it is taken for a name.

@@ -1,5 +1,4 @@
-"""
-The training story nearest to a text, exactly, among millions in milliseconds.
+"""The training story nearest to a text, exactly, among millions in milliseconds.
 
     index = StoryIndex(Dataset("data/tinystories-bpe", "train"))
     index.nearest(words_and_marks(text))      # NearestStory(matched=31, bigrams=120, story=20413)
@@ -39,8 +38,7 @@ class NearestStory(NamedTuple):
 
 
 class StoryIndex:
-    """
-    The training stories of a Dataset, searchable by their words; the index is built if missing.
+    """The training stories of a Dataset, searchable by their words; the index is built if missing.
 
     Attributes: data, tokenizer, segments, firsts (each segment's first story), numbers ({word: 1,
     2, ...} over all segments), local (segments, words + 1): a word's number in each segment, or 0.
@@ -63,9 +61,8 @@ class StoryIndex:
         return "" if i is None else story_text(self.data, self.tokenizer, i)
 
     def nearest(self, words):
-        """
-        The NearestStory to a text of these words (words_and_marks): the first of several as near,
-        (0, n, None) where no story holds a bigram of it.
+        """The NearestStory to a text of these words (words_and_marks): the first of several as
+        near, (0, n, None) where no story holds a bigram of it.
         """
         ids = np.array([self.numbers.get(word, 0) for word in words], np.int64)
         bigrams, weights = np.unique(
@@ -79,9 +76,8 @@ class StoryIndex:
 
 
 def nearest_in_segment(segment, first, second, weights, best):
-    """
-    (matched bigrams, story) of the first story of a segment that holds most of these bigrams; None
-    unless it holds more than `best`.
+    """(matched bigrams, story) of the first story of a segment that holds most of these bigrams;
+    None unless it holds more than `best`.
 
     first, second: (bigrams,) int64, the segment's numbers of their words. weights: occurrences.
     """

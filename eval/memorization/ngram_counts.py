@@ -1,5 +1,4 @@
-"""
-How often each n-gram of some texts occurs in a corpus, and each text's longest match in it.
+"""How often each n-gram of some texts occurs in a corpus, and each text's longest match in it.
 
     counter = NgramCounter([[5, 3, 5], [3, 5, 7]])  # texts; words are numbers from 1
     counter.add(np.array([0, 3, 5, 7, 0, 5, 3]))    # a corpus, a 0 before each story; or in parts
@@ -20,8 +19,7 @@ POSITIONS = 1 << 19  # positions of the corpus in one step: their arrays fit a c
 
 
 def look_up(queries, values):
-    """
-    Which of the values each query is, from 1; 0 where it is none: int64 (queries,).
+    """Which of the values each query is, from 1; 0 where it is none: int64 (queries,).
 
     queries, values: uint64 arrays, the values all different.
     """
@@ -63,9 +61,8 @@ class NgramCounter:
             self.codes.append(codes)
 
     def add(self, corpus):
-        """
-        Count the n-grams of a corpus, or of a part of one that ends with a story: an int array of
-        the texts' word numbers, 0 between stories and for words that no text has.
+        """Count the n-grams of a corpus, or of a part of one that ends with a story: an int array
+        of the texts' word numbers, 0 between stories and for words that no text has.
         """
         longest = min(MAX_N, int(self.lengths.max(initial=0)))
         for first in range(0, len(corpus), POSITIONS):
@@ -108,9 +105,8 @@ class NgramCounter:
             text_at, at, n = text_at[same], at[same], n + 1
 
     def counts(self, n):
-        """
-        The occurrences in the corpus of each text's n-grams: a list of int64 (length - n + 1,); n
-        is at most MAX_N.
+        """The occurrences in the corpus of each text's n-grams: a list of int64 (length - n + 1,);
+        n is at most MAX_N.
         """
         self._number(n)
         counts = self.occurrences[n - 1][self.numbers[n - 1]]
@@ -118,9 +114,8 @@ class NgramCounter:
         return [counts[i:j] for i, j in zip(self.starts, ends, strict=True)]
 
     def longest_matches(self):
-        """
-        Of each text, (words of its longest match, first word of the first such match): the longest
-        sequence of its words that occurs in the corpus; (0, 0) where no word does.
+        """Of each text, (words of its longest match, first word of the first such match): the
+        longest sequence of its words that occurs in the corpus; (0, 0) where no word does.
         """
         matched = self.matched.copy()
         for n, (numbers, counts) in enumerate(zip(self.numbers, self.occurrences, strict=True), 1):

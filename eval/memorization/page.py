@@ -1,8 +1,7 @@
-"""
-Plots of eval.diversity's results, and a page of the completions nearest to a training story.
+"""Plots of eval.diversity's results, and a page of the completions nearest to a training story.
 
-    plot(results, "diversity.png")         # results: what eval/diversity.json holds
-    html = render(lines, results)          # lines: of diversity.jsonl, of one model
+plot(results, "diversity.png")         # results: what eval/diversity.json holds
+html = render(lines, results)          # lines: of diversity.jsonl, of one model
 """
 
 from pathlib import Path
@@ -22,9 +21,8 @@ _KINDS = {"exact": "an exact copy", "template": "a simple template", "no_copy": 
 
 
 def render(lines, results):
-    """
-    The HTML page of one model's SHOWN completions nearest to a training story, those too short to
-    judge last, each beside its beginning, the original continuation and that story.
+    """The HTML page of one model's SHOWN completions nearest to a training story, those too short
+    to judge last, each beside its beginning, the original continuation and that story.
     """
     model, temperature = lines[0]["model"], f"{lines[0]['temperature']:g}"
     nearest = results["sets"][f"{model} at {temperature}"]["rouge_nearest"]

@@ -1,5 +1,4 @@
-"""
-Prompts that test what a model knows, with right and wrong continuations of them.
+"""Prompts that test what a model knows, with right and wrong continuations of them.
 
     paper()                  the paper's 24: context tracking, reasoning, facts
     made(200, seed=1)        for models of storybook.py: facts of its own stories
@@ -159,9 +158,9 @@ It was winter and cold outside so his mother told him, "You should
 
 
 def made(count, seed):
-    """
-    `count` prompts of kind context from storybook.py's stories, one of each: it ends before a name
-    or a thing that the story has mentioned; the wrong one is another of its kind, new to the story.
+    """`count` prompts of kind context from storybook.py's stories, one of each: it ends before a
+    name or a thing that the story has mentioned; the wrong one is another of its kind, new to the
+    story.
     """
     rng, prompts = random.Random(seed), []
     kinds = [words for name, words in storybook.VALUES.items() if name != "Y"]

@@ -1,5 +1,4 @@
-"""
-Held-out stories with one thing broken: what a model that has learned English would not write.
+"""Held-out stories with one thing broken: what a model that has learned English would not write.
 
     questions = make(texts, 300, seed=1)      # of each kind, from a list of stories
     questions[0].prompt     # Prompt("grammar", "... and they", ((" were sad.", " was sad."),))

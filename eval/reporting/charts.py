@@ -1,5 +1,4 @@
-"""
-The report's figures, as SVG that takes the colors of the page: dark on light, or light on dark.
+"""The report's figures, as SVG that takes the colors of the page: dark on light, or light on dark.
 
     svg = chart(lambda axes: axes.plot([1, 2], [3, 4]), xlabel="tokens", ylabel="loss")
     svg = lines({"64-2-4": [(1e6, 3.1), (2e6, 2.9)]}, xlabel="tokens", ylabel="loss")
@@ -53,8 +52,7 @@ def _save(out, draws, size, labels, style, **options):
 
 
 def chart(*draws, size=(7, 3.6), **labels):
-    """
-    One SVG, a str, with a panel for each function draw(axes).
+    """One SVG, a str, with a panel for each function draw(axes).
 
     labels: of axes.set, the same for all panels, or a list with one for each.
     """
@@ -121,8 +119,7 @@ def draw_lines(series, log=True, style="-"):
 
 
 def draw_intervals(rows, positions, ticks=()):
-    """
-    Draw {name: {key: interval}} as a line a name with error bars, at positions, {key: x}, on a
+    """Draw {name: {key: interval}} as a line a name with error bars, at positions, {key: x}, on a
     logarithmic scale. ticks: of the x axis, instead of matplotlib's own.
     """
 

@@ -1,5 +1,4 @@
-"""
-The paper's claims as numbers with intervals, each with a verdict.
+"""The paper's claims as numbers with intervals, each with a verdict.
 
     for claim in evaluate_claims(study):      # a results.Study
         print(claim.text, claim.verdict)  # "Grammar is learned before consistency", "holds"

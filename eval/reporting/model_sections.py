@@ -1,6 +1,5 @@
-"""
-The report's sections about the models: sizes, losses, scores, claims, scaling, heads. Each function
-of a results.Study returns blocks of page.py.
+"""The report's sections about the models: sizes, losses, scores, claims, scaling, heads. Each
+function of a results.Study returns blocks of page.py.
 """
 
 from collections import Counter

@@ -1,5 +1,4 @@
-"""
-What the report is made of: sections of paragraphs, tables, figures and stories, as plain data.
+"""What the report is made of: sections of paragraphs, tables, figures and stories, as plain data.
 
     Section("losses", "Loss", [text("..."), figure(svg, "..."), table("...", head, rows)])
 

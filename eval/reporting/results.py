@@ -1,5 +1,4 @@
-"""
-Read back what a study has made: its runs, their losses, and the results of every evaluation.
+"""Read back what a study has made: its runs, their losses, and the results of every evaluation.
 
     study = read_study("out/study_small")
     run = study.grid[0]
@@ -131,8 +130,7 @@ def _read_lines(path):
 
 
 def read_run(folder):
-    """
-    The Run of a run folder, which is named [kind-]width-layers-heads-s<seed>.
+    """The Run of a run folder, which is named [kind-]width-layers-heads-s<seed>.
 
     None where the folder is missing or damaged.
     """

@@ -1,5 +1,4 @@
-"""
-The scaling law of a grid: loss against compute, the best model for each budget, and a power law.
+"""The scaling law of a grid: loss against compute, the best model for each budget, and a power law.
 
     fit(curves)     # {size: (parameters, [[(tokens, loss)], ...])}: one curve for each seed
 
@@ -24,9 +23,8 @@ BUDGETS = 32
 
 
 def losses_at(curves, budgets):
-    """
-    The loss of each curve at each budget of FLOPs, float64 (curves, budgets): interpolated in log
-    FLOPs between two evaluations, nan outside of the curve.
+    """The loss of each curve at each budget of FLOPs, float64 (curves, budgets): interpolated in
+    log FLOPs between two evaluations, nan outside of the curve.
 
     curves: [(FLOPs, loss), ...] each, ascending.
     """
@@ -38,9 +36,8 @@ def losses_at(curves, budgets):
 
 
 def envelope(losses):
-    """
-    (lowest loss of any model at each budget, float64 (budgets,), inf where there is none; index of
-    that model, int (budgets,), -1 where the loss is no lower than at a smaller budget).
+    """(lowest loss of any model at each budget, float64 (budgets,), inf where there is none; index
+    of that model, int (budgets,), -1 where the loss is no lower than at a smaller budget).
 
     losses: (models, budgets), nan where there is none.
     """
@@ -71,8 +68,7 @@ def exponents(losses, parameters, budgets):
 
 
 def fit(curves, seed=0):
-    """
-    {"alpha", "a": intervals, None where nothing can be fitted; "log_b": float; "n": curves;
+    """{"alpha", "a": intervals, None where nothing can be fitted; "log_b": float; "n": curves;
     "budgets": [{"flops", "loss", "size", "tokens"}]}, or None for fewer than two sizes.
 
     curves: as above. With one seed each, "low" and "high" of an interval are None.

@@ -1,5 +1,4 @@
-"""
-The scores of a grid of models, resampled, to take differences and slopes of.
+"""The scores of a grid of models, resampled, to take differences and slopes of.
 
     scores = Scores(study.grid)               # results.Runs
     scores.draws["plot"]                      # (sizes, 1 + ROUNDS): the estimate, then resamples
@@ -25,8 +24,7 @@ GRADES = ("grammar", "consistency", "plot", "creativity")  # that a judge gives
 
 
 class Scores:
-    """
-    The relative scores of a grid. sizes: [Size]; draws: {kind: float64 (sizes, 1 + ROUNDS)}, the
+    """The relative scores of a grid. sizes: [Size]; draws: {kind: float64 (sizes, 1 + ROUNDS)}, the
     estimate first; counts: {kind: number of questions}; judge: the model that graded, "" for none;
     seed_note: ONE_SEED where a size has only one run, else "".
     """
@@ -62,8 +60,7 @@ class Scores:
         return dict(zip(self.sizes, self.draws[kind], strict=True)) if kind in self.draws else {}
 
     def slopes(self, kind):
-        """
-        {"width", "layers": (1 + ROUNDS,)}: what a kind gains from twice the width and from twice
+        """{"width", "layers": (1 + ROUNDS,)}: what a kind gains from twice the width and from twice
         the layers, the other fixed. [nan] for too few sizes, or where both grow together.
         """
         x = np.array([[1, np.log2(s.width), np.log2(s.layers)] for s in self.sizes])
@@ -73,9 +70,8 @@ class Scores:
         return {"width": width, "layers": layers}
 
     def slope(self, kind, chosen):
-        """
-        (1 + ROUNDS,): what a kind gains from twice the parameters, among the sizes with the indices
-        `chosen`, int (n,). [nan] for fewer than two.
+        """(1 + ROUNDS,): what a kind gains from twice the parameters, among the sizes with the
+        indices `chosen`, int (n,). [nan] for fewer than two.
         """
         if kind not in self.draws or len(chosen) < 2:
             return np.array([np.nan])
@@ -97,9 +93,8 @@ def relative_answers(run):
 
 
 def relative_grades(run):
-    """
-    {grade: float64 (beginnings,)} of a judge, relative: means over the completions of a beginning,
-    nan where no reply could be read.
+    """{grade: float64 (beginnings,)} of a judge, relative: means over the completions of a
+    beginning, nan where no reply could be read.
     """
     lines, relative = run.results.get("grades") or (), {}
     beginnings = sorted({line["number"][0] for line in lines})

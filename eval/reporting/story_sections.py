@@ -1,5 +1,4 @@
-"""
-The report's sections about what models generate: stories, knowledge, copies, heads and neurons,
+"""The report's sections about what models generate: stories, knowledge, copies, heads and neurons,
 Syn, Reward. Each function of a results.Study returns blocks of page.py.
 """
 

@@ -1,5 +1,4 @@
-"""
-The jobs of a study: each is a command that leaves an output file, and the jobs it needs first.
+"""The jobs of a study: each is a command that leaves an output file, and the jobs it needs first.
 
     plan_jobs(settings, {"batch_size": 32, ...})     # eval.study's settings, and train.py's recipe
 
@@ -150,8 +149,7 @@ class Plan:
         return Model(label, out, (out,), (job,))
 
     def evaluate(self, script, model, *words, needs=(), cost=0.1):
-        """
-        Evaluate a Model; returns [the name of the job], or [] for one that only a judge can do.
+        """Evaluate a Model; returns [the name of the job], or [] for one that only a judge can do.
 
         script: a name of SCRIPTS, such as "eval.judge paper". needs: further jobs that come first.
         cost: how long it takes, as a fraction of training a small model.

@@ -1,5 +1,4 @@
-"""
-What a study has done: out/<study>/study.json, a row for each of its jobs.
+"""What a study has done: out/<study>/study.json, a row for each of its jobs.
 
     state = StudyState(settings, jobs)      # eval.study's settings, and study_jobs.plan_jobs
     state.status["train 64-2-4-s1"]         # "done"
@@ -35,9 +34,8 @@ def digest(output):
 
 
 class StudyState:
-    """
-    The file out/<study>/study.json: the study's settings, and a row for each of its jobs, with the
-    hash of its command and the status and hash of its output. It is written at each change.
+    """The file out/<study>/study.json: the study's settings, and a row for each of its jobs, with
+    the hash of its command and the status and hash of its output. It is written at each change.
 
     jobs: {name: Job}. rows: {name: row of the file}. other_jobs: rows of jobs that an earlier call
     planned and this one does not; they are kept.

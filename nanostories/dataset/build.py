@@ -1,5 +1,4 @@
-"""
-Build a data folder from sources of stories: tokenizer, cleaned and encoded stories, duplicates,
+"""Build a data folder from sources of stories: tokenizer, cleaned and encoded stories, duplicates,
 shards and manifest. prepare.py and synonyms.py call it.
 
     tokenizer = make_tokenizer("bpe", 4096, Source("train.txt"))
@@ -79,8 +78,7 @@ def build_dataset(
     out, train, val, tokenizer, held_out=(), workers=0, seed=0, val_fraction=0.0,
     add_files=None, manifest=None,
 ):  # fmt: skip
-    """
-    Write the data folder `out`, see shards.py; it replaces an older one when it is complete.
+    """Write the data folder `out`, see shards.py; it replaces an older one when it is complete.
 
     train, val: Sources; without val, val_fraction of train's stories are held out, by their hashes.
     held_out: names of Instruct fields that never occur together in one train instruction. workers:
@@ -178,8 +176,7 @@ def progress(results, source):
 
 
 def find_duplicates(val, train):
-    """
-    What to drop of two Writers, uint8 arrays (val stories,), (train stories,): 0 keeps a story,
+    """What to drop of two Writers, uint8 arrays (val stories,), (train stories,): 0 keeps a story,
     IN_VAL is a train story that is in val too, DUPLICATE any other that an equal one precedes.
     """
     hashes = np.concatenate([val.hashes(), train.hashes()]).view("S16")[:, 0]

@@ -1,5 +1,4 @@
-"""
-Clean stories: repair their encoding, drop those that are empty or cut off, and hash the rest.
+"""Clean stories: repair their encoding, drop those that are empty or cut off, and hash the rest.
 
 Only the encoding is repaired: cp1252 read as UTF-8 or the reverse, stray bytes, lone surrogates.
 Quotes, ligatures, HTML and line ends stay as they are.
@@ -54,8 +53,7 @@ def _is_whole(story, counts):
 
 
 def clean_record(text, seed, counts):
-    """
-    The instruct.Record of a text, or one that `seed` makes of StoryFacts; None to drop it.
+    """The instruct.Record of a text, or one that `seed` makes of StoryFacts; None to drop it.
 
     counts: as of `clean`, and "unreadable" (no record), "trailing" (a field after the story).
     """
@@ -84,9 +82,8 @@ def fix_facts(facts, counts):
 
 
 def clean_all(texts, counts, seed=None):
-    """
-    Those of `texts` (as of readers.texts) that are kept, cleaned: a list of str; with a seed, they
-    are Instruct records or StoryFacts to make some of: a list of instruct.Record.
+    """Those of `texts` (as of readers.texts) that are kept, cleaned: a list of str; with a seed,
+    they are Instruct records or StoryFacts to make some of: a list of instruct.Record.
     """
     if seed is None:
         cleaned = (clean(text, counts) for text in texts)

@@ -10,8 +10,7 @@ from nanostories.dataset.shards import STORY
 
 
 class Encoder:
-    """
-    Cleans and tokenizes a block.
+    """Cleans and tokenizes a block.
 
     seed: of the hashes and of the instructions that are made. records: the texts are Instruct
     records, whose answer is the story.
@@ -21,8 +20,7 @@ class Encoder:
         self.tokenizer, self.seed, self.records = tokenizer, seed, records
 
     def __call__(self, block, held_out=(), val_limit=0):
-        """
-        (tokens, index, counts) of a block: the first two as of shards.Writer.add, and a Counter.
+        """(tokens, index, counts) of a block: the first two as of shards.Writer.add, and a Counter.
 
         held_out: names of Instruct fields that never occur together in one train instruction. A
         story is in val if the first 8 bytes of its hash are below val_limit.

@@ -1,5 +1,4 @@
-"""
-The record of TinyStories-Instruct: an instruction, and a story that follows it.
+"""The record of TinyStories-Instruct: an instruction, and a story that follows it.
 
     Features: Dialogue, BadEnding
     Words: come, road, sad
@@ -190,8 +189,7 @@ def facts_from_json(story, row):
 
 
 def make_record(facts, seed):
-    """
-    A Record of a story, a pure function of the seed and its StoryFacts: a random subset of its
+    """A Record of a story, a pure function of the seed and its StoryFacts: a random subset of its
     fields, by FIELD_PROBABILITIES but at least one, in random order.
 
     Unknown words are made up of a verb, a noun and an adjective of the story, unknown features of

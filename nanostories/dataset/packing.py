@@ -1,12 +1,12 @@
-"""
-Packed batches: rows of whole stories, made from the tokens on disk.
+"""Packed batches: rows of whole stories, made from the tokens on disk.
 
-    batches = PackedDataLoader(data, eot, block_size=512, row_tokens=1024, batch_size=8, seed=1337)
-    batch = batches[0]                                  # a pure function of the seed and the number
-    for batch in batches.stream([(0, 8), (8, 16)]): ... # any rows, prepared ahead in a thread
+    loader = PackedDataLoader(data, eot, block_size=512, row_tokens=1024, batch_size=8, seed=1337)
+    batch = loader[0]                                   # a pure function of the seed and the number
+    for batch in loader.stream([(0, 8), (8, 16)]): ...  # any rows, planned ahead in a thread
 
-A token attends only within its own story, and positions count from the story's first token, so a
-packed batch computes exactly what one story a row would, without the padding.
+A chunk is a whole story, or a part of one that is longer than block_size. A token attends only
+within its own chunk, and positions count from the chunk's first token, so a packed batch computes
+exactly what one chunk a row would, without the padding.
 """
 
 import bisect
@@ -30,34 +30,34 @@ from nanostories.dataset.workers import in_order
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of whole stories, four tensors of shape (B, row_tokens)."""
+    """Rows of several chunks, four tensors of shape (B, row_tokens)."""
 
     tokens: torch.Tensor  # int64
     targets: torch.Tensor  # int64, the next token; IGNORE_INDEX where no loss is computed
-    positions: torch.Tensor  # int64, from 0 in each story
-    doc_start: torch.Tensor  # int32, the column where the token's story begins
+    positions: torch.Tensor  # int64, from 0 in each chunk
+    doc_start: torch.Tensor  # int32, the column where the token's chunk begins
     target_count: int  # targets that are not IGNORE_INDEX
 
 
 class PackedDataLoader:
-    """
-    The packed batches of a split. Batch number i is a pure function of (seed, i).
+    """The packed batches of a split. Batch number i depends on the arguments and i alone.
 
     A story of n tokens, <|endoftext|> in front included, gives n inputs and n targets; the last
     target is <|endoftext|>. A longer story than block_size is cut into chunks that begin `stride`
     tokens apart, each with positions from 0. Loss is computed only on targets that no earlier chunk
-    has, so every token is a target once. Training uses stride = block_size (also 0), evaluation
-    half of it, for context.
+    has, so every token is a target once. Training uses stride = block_size (0 means that),
+    evaluation half of it, for context.
 
-    Chunks fill rows of row_tokens by best fit decreasing, 1,024 chunks at a time. Each epoch has
-    its own order of the rows, and the epochs make one endless stream of rows. Batch i is rows
-    i * batch_size to (i + 1) * batch_size - 1 of it. With shuffle=False rows come once, in order.
+    Chunks fill rows of row_tokens once, by best fit decreasing, 1,024 chunks at a time. Each epoch
+    visits the rows in an order of its own, and the epochs make one endless stream of rows. Batch i
+    is rows i * batch_size to (i + 1) * batch_size - 1 of it. With shuffle=False rows come once, as
+    they were filled.
 
     data: a Dataset. eot: the id of <|endoftext|>. answers: int64 (stories,); if given, only targets
     from that token of each story on count (the story of an Instruct record). device: where batches
     are made. A GPU keeps the corpus too, as uint16, if that takes at most a tenth of its memory;
-    then only the place and length of each chunk are copied. Raises UserError if row_tokens is less
-    than block_size.
+    then only the table of chunks is copied, four numbers a chunk. Raises UserError if row_tokens is
+    less than block_size.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class PackedDataLoader:
         chunks = split_into_chunks(data.starts, block_size, stride or block_size, answers)
         order = np.random.default_rng([seed, 0]).permutation(chunks.shape[1])
         rows = pack(chunks[1], order if shuffle else np.sort(order), row_tokens)
-        self.chunks = chunks[:, np.concatenate(rows)]  # (4, chunks), row after row
+        # (4, chunks), row after row: offset, length, skip, is_end; see split_into_chunks
+        self.chunks = chunks[:, np.concatenate(rows)]
         self.row_ends = np.cumsum([len(row) for row in rows])  # row i: chunks up to row_ends[i]
         self.num_rows = len(rows)
         _, length, skip, _ = self.chunks
@@ -79,17 +80,19 @@ class PackedDataLoader:
         self.row_targets = np.diff(np.cumsum(length - skip)[self.row_ends - 1], prepend=0)
         self.longest_chunk = int(length.max())  # in tokens
         self.padding = 1 - length.sum() / (self.num_rows * row_tokens)  # fraction of all positions
-        self.mean_context = float(length / length.sum() @ length) / 2  # tokens before a token
+        # Tokens before a token, on average over all tokens: sum(length^2) / sum(length) / 2.
+        self.mean_context = float(length / length.sum() @ length) / 2
         self.device = torch.device(device)
         self.device_tokens = None
         if self.device.type == "cuda":
             memory = torch.cuda.get_device_properties(self.device).total_memory
-            if 2 * data.tokens < memory / 10:
+            if 2 * data.tokens < memory / 10:  # two bytes a token
                 self.device_tokens = self._load_to_device()
+        # Of this loader, the orders of two epochs: a batch may cross from one into the next.
         self._epoch_order = functools.lru_cache(2)(self._epoch_order)
 
     def _load_to_device(self):
-        """All tokens on the device, as the int16 that torch can gather, and one zero behind."""
+        """All tokens on the device as int16, for torch cannot index uint16; one zero at the end."""
         shards = [torch.from_numpy(np.array(shard)).view(torch.int16) for shard in self.data.shards]
         return torch.cat([*shards, torch.zeros(1, dtype=torch.int16)]).to(self.device)
 
@@ -135,10 +138,12 @@ class PackedDataLoader:
             yield from (self._make_batch(*plan) for plan in plans)
 
     def _plan(self, first, last):
-        """
-        The arguments of `_make_batch` for these rows: chunks (4, n) that fill them, padding being a
-        chunk that skips all of its targets; the tokens that their offsets point into, int16 bits of
-        uint16, or None where the corpus is on the device; number of rows; target count.
+        """The arguments of `_make_batch` for these rows:
+
+        chunks (4, n): offset, length, skip, is_end of the chunks that fill the rows; padding is a
+            chunk that skips all of its targets
+        tokens: what the offsets point into, int16 bits of uint16; None where they are on the device
+        the number of rows, and of targets
         """
         columns, rows = [], self._rows(first, last)
         for row in rows:
@@ -148,7 +153,8 @@ class PackedDataLoader:
         chunks = np.concatenate(columns, axis=1)
         tokens = None
         if self.device_tokens is None:
-            # One token more than inputs, the last target; there is none after <|endoftext|>.
+            # Read length + 1 tokens: the last one is the last target. A story's last chunk needs
+            # no extra one, its last target being <|endoftext|>. Padding reads nothing.
             sizes = (chunks[1] + 1 - chunks[3]) * (chunks[1] > chunks[2])
             parts = [self.data.read(at, n) for at, n in zip(chunks[0], sizes, strict=True) if n]
             chunks[0] = (np.cumsum(sizes) - sizes) * (sizes > 0)
@@ -157,7 +163,7 @@ class PackedDataLoader:
         return self._pin(torch.from_numpy(chunks)), tokens, len(rows), self.row_targets[rows].sum()
 
     def _pin(self, tensor):
-        """For a GPU the tensor in pinned memory, which it copies from without blocking."""
+        """The tensor, for a GPU in pinned memory: so copying it does not block."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def _make_batch(self, chunks, tokens, rows, target_count):
@@ -165,19 +171,21 @@ class PackedDataLoader:
         chunks = chunks.to(self.device, non_blocking=True)
         tokens = self.device_tokens if tokens is None else tokens.to(self.device, non_blocking=True)
         size = rows * self.row_tokens
-        offset, length, skip, last = chunks  # each (n,)
+        offset, length, skip, is_end = chunks  # each (n,)
         begin = length.cumsum(0) - length  # where each chunk begins in the rows, laid end to end
-        chunk = torch.repeat_interleave(length, output_size=size)  # (size,) the chunk of each token
+        # (size,) the chunk of each token: 0, 0, 0, 1, 1, ... Given its size, no GPU has to wait.
+        chunk = torch.repeat_interleave(length, output_size=size)
         position = torch.arange(size, device=self.device) - begin[chunk]
-        real = (skip < length)[chunk]
-        position = position.where(real, 0)  # padding is <|endoftext|> at position 0
+        not_padding = (skip < length)[chunk]
+        position = position.where(not_padding, 0)  # padding is <|endoftext|> at position 0
         source = offset[chunk] + position
-        following = tokens[source + 1].long() & 0xFFFF
-        ends = last.bool()[chunk] & (position == length[chunk] - 1)
-        targets = following.where(~ends, self.eot).where(position >= skip[chunk], IGNORE_INDEX)
+        next_token = tokens[source + 1].long() & 0xFFFF  # the bits as uint16 again
+        # After a story comes <|endoftext|>: put in, for not every story is followed by another.
+        is_last = is_end.bool()[chunk] & (position == length[chunk] - 1)
+        targets = next_token.where(~is_last, self.eot).where(position >= skip[chunk], IGNORE_INDEX)
         shape = (rows, self.row_tokens)
         return Batch(
-            tokens=(tokens[source].long() & 0xFFFF).where(real, self.eot).view(shape),
+            tokens=(tokens[source].long() & 0xFFFF).where(not_padding, self.eot).view(shape),
             targets=targets.view(shape),
             positions=position.view(shape),
             doc_start=(begin % self.row_tokens).int()[chunk].view(shape),
@@ -186,35 +194,35 @@ class PackedDataLoader:
 
 
 def split_into_chunks(starts, block_size, stride, answers=None):
-    """
-    Chunks of at most block_size tokens that begin `stride` tokens apart in each story.
+    """Chunks of at most block_size tokens that begin `stride` tokens apart in each story.
 
     starts: int64 (stories + 1,), the last the end of all. answers: int64 (stories,) or None, the
     token of each story that is the first target to count. Returns int64 (4, chunks): offset of the
     first token; length; skip, how many of the first targets an earlier chunk has or `answers`
-    excludes; last, 1 if the last target is the story's <|endoftext|>. A chunk without a target that
-    counts is left out.
+    excludes; is_end, 1 if the last target is the story's <|endoftext|>. A chunk without a target
+    that counts is left out.
     """
-    length = np.diff(starts)
-    chunks = 1 + -(-np.maximum(length - block_size, 0) // stride)  # of each story
-    story = np.repeat(np.arange(len(length)), chunks)
-    number = np.arange(len(story)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
-    begin = number * stride
-    end = np.minimum(begin + block_size, length[story])
+    story_length = np.diff(starts)
+    chunks_per_story = 1 + -(-np.maximum(story_length - block_size, 0) // stride)
+    story = np.repeat(np.arange(len(story_length)), chunks_per_story)  # of each chunk
+    first_chunk = np.repeat(np.cumsum(chunks_per_story) - chunks_per_story, chunks_per_story)
+    number = np.arange(len(story)) - first_chunk  # of the chunk within its story
+    begin = number * stride  # in the story, as end
+    end = np.minimum(begin + block_size, story_length[story])
     skip = np.where(number > 0, block_size - stride, 0)
     if answers is not None:
         # The answer's first token is the target of the token before it.
         skip = np.maximum(skip, answers[story] - 1 - begin)
-    chunks = np.stack([starts[story] + begin, end - begin, skip, end == length[story]])
+    is_end = end == story_length[story]
+    chunks = np.stack([starts[story] + begin, end - begin, skip, is_end])
     return chunks[:, skip < end - begin]
 
 
 def pack(length, order, row_tokens, window=1024):
-    """
-    Rows of at most row_tokens tokens: best fit decreasing among `window` chunks at a time.
+    """Rows of at most row_tokens tokens: best fit decreasing among `window` chunks at a time.
 
     length: int (chunks,). order: int (chunks,), the chunks as drawn. Returns a list of rows, each a
-    list of chunk numbers.
+    list of chunk numbers. Each window begins new rows: only chunks drawn together share one.
     """
     rows = []
     for first in range(0, len(order), window):
@@ -234,8 +242,9 @@ def pack(length, order, row_tokens, window=1024):
 
 
 def split_rows_across_ranks(rows, batch_size, rank, world_size):
-    """
-    The rows of a step that one rank computes: a list of (first, last), one for each forward pass.
+    """The rows of a step that one rank computes: a list of (first, last), one for each micro-batch.
+
+    They are numbered from 0 in the step, and `last` is not included.
 
     Ranks, and the passes of a rank, differ by a row at most; no pass has more than batch_size rows.
     Together the ranks compute the same rows, whatever world_size is.
@@ -248,7 +257,7 @@ def split_rows_across_ranks(rows, batch_size, rank, world_size):
 
 @dataclass
 class PaddedBatch:
-    """Prompts with their completions, a row each, padded behind."""
+    """Prompts with their completions, a row each, padded on the right (for reward training)."""
 
     tokens: torch.Tensor  # int64 (N, T)
     targets: torch.Tensor  # int64 (N, T), IGNORE_INDEX outside the completion
@@ -283,13 +292,12 @@ def open_data(settings):
         )
     train, val = (Dataset(settings.dataset, split) for split in ("train", "val"))
     for data in (train, val):
-        data.verify()  # a second for a gigabyte, against days of training on damaged tokens
+        data.verify()  # takes a second a gigabyte; damaged tokens would cost days
     return train, val, Tokenizer.load(settings.dataset)
 
 
 def make_loaders(settings, train, val, tokenizer, device):
-    """
-    (PackedDataLoader of train, PackedDataLoader of val, bytes of the val text that counts).
+    """(PackedDataLoader of train, PackedDataLoader of val, bytes of the val text that is scored).
 
     The bytes are the denominator of bits per byte: UTF-8, and one for each story's separator.
     Raises UserError for loss_on=story where there are no Instruct records.
@@ -298,7 +306,7 @@ def make_loaders(settings, train, val, tokenizer, device):
     val_bytes = val.bytes + val.stories
     if 0 < settings.eval_stories < val.stories:
         val = val.subset(settings.eval_stories)
-        val_bytes = int(tokenizer.token_bytes[val.ids].sum())
+        val_bytes = int(tokenizer.token_bytes[val.ids].sum())  # <|endoftext|> counts as one
     if settings.loss_on == "story":
         train_answers, val_answers = train.answers, val.answers
         if train_answers is None:

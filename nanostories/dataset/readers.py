@@ -1,5 +1,4 @@
-"""
-Read stories from files and from the Hugging Face hub, as blocks of about a megabyte.
+"""Read stories from files and from the Hugging Face hub, as blocks of about a megabyte.
 
     .txt              <|endoftext|> between stories
     .jsonl            a row a line: a string, or an object with its story in "text" or "story"
@@ -48,8 +47,7 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Block:
-    """
-    Consecutive stories of a source: `rows`, or the bytes of the file `path` from start to stop.
+    """Consecutive stories of a source: `rows`, or the bytes of the file `path` from start to stop.
 
     weight: its part of Source.total(), for progress. path: file or source, for errors. rows: str,
     None, or dicts with the story in "text" or "story". last: nothing follows in its file. facts:
@@ -112,8 +110,7 @@ def _text_blocks(path, separator):
 
 
 def texts(block, strict=False):
-    """
-    The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts.
+    """The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts.
 
     A byte that is not UTF-8 becomes a lone surrogate, which cleaning.fix_encoding repairs; with
     `strict` it is an error. Raises UserError for a file or a row that holds no story.

@@ -1,5 +1,4 @@
-"""
-Tokens on disk: how prepare.py writes them and everything else reads them.
+"""Tokens on disk: how prepare.py writes them and everything else reads them.
 
     data = Dataset("data/tinystories-bpe", "train")
     ids = data.story(0)                                     # uint16, <|endoftext|> first
@@ -29,9 +28,8 @@ STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash
 
 
 class Writer:
-    """
-    Writes one split of a data folder: `add` appends stories to temporary files, and `finish`, once
-    the duplicates are known, writes the others to shards. Memory: about 80 bytes a story.
+    """Writes one split of a data folder: `add` appends stories to temporary files, and `finish`,
+    once the duplicates are known, writes the others to shards. Memory: about 80 bytes a story.
     """
 
     def __init__(self, folder, split):
@@ -52,9 +50,8 @@ class Writer:
         return np.fromfile(self.index, STORY)["hash"]
 
     def finish(self, drop, shard_tokens=SHARD_TOKENS, answers=False):
-        """
-        Write the stories whose `drop` is 0 to shards, and where each begins to <split>_stories.npy
-        (answers: and where its answer does to <split>_answer.npy).
+        """Write the stories whose `drop` is 0 to shards, and where each begins to
+        <split>_stories.npy (answers: and where its answer does to <split>_answer.npy).
 
         Returns the split's part of the manifest.
         """
@@ -133,8 +130,7 @@ class InMemoryDataset:
 
 
 class Dataset(InMemoryDataset):
-    """
-    One split, "train" or "val", of a data folder, opened for reading.
+    """One split, "train" or "val", of a data folder, opened for reading.
 
     Attributes: tokens, stories, bytes (counts; UTF-8 bytes of the stories as stored), starts (int64
     (stories + 1,), each story's first token and the end of all), answers (int64 (stories,), the

@@ -1,13 +1,12 @@
-"""
-Where stories come from.
+"""Where stories come from.
 
-    storybook                            the built-in grammar, no network needed
-    tinystories, tinystories-v2,
-    tinystories-instruct                 the real data sets, from the hub at a pinned revision
-    hub:owner/name, hub:owner/name:split any text data set of the hub (column text or story)
-    stories.txt, "data/*.jsonl"          local files: .txt with <|endoftext|> between stories,
-                                         .jsonl, .json, .parquet, TinyStories_all_data.tar.gz
-    instruct:<any of these>              Instruct records made of its stories (instruct.py)
+storybook                            the built-in grammar, no network needed
+tinystories, tinystories-v2,
+tinystories-instruct                 the real data sets, from the hub at a pinned revision
+hub:owner/name, hub:owner/name:split any text data set of the hub (column text or story)
+stories.txt, "data/*.jsonl"          local files: .txt with <|endoftext|> between stories,
+                                     .jsonl, .json, .parquet, TinyStories_all_data.tar.gz
+instruct:<any of these>              Instruct records made of its stories (instruct.py)
 """
 
 import difflib
@@ -114,8 +113,7 @@ class Source:
 
 
 def read(source, **settings):
-    """
-    Yield the texts of a Source(source, **settings) uncleaned; split is "val" by default.
+    """Yield the texts of a Source(source, **settings) uncleaned; split is "val" by default.
 
     Only the stories that instruct:... makes records of are repaired. Raises UserError, also for a
     byte that is not UTF-8.

@@ -1,5 +1,4 @@
-"""
-Tiny children's stories from a seeded grammar that knows the facts of every story it generates.
+"""Tiny children's stories from a seeded grammar that knows the facts of every story it generates.
 
     python -m nanostories.dataset.storybook --count=3            three stories, each with its facts
     python -m nanostories.dataset.storybook --count=3 --seed=7   three others

@@ -1,5 +1,4 @@
-"""
-Reads a story of storybook.py: the facts that its text states, and what contradicts them.
+"""Reads a story of storybook.py: the facts that its text states, and what contradicts them.
 
     find_errors(text)    what is wrong, in plain English; [] for a complete, consistent story
     parse_story(text)    the GeneratedStory of such a text: plot, facts, features, summary
@@ -76,8 +75,7 @@ def _advance(sentence, readings):
 
 
 def _read(text):
-    """
-    (errors, values, nodes) of the best reading of a text.
+    """(errors, values, nodes) of the best reading of a text.
 
     Readings are {last node: (cost, {variable: value}, errors, nodes)}; those that cost little more
     than the best are kept, as later sentences may show which is right.

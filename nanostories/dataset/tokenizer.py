@@ -1,5 +1,4 @@
-"""
-Text to token ids and back, without loss: four byte-level BPE tokenizers in one class.
+"""Text to token ids and back, without loss: four byte-level BPE tokenizers in one class.
 
     gpt2       GPT-2's own, 50,257 tokens (tiktoken downloads its two files once)
     gpt2-10k   10,000 of them, the paper's top-10K idea: the most frequent on the corpus, closed
@@ -52,8 +51,7 @@ MAX_BLANKS = 100_000
 
 
 class Tokenizer:
-    """
-    A tiktoken.Encoding with the name, the size and the separator that the project needs.
+    """A tiktoken.Encoding with the name, the size and the separator that the project needs.
 
     name: one of NAMES. vocab_size: with <|endoftext|>. eot: its id, the last one. ranks: {token
     bytes: id} of all others, in the order of merging. tokens: list of bytes, those of each id.
@@ -78,8 +76,7 @@ class Tokenizer:
         return [i for part in _split_blanks(text) for i in self.encoding.encode_ordinary(part)]
 
     def encode_prompt(self, text):
-        """
-        The ids of a text that a story continues: the first ids of the whole.
+        """The ids of a text that a story continues: the first ids of the whole.
 
         Line ends at the end of a text are split differently from those before a word: GPT-2's
         tokens of " \\n\\n" are " ", "\\n\\n", but before a word they are " ", "\\n", "\\n".
@@ -126,9 +123,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """
-        The tokenizer of a tokenizer.json, or of the folder that holds one: one that `save` wrote,
-        or GPT-2's as the hub has it, also as its older vocab.json.
+        """The tokenizer of a tokenizer.json, or of the folder that holds one: one that `save`
+        wrote, or GPT-2's as the hub has it, also as its older vocab.json.
 
         Raises UserError if the file is missing, damaged or another kind of tokenizer.
         """
@@ -188,8 +184,7 @@ def _split_blanks(text):
 
 
 def build(name, vocab_size=4096, texts=()):
-    """
-    The tokenizer called `name`, or the one saved in the tokenizer.json (or folder) at that path.
+    """The tokenizer called `name`, or the one saved in the tokenizer.json (or folder) at that path.
 
     vocab_size: of bpe, with <|endoftext|>; a small corpus runs out of pairs to merge and gives
     fewer tokens. texts: iterable of str that bpe is trained on and gpt2-10k is counted on. Raises
@@ -239,10 +234,9 @@ def gpt2_ranks():
 
 
 def most_frequent(full, texts, vocab_size):
-    """
-    {token bytes: id} of the vocab_size - 1 tokens of the Tokenizer `full` that `texts` use most, in
-    `full`'s order, closed under merging: with a token come the two that it is merged from, down to
-    bytes.
+    """{token bytes: id} of the vocab_size - 1 tokens of the Tokenizer `full` that `texts` use most,
+    in `full`'s order, closed under merging: with a token come the two that it is merged from, down
+    to bytes.
 
     A closed subset encodes as `full` does wherever it has `full`'s tokens, and splits the others
     into their parts. So it is lossless, unlike a tokenizer that maps rare words to <unk>, as the

@@ -1,8 +1,7 @@
-"""
-A pool of processes that all run one function on the blocks of a source.
+"""A pool of processes that all run one function on the blocks of a source.
 
-    with worker_pool(Encoder(tokenizer), workers=0) as encode:
-        for block, (tokens, index, counts) in encode(source.blocks()): ...
+with worker_pool(Encoder(tokenizer), workers=0) as encode:
+    for block, (tokens, index, counts) in encode(source.blocks()): ...
 """
 
 import contextlib
@@ -29,8 +28,7 @@ def cpu_count():
 
 @contextlib.contextmanager
 def worker_pool(function, workers):
-    """
-    Give a function: (blocks, *args) -> an iterator of (block, function(block, *args)), in order.
+    """Give a function: (blocks, *args) -> an iterator of (block, function(block, *args)), in order.
 
     function: picklable, sent once to each worker. workers: processes, 0 for one a core; 1 runs it
     in this process. Blocks are read only a little ahead. Raises UserError when a worker dies.

@@ -1,5 +1,4 @@
-"""
-A model's forward pass for generation: one token a row, reading a key-value cache.
+"""A model's forward pass for generation: one token a row, reading a key-value cache.
 
     decoder = Decoder(model)                    # or Decoder(model, "bfloat16"), or "int8"
 
@@ -36,8 +35,7 @@ def _linear(weight, bias, dtype):
 
 
 def _int8_linear(weight, bias):
-    """
-    `_linear` with weights of 8 bits: each output row is rounded with a scale of its own.
+    """`_linear` with weights of 8 bits: each output row is rounded with a scale of its own.
 
     A weight takes a quarter of float32's bytes to read; activations are bfloat16.
     """
@@ -63,8 +61,7 @@ def _layer_norm(layer, dtype):
 
 
 class Decoder:
-    """
-    A model's weights laid out for decoding.
+    """A model's weights laid out for decoding.
 
     model: a GPT. dtype: of the matrices, "float32", "bfloat16" (half the bytes) or "int8" (a
     quarter; CPU only). The residual stream and the layer norms are always float32. Raises UserError
@@ -102,8 +99,7 @@ class Decoder:
         self.head = _linear(head, None, weight_dtype)
 
     def hidden(self, tokens, positions, attend):
-        """
-        The last layer's output for one token a row, float32 (N, C).
+        """The last layer's output for one token a row, float32 (N, C).
 
         tokens, positions: (N,) int64. attend(layer, qkv): attention; gets (N, 3 C), returns (N, C).
         """

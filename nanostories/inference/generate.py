@@ -1,5 +1,4 @@
-"""
-Generating stories, many at a time: continuous batching, streaming, beam search.
+"""Generating stories, many at a time: continuous batching, streaming, beam search.
 
     decoder = Decoder(model)
     seeds = request_seeds(1337, len(prompts))
@@ -68,8 +67,8 @@ def available_tokens(decoder, prompt, max_new_tokens=500, max_length=0):
 def stream(
     decoder, prompts, eot, seeds, max_new_tokens=500, max_length=0, batch_size=64, **sampling_kwargs
 ):
-    """
-    Generate a completion for each prompt, `batch_size` at a time; yields the tokens of each step.
+    """Generate a completion for each prompt, `batch_size` at a time; yields the tokens of each
+    step.
 
     prompts: lists of token ids, with <|endoftext|> first where the model expects it. eot: the id
     that ends a story. seeds: one for each prompt. max_length: tokens of prompt and completion,
@@ -109,8 +108,7 @@ def generate(decoder, prompts, eot, seeds, **options):
 
 @torch.no_grad()
 def beam_search(decoder, prompt, eot, beams=5, max_new_tokens=500, max_length=0):
-    """
-    The likeliest Completion that beam search with `beams` hypotheses finds.
+    """The likeliest Completion that beam search with `beams` hypotheses finds.
 
     prompt, eot, max_length: as for `stream`. The score of a finished hypothesis is its
     log-probability divided by its length in tokens, <|endoftext|> included (length_penalty=1, the

@@ -1,5 +1,4 @@
-"""
-The key-value cache: what the stories being generated have computed so far, and one step of all.
+"""The key-value cache: what the stories being generated have computed so far, and one step of all.
 
     cache = BatchedKVCache(decoder, batch_size=64, max_length=512)
     cache.add_requests(prompts, seeds)          # as many as there are free slots
@@ -20,8 +19,7 @@ PREFILL = 4096  # tokens of prompts computed in one pass
 
 
 class BatchedKVCache:
-    """
-    One slot for each story being generated: slots 0 to n - 1 are live, the others are free.
+    """One slot for each story being generated: slots 0 to n - 1 are live, the others are free.
 
     batch_size: the number of slots. max_length: tokens of the longest story, its prompt included.
     """
@@ -50,8 +48,7 @@ class BatchedKVCache:
         self.views, self.graphs, self.graph_pool = (None,), {}, None
 
     def add_requests(self, prompts, seeds):
-        """
-        Start a story in each of the next free slots; equal prompts are computed once.
+        """Start a story in each of the next free slots; equal prompts are computed once.
 
         prompts: lists of token ids. seeds: an int or a list of int for each; it decides every draw.
         """
@@ -84,8 +81,7 @@ class BatchedKVCache:
         self._prefill(group, prompts, first)
 
     def _prefill(self, group, prompts, first):
-        """
-        Compute the keys and values of distinct prompts, without their last tokens.
+        """Compute the keys and values of distinct prompts, without their last tokens.
 
         group: these prompts, packed into one row of N tokens. prompts: all that `add_requests` got;
         they take slots from `first` on.

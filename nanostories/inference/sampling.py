@@ -1,5 +1,4 @@
-"""
-Sampling: the next token of each row, by temperature, top-k and top-p.
+"""Sampling: the next token of each row, by temperature, top-k and top-p.
 
     tokens = sample_token(logits, uniform_noise, temperature=0.8, top_p=0.95)    # (B, V) -> (B,)
 
@@ -11,8 +10,7 @@ import torch
 
 
 def sample_token(logits, uniform_noise, temperature=1.0, top_k=0, top_p=1.0):
-    """
-    One token for each row of logits (B, V), as int64 (B,).
+    """One token for each row of logits (B, V), as int64 (B,).
 
     uniform_noise: (B,) in [0, 1 - 2^-20]; the token drawn is the first whose cumulative probability
     is above it. (Closer to 1, its product with a sum could be rounded to that sum, and no token

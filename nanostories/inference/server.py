@@ -1,5 +1,4 @@
-"""
-A page to try a trained model: type a beginning, watch the story grow, see what else was likely.
+"""A page to try a trained model: type a beginning, watch the story grow, see what else was likely.
 
     python sample.py --serve                     # opens http://127.0.0.1:8000/
 
@@ -56,8 +55,7 @@ class FairLock:
 
 
 class Server(ThreadingHTTPServer):
-    """
-    A server that listens at `address` and answers within `serve_forever()`.
+    """A server that listens at `address` and answers within `serve_forever()`.
 
     loaded: a LoadedModel; decoder: the Decoder of its model. title: of the page. defaults: a dict
     of temperature, top_p and max_new_tokens. port: 0 takes a free one. Raises UserError if it

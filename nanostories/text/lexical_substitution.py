@@ -1,5 +1,4 @@
-"""
-Words of a story replaced by synonyms; the rest of the text stays as it is, byte for byte.
+"""Words of a story replaced by synonyms; the rest of the text stays as it is, byte for byte.
 
     new, replacements, n = substitute(text, 0.3, WordnetSynonyms(), rng)     # 30 % of n words
     replacements[0]           # Replacement(start=4, old="big", new="large", pos="a")
@@ -50,8 +49,7 @@ class Replacement:
 
 
 def substitute(text, fraction, method, rng):
-    """
-    (the text with synonyms, list of Replacement in order, the number of its content words).
+    """(the text with synonyms, list of Replacement in order, the number of its content words).
 
     fraction: of the content words, 0 to 1. method: a WordnetSynonyms or ContextSynonyms. rng: a
     random.Random, the only source of randomness.
@@ -107,8 +105,7 @@ class CorpusCounts:
 
 
 class ContextSynonyms:
-    """
-    Our method: synonyms that fit the context.
+    """Our method: synonyms that fit the context.
 
     corpus: CorpusCounts. log_likelihoods: None, or a function of (text, word, forms) that gives the
     log-likelihood of the text with each of the forms in the place of the word; then only the best
@@ -134,8 +131,7 @@ class ContextSynonyms:
         ]  # fmt: skip
 
     def sense(self, text, word):
-        """
-        WordNet's sense of a wordnet.Word of a text, a Synset; None where it is in doubt.
+        """WordNet's sense of a wordnet.Word of a text, a Synset; None where it is in doubt.
 
         Lesk's algorithm (1986; by gloss and examples, as in Kilgarriff and Rosenzweig 2000), with
         the senses' frequencies as priors: a word nearby that the description of a sense has, too,

@@ -1,5 +1,4 @@
-"""
-Similarity and diversity of texts: the paper's R, and the usual measures beside it.
+"""Similarity and diversity of texts: the paper's R, and the usual measures beside it.
 
     ngram_precision(T1, T2)  R_k,p: share of T1's k-grams that occur in T2 (Eldan & Li 2023, 4.3)
     nearest_texts(texts)     r_i = max over j != i of R_2(T_i, T_j), with R_k = 2PQ / (P + Q) of
@@ -43,9 +42,8 @@ def nearest_texts(texts, k=2):
 
 
 def distinct_n(texts, k, words):
-    """
-    The share of different k-grams among those of `words` words of some texts, 0 to 1; nan where the
-    texts are shorter.
+    """The share of different k-grams among those of `words` words of some texts, 0 to 1; nan where
+    the texts are shorter.
 
     Longer texts repeat more, so only shares of equally many words compare. The texts are read one
     after the other in portions of `words` words; the result is the mean of the portions' shares,
@@ -68,8 +66,7 @@ def drop_marks(text):
 
 
 def mtld_factors(text, threshold=0.72):
-    """
-    The number of MTLD factors of a text, float, the mean of reading it forwards and backwards.
+    """The number of MTLD factors of a text, float, the mean of reading it forwards and backwards.
 
     A factor ends where the share of different words in it falls to `threshold`; the rest at the end
     counts by how far its share has fallen. Marks are left out. The MTLD of one text is the mean of
@@ -91,8 +88,7 @@ def _factors(words, threshold):
 
 
 def self_bleu(texts, max_n=4):
-    """
-    BLEU of each text with all others as its references, list of float, 0 to 1; nan where it is
+    """BLEU of each text with all others as its references, list of float, 0 to 1; nan where it is
     empty or alone.
 
     k-grams up to `max_n` words weigh the same, with the usual brevity penalty (Papineni et al.

@@ -1,5 +1,4 @@
-"""
-The part of speech of every token of a story, by NLTK's tagger (wordnet.py says how to get it).
+"""The part of speech of every token of a story, by NLTK's tagger (wordnet.py says how to get it).
 
     tag_tokens(ids, tokenizer)      ["end", "name", "verb", "article", "noun", "mark"]
 
@@ -69,8 +68,7 @@ def _tag_words(text, spans):
 
 
 def tag_tokens(ids, tokenizer):
-    """
-    The part of speech of each of a story's tokens, list of str, all of POS.
+    """The part of speech of each of a story's tokens, list of str, all of POS.
 
     ids: as stored, with or without <|endoftext|> in front. Raises UserError where NLTK's data is
     missing.

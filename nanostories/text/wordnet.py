@@ -1,5 +1,4 @@
-"""
-Content words of a text and their synonyms, by NLTK's tagger and WordNet.
+"""Content words of a text and their synonyms, by NLTK's tagger and WordNet.
 
     content_words("The cat sat.")    [Word(4, 7, "cat", "n", "NN"), Word(8, 11, "sat", "v", "VBD")]
     synonyms("happy", "a")           ["felicitous", "glad"]

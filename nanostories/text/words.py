@@ -1,12 +1,11 @@
-"""
-Words of a text and their base forms, for everything here that counts or compares words.
+"""Words of a text and their base forms, for everything here that counts or compares words.
 
-    split_words("Ben's x-rays broke.")           ["ben", "x-rays", "broke"]
-    words_and_marks("Oh, Ben's!")                ["oh", ",", "ben's", "!"]
-    ngrams(["oh", ",", "ben's"], 2)              [("oh", ","), (",", "ben's")]
-    lemmas("broke")                              {"break", "broke"}: as any part of speech
-    contains_word("decorate", ["decorated"])     True; but "car" is not in ["careful"]
-    sentences('"No!" said Tom. He ran.')         ['"No!" said Tom.', "He ran."]
+split_words("Ben's x-rays broke.")           ["ben", "x-rays", "broke"]
+words_and_marks("Oh, Ben's!")                ["oh", ",", "ben's", "!"]
+ngrams(["oh", ",", "ben's"], 2)              [("oh", ","), (",", "ben's")]
+lemmas("broke")                              {"break", "broke"}: as any part of speech
+contains_word("decorate", ["decorated"])     True; but "car" is not in ["careful"]
+sentences('"No!" said Tom. He ran.')         ['"No!" said Tom.', "He ran."]
 """
 
 import re
@@ -119,8 +118,7 @@ def _accepted_lemmas(word):
 
 
 def contains_word(word, words):
-    """
-    Whether `word` is among `words` (of `split_words`), in any inflection.
+    """Whether `word` is among `words` (of `split_words`), in any inflection.
 
     word: one word, or several that must stand together ("ice cream"). A base form matches its
     inflections ("decorate": "decorated"), an inflected word those of the same base form.

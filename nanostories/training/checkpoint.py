@@ -1,5 +1,4 @@
-"""
-Run folders: everything one training run leaves behind, and how it is read back.
+"""Run folders: everything one training run leaves behind, and how it is read back.
 
     out/<run>/
         config.json       the architecture ("model") and every setting of the script ("train")
@@ -102,8 +101,7 @@ def load_optimizer_state(model, optimizers, optimizer_state):
 
 
 class CheckpointSaver:
-    """
-    Saves the checkpoints of a run in a thread, one at a time.
+    """Saves the checkpoints of a run in a thread, one at a time.
 
     `save` waits for the previous save, copies the tensors to host memory (pinned, where they come
     from a GPU, and kept for the next save) and returns; the thread writes them to the disk.
@@ -139,8 +137,7 @@ class CheckpointSaver:
 
 
 def write_checkpoint(out_dir, weights, optimizer_state, state):
-    """
-    Write checkpoints/<state["step"]> and point the symlinks at it.
+    """Write checkpoints/<state["step"]> and point the symlinks at it.
 
     weights, optimizer_state: {name: tensor on the CPU}. state: a JSON-able dict with "step",
     "best_step" (the best checkpoint so far) and "kept" (steps whose checkpoints `prune` never
@@ -184,9 +181,9 @@ def steps_of(out_dir):
 
 
 def prune(out_dir):
-    """
-    Point `latest` at the newest complete checkpoint and `best` at the best it knows of. Remove the
-    others, but for the one before the newest and those to be kept, and what was left half-written.
+    """Point `latest` at the newest complete checkpoint and `best` at the best it knows of. Remove
+    the others, but for the one before the newest and those to be kept, and what was left
+    half-written.
     """
     out, steps = Path(out_dir), steps_of(out_dir)
     if steps:
@@ -239,8 +236,7 @@ def read_config(out_dir):
 
 
 def data_folder(run, setting="dataset"):
-    """
-    The token folder that a run was trained on.
+    """The token folder that a run was trained on.
 
     run: a run folder or a LoadedModel. Raises UserError for a published model: the user can name
     data with `setting` instead.
@@ -298,8 +294,7 @@ def read_optimizer_state(out_dir, which="latest"):
 
 
 def load_from_settings(settings, origin, device):
-    """
-    The LoadedModel that a script's settings name: init_from, or else a run's checkpoint.
+    """The LoadedModel that a script's settings name: init_from, or else a run's checkpoint.
 
     settings, origin: ModelSettings from `configs.load`. In a config file init_from is where
     training starts, so here it counts on the command line only. Raises UserError like `load_model`.
@@ -324,8 +319,7 @@ def is_run_folder(name):
 
 
 def load_run(out_dir, which="latest", device="cpu", **changes):
-    """
-    The LoadedModel of a run folder: its model in eval mode on `device`.
+    """The LoadedModel of a run folder: its model in eval mode on `device`.
 
     which: see `resolve_checkpoint`. changes: to the stored GPTConfig, such as dropout; a smaller
     block_size cuts positions off. Raises UserError if anything is missing, damaged, written by

@@ -1,9 +1,8 @@
-"""
-The device: which one, in which dtype, with which attention, and what it could do at best.
+"""The device: which one, in which dtype, with which attention, and what it could do at best.
 
-    device = pick_device("auto")                 # cuda, or cuda:<local rank> of several; mps; cpu
-    autocast = autocast_for(device, pick_dtype("auto", device))
-    with autocast(): ...
+device = pick_device("auto")                 # cuda, or cuda:<local rank> of several; mps; cpu
+autocast = autocast_for(device, pick_dtype("auto", device))
+with autocast(): ...
 """
 
 import contextlib
@@ -38,8 +37,7 @@ def pick_device(name):
 
 
 def reuse_freed_memory():
-    """
-    Have the C library keep freed memory for the next step, but for blocks of 32 MB and more.
+    """Have the C library keep freed memory for the next step, but for blocks of 32 MB and more.
 
     By default glibc gives more of it back to the kernel, which zeroes each page again: up to a
     third of a small model's training time.
@@ -83,9 +81,8 @@ def autocast_for(device, dtype):
 
 
 def compile_model(model, settings, device):
-    """
-    (compiled, parallel, cuda_graphs): the model compiled where that pays, the same wrapped so that
-    its gradients are averaged over the ranks, and whether CUDA graphs launch its passes.
+    """(compiled, ddp_model, cuda_graphs): the model compiled where that pays, the same wrapped so
+    that its gradients are averaged over the ranks, and whether CUDA graphs launch its passes.
     """
     cuda = device.type == "cuda"
     compiled = model
@@ -103,11 +100,11 @@ def compile_model(model, settings, device):
         # On CPUs attention runs story by story: no graph can hold that whole.
         mode = "reduce-overhead" if cuda_graphs else None
         compiled = torch.compile(model, dynamic=False, fullgraph=cuda, mode=mode)
-    parallel = compiled
+    ddp_model = compiled
     if world_size() > 1:
         gpu = [device.index] if cuda else None
-        parallel = DistributedDataParallel(compiled, gpu, gradient_as_bucket_view=True)
-    return compiled, parallel, cuda_graphs
+        ddp_model = DistributedDataParallel(compiled, gpu, gradient_as_bucket_view=True)
+    return compiled, ddp_model, cuda_graphs
 
 
 # Dense bf16 (fp16 on V100 and T4) matmul peaks of the makers' data sheets, in TFLOP/s.

@@ -1,5 +1,4 @@
-"""
-Several processes that train together: their ranks, their sums, and a signal that stops them all.
+"""Several processes that train together: their ranks, their sums, and a signal that stops them all.
 
     with process_group():                          # does nothing where torchrun started no ranks
         print0(f"{world_size()} rank(s)")          # printed once, by rank 0
@@ -82,8 +81,7 @@ def all_gather(items):
 
 
 class StopSignal:
-    """
-    Within `with StopSignal() as stop:`, SIGTERM and the first Ctrl-C only set `stop.received`.
+    """Within `with StopSignal() as stop:`, SIGTERM and the first Ctrl-C only set `stop.received`.
 
     The second ends the process at once. torchrun passes a signal on to its ranks, and kills them
     30 seconds later.

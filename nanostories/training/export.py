@@ -1,5 +1,4 @@
-"""
-A trained model as a folder that other tools read.
+"""A trained model as a folder that other tools read.
 
     python -m nanostories.training.export out/ts_cpu --out=ts_cpu
 

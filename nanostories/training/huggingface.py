@@ -1,5 +1,4 @@
-"""
-Published models: GPT-2 and GPT-Neo as transformers stores them, read and written.
+"""Published models: GPT-2 and GPT-Neo as transformers stores them, read and written.
 
     loaded = load("gpt2")                            # also gpt2-medium, gpt2-large, gpt2-xl
     loaded = load("roneneldan/TinyStories-33M")      # any GPT-2 or GPT-Neo on the hub
@@ -80,8 +79,7 @@ def is_published_folder(path):
 
 
 def resolve_model(name, revision=""):
-    """
-    The folder of a model: itself, or one in the hub's cache, downloaded if it is not there yet.
+    """The folder of a model: itself, or one in the hub's cache, downloaded if it is not there yet.
 
     revision: a branch, tag or commit of the hub's repository. Raises UserError if there is none.
     """
@@ -142,8 +140,7 @@ def _fixed_settings(model_type, n_embd):
 
 
 def read_model_config(folder, name=""):
-    """
-    (GPTConfig, the number of positions that training used) of a model's config.json.
+    """(GPTConfig, the number of positions that training used) of a model's config.json.
 
     name: what the user calls the model. Raises UserError for an architecture that model.py does not
     have, naming the setting that differs.
@@ -232,8 +229,7 @@ def _is_transposed(name, neo):
 
 
 def from_hub_tensors(tensors, config):
-    """
-    {name: float32 tensor} for GPT(config), from the tensors of either architecture.
+    """{name: float32 tensor} for GPT(config), from the tensors of either architecture.
 
     Raises UserError for a separate output head, KeyError for a missing tensor.
     """
@@ -297,8 +293,7 @@ def read_tensors(files):
 
 
 def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
-    """
-    A published model as a LoadedModel: its model in eval mode on `device`.
+    """A published model as a LoadedModel: its model in eval mode on `device`.
 
     name, revision: see `resolve_model`. block_size: positions to keep; default: those that training
     used. Raises UserError if anything is missing, damaged, or unlike model.py.

@@ -44,8 +44,7 @@ class RunLogger:
         self._append("metrics.jsonl", json.dumps(line) + "\n")
 
     def progress(self, state, lr, loss, norm, seconds_left, peak_tokens_per_second=None):
-        """
-        A progress line, printed and logged.
+        """A progress line, printed and logged.
 
         state: the run's, with steps, tokens and seconds so far. norm: of the gradient.
         peak_tokens_per_second: at which a GPU would do nothing but the model's arithmetic; MFU is

@@ -1,5 +1,4 @@
-"""
-The optimizers: AdamW, Muon for the matrices inside the blocks, and a guard against nan and inf.
+"""The optimizers: AdamW, Muon for the matrices inside the blocks, and a guard against nan and inf.
 
 Muon is momentum made orthogonal (Jordan et al. 2024). For a matrix W (m, n) with gradient G,
 
@@ -21,8 +20,7 @@ from configs import UserError
 
 
 def make_optimizers(model, settings):
-    """
-    The optimizers of all parameters of a GPT, a list of one or two.
+    """The optimizers of all parameters of a GPT, a list of one or two.
 
     Matrices decay; vectors and embeddings do not. With optimizer = "muon" the blocks' matrices go
     to Muon and the rest to AdamW.
@@ -38,8 +36,7 @@ def make_optimizers(model, settings):
 
 
 class Muon(torch.optim.Optimizer):
-    """
-    params: 2-D weights. lr and weight_decay as AdamW's; momentum: mu above. Where the attribute
+    """params: 2-D weights. lr and weight_decay as AdamW's; momentum: mu above. Where the attribute
     `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers.
     """
 
@@ -73,8 +70,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices, steps=5):
-    """
-    Matrices with their singular values brought near 1, by Newton-Schulz iteration.
+    """Matrices with their singular values brought near 1, by Newton-Schulz iteration.
 
     matrices: (k, m, n) float; returns the same shape and dtype. The quintic's coefficients are
     Jordan's: steepest at zero, so that small singular values grow quickly, at the price of ending
@@ -92,8 +88,7 @@ def orthogonal(matrices, steps=5):
 
 
 class NonFiniteGuard:
-    """
-    Keeps a loss or gradient that is nan or inf from changing any weight.
+    """Keeps a loss or gradient that is nan or inf from changing any weight.
 
     Reading the loss on the host at every step would empty a GPU's queue of kernels each time. So
     the verdict stays on the device: `check` gives the optimizers `found_inf`, a tensor of 1 where
@@ -109,10 +104,9 @@ class NonFiniteGuard:
             optimizer.register_step_pre_hook(self._set_found_inf)
 
     def check(self, step, loss, norm):
-        """
-        Judge step number `step` by its loss and gradient norm, 0-D tensors, before the optimizers
-        step. Returns False where they must not be called at all: on MPS, whose AdamW knows no
-        found_inf.
+        """Judge step number `step` by its loss and gradient norm, 0-D tensors, before the
+        optimizers step. Returns False where they must not be called at all: on MPS, whose AdamW
+        knows no found_inf.
         """
         # In float16 a gradient may overflow: the scaler halves its scale, until there is none left.
         scale, overflow = self.scaler.scale(torch.ones_like(loss)), ~norm.isfinite()
@@ -126,8 +120,7 @@ class NonFiniteGuard:
         optimizer.found_inf = self.found_inf
 
     def skipped(self):
-        """
-        Bad steps since the last call, read from the device.
+        """Bad steps since the last call, read from the device.
 
         Raises UserError where there are any and they are not to be skipped.
         """

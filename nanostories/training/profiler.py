@@ -7,8 +7,7 @@ import torch
 
 
 def profile(step, device, folder, steps=5, rows=8):
-    """
-    Run step(timed) a few times under torch's profiler; returns a summary that fits on a screen.
+    """Run step(timed) a few times under torch's profiler; returns a summary that fits on a screen.
 
     step: a function that does its work within `with timed(name):` blocks; the device is waited for
     at the end of each, so that a block's time is its own. rows: of torch's table of the costliest

@@ -1,5 +1,4 @@
-"""
-Which settings a run has: a new one, one that starts from other weights, or one that is resumed.
+"""Which settings a run has: a new one, one that starts from other weights, or one that is resumed.
 
 A new run fills in what its settings leave open. With init_from the shape is that of the model it
 starts from. A resumed run takes the settings it stored and refuses to become another run.
@@ -62,8 +61,7 @@ def check_free(out_dir):
 
 
 def complete(settings, origin):
-    """
-    The settings with every default that depends on another one filled in.
+    """The settings with every default that depends on another one filled in.
 
     origin: where each setting came from, see configs.load. With --resume they are those that the
     run stored; with --init_from they have its shape and tokenizer.
@@ -133,8 +131,7 @@ NEW_STATE = {"step": 0, "seconds": 0.0, "tokens": 0, "longest": 0, "evaluated": 
 
 
 def read_state(out_dir, data):
-    """
-    (state, optimizer state) of a run's newest checkpoint, to resume it.
+    """(state, optimizer state) of a run's newest checkpoint, to resume it.
 
     data: the Dataset to train on. Raises UserError where the run was trained on other tokens, or
     with another tokenizer.

@@ -1,13 +1,13 @@
-"""The learning rate of a step, and how far a run is: in steps, or in the seconds spent on them."""
+"""The learning rate of a step, how far a run is, and when it evaluates and saves."""
 
 import math
 
 SCHEDULES = ("cosine", "linear", "constant")
+SAVE_SECONDS = 600  # between checkpoints, unless save_interval is set
 
 
 def get_lr(settings, step, progress):
-    """
-    The learning rate of step number `step`, counted from 0.
+    """The learning rate of step number `step`, counted from 0.
 
     progress: the part of the schedule that has passed, see `schedule_progress`; beyond 0..1 it is
     cut off. From learning_rate down to min_lr, times a linear warm-up over warmup_iters steps.
@@ -20,8 +20,7 @@ def get_lr(settings, step, progress):
 
 
 def schedule_progress(settings, step, seconds):
-    """
-    The part of the learning-rate schedule that has passed: steps after the warm-up up to
+    """The part of the learning-rate schedule that has passed: steps after the warm-up up to
     lr_decay_iters, or where that is 0, the clock up to max_minutes.
     """
     if not settings.lr_decay_iters:
@@ -40,3 +39,21 @@ def run_progress(step, seconds, max_iters, max_minutes):
 def time_left(seconds, progress):
     """Seconds to go at the speed so far, where the seconds spent made this progress."""
     return seconds * (1 / max(progress, 1e-9) - 1)
+
+
+def evaluation_is_due(state, settings, progress):
+    """True at every eval_interval steps and at the end; never at step 0, and never twice."""
+    regular = state["step"] % settings.eval_interval == 0
+    return state["step"] > state["evaluated"] and (regular or progress >= 1)
+
+
+def save_is_due(step, settings, unsaved_seconds):
+    """True at save_interval's steps, or by default after ten minutes, between evaluations."""
+    if settings.save_interval:
+        return step % settings.save_interval == 0 or is_kept(step, settings)
+    return unsaved_seconds > SAVE_SECONDS or is_kept(step, settings)
+
+
+def is_kept(step, settings):
+    """True at steps 1, 2, 4, 8, ... where their checkpoints are to stay."""
+    return settings.save_steps == "log" and step & (step - 1) == 0

@@ -11,8 +11,7 @@ from nanostories.training.distributed import all_reduce_sum, rank, world_size
 
 @torch.no_grad()
 def evaluate(model, batches, autocast=contextlib.nullcontext, compiled=None):
-    """
-    Total loss of a GPT over `batches`, without dropout: (nats, targets counted).
+    """Total loss of a GPT over `batches`, without dropout: (nats, targets counted).
 
     batches: an iterable of packing.Batch. autocast: a function that returns the context to compute
     in. compiled: the compiled form of `model`, used where a batch has the first one's shape.
@@ -36,8 +35,7 @@ def evaluate(model, batches, autocast=contextlib.nullcontext, compiled=None):
 
 
 def validate(model, compiled, loader, text_bytes, autocast, signal):
-    """
-    (loss in nats per target, bits per byte) of the validation stories, by all ranks together.
+    """(loss in nats per target, bits per byte) of the validation stories, by all ranks together.
 
     loader: their PackedDataLoader. text_bytes: of their text, a separator counted as one byte.
     signal: a StopSignal; where it is received meanwhile, the result is None.

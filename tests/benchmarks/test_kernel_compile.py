@@ -1,5 +1,4 @@
-"""
-Every kernel compiles for three GPU architectures: no spills, tensor cores, nothing serialized.
+"""Every kernel compiles for three GPU architectures: no spills, tensor cores, nothing serialized.
 
 In processes of their own: TRITON_INTERPRET, which the other tests set, is read at import.
 """

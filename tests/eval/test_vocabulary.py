@@ -27,9 +27,8 @@ pytestmark = pytest.mark.usefixtures("nltk_data")
 
 
 def test_entropy_by_hand():
-    """
-    "friend" is always so: 0 bits. "big" is big twice and large twice: 1 bit a word. Six words in
-    all, four of them big's: 4 / 6 of a bit.
+    """The word "friend" has no synonym here: 0 bits. "big" is big twice and large twice: 1 bit a
+    word. Six words in all, four of them big's: 4 / 6 of a bit.
     """
     texts = [[("big", "big"), ("big", "large"), ("friend", "friend")]] * 2
     result = synonym_entropy(texts, 0)
@@ -50,8 +49,7 @@ def test_entropy_of_what_a_sample_does_not_show():
 
 
 def test_what_words_mean():
-    """
-    By their most usual sense: "big" and "large" the same, "find" and "see" not, though they can;
+    """By their most usual sense: "big" and "large" the same, "find" and "see" not, though they can;
     "found" is "find", and what has no synonym counts nowhere.
     """
     assert word_sense("big", "a") == ("large.a.01", "big")

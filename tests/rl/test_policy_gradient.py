@@ -1,5 +1,4 @@
-"""
-The policy gradient by enumeration: a model of three tokens and completions of at most three, so
+"""The policy gradient by enumeration: a model of three tokens and completions of at most three, so
 that every expectation is a sum.
 """
 

@@ -77,8 +77,7 @@ def loaded():
 
 
 def test_the_models_own_embeddings(loaded):
-    """
-    The mean embedding of the tokens, less the mean over the stories' tokens, in standard
+    """The mean embedding of the tokens, less the mean over the stories' tokens, in standard
     deviations of each direction; a text is encoded as inside a story.
     """
     texts = ["the cat sat", "on a mat"]

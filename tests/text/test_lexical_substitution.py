@@ -198,9 +198,8 @@ def test_alike_by_hand():
 
 
 def test_what_the_context_speaks_for():
-    """
-    "set", "placed" and "laid" for "put": the likeliest for how frequent it is; one that the text
-    speaks against by more than two nats is none.
+    """For "put", "set", "placed" and "laid": the likeliest for how frequent it is; one that the
+    text speaks against by more than two nats is none.
     """
     corpus_counts = corpus_of(COMMON + "put " * 98 + "set " * 48 + "placed " * 3 + "laid " * 3)
     text = "They put a car there, and a big dog."
@@ -232,9 +231,8 @@ def sense_in(text, marked, counts):
 
 
 def test_the_sense_that_is_meant():
-    """
-    The most usual one, but for what the words near by say; none where both leave it open. The rarer
-    these words, the more they say.
+    """The most usual one, but for what the words near by say; none where both leave it open. The
+    rarer these words, the more they say.
     """
     counts = {"a": 10_000, "bank": 9, "river": 9, "money": 9}
     assert "sloping land" in sense_in("They sat on the bank.", "bank", counts)

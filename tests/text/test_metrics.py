@@ -21,8 +21,7 @@ texts = st.lists(st.text("abcd", max_size=9).map(list), min_size=2, max_size=5)
 
 
 def test_precision_counts_membership():
-    """
-    "a b a b a b" has the bigrams ab ba ab ba ab, and "a b" only ab: 3 of 5. Words: both a and b
+    """ "a b a b a b" has the bigrams ab ba ab ba ab, and "a b" only ab: 3 of 5. Words: both a and b
     occur, 6 of 6. Its trigrams aba bab aba bab: none of 4. The other way round ab is 1 of 1.
     """
     one, other = list("ababab"), list("ab")
@@ -92,8 +91,7 @@ def test_nearest_is_the_largest_f1(sample):
 
 
 def test_distinct():
-    """
-    abab | ba: words a b a b b a, 2 of 6; bigrams ab ba ab | ba, none across texts: 2 of 4. In
+    """abab | ba: words a b a b b a, 2 of 6; bigrams ab ba ab | ba, none across texts: 2 of 4. In
     portions of 3: aba and b | ba, bigrams ab ba and ba, all of them different; words 2/3 and 2/3.
     Of 4: abab, ab ba ab, 2 of 3; ba is left over.
     """
@@ -104,8 +102,7 @@ def test_distinct():
 
 
 def test_factors():
-    """
-    "a b c a b": the share of different words falls 1, 1, 1, 3/4, 3/5, which is below 0.72: one
+    """ "a b c a b": the share of different words falls 1, 1, 1, 3/4, 3/5, which is below 0.72: one
     factor forwards. Backwards, b a c b a, too. "a b c a" ends at 3/4, on its way from 1 to 0.72:
     0.25 / 0.28 of a factor, both ways. With marks or without is the same.
     """

@@ -145,8 +145,7 @@ def test_which_words(world):
 
 
 def test_the_masked_triangle_counts_for_nothing():
-    """
-    An even head has no variance to explain. Over the whole square it would, and distance would
+    """An even head has no variance to explain. Over the whole square it would, and distance would
     explain it: half of that is zeros, all at negative distances.
     """
     rng = np.random.default_rng(1)
@@ -204,8 +203,7 @@ def test_noise_is_not_explained():
 
 
 def test_distances_by_hand():
-    """
-    Tokens 0 | 1 1: query 2 sees keys 1 and 2 at distances 1 and 0, and gives them 0.6 and 0.2 of
+    """Tokens 0 | 1 1: query 2 sees keys 1 and 2 at distances 1 and 0, and gives them 0.6 and 0.2 of
     its attention; query 1 gives all, 0.9, to itself. So near : far must be 1 : 3.
     """
     pairs = PairFeatures(TaggedStory([0, 1, 1]))
@@ -218,8 +216,7 @@ def test_distances_by_hand():
 
 
 def test_statistics_by_hand():
-    """
-    Tokens 0 | 1 1, two queries: half of the first one's attention stays on the first token, a
+    """Tokens 0 | 1 1, two queries: half of the first one's attention stays on the first token, a
     quarter of the second's; 1 bit and 1.5 bits of entropy.
     """
     whole = torch.tensor([[[1, 0, 0], [0.5, 0.5, 0], [0.25, 0.5, 0.25]]])

@@ -216,9 +216,8 @@ def test_heads_of_a_made_model(made):
 
 
 def test_ablating_the_head_that_knows_it(made):
-    """
-    Two alternating tokens: the next is the one before. Head PREVIOUS outputs it, and without it the
-    model cannot know; the others output nothing, and without them nothing changes.
+    """Two alternating tokens: the next is the one before. Head PREVIOUS outputs it, and without it
+    the model cannot know; the others output nothing, and without them nothing changes.
     """
     model, _ = made
     stories = [TaggedStory([EOT, *([a, b] * 11)]) for a in (1, 4, 6) for b in (5, 7, 8)]

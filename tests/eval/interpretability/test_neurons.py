@@ -103,8 +103,7 @@ def test_entropies():
 
 
 def test_coherence_by_hand():
-    """
-    Two neurons with two examples each in stories of two equally frequent tokens, parts alike.
+    """Two neurons with two examples each in stories of two equally frequent tokens, parts alike.
 
     A random pair has both tokens alike half of the time: H is 0 or 1, half a bit on average. One
     neuron's are alike, coherence 1 - 0 / 0.5; the other's are not, 1 - 1 / 0.5.

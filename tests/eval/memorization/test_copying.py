@@ -52,9 +52,9 @@ def test_a_planted_copy(index):
 
 
 def test_a_planted_near_copy(index):
-    """
-    Other names and things, Tom > Zarquon, ball > kite twice, park > garden: of 30 words and marks
-    four are changed, the first of them in one bigram, the others in two: 29 - 7 = 22 stand there.
+    """Other names and things, Tom > Zarquon, ball > kite twice, park > garden: of 30 words and
+    marks four are changed, the first of them in one bigram, the others in two: 29 - 7 = 22 stand
+    there.
     """
     text = (
         "Zarquon had a red kite. He played with it in the garden all day. "
@@ -96,10 +96,9 @@ def test_a_planted_novelty(index):
 
 
 def test_how_often_an_ngram_occurs(tmp_path):
-    """
-    Stories "a b a b" and "a b c", 7 words, 5 bigrams, 3 trigrams. "a b a" has a 3 times of 7, b 3,
-    ab 3 of 5, ba 1 of 5, aba 1 of 3, and no n-gram of 4. Never: none of "a b a", and of "a c" the
-    bigram; so of both texts' bigrams, ab ba ac, 1 of 3.
+    """Stories "a b a b" and "a b c", 7 words, 5 bigrams, 3 trigrams. "a b a" has a 3 times of 7, b
+    3, ab 3 of 5, ba 1 of 5, aba 1 of 3, and no n-gram of 4. Never: none of "a b a", and of "a c"
+    the bigram; so of both texts' bigrams, ab ba ac, 1 of 3.
     """
     index = StoryIndex(made(tmp_path / "data", ["a b a b", "a b c"]), 1)
     reports, totals = find_copies(index, ["a b a", "a c", ""])

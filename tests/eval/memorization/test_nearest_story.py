@@ -39,9 +39,8 @@ def bigrams(stories):
 
 
 def by_reading(words, stories):
-    """
-    The NearestStory by the definition: of equals the first, and (0, n, None) where none shares any.
-    stories: the bigrams of each, a set.
+    """The NearestStory by the definition: of equals the first, and (0, n, None) where none shares
+    any. stories: the bigrams of each, a set.
     """
     grams = ngrams(words, 2)
     hits = [sum(gram in story for gram in grams) for story in stories]

@@ -7,8 +7,7 @@ from eval.reporting import scaling_law
 
 
 def planted(alpha=0.08, a=0.5, seeds=3, noise=0.0):
-    """
-    {size: (weights, curves)} whose envelope is 20 C^-alpha, the size w touching it at
+    """{size: (weights, curves)} whose envelope is 20 C^-alpha, the size w touching it at
     C = w^(1/a).
     """
     rng, curves = np.random.default_rng(0), {}
@@ -69,9 +68,8 @@ def test_a_budget_that_no_model_has():
 
 @pytest.mark.parametrize("shape", [(400, 0.34, 1800, 0.28), (40, 0.4, 400, 0.4)])
 def test_equal_numbers_of_tokens_make_no_exponent(shape):
-    """
-    Losses as Hoffmann et al. 2022 have them, all sizes on the same tokens: the best size is found
-    only where a smaller and a larger one have been as costly, and nothing else is fitted.
+    """Losses as Hoffmann et al. 2022 have them, all sizes on the same tokens: the best size is
+    found only where a smaller and a larger one have been as costly, and nothing else is fitted.
     """
     A, alpha, B, beta = shape
     true, curves = beta / (alpha + beta), {}
