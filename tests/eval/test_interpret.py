@@ -163,7 +163,7 @@ def test_the_page_in_a_browser(run, browser):
     words = find("#examples li")[0].find_elements(By.TAG_NAME, "span")
     assert len(words) == len(one["tokens"])
     ActionChains(browser).move_to_element(words[one["peak"]]).perform()
-    assert text("#tip").endswith(f": {one['values'][one['at']]:.3f}")
+    assert text("#tip").endswith(f": {one['values'][one['peak']]:.3f}")
     assert "0.85" in words[one["peak"]].get_attribute("style")
     # At a phone's width nothing is wider than the screen, but what scrolls by itself.
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {

@@ -56,7 +56,7 @@ def test_what_words_mean():
     assert word_sense("large", "a") == ("large.a.01", "large")
     assert word_sense("find", "v")[0] != word_sense("see", "v")[0]
     assert word_sense("found", "v") == word_sense("find", "v") and word_sense("xyzzy", "n") is None
-    result = word_senses("The large dog result the big xyzzy.")
+    result = word_senses("The large dog found the big xyzzy.")
     assert [base for _, base in result] == ["large", "dog", "find", "big"]
 
 
