@@ -1,16 +1,18 @@
-"""Causal attention within a story.
+"""Causal attention within a story, which others call a document.
+
+    out = attention(qkv, start)                         # (B, T, 3, H, D) -> (B, T, H, D)
 
     O_i = sum_j P_ij V_j,   P_ij = exp(S_ij) / sum_j' exp(S_ij'),   S_ij = scale * Q_i . K_j
 
 over start_i <= j <= i. A row of a batch holds several stories; start_i is the first key that query
-i may attend to, the first token of its story. A window of w tokens raises start_i to i - w + 1
-(`windowed`). `start=None` is plain causal attention. `qkv` is packed as the projection leaves it,
-(B, T, 3, H, D); the result is (B, T, H, D). Three implementations, equal to rounding:
+i may attend to, the first token of its story. A window of w tokens makes it max(start_i, i - w + 1)
+(`windowed`). `start=None` is plain causal attention. `qkv` is packed as the projection leaves it.
+Three implementations, equal to rounding:
 
     math     the formula, written out: the reference of every test
     sdpa     torch's fused attention; on a CPU story by story, since a dense T x T mask would spend
              most of its time on pairs of tokens from different stories
-    triton   the three kernels below, for CUDA
+    triton   the kernels below, for CUDA
 
 Forward (FlashAttention-2: Dao 2023, algorithm 1). P has T x T entries a head, and writing it to
 memory would cost far more than the matrix products. But one sweep over the keys, a block at a time,
@@ -21,13 +23,14 @@ is enough for a softmax, with a running maximum m, sum z and output a:
 
 and O = a / z at the end. P exists for one block at a time, in registers. L = m + log z is kept for
 the backward pass, which recomputes any P_ij = exp(S_ij - L_i) from it. The kernels work in base 2,
-because a GPU has exp2 and not exp: S' = S log2(e), and L is the log2 of the sum.
+because a GPU has exp2 and not exp: with S' = S log2(e) and LSE = L log2(e), P_ij = exp2(S'_ij -
+LSE_i).
 
-Backward. Write dX for the gradient of the loss by X; dO is given. From O = P V,
+Backward. Write dX for the gradient of the loss with respect to X; dO is given. From O = P V,
 
     dV_j = sum_i P_ij dO_i       dP_ij = dO_i . V_j
 
-The derivative of the softmax is P_ij ([j = k] - P_ik), of P_ij by S_ik. Hence
+For the softmax, dP_ij / dS_ik = P_ij ([j = k] - P_ik), where [j = k] is 1 if j = k, else 0. Hence
 
     dS_ik = sum_j dP_ij P_ij ([j = k] - P_ik) = P_ik (dP_ik - delta_i)
     delta_i = sum_j P_ij dP_ij = (sum_j P_ij V_j) . dO_i = O_i . dO_i
@@ -40,22 +43,22 @@ and with S = scale Q K^T,
 queries that attend to it and sums dK and dV. Then it takes query block i: it sweeps over the keys
 that the block attends to and sums dQ. Both recompute P, 7 matrix products where 5 would do, but no
 two programs ever write to the same place: no atomics, and the same bits every time. A late block
-has few queries after it and many keys before it, so under a plain causal mask every program has the
-same work.
+has few queries after it and many keys before it, so under a plain causal mask programs have nearly
+the same work: 4 products for each later block, 3 for each earlier one.
 
-What must be moved and computed, for N = B T tokens of C = H D channels in a 2-byte type and M pairs
-(i, j) with start_i <= j <= i, N (T + 1) / 2 of them under a plain causal mask; and the same for
-32,768 tokens, 768 channels and T = 512, with the least time by an H200's data sheet (4.8 TB/s,
-989 TFLOP/s):
+Lower bounds of the memory traffic and the arithmetic: N = B T tokens of C = H D channels in a
+2-byte type have M pairs (i, j) with start_i <= j <= i, N (T + 1) / 2 under a plain causal mask. On
+the right for 32,768 tokens, 768 channels and T = 512, with the time that an H200's data sheet
+allows (4.8 TB/s, 989 TFLOP/s):
 
     forward     8 N C bytes (qkv in; O out)                     201 MB   42 us
                 4 M C FLOPs                                    26 GFLOP   26 us
     backward   18 N C bytes (O, dO; qkv, dO in; dqkv out)       453 MB   94 us
                14 M C FLOPs                                    90 GFLOP   91 us
 
-Blocks in which every pair crosses stories are skipped: a sweep over keys begins at the start of the
-block's first query, and one over queries ends where `span_ends` says that no later query attends to
-the block.
+Blocks in which every pair crosses stories are skipped. start never decreases along a row, so a
+block's first query has the smallest one: a sweep over keys begins there, rounded down to STEP and
+masked. A sweep over queries ends where `span_ends` says that no later query attends to the block.
 
 Limits: D a multiple of 4 up to 128; float32, bfloat16 and float16; any T. Tested and timed on an
 H100 with Triton 3.6 (results/bench/kernels_h100.json); tested in Triton's interpreter; compiled for
@@ -98,7 +101,9 @@ def span_ends(start):
 
 
 def attention_span(start, implementation):
-    """(start, end) as `attention` takes them: end = span_ends(start) where Triton needs it."""
+    """(start, end) as `attention` takes them, once for all layers: end = span_ends(start) where
+    Triton needs it.
+    """
     needed = start is not None and implementation == "triton"
     return start, span_ends(start) if needed else None
 
@@ -354,8 +359,8 @@ def _key_gradients(
     """dK and dV of the keys from `first` to `last`; pointers and shapes as in _backward."""
     ROW: tl.constexpr = 3 * H * D
     rows, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
-    # Tiles are transposed, (keys, queries): P^T and dS^T come out of one product as the next one
-    # takes them in.
+    # Tiles are (keys, queries), P^T = K Q^T: dV = P^T dO and dK = dS^T Q need it in that layout.
+    # START points at this row of the batch already, END at the first one.
     k = _load(Q + H * D, rows, T, ROW, D, True)
     v = _load(Q + 2 * H * D, rows, T, ROW, D, True)
     dk, dv = _zeros(BLOCK, D), _zeros(BLOCK, D)
@@ -469,7 +474,9 @@ def tiles(head_size, dtype, backward, device):
 def flash_attention(
     qkv: torch.Tensor, start: torch.Tensor | None, end: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention` in Triton: (out (B, T, H, D), log2 of each query's sum (B, H, T) float32)."""
+    """`attention` in Triton: (out (B, T, H, D), LSE (B, H, T) float32). `end` serves the backward
+    pass alone.
+    """
     qkv = qkv.contiguous()
     B, T, _, H, D = qkv.shape
     out, lse = qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
