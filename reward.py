@@ -75,8 +75,8 @@ class Settings:
     out_dir: str = ""  # run folder; default out/<name of the config file>, or out/reward_<word>
     dataset: str = ""  # data folder for evaluations of the run; default: the reference's
     resume: bool = False  # continue the run in out_dir
-    max_iters: int = 200  # steps
-    max_minutes: float = 0.0  # instead, if max_iters is 0: train this long
+    max_iters: int = 200  # the run ends after so many steps; 0: no limit
+    max_minutes: float = 0.0  # the run also ends after so many minutes; 0: no limit
     eval_interval: int = 25  # steps between checkpoints, samples and plots
     stop_on_alarm: bool = False  # end the run at the first alarm
     seed: int = 1337  # decides every completion
@@ -85,12 +85,12 @@ class Settings:
     learning_rate: float = 3e-4  # the highest, after the warm-up
     min_lr: float = 0.0  # where the schedule ends
     schedule: str = "constant"  # cosine, linear or constant
-    warmup_iters: int = 5  # steps from 0 up to learning_rate
+    warmup_iters: int = 5  # steps of linear warm-up
     lr_decay_iters: int = 0  # steps until min_lr; default: the whole run
     weight_decay: float = 0.0  # of matrices; biases, gains and embeddings have none
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of their squares
-    grad_clip: float = 1.0  # longest gradient; 0: no clipping
+    grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
     # the hardware
     micro_batch_size: int = 32  # completions in one forward pass
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
@@ -178,7 +178,7 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     Returns (texts, metrics): the completions of this rank, and {name: float} over those of all
     ranks. Where metrics["grad_norm"] is not finite, no weight has changed.
     """
-    # Rollout: this rank generates its part of the batch. Groups take the prompts in turn.
+    # Rollout: the policy generates this rank's part of the batch. Groups take the prompts in turn.
     n, group_size, prompts = settings.batch_size, settings.group_size, reference.prompts
     indices = range(rank() * n // world_size(), (rank() + 1) * n // world_size())
     prompts = [prompts[(step * n + i) // group_size % len(prompts)] for i in indices]
@@ -189,7 +189,8 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     texts = reference.decode(completions)
     rewards = reference.reward_function(texts)
 
-    # Advantages: relative to the completions of all ranks.
+    # Advantages: each completion against its group, which may span ranks. The log-ratio is part of
+    # the reward and carries no gradient: `tolist` detaches it.
     batch = pad_batch(prompts, completions, reference.loaded.tokenizer.eot, reference.device)
     log_pi, log_ref, kl = compare_in_micro_batches(policy, reference.model, batch, settings)
     log_ratios = (log_pi - log_ref).sum(1).tolist()  # log_pi, log_ref, kl: (n / ranks, T)
@@ -226,7 +227,8 @@ def compare_in_micro_batches(policy, reference, batch, settings):
         args = policy, reference, *rows, settings.temperature, kl_in_loss
         if len(batch.tokens) <= size:
             return policy_gradient.compare(*args)
-        # Of several passes none keeps its activations; the backward pass computes them again.
+        # The advantages need log pi of all completions before any backward pass: gradients cannot
+        # be accumulated. So a pass keeps no activations, and the backward computes them again.
         parts.append(recompute(policy_gradient.compare, *args, use_reentrant=False))
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 

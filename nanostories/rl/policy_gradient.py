@@ -64,7 +64,7 @@ def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=Fals
 
 
 def advantages(method, rewards, log_ratios, beta, group_size):
-    """The factor of log pi(y_i) in the loss, (N,).
+    """The advantage A_i of each completion: the loss has -A_i log pi(y_i), (N,).
 
     rewards: (N,) R_i. log_ratios: (N,) log(pi(y_i) / ref(y_i)). group_size: so many completions in
     a row belong to one prompt. Raises ValueError for an unknown method or a group of one.
