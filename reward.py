@@ -48,7 +48,13 @@ from nanostories.training.distributed import (
 from nanostories.training.logger import RunLogger
 from nanostories.training.optim import make_optimizers
 from nanostories.training.run_config import check_free, resumed
-from nanostories.training.schedule import SCHEDULES, get_lr, run_progress, schedule_progress
+from nanostories.training.schedule import (
+    SCHEDULES,
+    get_lr,
+    run_progress,
+    schedule_progress,
+    time_left,
+)
 
 
 @dataclass(frozen=True)
@@ -341,7 +347,7 @@ def start_or_resume(settings, reference):
 
 def report(logger, state, word, metrics, alarms, progress):
     """Print a progress line and log it."""
-    seconds_left = max(0, round(state["seconds"] * (1 / progress - 1)))
+    seconds_left = max(0, round(time_left(state["seconds"], progress)))
     print(
         f"step {state['step']:>5} | reward {metrics['reward']:+.3f} | kl {metrics['kl']:6.2f} | "
         f"about {word} {metrics['about']:4.0%} | perplexity {metrics['perplexity']:6.2f} | "
