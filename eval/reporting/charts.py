@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from nanostories.storage import atomic_file
+from nanostories.plotting import plot_to
 
 INK, LINE = "#123456", "#654321"  # placeholders for the colors of the page's style
 _STYLE = {
@@ -20,6 +20,7 @@ _STYLE = {
     "ytick.color": INK, "grid.color": LINE, "axes.facecolor": "none", "figure.facecolor": "none",
     "legend.facecolor": "none", "legend.edgecolor": LINE, "legend.fontsize": 8,
     "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.4, "grid.linewidth": 0.5,
 }  # fmt: skip
 
 
@@ -36,19 +37,10 @@ def colors(n):
     return readable
 
 
-def _save(out, draws, size, labels, style, **options):
-    """Draw a panel for each of the draws, and save the figure to a path or file."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(draws), squeeze=False)[0]
-        for i, (axes, draw) in enumerate(zip(panels, draws, strict=True)):
-            axes.grid(alpha=0.4, lw=0.5)
-            draw(axes)
-            axes.set(**{k: v[i] if isinstance(v, list) else v for k, v in labels.items()})
-        figure.savefig(out, **options)
+def _draw_panels(panels, draws, labels):
+    for i, (axes, draw) in enumerate(zip(np.ravel(panels), draws, strict=True)):
+        draw(axes)
+        axes.set(**{k: v[i] if isinstance(v, list) else v for k, v in labels.items()})
 
 
 def chart(*draws, size=(7, 3.6), **labels):
@@ -56,8 +48,14 @@ def chart(*draws, size=(7, 3.6), **labels):
 
     labels: of axes.set, the same for all panels, or a list with one for each.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     out = io.StringIO()
-    _save(out, draws, size, labels, _STYLE, format="svg", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        _draw_panels(figure.subplots(1, len(draws)), draws, labels)
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -66,27 +64,25 @@ def chart(*draws, size=(7, 3.6), **labels):
     return re.sub(r' width="[^"]*" height="[^"]*"', width, svg, count=1)
 
 
-def panels(draws, width=2.8, **labels):
-    """`chart`s of {title: draw}, a list, with up to four panels, `width` inches each."""
+def panels(draws, **labels):
+    """`chart`s of {title: draw}, a list, with up to four panels each."""
     rows = [list(draws.items())[i : i + 4] for i in range(0, len(draws), 4)]
     return [
-        chart(*dict(row).values(), size=(width * len(row), 2.8), title=[*dict(row)], **labels)
+        chart(*dict(row).values(), size=(2.8 * len(row), 2.8), title=[*dict(row)], **labels)
         for row in rows
     ]
 
 
-def picture(path, *draws, size=(7, 3.6), **labels):
+def picture(path, *draws, size, **labels):
     """`chart` as a PNG file, black on white."""
-    plain = {INK: "black", LINE: "#cccccc", "none": "white"}
-    style = {k: plain.get(v, v) for k, v in _STYLE.items()} | {"svg.fonttype": "path"}
-    with atomic_file(path) as part:
-        _save(part, draws, size, labels, style, format="png", dpi=130)
+    with plot_to(path, columns=len(draws), size=size, dpi=130) as (_, axes):
+        _draw_panels(axes, draws, labels)
 
 
-def lines(series, log=True, style="-", size=(7, 3.6), **labels):
+def lines(series, log=True, style="-", **labels):
     """A `chart` of one panel with `draw_lines`, None where there are no points."""
     series = {name: points for name, points in series.items() if len(points)}
-    return chart(draw_lines(series, log, style), size=size, **labels) if series else None
+    return chart(draw_lines(series, log, style), **labels) if series else None
 
 
 def smooth(points, fraction=0.05):

@@ -6,10 +6,13 @@
 Each claim is a difference or a slope that is above 0 if the claim holds. If all of its 95 %
 interval is above 0, it holds; if all is below, it does not; otherwise this study cannot tell.
 scores.py describes the resamples; a claim that rests on one seed per model says so in its note.
+claims.toml lists the claims, each with the function of this file that tests it.
 """
 
 import itertools
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -38,35 +41,21 @@ class Claim:
         return HOLDS if self.value["low"] > 0 else FAILS
 
 
-TESTS = []  # (text, source, measure, function of a study and its Scores), in the paper's order
-
-
-def claim(text, source, measure):
-    """Register a function of (study, scores) that gives a claim's (value, note)."""
-
-    def register(function):
-        TESTS.append((text, source, measure, function))
-        return function
-
-    return register
-
-
 def evaluate_claims(study):
     """[Claim] of a results.Study, in the paper's order."""
+    table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     scores, claims = grid_scores(study), []
-    for text, source, measure, function in TESTS:
-        value, note = function(study, scores)
-        claims.append(Claim(text, source, measure, value, note or NOT_MEASURED * (value is None)))
+    for row in table["claim"]:
+        value, note = globals()[row["test"]](study, scores, *row.get("arguments", ()))
+        note = note or NOT_MEASURED * (value is None)
+        claims.append(Claim(row["text"], row["source"], row["measure"], value, note))
     return claims
 
 
 # ----------------------------------------------------------------------------------------------
-# grammar, consistency, plot
+# grammar, consistency, plot. Each test returns (interval or None, note).
 
 
-@claim("Grammar plateaus first", "paper, section 4.1",
-       "gain of consistency and plot from twice the parameters, minus that of grammar, among the "
-       "larger half of the models")  # fmt: skip
 def grammar_plateaus(study, scores):
     order = np.argsort([size.parameters for size in scores.sizes])
     larger = np.sort(order[len(order) // 2 :])
@@ -74,9 +63,6 @@ def grammar_plateaus(study, scores):
     return bootstrap.interval((others[0] + others[1]) / 2 - grammar, len(larger)), scores.seed_note
 
 
-@claim("Grammar is learned before consistency", "paper, section 4.1",
-       "doublings of the training tokens from the point where grammar is halfway between chance "
-       "and all right to the same point of consistency, mean over the models")  # fmt: skip
 def grammar_is_first(study, scores):
     gaps, late = [], 0
     for run in study.grid:
@@ -96,22 +82,15 @@ def grammar_is_first(study, scores):
 
 def halfway(rows, kind, half=(1 + CHANCE) / 2):
     """log2 of the tokens at which the accuracy of a kind first reaches `half`; None if never."""
-    before = None
-    for row in rows:
-        if row["tokens"] and kind in row["skills"]:
-            now = np.log2(row["tokens"]), row["skills"][kind]["accuracy"]["mean"]
-            if now[1] >= half:
-                if before is None:
-                    return now[0]
-                fraction = (half - before[1]) / (now[1] - before[1])
-                return before[0] + fraction * (now[0] - before[0])
-            before = now
-    return None
+    points = [(np.log2(row["tokens"]), row["skills"][kind]["accuracy"]["mean"])
+              for row in rows if row["tokens"] and kind in row["skills"]]  # fmt: skip
+    i = next((i for i, (_, accuracy) in enumerate(points) if accuracy >= half), None)
+    if not i:
+        return None if i is None else points[0][0]
+    (before, low), (after, high) = points[i - 1 : i + 1]
+    return before + (half - low) / (high - low) * (after - before)
 
 
-@claim("Consistency appears between hidden size 64 and 128", "paper, section 4.1",
-       "gain of consistency from width 64 to 128, minus its largest gain from another doubling, at "
-       "the same depth")  # fmt: skip
 def consistency_threshold(study, scores):
     draws, gains = scores.by_size("consistency"), {}
     for one, two in itertools.permutations(draws, 2):
@@ -131,21 +110,18 @@ def consistency_threshold(study, scores):
 
 
 def instructed_runs(study):
-    """[(Run, {"model", "shuffled": intervals})]: how many instructions are followed completely."""
+    """[(Size, {"model", "shuffled": intervals})]: how many instructions are followed completely."""
     runs = [run for run in study.of_kind("instruct") if run.results.get("instruct")]
-    return [(run, run.results["instruct"]["checks"]["joint"]) for run in runs]
+    return [(run.size, run.results["instruct"]["checks"]["joint"]) for run in runs]
 
 
-@claim("Instructions need two layers", "paper, section 4.1",
-       "completely followed instructions, minus those a story to another instruction fulfills: two "
-       "layers minus one, at the same width")  # fmt: skip
 def two_layers(study, scores):
     gains, runs = {}, instructed_runs(study)
-    for run, row in runs:
-        if row.get("shuffled") and run.size.layers in (1, 2):
+    for size, row in runs:
+        if row.get("shuffled") and size.layers in (1, 2):
             gain = row["model"]["mean"] - row["shuffled"]["mean"]
             errors = [bootstrap.standard_error(row[side]) for side in ("model", "shuffled")]
-            gains.setdefault(run.size.width, {})[run.size.layers] = gain, np.hypot(*errors)
+            gains.setdefault(size.width, {})[size.layers] = gain, np.hypot(*errors)
     pairs = [(both[2], both[1]) for both in gains.values() if len(both) == 2]
     if not pairs:
         return None, "" if runs else "no model was trained on instructions"
@@ -154,12 +130,9 @@ def two_layers(study, scores):
     return bootstrap.normal_interval(mean, error, len(pairs)), ONE_SEED
 
 
-@claim("Instructions follow depth", "paper, section 4.1",
-       "completely followed instructions: gain from twice the layers, minus that from twice the "
-       "width")  # fmt: skip
 def instructions_follow_depth(study, scores):
     runs = instructed_runs(study)
-    x = np.array([[1, np.log2(run.size.width), np.log2(run.size.layers)] for run, _ in runs])
+    x = np.array([[1, np.log2(size.width), np.log2(size.layers)] for size, _ in runs])
     if len(runs) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
         return None, f"it takes {MIN_SIZES} models trained on instructions that differ in both"
     draws = bootstrap.normal_draws([row["model"] for _, row in runs], np.random.default_rng(0))
@@ -171,37 +144,20 @@ def instructions_follow_depth(study, scores):
 # depth and width
 
 
-def follows(kind, more, less, section):
-    """Register the claim that a skill gains more from one of width and layers than the other."""
-    name = {"width": "width", "layers": "depth"}[more]
-    text = f"{kind.capitalize()} follow{'s' * (kind != 'facts')} {name}"
-    measure = f"gain of {kind} from twice the {more}, minus that from twice the {less}"
-
-    @claim(text, f"paper, section {section}", measure)
-    def gains_more(study, scores):
-        slopes, notes = scores.slopes(kind), [scores.seed_note]
-        value = bootstrap.interval(slopes[more] - slopes[less], len(scores.sizes))
-        if value and scores.counts[kind] < 30:
-            notes.insert(0, f"only {scores.counts[kind]} prompts")
-        return value, "; ".join(filter(None, notes))
+def gains_more(study, scores, kind, more, less):
+    """A skill gains more from twice the `more` than from twice the `less`: width and layers."""
+    slopes, notes = scores.slopes(kind), [scores.seed_note]
+    value = bootstrap.interval(slopes[more] - slopes[less], len(scores.sizes))
+    if value and scores.counts[kind] < 30:
+        notes.insert(0, f"only {scores.counts[kind]} prompts")
+    return value, "; ".join(filter(None, notes))
 
 
-follows("plot", "width", "layers", "4.1")
-follows("facts", "width", "layers", "4.2")
-follows("context", "layers", "width", "4.2")
-follows("consistency", "layers", "width", "4.1")
-
-
-@claim("Shallow models are better in grammar than in consistency", "paper, section 4.1",
-       "gain of consistency from twice the layers, minus that of grammar")  # fmt: skip
 def shallow_models(study, scores):
     gap = scores.slopes("consistency")["layers"] - scores.slopes("grammar")["layers"]
     return bootstrap.interval(gap, len(scores.sizes)), scores.seed_note
 
 
-@claim("Creativity comes last", "paper, section 4.1",
-       "mean of the largest model's relative grades for grammar and consistency, minus that for "
-       "creativity")  # fmt: skip
 def creativity_is_last(study, scores):
     if not scores.judge:
         return None, "only a judge can grade creativity, and there was none"
@@ -215,9 +171,6 @@ def creativity_is_last(study, scores):
 # baselines, the loss, heads, neurons
 
 
-@claim("Small models beat GPT-2 large and XL", "paper, section 1",
-       "grammar, consistency and plot of our largest model, minus those of the better of the two, "
-       "on questions from TinyStories")  # fmt: skip
 def small_models_win(study, scores):
     baselines = [run for run in study.of_kind("baseline")
                  if run.name in LARGE_GPT2 and relative_answers(run)]  # fmt: skip
@@ -237,9 +190,6 @@ def small_models_win(study, scores):
     return bootstrap.interval(min(gaps, key=lambda gap: gap[0]), len(baselines)), ONE_SEED
 
 
-@claim("The loss flattens within the first epoch", "student report, section 4",
-       "0.1 minus the fraction of the first epoch's fall in loss, counted from its first "
-       "hundredth, that comes in its second half")  # fmt: skip
 def loss_flattens(study, scores):
     epoch = study.plain_data.get("splits", {}).get("train", {}).get("tokens")
     runs = [run for run in study.grid if run.curve and epoch and run.tokens >= 0.99 * epoch]
@@ -256,8 +206,6 @@ def loss_flattens(study, scores):
     return draws and bootstrap.interval(draws[0], len(runs)), note
 
 
-@claim("More heads help when there are few", "paper, section 6",
-       "loss with the fewest heads minus loss with the most, nats per token")  # fmt: skip
 def more_heads_help(study, scores):
     losses = {}
     for run in study.of_kind(""):
@@ -280,9 +228,6 @@ def neuron_coherence(runs):
     return results[0] if results else None
 
 
-@claim("Neurons of TinyStories models are readable", "paper, section 5.2",
-       "how similar the tokens are at which a neuron fires (coherence), minus that with random "
-       "weights")  # fmt: skip
 def neurons_are_readable(study, scores):
     ours = neuron_coherence(study.grid)
     if not ours:
@@ -291,8 +236,6 @@ def neurons_are_readable(study, scores):
     return bootstrap.independent_difference(ours["mean_coherence"], random), ONE_SEED
 
 
-@claim("Neurons of GPT-2 are less so", "paper, section 5.2",
-       "coherence of our model's neurons minus that of GPT-2's")  # fmt: skip
 def gpt2_neurons_are_less_readable(study, scores):
     ours = neuron_coherence(study.grid)
     gpt2 = neuron_coherence([run for run in study.of_kind("baseline") if "gpt2" in run.name])

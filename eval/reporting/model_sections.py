@@ -1,8 +1,6 @@
-"""The report's sections about the models: sizes, losses, scores, claims, scaling, heads. Each
-function of a results.Study returns blocks of page.py.
+"""The report's sections about the models: claims, sizes, losses, scores, scaling, heads. Each
+function of a results.Study returns what the macro of its name in sections.html takes.
 """
-
-from collections import Counter
 
 import numpy as np
 
@@ -10,8 +8,8 @@ from eval import published
 from eval.bootstrap import interval, resample_models
 from eval.llm.rubrics import AGES
 from eval.reporting import charts
-from eval.reporting.claims import FAILS, HOLDS
-from eval.reporting.page import Cell, cell, figure, grade_pair, missing, table, text
+from eval.reporting.claims import FAILS, HOLDS, OPEN
+from eval.reporting.page import Cell, cell, grade_pair
 from eval.reporting.scores import grid_scores
 
 GRADES = ("creativity", "grammar", "consistency", "plot")
@@ -21,6 +19,7 @@ RECIPE = ("batch_size", "gradient_accumulation_steps", "row_tokens", "block_size
           "learning_rate", "schedule", "warmup_iters", "weight_decay", "beta1", "beta2",
           "grad_clip", "dropout", "max_iters", "eval_stories")  # fmt: skip
 KINDS = {"": "TinyStories", "syn": "Syn", "instruct": "Instruct"}
+LOOKS = {HOLDS: "success", FAILS: "failure", OPEN: "partial"}
 TOKENS = "training tokens"
 NOT_PRINTED = Cell("not printed", look="none")
 
@@ -53,7 +52,6 @@ def accuracy(runs, kind):
 
 
 def accuracies(runs, kinds=SKILLS):
-    """`accuracy` for each of the kinds."""
     return [accuracy(runs, kind) for kind in kinds]
 
 
@@ -61,100 +59,6 @@ def grades(run, mode="paper"):
     """{grade: interval} of a judge, {} without one."""
     judged = run and run.results.get(f"judge-{mode}")
     return judged["grades"] if judged else {}
-
-
-# ----------------------------------------------------------------------------------------------
-# sections
-
-
-def models(study):
-    """Sizes, recipe and data."""
-    rows = []
-    for kind, label in KINDS.items():
-        for name, runs in by_name([run for run in study.runs if run.kind == kind]).items():
-            run = runs[0]
-            rows.append([name, label, run.parameters, run.block_parameters, run.tokens, len(runs),
-                         mean_loss(runs)])  # fmt: skip
-    splits = [
-        [folder, split, facts["stories"], facts["tokens"], facts["bytes"]]
-        for folder, manifest in study.data.items() for split, facts in manifest["splits"].items()
-    ]  # fmt: skip
-    ours, student = study.grid[0].recipe if study.grid else {}, published.RECIPE
-    names = dict.fromkeys((*RECIPE, *student))
-    recipe = [[name, str(ours.get(name, "-")), student.get(name, "-")] for name in names]
-    data = study.plain_data
-    return [
-        table("Every model of this study. Losses compare only on the same data and tokenizer.",
-              ["width-layers-heads", "stories", "parameters", "without embeddings", TOKENS, "seeds",
-               "validation loss (lowest to highest seed)"], rows),
-        table(f"The stories: {study.settings['source']}, tokenizer {data.get('tokenizer')} with "
-              f"{data.get('vocab_size', 0):,} tokens.",
-              ["folder", "split", "stories", "tokens", "bytes"], splits),
-        table("How they were trained (train.py), and the student report's table 1.",
-              ["setting", "ours", "student report"], recipe),
-    ]  # fmt: skip
-
-
-def losses(study):
-    """Training and validation losses, across models and within each."""
-    grid = by_name(study.grid)
-    labels = {"xlabel": TOKENS, "ylabel": "loss, nats per token", "log": False}
-    val = {name: runs[0].curve for name, runs in grid.items()}
-    train = {name: charts.smooth(runs[0].train_curve) for name, runs in grid.items()}
-    draws = {}
-    for name in [name for name in grid if val[name]]:
-        seeds = {f"seed {run.seed}": run.curve for run in grid[name] if run.curve}
-        draws[name] = charts.draw_lines({"training": train[name]} | seeds, log=False)
-    within = "Within models: training loss and the validation loss of each seed."
-    return [
-        figure(charts.lines(val, style="o-", **labels), "Validation loss, first seed of each."),
-        figure(charts.lines(train, **labels),
-               "Training loss, running mean over a twentieth of the run. In the first epoch every "
-               "story is new, so it follows the validation loss."),
-        *[figure(svg, within) for svg in charts.panels(draws, xlabel="tokens")],
-    ]  # fmt: skip
-
-
-def grid(study):
-    """Our models, and the paper's large table beside them."""
-    ours, rows, by_shape = by_name(study.grid), [], {}
-    for name, runs in ours.items():
-        by_shape.setdefault(f"{runs[0].size.width}-{runs[0].size.layers}", runs)
-        instructed = study.first(runs[0].size, "instruct")
-        checks = instructed and instructed.results.get("instruct")
-        rows.append([
-            name, mean_loss(runs), *accuracies(runs),
-            checks["checks"]["joint"]["model"] if checks else None,
-            *map(grades(runs[0]).get, GRADES), grades(instructed, "instruct").get("consistency"),
-        ])  # fmt: skip
-    for run in study.of_kind("baseline"):
-        rows.append([run.name, Cell("not comparable", look="none"), *accuracies([run]), None,
-                     *map(grades(run).get, GRADES), None])  # fmt: skip
-    paper = []
-    for name, row in published.MODELS.items():
-        runs = by_shape.get(name, [])
-        printed = [grade_pair(*row[x]) if x in row else NOT_PRINTED for x in published.GRADES]
-        paper.append([name, row.get("loss", NOT_PRINTED), *printed, mean_loss(runs),
-                      *accuracies(runs, SKILLS[:3])])  # fmt: skip
-    student, columns = [], ("grammar", "creativity", "consistency", "plot")
-    for name, plain, _ in published.REPORT:
-        judged = grades(ours.get(name, [None])[0], "report")
-        student.append([name, *(cell(x, 2) for x in plain[:4]), *map(judged.get, columns)])
-    return [
-        text("Grammar, consistency, plot, context, reasoning and facts are accuracies on questions "
-             "with a right and a wrong answer (eval.skills): chance is 0.5. They need no judge; "
-             "their trends, but not their values, compare with the published grades."),
-        table("Our models. Accuracies and grades with 95 % intervals.",
-              ["model", "loss", *SKILLS, "instructions followed", *(f"judge: {x}" for x in GRADES),
-               "judge: consistency with the instruction"], rows),
-        table("The paper's models: its loss, GPT-4's grades as grade / relative, and ours of the "
-              "same width and depth. Ours saw far fewer tokens, of another tokenizer, so losses do "
-              "not compare.",
-              ["width-layers", "loss", *published.GRADES, "our loss",
-               *(f"our {kind}" for kind in SKILLS[:3])], paper),
-        table("The student report's models: its judge's grades (table 2), and ours.",
-              ["model", *columns, *(f"ours: {x}" for x in columns)], student),
-    ]  # fmt: skip
 
 
 def relative_scores(study):
@@ -165,47 +69,6 @@ def relative_scores(study):
         for kind in SKILLS[:3] if kind in scores.draws
     }  # fmt: skip
     return scores, rows
-
-
-def trends(study):
-    """Scores against size, along training, against loss; ages."""
-    scores, rows = relative_scores(study)
-    scale = "Scores are accuracies, relative: 0 is chance, 1 is all right."
-    if scores.judge:
-        scale = f"Scores are grades of {scores.judge}, relative: 0 is the paper's 64-2, 1 is GPT-4."
-    widths, by_width = {size: size.width for size in scores.sizes}, {}
-    for kind, by_size in rows.items():
-        depths = {
-            f"{n} layer{'s' * (n > 1)}": {s: x for s, x in by_size.items() if s.layers == n}
-            for n in sorted({size.layers for size in by_size})
-        }
-        ticks = sorted(set(widths.values()))
-        by_width[kind] = charts.draw_intervals(depths, widths, ticks)
-    runs = [run for run in study.grid if run.results.get("skills")]
-    along = {}
-    for run in runs:
-        steps = [row for row in run.results["skills"].get("checkpoints") or () if row["tokens"]]
-        if len(steps) > 2:
-            along[run.name] = charts.draw_lines({
-                kind: [(row["tokens"], row["skills"][kind]["accuracy"]["mean"]) for row in steps
-                       if kind in row["skills"]] for kind in SKILLS[:3]
-            })  # fmt: skip
-    points = {kind: [] for kind in SKILLS[:3]}
-    for run in runs:
-        correct = run.results["skills"]["correct"]
-        for kind in [kind for kind in points if kind in correct and run.loss]:
-            points[kind].append((run.loss, float(np.mean(correct[kind]))))
-    by_loss = {"": charts.draw_lines(points, log=False, style="o")} if runs else {}
-    return [
-        text(scale),
-        *[figure(svg, "By width, a line for each depth.")
-          for svg in charts.panels(by_width, xlabel="width", ylabel="relative score")],
-        *[figure(svg, "Along training, from checkpoints at steps 1, 2, 4, 8, ...")
-          for svg in charts.panels(along, xlabel=TOKENS, ylabel="accuracy")],
-        *[figure(svg, "Accuracy against loss, a point for each run.")
-          for svg in charts.panels(by_loss, width=7, xlabel="validation loss", ylabel="accuracy")],
-        ages(study),
-    ]  # fmt: skip
 
 
 def headline(study, make):
@@ -220,96 +83,149 @@ def headline(study, make):
                 ylabel=["validation loss, nats per token", "relative score"])  # fmt: skip
 
 
-def ages(study):
-    """The table of the age groups that a judge gave."""
+# ----------------------------------------------------------------------------------------------
+# sections
+
+
+def claims(tested, verdicts):
+    """tested: [Claim]; verdicts: {verdict: texts}."""
     rows = []
-    for run in study.grid:
-        counts = (run.results.get("judge-paper") or {}).get("age_groups")
-        if counts:
-            total = sum(counts.values())
-            rows.append([run.name, *(counts.get(age, 0) / total for age in AGES)])
-    if not rows:
-        return missing("the age group of the writer, as a judge estimates it",
-                       "python -m eval.study <config> --judge=<model>")  # fmt: skip
-    return table("The writer's age group as the judge estimates it, fractions of the stories.",
-                 ["model", *AGES.values()], rows)  # fmt: skip
-
-
-def verdicts(claims):
-    """The claims with their verdicts."""
-    looks, rows = {HOLDS: "success", FAILS: "failure"}, []
-    for claim in claims:
-        verdict = Cell(claim.verdict, claim.verdict, looks.get(claim.verdict, "partial"))
-        value = cell(claim.value) if claim.value else Cell("-", look="none")
+    for claim in tested:
+        verdict = Cell(claim.verdict, claim.verdict, LOOKS[claim.verdict])
+        value = claim.value or Cell("-", look="none")
         rows.append([claim.text, verdict, value, claim.measure, claim.note, claim.source])
-    counts = Counter(claim.verdict for claim in claims)
-    return [
-        text("Each claim is a difference or slope that is above 0 if the claim holds. It holds if "
-             "all of its 95 % interval is above 0, and does not if all is below. "
-             + ", ".join(f"{verdict}: {n}" for verdict, n in counts.items()) + "."),
-        table("In the paper's order.",
-              ["claim", "verdict", "value", "what was compared", "note", "source"], rows, "wrap"),
+    return {"rows": rows, "verdicts": verdicts}
+
+
+def models(study):
+    rows = [
+        [name, label, runs[0].parameters, runs[0].block_parameters, runs[0].tokens, len(runs),
+         mean_loss(runs)]
+        for kind, label in KINDS.items()
+        for name, runs in by_name(run for run in study.runs if run.kind == kind).items()
     ]  # fmt: skip
+    splits = [
+        [folder, split, facts["stories"], facts["tokens"], facts["bytes"]]
+        for folder, manifest in study.data.items() for split, facts in manifest["splits"].items()
+    ]  # fmt: skip
+    ours, student = study.grid[0].recipe if study.grid else {}, published.RECIPE
+    recipe = [[name, str(ours.get(name, "-")), student.get(name, "-")]
+              for name in dict.fromkeys((*RECIPE, *student))]  # fmt: skip
+    return {"rows": rows, "source": study.settings["source"], "data": study.plain_data,
+            "splits": splits, "recipe": recipe}  # fmt: skip
+
+
+def losses(study):
+    labels = {"xlabel": TOKENS, "ylabel": "loss, nats per token", "log": False}
+    validation, training, within = {}, {}, {}
+    for name, runs in by_name(study.grid).items():
+        validation[name], training[name] = runs[0].curve, charts.smooth(runs[0].train_curve)
+        if runs[0].curve:
+            seeds = {f"seed {run.seed}": run.curve for run in runs if run.curve}
+            within[name] = charts.draw_lines({"training": training[name]} | seeds, log=False)
+    return {"validation": charts.lines(validation, style="o-", **labels),
+            "training": charts.lines(training, **labels),
+            "within": charts.panels(within, xlabel="tokens")}  # fmt: skip
+
+
+def grid(study):
+    """Our models, and the published ones beside those of the same shape."""
+    groups, ours, by_shape = by_name(study.grid), [], {}
+    for name, runs in groups.items():
+        size = runs[0].size
+        by_shape.setdefault(f"{size.width}-{size.layers}", runs)
+        instructed = study.first(size, "instruct")
+        checks = instructed and instructed.results.get("instruct")
+        ours.append([
+            name, mean_loss(runs), *accuracies(runs),
+            checks["checks"]["joint"]["model"] if checks else None,
+            *map(grades(runs[0]).get, GRADES), grades(instructed, "instruct").get("consistency"),
+        ])  # fmt: skip
+    for run in study.of_kind("baseline"):
+        ours.append([run.name, Cell("not comparable", look="none"), *accuracies([run]), None,
+                     *map(grades(run).get, GRADES), None])  # fmt: skip
+    paper = []
+    for name, row in published.MODELS.items():
+        runs = by_shape.get(name, [])
+        printed = [grade_pair(*row[x]) if x in row else NOT_PRINTED for x in published.GRADES]
+        paper.append([name, row.get("loss", NOT_PRINTED), *printed, mean_loss(runs),
+                      *accuracies(runs, SKILLS[:3])])  # fmt: skip
+    student, order = [], ("grammar", "creativity", "consistency", "plot")
+    for name, plain, _ in published.REPORT:
+        judged = grades(groups.get(name, [None])[0], "report")
+        student.append([name, *(cell(x, 2) for x in plain[:4]), *map(judged.get, order)])
+    return {"ours": ours, "paper": paper, "student": student}
+
+
+def trends(study):
+    """Scores against size, along training, against loss; ages."""
+    scores, rows = relative_scores(study)
+    widths, by_width = {size: size.width for size in scores.sizes}, {}
+    for kind, by_size in rows.items():
+        depths = {
+            f"{n} layer{'s' * (n > 1)}": {s: x for s, x in by_size.items() if s.layers == n}
+            for n in sorted({size.layers for size in by_size})
+        }
+        by_width[kind] = charts.draw_intervals(depths, widths, sorted(set(widths.values())))
+    along, points, ages = {}, {kind: [] for kind in SKILLS[:3]}, []
+    for run in study.grid:
+        skills = run.results.get("skills") or {"correct": {}}
+        steps = [row for row in skills.get("checkpoints") or () if row["tokens"]]
+        if len(steps) > 2:
+            along[run.name] = charts.draw_lines({
+                kind: [(row["tokens"], row["skills"][kind]["accuracy"]["mean"]) for row in steps
+                       if kind in row["skills"]] for kind in points
+            })  # fmt: skip
+        for kind in points:
+            if kind in skills["correct"] and run.loss:
+                points[kind].append((run.loss, float(np.mean(skills["correct"][kind]))))
+        if counts := (run.results.get("judge-paper") or {}).get("age_groups"):
+            total = sum(counts.values())
+            ages.append([run.name, *(counts.get(age, 0) / total for age in AGES)])
+    labels = {"xlabel": "validation loss", "ylabel": "accuracy"}
+    return {
+        "judge": scores.judge,
+        "by_width": charts.panels(by_width, xlabel="width", ylabel="relative score"),
+        "along": charts.panels(along, xlabel=TOKENS, ylabel="accuracy"),
+        "by_loss": charts.lines(points, log=False, style="o", size=(7, 2.8), **labels),
+        "ages": ages, "age_groups": list(AGES.values()),
+    }  # fmt: skip
 
 
 def scaling(study, law):
-    """The scaling law."""
-    if law is None:
-        return [missing("it takes two sizes", "more --models")]
-    if not law["alpha"]:
-        return [missing("no loss falls with FLOPs", "more --models")]
+    """law: what scaling_law.fit returns."""
+    if not law or not law["alpha"]:
+        return {"law": law}
     curves = {
         name: [(tokens * runs[0].matmul_parameters, loss) for tokens, loss in runs[0].curve]
         for name, runs in by_name(study.grid).items() if runs[0].curve
     }  # fmt: skip
-    alpha, a, budgets = law["alpha"], law["a"], law["budgets"]
     draw_curves = charts.draw_lines(curves, style=".-")
+    flops, lowest = np.array([(row["flops"], row["loss"]) for row in law["budgets"]]).T
 
     def draw(axes):
         draw_curves(axes)
-        flops, losses = np.array([(row["flops"], row["loss"]) for row in budgets]).T
-        axes.plot(flops, losses, color=charts.INK, lw=2, alpha=0.6)
-        axes.plot(flops, np.exp(law["log_b"]) * flops ** -alpha["mean"], ":", color=charts.INK)
+        axes.plot(flops, lowest, color=charts.INK, lw=2, alpha=0.6)
+        power_law = np.exp(law["log_b"]) * flops ** -law["alpha"]["mean"]
+        axes.plot(flops, power_law, ":", color=charts.INK)
         axes.set_yscale("log")
 
-    rows = [[Cell(f"{row['flops']:.2e}", row["flops"]), row["size"], round(row["tokens"]),
-             row["loss"]] for row in budgets]  # fmt: skip
-    growth = "Too few sizes are best between a smaller and a larger one to fit how the best grows."
-    if a:
-        growth = (f"The best size grows as FLOPs^{a['mean']:.2f}{ends(a)}, so the best number of "
-                  f"tokens as FLOPs^{1 - a['mean']:.2f}.")  # fmt: skip
-    return [
-        text(f"The loss of the best model falls as FLOPs^-{alpha['mean']:.3f}{ends(alpha)}. "
-             f"{growth} The paper shows the same kind of plot and prints no exponent."),
-        figure(charts.chart(draw, xlabel="parameters x training tokens", ylabel="validation loss"),
-               "Loss against FLOPs = parameters x training tokens, first seeds; the lower envelope "
-               "(mean of the seeds) is bold, the power law dotted. A learning rate that falls over "
-               "the run makes the end of each curve better than a longer run is at that point."),
-        table("The best model at each budget, and how many tokens it has seen by then.",
-              ["parameters x tokens", "best size", "tokens", "loss"], rows),
-    ]  # fmt: skip
-
-
-def ends(row):
-    """The ends of the interval of an exponent in words, "" for one seed."""
-    if row["low"] is None:
-        return ""
-    return f" (95 % interval {row['low']:.3f} to {row['high']:.3f})"
+    svg = charts.chart(draw, xlabel="parameters x training tokens", ylabel="validation loss")
+    budgets = [[Cell(f"{row['flops']:.2e}", row["flops"]), row["size"], round(row["tokens"]),
+                row["loss"]] for row in law["budgets"]]  # fmt: skip
+    return {"law": law, "svg": svg, "budgets": budgets}
 
 
 def heads(study):
-    """The table of attention heads."""
+    """Of every shape with models outside the grid, which differ from those of it in their heads."""
     plain = study.of_kind("")
     shapes = {run.size[:2] for run in plain if run not in study.grid}
-    rows = [
+    groups = by_name(run for run in plain if run.size[:2] in shapes)
+    ours = [
         [name, mean_loss(runs), accuracy(runs, "grammar"), grades(runs[0]).get("creativity"),
          accuracy(runs, "consistency")]
-        for name, runs in sorted(by_name([r for r in plain if r.size[:2] in shapes]).items())
+        for name, runs in sorted(groups.items())
     ]  # fmt: skip
     paper = [[f"paper: {name}", *(cell(x, 2) for x in row)]
              for name, row in published.HEADS.items()]  # fmt: skip
-    return [
-        table("Models that differ only in their heads. Ours: accuracies; the paper's: GPT-4's "
-              "grades.", ["width-layers-heads", "loss", "grammar", "creativity", "consistency"],
-              rows + paper),
-    ]  # fmt: skip
+    return {"rows": ours + paper}

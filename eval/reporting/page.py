@@ -1,25 +1,21 @@
-"""What the report is made of: sections of paragraphs, tables, figures and stories, as plain data.
+"""The report's page: plain data in, HTML out.
 
-    Section("losses", "Loss", [text("..."), figure(svg, "..."), table("...", head, rows)])
+    html = render("A study", "of eight models", {"losses": {"validation": svg, ...}, ...})
 
-page.html renders them and escapes every text; only a figure's SVG and texts that are Markup are
-inserted as HTML.
+page.html is the frame with the list of sections, sections.html the words of each section, a macro
+that takes its data, and blocks.html how tables, figures and stories look. All texts are escaped but
+those that are Markup.
 """
 
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 
+import jinja2
 from markupsafe import Markup, escape
 
+from eval import published
 from eval.bootstrap import format_interval
-
-
-@dataclass
-class Section:
-    """A section of the page."""
-
-    name: str  # its anchor
-    title: str
-    blocks: list
 
 
 @dataclass
@@ -30,27 +26,6 @@ class Cell:
     sort_key: float | str | None = None  # None sorts last
     look: str = ""  # a CSS class
     below: str = ""  # a second line
-
-
-def text(words, look=""):
-    """A paragraph."""
-    return {"kind": "text", "text": words, "look": look}
-
-
-def missing(what, command):
-    """A paragraph for what no run has measured."""
-    return text(f"Not measured in this study: {what}. To measure it: {command}", "none")
-
-
-def listing(items, look=""):
-    """A list of texts."""
-    return {"kind": "list", "items": items, "look": look}
-
-
-def table(caption, head, rows, look=""):
-    """A sortable table. rows: lists of values that `cell` takes."""
-    rows = [[cell(value) for value in row] for row in rows]
-    return {"kind": "table", "caption": caption, "head": head, "rows": rows, "look": look}
 
 
 def cell(value, digits=3):
@@ -75,17 +50,24 @@ def grade_pair(first, second):
     return Cell(f"{first:.2f} / {second:.2f}", first)
 
 
-def figure(svg, caption):
-    """A figure. svg: from charts.py, or None, which reads "not measured"."""
-    named = svg and svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
-    return {"kind": "figure", "svg": named and Markup(named), "caption": caption}
+def labeled(svg, caption):
+    """An SVG of charts.py as Markup, with its caption for a screen reader."""
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))
 
 
-def stories(title, beginning, columns):
-    """Texts side by side. columns: (heading, text, which may be Markup, and a line below) each."""
-    return {"kind": "stories", "title": title, "beginning": beginning, "columns": columns}
+def templates():
+    """The jinja2 environment of the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"cell": cell, "labeled": labeled, "thousands": "{:,}".format}
+    environment.globals["published"] = published
+    return environment
 
 
-def folded(title, lines):
-    """Lines of code that a click unfolds."""
-    return {"kind": "folded", "title": title, "lines": lines}
+def render(title, subtitle, sections):
+    """The page, a str. sections: {name: the arguments of its macro in sections.html}."""
+    nonce = sha256(repr((title, subtitle, sections)).encode("utf-8", "surrogatepass")).hexdigest()
+    page = templates().get_template("page.html")
+    return page.render(title=title, subtitle=subtitle, data=sections, nonce=nonce[:24])

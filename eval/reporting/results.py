@@ -17,15 +17,11 @@ import numpy as np
 import torch
 
 from configs import UserError
-from eval.reporting.study_jobs import Size, sizes
+from eval.reporting.study_jobs import RESULTS, Size, sizes
 from eval.reporting.study_state import DONE, digest
 from model import GPT, GPTConfig
 from nanostories import storage
 from nanostories.training import checkpoint, huggingface
-
-EVALUATIONS = ("skills", "judge-prompts", "judge-paper", "judge-report", "judge-instruct",
-               "side_by_side", "vocabulary", "diversity", "instruct", "interpret",
-               "reward")  # fmt: skip
 
 
 @dataclass
@@ -62,8 +58,6 @@ class Run:
 
 @dataclass
 class Study:
-    """A whole study."""
-
     settings: dict
     jobs: list  # the rows of study.json
     runs: list
@@ -100,32 +94,31 @@ def read_study(out_dir):
         settings, jobs = study["settings"], study["jobs"]
         done = {job["output"]: job["sha256"] for job in jobs if job["status"] == DONE}
         folders = [job["run"] for job in jobs if job["run"] and job["status"] == DONE]
-        manifests = [job["output"] for job in jobs if Path(job["output"]).name == "manifest.json"]
         baselines = settings["baselines"].replace(",", " ").split()
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a study of this version: {error}") from None
     runs = [run for folder in folders if (run := read_run(folder))]
     runs += [Run(name, huggingface.results_folder(name), "baseline") for name in baselines]
     for run in runs:
-        for name in EVALUATIONS:
+        for name in RESULTS.values():
             output = f"{run.out_dir}/eval/{name}.json"
             run.results[name] = _read_json(output) if done.get(output) == digest(output) else None
         grades = Path(run.out_dir) / "eval" / "judge-paper.jsonl"
         if run.results["judge-paper"] and grades.exists():
             run.results["grades"] = _read_lines(grades)
     runs = [run for run in runs if run.kind != "baseline" or any(run.results.values())]
-    data = {str(Path(path).parent): _read_json(path) for path in manifests}
-    return Study(settings, jobs, runs, {k: manifest for k, manifest in data.items() if manifest})
+    manifests = [Path(job["output"]) for job in jobs if job["output"].endswith("/manifest.json")]
+    data = {str(path.parent): facts for path in manifests if (facts := _read_json(path))}
+    return Study(settings, jobs, runs, data)
 
 
 def _read_json(path):
-    """A JSON file, None where there is none that can be read."""
+    """None where there is no file that can be read."""
     with contextlib.suppress(UserError):
         return storage.read_json(path)
 
 
 def _read_lines(path):
-    """The values of a JSON lines file."""
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
@@ -156,10 +149,11 @@ def read_run(folder):
 def loss_curves(lines):
     """([(tokens, validation loss)], [(tokens, training loss)]) of the lines of metrics.jsonl."""
     train = [line for line in lines if "tok_s" in line]
-    val = [line for line in lines if "val_loss" in line]
     if not train:  # of reward.py
         return [], []
     steps, tokens = [line["step"] for line in train], [line["tokens"] for line in train]
-    val_tokens = np.interp([line["step"] for line in val], steps, tokens).tolist()
-    val_curve = list(zip(val_tokens, [line["val_loss"] for line in val], strict=True))
-    return val_curve, list(zip(tokens, [line["loss"] for line in train], strict=True))
+    val = [
+        (float(np.interp(line["step"], steps, tokens)), line["val_loss"])
+        for line in lines if "val_loss" in line
+    ]  # fmt: skip
+    return val, [(line["tokens"], line["loss"]) for line in train]

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from unittest.mock import MagicMock
 
 import pytest
+from markupsafe import Markup
 from planted_study import GRID, KINDS, interval, run, study
 
 from configs import UserError
@@ -15,7 +16,7 @@ from eval.memorization.copying import BINS
 from eval.reporting import charts, model_sections, scaling_law
 from eval.reporting import results as study_results
 from eval.reporting.claims import evaluate_claims
-from eval.reporting.page import Cell, Section, cell, figure, stories, table, text
+from eval.reporting.page import Cell, cell, labeled, render, templates
 from eval.reporting.study_jobs import Size
 from eval.reporting.study_state import digest
 
@@ -51,7 +52,12 @@ class Reader(HTMLParser):
 
 def page_of(planted):
     claims, law = evaluate_claims(planted), scaling_law.fit(scaling_law.curves_of(planted))
-    return report.render("The study", "subtitle", report.make_sections(planted, claims, law))
+    return render("The study", "subtitle", report.make_sections(planted, claims, law))
+
+
+def block(name, *args):
+    """A block of blocks.html as HTML."""
+    return getattr(templates().get_template("blocks.html").module, name)(*args)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -241,12 +247,12 @@ def test_with_nothing_at_all(quick):
 def test_published_numbers_stand_beside_ours(page, quick):
     for text_ in ("9.34 / 0.92", "5.93 / 6.10", "2.94 / 0.00", "a factor of 500", "70 words"):
         assert text_ in page, text_
-    blocks = model_sections.grid(full())
-    tables = [block for block in blocks if block["kind"] == "table"]
-    [row] = [row for row in tables[1]["rows"] if row[0].text == "128-2"]
-    assert row[1].text == "1.920" and row[7].text.startswith("3.")  # the paper's loss, and ours
-    [row] = [row for row in tables[1]["rows"] if row[0].text == "1024-12"]
-    assert row[7].text == "not measured" == row[8].text
+    rows = {
+        row[0]: [cell(value).text for value in row] for row in model_sections.grid(full())["paper"]
+    }
+    row = rows["128-2"]
+    assert row[1] == "1.920" and row[7].startswith("3.")  # the paper's loss, and ours
+    assert rows["1024-12"][7:9] == ["not measured"] * 2
 
 
 def test_a_failed_job_is_shown(page):
@@ -276,16 +282,15 @@ def test_cells():
 
 
 def test_tables_can_be_sorted():
-    block = table("a", ["model", "loss"], [["x", 3.0], ["y", None]])
-    page = report.render("t", "f", [Section("s", "S", [block, text("words")])])
+    page = block("table", "a", ["model", "loss"], [["x", 3.0], ["y", None]])
     assert '<button type="button">loss</button>' in page
     assert 'data-sort-key="3.0"' in page and page.count("data-sort-key=") == 3
 
 
 def test_stories_are_escaped_but_for_what_is_marked():
-    block = stories("t", "<b>", [("m", "<i>words</i>", "<u>")])
-    page = report.render("t", "f", [Section("s", "S", [block])])
+    page = block("stories", "t", "<b>", [("m", "<i>words</i>", "<u>"), ("", Markup("<mark>x"), "")])
     assert "&lt;i&gt;words" in page and "<i>words" not in page and "&lt;u&gt;" in page
+    assert "&lt;b&gt;" in page and "<b>" not in page and "<mark>x" in page
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -383,5 +388,6 @@ def test_the_nearest_story_is_one_that_the_model_has_read(page):
 
 
 def test_the_caption_of_a_figure_is_escaped():
-    shown = figure("<svg></svg>", 'a "b"><script>')["svg"]
-    assert "<script>" not in shown and "&#34;b&#34;&gt;" in shown
+    caption = 'a "b"><script>'
+    for shown in (labeled("<svg></svg>", caption), block("figure", "<svg></svg>", caption)):
+        assert "<script>" not in shown and "&#34;b&#34;&gt;" in shown and "<svg" in shown
