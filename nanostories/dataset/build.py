@@ -5,6 +5,7 @@ shards and manifest. prepare.py and synonyms.py call it.
     build_dataset("data/mine", Source("train.txt"), Source("val.txt"), tokenizer)
 """
 
+import functools
 import itertools
 import math
 import time
@@ -15,11 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import UserError
-from nanostories.dataset import readers, sources
+from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset import tokenizer as tokenizers
 from nanostories.dataset.cleaning import clean_all, story_hash
-from nanostories.dataset.encode import Encoder
-from nanostories.dataset.shards import Writer, write_manifest
+from nanostories.dataset.shards import STORY, Writer, write_manifest
 from nanostories.dataset.workers import worker_pool
 from nanostories.storage import atomic_folder
 
@@ -81,10 +81,9 @@ def build_dataset(
     """Write the data folder `out`, see shards.py; it replaces an older one when it is complete.
 
     train, val: Sources; without val, val_fraction of train's stories are held out, by their hashes.
-    held_out: names of Instruct fields that never occur together in one train instruction. workers:
-    processes, 0 for one a core. seed: of the hashes and of the instructions made. add_files: called
-    with the folder before it is complete. manifest: {name: value} that replace entries of
-    manifest.json. Raises UserError where no story is left, or `out` holds something else.
+    held_out: names of Instruct fields that never occur together in one train instruction. seed: of
+    the hashes and of the instructions made. add_files: called with the folder before it is
+    complete. manifest: {name: value} that replace entries of manifest.json.
     """
     started, out = time.monotonic(), Path(out)
     check_out(out)
@@ -95,8 +94,9 @@ def build_dataset(
         if add_files:
             add_files(folder)
         tokenizer.save(folder / "tokenizer.json")
-        with worker_pool(Encoder(tokenizer, seed, records), workers) as encode:
-            limit = round(val_fraction * 2**64)
+        limit = round(val_fraction * 2**64)
+        function = functools.partial(encode_block, tokenizer, seed, records)
+        with worker_pool(function, workers) as encode:
             writers, counts = encode_splits(folder, encode, train, val, held_out, limit)
         splits = {}
         for writer, drop, count in zip(writers, find_duplicates(*writers), counts, strict=True):
@@ -129,6 +129,28 @@ def build_dataset(
     print(f"{out} is ready, written in {time.monotonic() - started:.1f} s")
 
 
+def encode_block(tokenizer, seed, records, block, held_out, val_limit):
+    """What a worker process does: (tokens, index, counts) of a block, as of Writer.add; a Counter.
+
+    A story is in val if the first 8 bytes of its hash are below val_limit.
+    """
+    texts, counts = readers.texts(block), Counter()
+    kept = clean_all(texts, counts, seed if records else None)
+    counts["read"] = len(texts)
+    index = np.ones(len(kept), STORY)
+    hashes = b"".join(story_hash(text, seed) for text in kept)
+    index["hash"] = np.frombuffer(hashes, "<u8").reshape(-1, 2)
+    if records:
+        for i in np.flatnonzero(index["hash"][:, 0] >= val_limit) if held_out else ():
+            kept[i] = instruct.drop_one_field(kept[i], held_out, seed)
+        prompts = [tokenizer.encode_prompt(record.prompt()) for record in kept]
+        index["answer"] = [1 + len(ids) for ids in prompts]  # <|endoftext|> is in front
+        kept = [record.text() for record in kept]
+    tokens, index["tokens"] = tokenizer.encode_stories(kept)
+    index["bytes"] = [len(text.encode()) for text in kept]
+    return tokens, index, counts
+
+
 def encode_splits(folder, encode, train, val, held_out, val_limit):
     """[Writer of val, Writer of train] with all their stories, and [Counter, Counter] of both."""
     writers, counts, lowest = [Writer(folder, "val"), Writer(folder, "train")], [], 2**64
@@ -150,19 +172,16 @@ def encode_splits(folder, encode, train, val, held_out, val_limit):
 
 
 def check_not_empty(source, counts):
-    """Raise UserError where the cleaning left no story of a source."""
     if not counts["read"] - counts["empty"] - counts["truncated"] - counts["unreadable"]:
         reason = f"'{source}' has no story left after cleaning ({describe_cleaning(counts)})"
         if counts["unreadable"]:
-            reason += (
-                "; an Instruct record is fields such as 'Words:', then a line 'Story:', and a data "
-                "set of the hub with a row for each line has none: take tinystories-instruct"
-            )
+            reason += "; a record is fields such as 'Words:', then a line 'Story:', and a data set of"
+            reason += " the hub with a row for each line has none: take tinystories-instruct"
         raise UserError(reason)
 
 
 def progress(results, source):
-    """Yield the result of each (block, result); show how far it is, as a bar or as lines."""
+    """Yield the result of each (block, result), with a bar or lines of progress."""
     done, shown = 0, time.monotonic()
     label, total = f"reading {source.name}", source.total()
     with tqdm(total=total, desc=label, unit_scale=True, disable=None) as bar:
@@ -188,7 +207,6 @@ def find_duplicates(val, train):
 
 
 def describe_cleaning(counts):
-    """The cleaning counts of a split in words."""
     rules = [*DROPPED, *(["unreadable"] if counts["unreadable"] else [])]
     dropped = ", ".join(f"{counts[rule]:,} {rule}".replace("_", " ") for rule in rules)
     return f"read {counts['read']:,}, repaired {counts['repaired']:,}, dropped: {dropped}"

@@ -53,17 +53,13 @@ MAX_BLANKS = 100_000
 class Tokenizer:
     """A tiktoken.Encoding with the name, the size and the separator that the project needs.
 
-    name: one of NAMES. vocab_size: with <|endoftext|>. eot: its id, the last one. ranks: {token
-    bytes: id} of all others, in the order of merging. tokens: list of bytes, those of each id.
-    encoding: the tiktoken.Encoding. Picklable, for worker processes.
+    name: one of NAMES. ranks: {token bytes: id}, ids 0..n-1 in the order of merging, without
+    <|endoftext|>. patterns: a pair as above. tokens: list of bytes, those of each id. Picklable.
     """
 
     def __init__(self, name, ranks, patterns):
-        """ranks: {token bytes: id}, ids 0..n-1 in the order of merging. patterns: a pair, above."""
         if len(ranks) >= MAX_VOCAB:
-            raise UserError(
-                f"the tokenizer has over {MAX_VOCAB:,} tokens; ids are stored as uint16"
-            )
+            raise UserError(f"over {MAX_VOCAB:,} tokens: their ids are stored as uint16")
         self.name, self.ranks, self.patterns = name, ranks, patterns
         self.tokens = sorted(ranks, key=ranks.get)
         self.eot, self.vocab_size = len(ranks), len(ranks) + 1
@@ -87,14 +83,13 @@ class Tokenizer:
 
     def encode_stories(self, stories):
         """(tokens, lengths) of a list of str as they are stored: the ids of all stories, uint16,
-        each with <|endoftext|> in front, and how many are each one's, int64. Faster than story by
-        story."""
+        each with <|endoftext|> in front, and the number of each one's ids, int64."""
         joined = "".join(EOT + story for story in stories)
         longest = max(map(len, stories), default=0)
         if stories and joined.count(EOT) == len(stories) and longest <= MAX_BLANKS:
             ids = self.encoding.encode_to_numpy(joined, allowed_special={EOT}).astype(np.uint16)
             return ids, np.diff(np.flatnonzero(ids == self.eot), append=len(ids))
-        # A story contains <|endoftext|> as text, or may contain too many blanks.
+        # Slower: a story contains <|endoftext|> as text, or may contain too many blanks.
         ids = [np.array([self.eot, *self.encode(story)], np.uint16) for story in stories]
         lengths = np.array([len(story_ids) for story_ids in ids], np.int64)
         return np.concatenate([np.empty(0, np.uint16), *ids]), lengths
@@ -187,8 +182,7 @@ def build(name, vocab_size=4096, texts=()):
     """The tokenizer called `name`, or the one saved in the tokenizer.json (or folder) at that path.
 
     vocab_size: of bpe, with <|endoftext|>; a small corpus runs out of pairs to merge and gives
-    fewer tokens. texts: iterable of str that bpe is trained on and gpt2-10k is counted on. Raises
-    UserError for an unknown name, a wrong size, or GPT-2's files out of reach.
+    fewer. texts: iterable of str that bpe is trained on and gpt2-10k is counted on.
     """
     if name == "bytes":
         return Tokenizer(name, {bytes([i]): i for i in range(256)}, GPT2_PATTERN)
@@ -207,10 +201,8 @@ def build(name, vocab_size=4096, texts=()):
 def train_bpe(vocab_size, texts):
     """{token bytes: id} of a BPE trained on `texts`, at most vocab_size - 1 tokens (no EOT)."""
     if not 257 <= vocab_size <= MAX_VOCAB:
-        raise UserError(
-            f"vocab_size must be 257 (the bytes and {EOT}) to {MAX_VOCAB:,} (ids are stored as "
-            f"uint16), not {vocab_size:,}"
-        )
+        limits = f"257 (the bytes and {EOT}) to {MAX_VOCAB:,} (ids are stored as uint16)"
+        raise UserError(f"vocab_size must be {limits}, not {vocab_size:,}")
     import rustbpe  # only training needs it
 
     trainer = rustbpe.Tokenizer()
@@ -235,12 +227,10 @@ def gpt2_ranks():
 
 def most_frequent(full, texts, vocab_size):
     """{token bytes: id} of the vocab_size - 1 tokens of the Tokenizer `full` that `texts` use most,
-    in `full`'s order, closed under merging: with a token come the two that it is merged from, down
-    to bytes.
+    in `full`'s order, closed under merging: with a token come the two that it is merged from.
 
-    A closed subset encodes as `full` does wherever it has `full`'s tokens, and splits the others
-    into their parts. So it is lossless, unlike a tokenizer that maps rare words to <unk>, as the
-    paper's does.
+    So it encodes as `full` does, but splits the tokens that it lacks into their parts, down to
+    bytes: lossless, unlike the paper's tokenizer, which maps rare words to <unk>.
     """
     counts, texts = np.zeros(full.vocab_size, dtype=np.int64), iter(texts)
     for batch in iter(lambda: list(itertools.islice(texts, 1024)), []):
@@ -288,35 +278,14 @@ def _byte_characters():
 
 
 def _huggingface_json(tokenizer):
-    """The dict of the `tokenizers` library's JSON: its BPE model, byte-level, with EOT in front."""
+    """The JSON of the `tokenizers` library: tokenizer_template.json with our ids and merges."""
+    filled = json.loads(Path(__file__).with_name("tokenizer_template.json").read_text("utf-8"))
+    filled["added_tokens"][0]["id"] = tokenizer.eot
+    filled["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = tokenizer.patterns[1]
+    filled["post_processor"]["special_tokens"][EOT]["ids"] = [tokenizer.eot]
     characters = _byte_characters()
     text = {token: "".join(map(characters.get, token)) for token in tokenizer.tokens}
-    merges = [merge_parts(t, tokenizer.ranks) for t in tokenizer.tokens if len(t) > 1]
-    eot = {"SpecialToken": {"id": EOT, "type_id": 0}}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": False}  # fmt: skip
-    split = {"type": "Split", "pattern": {"Regex": tokenizer.patterns[1]}, "behavior": "Isolated",
-             "invert": False}  # fmt: skip
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {
-        "version": "1.0",
-        **dict.fromkeys(("truncation", "padding")),
-        "added_tokens": [{"id": tokenizer.eot, "content": EOT, **flags, "special": True}],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [eot, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [eot, *({"Sequence": {"id": name, "type_id": 0}} for name in "AB")],
-            "special_tokens": {EOT: {"id": EOT, "ids": [tokenizer.eot], "tokens": [EOT]}},
-        },
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            **dict.fromkeys(("dropout", "unk_token")),
-            **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix")),
-            **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
-            "vocab": {text[t]: i for i, t in enumerate(tokenizer.tokens)} | {EOT: tokenizer.eot},
-            "merges": [f"{text[a]} {text[b]}" for a, b in merges],
-        },
-    }
+    merges = (merge_parts(t, tokenizer.ranks) for t in tokenizer.tokens if len(t) > 1)
+    filled["model"]["vocab"] = {t: i for i, t in enumerate([*text.values(), EOT])}
+    filled["model"]["merges"] = [f"{text[a]} {text[b]}" for a, b in merges]
+    return filled

@@ -1,7 +1,7 @@
 """A pool of processes that all run one function on the blocks of a source.
 
-with worker_pool(Encoder(tokenizer), workers=0) as encode:
-    for block, (tokens, index, counts) in encode(source.blocks()): ...
+with worker_pool(function, workers=0) as run:
+    for block, result in run(source.blocks()): ...
 """
 
 import contextlib

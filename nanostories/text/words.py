@@ -10,6 +10,7 @@ sentences('"No!" said Tom. He ran.')         ['"No!" said Tom.', "He ran."]
 
 import re
 from functools import cache, lru_cache
+from pathlib import Path
 
 # A word begins and ends with a letter; hyphens and apostrophes may stand inside.
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
@@ -17,20 +18,7 @@ _POSSESSIVE = re.compile("'s$")
 _WORD_OR_MARK = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
 
 # Function words: what is left of a text without them says what it is about.
-_FUNCTION_WORDS = """
-    a an the this that these those some any no every each all both other another such own same
-    i me my mine we us our you your he him his she her hers it its they them their theirs one ones
-    myself yourself himself herself itself themselves who whom whose which what where when why how
-    and or but nor so yet if because while although though as than then there here too also very
-    not never always again just only even still already more most much many lot lots few little
-    be am is are was were been being do does did done doing have has had having will would shall
-    should can could may might must let lets get gets got getting
-    of in on at by for with about into onto from to up down out off over under through after before
-    between during without against around near away back toward towards until upon along across
-    can't couldn't didn't doesn't don't hadn't hasn't haven't isn't i'm i'll i've shouldn't they're
-    wasn't we're weren't won't wouldn't you're yes oh
-"""
-STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
+STOP_WORDS = frozenset(Path(__file__).with_name("stop_words.txt").read_text("utf-8").split())
 
 # A sentence ends with a mark, but inside a quote only where the speaker does not go on in lower
 # case: '"No!" said the cat.'
@@ -51,15 +39,13 @@ def _split_chunk(chunk):
 
 
 def words_and_marks(text):
-    """The words and punctuation marks of a text, list of str: lower case, straight apostrophes. A
-    word is letters, digits and underscores, with hyphens and apostrophes inside; a mark is one
-    character."""
+    """The words, numbers and one-character marks of a text: lower case, straight apostrophes."""
     return [word for chunk in text.split() for word in _split_chunk(chunk)]
 
 
 def word_spans(text):
-    """[(start, stop)], the position in the text of each of its `words_and_marks`. Where lower case
-    has more characters than upper ("İ"), each gets the span of everything between two blanks."""
+    """[(start, stop)] of each of a text's `words_and_marks`. Where lower case has more characters
+    than upper ("İ"), each gets the span of everything between two blanks."""
     spans = []
     for chunk in re.finditer(r"\S+", text):
         lower, start = chunk[0].lower().replace("’", "'"), chunk.start()
@@ -111,20 +97,15 @@ def lemmas(word):
     return _base_forms(word) | {word}
 
 
-@cache
-def _accepted_lemmas(word):
-    """A word counts as `word`, inflected, if one of its base forms is among these."""
-    return frozenset([word]) if word in _base_forms(word) else lemmas(word)
-
-
 def contains_word(word, words):
     """Whether `word` is among `words` (of `split_words`), in any inflection.
 
     word: one word, or several that must stand together ("ice cream"). A base form matches its
     inflections ("decorate": "decorated"), an inflected word those of the same base form.
     """
-    accepted = [_accepted_lemmas(part) for part in split_words(word)]
-    return bool(accepted) and any(
+    parts = split_words(word)
+    accepted = [{part} if part in _base_forms(part) else lemmas(part) for part in parts]
+    return bool(parts) and any(
         all(bases & lemmas(part) for bases, part in zip(accepted, run, strict=True))
-        for run in ngrams(words, len(accepted))
+        for run in ngrams(words, len(parts))
     )
