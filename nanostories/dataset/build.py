@@ -175,8 +175,10 @@ def check_not_empty(source, counts):
     if not counts["read"] - counts["empty"] - counts["truncated"] - counts["unreadable"]:
         reason = f"'{source}' has no story left after cleaning ({describe_cleaning(counts)})"
         if counts["unreadable"]:
-            reason += "; a record is fields such as 'Words:', then a line 'Story:', and a data set of"
-            reason += " the hub with a row for each line has none: take tinystories-instruct"
+            reason += (
+                "; an Instruct record is fields such as 'Words:', then a line 'Story:', and a data "
+                "set of the hub with a row for each line has none: take tinystories-instruct"
+            )
         raise UserError(reason)
 
 

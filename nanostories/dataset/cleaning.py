@@ -4,6 +4,7 @@ Only the encoding is repaired: cp1252 read as UTF-8 or the reverse, stray bytes,
 Quotes, ligatures, HTML and line ends stay as they are.
 """
 
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -72,24 +73,17 @@ def clean_record(text, seed, counts):
 
 def fix_facts(facts, counts):
     """StoryFacts with the encoding of every text repaired; counts: of the story alone."""
-    ignored = Counter()
-    return instruct.StoryFacts(
-        fix_encoding(facts.story, counts),
-        tuple(fix_encoding(word, ignored) for word in facts.words),
-        tuple(fix_encoding(feature, ignored) for feature in facts.features),
-        fix_encoding(facts.summary, ignored),
-    )
+    fix = functools.partial(fix_encoding, counts=Counter())
+    words, features = tuple(map(fix, facts.words)), tuple(map(fix, facts.features))
+    story = fix_encoding(facts.story, counts)
+    return instruct.StoryFacts(story, words, features, fix(facts.summary))
 
 
 def clean_all(texts, counts, seed=None):
     """Those of `texts` (as of readers.texts) that are kept, cleaned: a list of str; with a seed,
-    they are Instruct records or StoryFacts to make some of: a list of instruct.Record.
-    """
-    if seed is None:
-        cleaned = (clean(text, counts) for text in texts)
-    else:
-        cleaned = (clean_record(text, seed, counts) for text in texts)
-    return [text for text in cleaned if text is not None]
+    they are Instruct records or StoryFacts to make some of: a list of instruct.Record."""
+    function = clean if seed is None else functools.partial(clean_record, seed=seed)
+    return [kept for text in texts if (kept := function(text, counts=counts)) is not None]
 
 
 def story_hash(text, seed):

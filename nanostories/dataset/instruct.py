@@ -70,16 +70,11 @@ class Record:
 
     def entries(self, name):
         """The entries of the comma-separated values of the fields of this name, list of str."""
-        entries = (entry.strip() for value in self.values(name) for entry in value.split(","))
-        return [entry for entry in entries if entry]
+        return [x.strip() for value in self.values(name) for x in value.split(",") if x.strip()]
 
     def has_fields(self, names):
         """Whether it has a field of each of the `names`."""
         return set(names) <= {name for name, _ in self.fields}
-
-    def drop_fields(self, name):
-        """The record without its fields of this name."""
-        return replace(self, fields=tuple(field for field in self.fields if field[0] != name))
 
     def prompt(self):
         """The text before the story."""
@@ -109,14 +104,13 @@ def parse_record(text):
     """The Record of a text; None where it is none: no "Story:", text before the first field, or two
     records in one."""
     text = text.lstrip()
-    labels = list(_LABEL.finditer(text))
-    story = next((label for label in labels if label[1] == "Story"), None)
-    if story is None or labels[0].start():
+    start = next((label for label in _LABEL.finditer(text) if label[1] == "Story"), None)
+    if start is None or not _LABEL.match(text):
         return None
-    fields = _parse_fields(text[: story.start()], labels[: labels.index(story)])
-    story, rest = split_story(text[story.end() :])
+    story, rest = split_story(text[start.end() :])
     try:
-        return Record(fields, story, _parse_fields(rest, list(_TRAILING_LABEL.finditer(rest))))
+        fields = _parse_fields(_LABEL, text[: start.start()])
+        return Record(fields, story, _parse_fields(_TRAILING_LABEL, rest))
     except ValueError:  # it would be read back differently
         return None
 
@@ -128,14 +122,12 @@ def split_story(text):
     return text[:end].strip(), text[end:]
 
 
-def _parse_fields(text, labels):
-    """The (name, value) pairs of a text that begins with the first of its `labels`, matches."""
-    ends = [*(label.start() for label in labels[1:]), len(text)]
-    fields = []
-    for label, end in zip(labels, ends, strict=False):
-        name, value = _FIELD_OF_LABEL[label[1]], text[label.end() : end].strip()
-        fields.append((name, _normalize_features(value) if name == "features" else value))
-    return tuple(fields)
+def _parse_fields(label, text):
+    """The (name, value) pairs of a text of fields, each of which begins with a match of `label`."""
+    _, *parts = label.split(text)  # "", label, value, label, value, ...
+    names = [_FIELD_OF_LABEL[part] for part in parts[::2]]
+    pairs = zip(names, map(str.strip, parts[1::2]), strict=True)
+    return tuple((x, _normalize_features(v) if x == "features" else v) for x, v in pairs)
 
 
 def _normalize_features(features):
@@ -150,8 +142,7 @@ def _normalize_features(features):
 
 def make_instruction(words="", sentence="", features="", summary=""):
     """The Record of an instruction, its fields in this order. words, features: comma-separated, the
-    features in any spelling. Raises ValueError for an unknown feature, or a value that contains
-    another field."""
+    features in any spelling. ValueError for an unknown feature, or a value with another field."""
     values = {"words": words, "sentence": sentence, "features": features, "summary": summary}
     fields = [(name, value) for name, value in values.items() if value.strip()]
     record = parse_record(_format_fields(fields) + "Story:")
@@ -190,12 +181,9 @@ def facts_from_json(story, row):
 
 def make_record(facts, seed):
     """A Record of a story, a pure function of the seed and its StoryFacts: a random subset of its
-    fields, by FIELD_PROBABILITIES but at least one, in random order.
-
-    Unknown words are made up of a verb, a noun and an adjective of the story, unknown features of
-    Dialogue, if there is any. Returns None for a story that cannot be in a record, or of which no
-    field is known.
-    """
+    fields, by FIELD_PROBABILITIES but at least one, in random order. Unknown words become a verb, a
+    noun and an adjective of the story, unknown features Dialogue, if there is any. None for a story
+    that cannot be in a record, or of which no field is known."""
     story = facts.story.strip()
     rng = story_rng(story, seed)
     sentences = storybook.split_sentences(story)
@@ -224,7 +212,7 @@ def story_rng(story, seed, purpose=b"build"):
 
 
 def sample_words(story, rng):
-    """A verb, a noun and an adjective of the story in their base forms, as many as it has."""
+    """A verb, a noun and an adjective of the story in their base forms, as far as it has them."""
     bases = {"VERB": set(), "NOUN": set(), "ADJ": set()}
     words = re.findall(r"(?<![-'’\w])[a-z]{3,}(?![-'’\w])", story)  # no names, no parts of words
     for word in set(words) - STOP_WORDS:
@@ -238,7 +226,6 @@ def sample_words(story, rng):
 
 
 def has_dialogue(story):
-    """Whether somebody speaks in it, in double quotes."""
     return bool(_SPEECH.search(story))
 
 
@@ -246,4 +233,5 @@ def drop_one_field(record, names, seed):
     """The record without a random one of the fields `names`, if it has all of them."""
     if not record.has_fields(names):
         return record
-    return record.drop_fields(story_rng(record.story, seed, b"apart").choice(names))
+    dropped = story_rng(record.story, seed, b"apart").choice(names)
+    return replace(record, fields=tuple(pair for pair in record.fields if pair[0] != dropped))

@@ -56,8 +56,7 @@ class PackedDataLoader:
     data: a Dataset. eot: the id of <|endoftext|>. answers: int64 (stories,); if given, only targets
     from that token of each story on count (the story of an Instruct record). device: where batches
     are made. A GPU keeps the corpus too, as uint16, if that takes at most a tenth of its memory;
-    then only the table of chunks is copied, four numbers a chunk. Raises UserError if row_tokens is
-    less than block_size.
+    then only the table of chunks is copied, four numbers a chunk.
     """
 
     def __init__(
@@ -108,9 +107,8 @@ class PackedDataLoader:
 
     def _rows(self, first, last):
         """Which rows are numbers `first` to `last` - 1 of the stream, int64 (last - first,)."""
-        epochs, places = np.divmod(np.arange(first, last), self.num_rows)
-        pairs = zip(epochs, places, strict=True)
-        return np.array([self._epoch_order(epoch)[i] for epoch, i in pairs], np.int64)
+        places = (divmod(number, self.num_rows) for number in range(first, last))
+        return np.array([self._epoch_order(epoch)[i] for epoch, i in places], np.int64)
 
     def target_count(self, first, last):
         """The targets in this range of the stream of rows, those ignored left out."""
@@ -138,13 +136,9 @@ class PackedDataLoader:
             yield from (self._make_batch(*plan) for plan in plans)
 
     def _plan(self, first, last):
-        """The arguments of `_make_batch` for these rows:
-
-        chunks (4, n): offset, length, skip, is_end of the chunks that fill the rows; padding is a
-            chunk that skips all of its targets
-        tokens: what the offsets point into, int16 bits of uint16; None where they are on the device
-        the number of rows, and of targets
-        """
+        """The arguments of `_make_batch` for these rows: chunks (4, n), as in self.chunks, padding
+        being a chunk that skips all of its targets; the tokens that their offsets point into, int16
+        bits of uint16, or None where they are on the device; the number of rows, and of targets."""
         columns, rows = [], self._rows(first, last)
         for row in rows:
             chunks = self.chunks[:, self.row_ends[row - 1] if row else 0 : self.row_ends[row]]
@@ -243,7 +237,6 @@ def pack(length, order, row_tokens, window=1024):
 
 def split_rows_across_ranks(rows, batch_size, rank, world_size):
     """The rows of a step that one rank computes: a list of (first, last), one for each micro-batch.
-
     They are numbered from 0 in the step, and `last` is not included.
 
     Ranks, and the passes of a rank, differ by a row at most; no pass has more than batch_size rows.
@@ -281,7 +274,7 @@ def pad_batch(prompts, completions, eot, device):
 
 
 def open_data(settings):
-    """(train Dataset, val Dataset, Tokenizer) of settings.dataset; UserError where it is not."""
+    """(train Dataset, val Dataset, Tokenizer) of settings.dataset, their files verified."""
     if not (Path(settings.dataset) / "manifest.json").exists():
         options = f"--source={settings.source} --tokenizer={settings.tokenizer}"
         options = next((word for word in sys.argv[1:] if word.endswith(".py")), options)
@@ -297,11 +290,8 @@ def open_data(settings):
 
 
 def make_loaders(settings, train, val, tokenizer, device):
-    """(PackedDataLoader of train, PackedDataLoader of val, bytes of the val text that is scored).
-
-    The bytes are the denominator of bits per byte: UTF-8, and one for each story's separator.
-    Raises UserError for loss_on=story where there are no Instruct records.
-    """
+    """(PackedDataLoader of train, PackedDataLoader of val, bytes of the val text that is scored:
+    UTF-8, and one for each story's separator, the denominator of bits per byte)."""
     train_answers = val_answers = None
     val_bytes = val.bytes + val.stories
     if 0 < settings.eval_stories < val.stories:
@@ -310,18 +300,12 @@ def make_loaders(settings, train, val, tokenizer, device):
     if settings.loss_on == "story":
         train_answers, val_answers = train.answers, val.answers
         if train_answers is None:
-            raise UserError(
-                f"loss_on=story needs Instruct's records, and '{settings.dataset}' has none; "
-                "prepare.py --source=instruct:... makes some"
-            )
+            none = f"loss_on=story needs Instruct's records, and '{settings.dataset}' has none"
+            raise UserError(f"{none}; prepare.py --source=instruct:... makes some")
         val_bytes = val.answer_bytes(tokenizer.token_bytes) + val.stories
     shape = (settings.block_size, settings.row_tokens, settings.batch_size, settings.seed)
-    half = max(1, settings.block_size // 2)
-    return (
-        PackedDataLoader(train, tokenizer.eot, *shape, device=device, answers=train_answers),
-        PackedDataLoader(
-            val, tokenizer.eot, *shape, stride=half, shuffle=False, device=device,
-            answers=val_answers,
-        ),
-        val_bytes,
-    )  # fmt: skip
+    make = functools.partial(PackedDataLoader, device=device)
+    train_loader = make(train, tokenizer.eot, *shape, answers=train_answers)
+    overlap = {"stride": max(1, settings.block_size // 2), "shuffle": False}
+    val_loader = make(val, tokenizer.eot, *shape, answers=val_answers, **overlap)
+    return train_loader, val_loader, val_bytes

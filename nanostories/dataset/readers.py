@@ -6,9 +6,8 @@
     .parquet          a table with a column "text" or "story"
     hub:owner/name    any data set of the hub with such a column
 
-A block is small to pickle (of a .txt or .jsonl file: a path and two offsets). `texts` turns it into
-its stories, in a worker process of prepare.py. So the parent stays idle, and memory is bounded
-whatever the size of the source.
+A block is small to pickle (of a .txt or .jsonl file: a path and two offsets). A worker process of
+prepare.py turns it into its `texts`, so memory is bounded whatever the size of the source.
 """
 
 import codecs
@@ -47,34 +46,25 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive stories of a source: `rows`, or the bytes of the file `path` from start to stop.
+    """Consecutive stories of a source: `rows`, or the bytes of a file from start to stop."""
 
-    weight: its part of Source.total(), for progress. path: file or source, for errors. rows: str,
-    None, or dicts with the story in "text" or "story". last: nothing follows in its file. facts:
-    the stories are wanted as instruct.StoryFacts.
-    """
-
-    weight: int
-    path: str
-    rows: tuple = ()
+    weight: int  # its part of Source.total(), for progress
+    path: str  # the file; of rows the source, for errors
+    rows: tuple = ()  # str, None, or dicts with the story in "text" or "story"
     start: int = 0
     stop: int = 0
-    last: bool = False
-    facts: bool = False
+    last: bool = False  # nothing follows in its file
+    facts: bool = False  # the stories are wanted as instruct.StoryFacts
 
 
 def file_blocks(path):
     """The Blocks of a file, in order, an iterator."""
-    row_readers = {".parquet": read_parquet, ".json": read_json}
-    row_readers |= dict.fromkeys((".tar.gz", ".tgz", ".tar"), read_tar)
-    for suffix, read in row_readers.items():
+    readers = {".parquet": read_parquet, ".json": read_json}
+    readers |= dict.fromkeys((".tar.gz", ".tgz", ".tar"), read_tar)
+    for suffix, read in readers.items():
         if path.lower().endswith(suffix):
             return row_blocks(path, read(path))
-    return _text_blocks(path, b"\n" if _is_jsonl(path) else EOT.encode())
-
-
-def _is_jsonl(path):
-    return path.lower().endswith(".jsonl")
+    return _text_blocks(path, b"\n" if path.lower().endswith(".jsonl") else EOT.encode())
 
 
 def row_blocks(path, weighted_rows):
@@ -82,9 +72,9 @@ def row_blocks(path, weighted_rows):
     rows, size, weight = [], 0, 0
     for row, part in weighted_rows:
         rows.append(row)
+        weight += part
         values = row.values() if isinstance(row, dict) else [row]
         size += sum(len(value) for value in values if isinstance(value, str))
-        weight += part
         if size >= BLOCK_BYTES:
             yield Block(weight, path, tuple(rows))
             rows, size, weight = [], 0, 0
@@ -110,29 +100,26 @@ def _text_blocks(path, separator):
 
 
 def texts(block, strict=False):
-    """The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts.
-
-    A byte that is not UTF-8 becomes a lone surrogate, which cleaning.fix_encoding repairs; with
-    `strict` it is an error. Raises UserError for a file or a row that holds no story.
+    """The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts. A byte that is
+    not UTF-8 becomes a lone surrogate, which cleaning.fix_encoding repairs, or strictly an error.
     """
     rows = block.rows or _parse_file(block, strict)
     return [_parse_row(row, block.path, block.facts) for row in rows]
 
 
 def _parse_file(block, strict):
-    """The rows of a block of a .txt or .jsonl file."""
     with open(block.path, "rb") as file:
         file.seek(block.start)
         data = file.read(block.stop - block.start)
     if block.start == 0:
         data = data.removeprefix(codecs.BOM_UTF8)
     text = _decode(data, block, strict)
-    if _is_jsonl(block.path):
+    if block.path.lower().endswith(".jsonl"):
         try:
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         except json.JSONDecodeError as error:
-            message = f"a line is not JSON ({error}): {error.doc[:40]!r}"
-            raise UserError(f"'{block.path}': {message}") from None
+            line = f"{error.doc[:40]!r}"
+            raise UserError(f"'{block.path}': a line is not JSON ({error}): {line}") from None
     stories = [story.strip() for story in text.split(EOT)]
     # Nothing before the first separator, or after the last, is not an empty story.
     if block.last and not stories[-1]:
@@ -160,20 +147,16 @@ def _decode(data, block, strict):
 
 def _parse_row(row, path, facts):
     """The story of a row; with `facts`, as StoryFacts with the words, features, summary it has."""
-    story, fields = row, {}
-    if isinstance(row, dict):
-        story, fields = row[_columns(row, path)[0]], row
+    story = row[_columns(row, path)[0]] if isinstance(row, dict) else row
     if not isinstance(story, str | None):
         raise UserError(f"'{path}': a story is not text but {story!r:.40}")
     if not facts:
         return story or ""
     try:
-        return instruct.facts_from_json(story or "", fields)
+        return instruct.facts_from_json(story or "", row if isinstance(row, dict) else {})
     except (AttributeError, TypeError):
-        raise UserError(
-            f"'{path}': the words, features or summary of a story are not as in "
-            f"TinyStories_all_data: {row!r:.60}"
-        ) from None
+        wrong = f"'{path}': the words, features or summary of a story are not as in"
+        raise UserError(f"{wrong} TinyStories_all_data: {row!r:.60}") from None
 
 
 def _columns(names, path):
@@ -204,7 +187,7 @@ def read_parquet(path):
 
 
 def read_tar(path):
-    """Yield (row, weight) of every .json in an archive; the weight is in compressed bytes."""
+    """Yield (row, compressed bytes read for it) of every .json in an archive."""
     try:
         with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
             before = 0
@@ -220,7 +203,7 @@ def read_tar(path):
 
 
 def read_json(path, file=None):
-    """Yield (row, weight) of each object of a JSON array, never holding more than a chunk of it."""
+    """Yield (row, weight) of each object of a JSON array, a chunk of which is held at a time."""
     decoder, buffer = json.JSONDecoder(), ""
     with file or open(path, "rb") as raw:
         reader = codecs.getreader("utf-8")(raw, errors="surrogateescape")
@@ -250,11 +233,9 @@ def hub_errors(source):
     except Exception as error:  # of several HTTP libraries, with no common ancestor
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UserError(
-            f"'{source}' cannot be had from the hub ({reason[0]}); without a network, use "
-            "--source=storybook or a local file"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        offline = "without a network, use --source=storybook or a local file"
+        raise UserError(f"'{source}' cannot be had from the hub ({reason}); {offline}") from error
 
 
 def hub_commit(repo, revision):
@@ -278,12 +259,11 @@ def download(name, file, revision=""):
 
 def read_hub(source, revision):
     """Yield (row, 1) of hub:owner/name, or of the split named in hub:owner/name:split."""
-    _, repo, *split = source.split(":")
+    _, repo, split, *_ = [*source.split(":"), "train"]
     with hub_errors(source):
         import datasets
 
         # Not streamed: a broken download is resumed, and a second run needs no network.
-        split = (split or ["train"])[0]
         table = datasets.load_dataset(repo, split=split, revision=revision or None)
     table = table.select_columns(_columns(table.column_names, source))
     yield from ((row, 1) for row in table)

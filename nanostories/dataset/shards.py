@@ -29,8 +29,7 @@ STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash
 
 class Writer:
     """Writes one split of a data folder: `add` appends stories to temporary files, and `finish`,
-    once the duplicates are known, writes the others to shards. Memory: about 80 bytes a story.
-    """
+    once the duplicates are known, writes the others to shards. Memory: about 80 bytes a story."""
 
     def __init__(self, folder, split):
         self.folder, self.split, self.stories = Path(folder), split, 0
@@ -51,10 +50,8 @@ class Writer:
 
     def finish(self, drop, shard_tokens=SHARD_TOKENS, answers=False):
         """Write the stories whose `drop` is 0 to shards, and where each begins to
-        <split>_stories.npy (answers: and where its answer does to <split>_answer.npy).
-
-        Returns the split's part of the manifest.
-        """
+        <split>_stories.npy (answers: and where its answer does to <split>_answer.npy). Returns the
+        split's part of the manifest."""
         index, kept = np.fromfile(self.index, STORY), np.flatnonzero(drop == 0)
         spill_ends = np.cumsum(index["tokens"], dtype=np.int64)  # of every story
         ends = np.cumsum(index["tokens"][kept], dtype=np.int64)  # of those that are kept
@@ -87,10 +84,8 @@ class Writer:
 
 def write_manifest(folder, facts):
     """manifest.json of a finished folder: `facts`, and size and sha256 of every file in it."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(Path(folder).iterdir())
-    }
+    paths = sorted(Path(folder).iterdir())
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
     write_json(Path(folder) / "manifest.json", {"format": 1, **facts, "files": files})
 
 
@@ -130,12 +125,12 @@ class InMemoryDataset:
 
 
 class Dataset(InMemoryDataset):
-    """One split, "train" or "val", of a data folder, opened for reading.
+    """One split, "train" or "val", of a data folder, opened for reading. UserError where a file is
+    missing or has a wrong size; `verify` checks the hashes too.
 
     Attributes: tokens, stories, bytes (counts; UTF-8 bytes of the stories as stored), starts (int64
     (stories + 1,), each story's first token and the end of all), answers (int64 (stories,), the
-    token of each Instruct record at which its story begins; else None), manifest. Raises UserError
-    where the folder or a file is missing, or a size is wrong; `verify` checks the hashes too.
+    token of each Instruct record at which its story begins; else None), manifest.
     """
 
     def __init__(self, folder, split):
@@ -146,19 +141,15 @@ class Dataset(InMemoryDataset):
         for path in (self.folder / name for name in files if name.startswith(f"{split}_")):
             if not path.is_file():
                 raise UserError(f"{path} is missing; run prepare.py again")
-            if path.stat().st_size != (size := files[path.name]["bytes"]):
-                raise UserError(
-                    f"{path} has {path.stat().st_size:,} bytes where manifest.json says {size:,}; "
-                    "run prepare.py again"
-                )
-        starts, self.answers = _load(self.folder / f"{split}_stories.npy"), None
-        if f"{split}_answer.npy" in files:
-            self.answers = _load(self.folder / f"{split}_answer.npy")
+            if (size := path.stat().st_size) != (stated := files[path.name]["bytes"]):
+                wrong = f"{path} has {size:,} bytes where manifest.json says {stated:,}"
+                raise UserError(f"{wrong}; run prepare.py again")
+        starts = _load(self.folder / f"{split}_stories.npy")
+        answer = f"{split}_answer.npy"
+        self.answers = _load(self.folder / answer) if answer in files else None
         self.starts = np.append(starts, self.tokens)
-        self.shards = [
-            np.memmap(self.folder / name, dtype="<u2", mode="r").view(np.ndarray)
-            for name in counts["shards"]  # plain arrays: a memmap's own slices cost 10 times
-        ]
+        shards = (np.memmap(self.folder / name, "<u2", mode="r") for name in counts["shards"])
+        self.shards = [shard.view(np.ndarray) for shard in shards]  # slices of these cost a tenth
         self.shard_ends = np.cumsum([len(shard) for shard in self.shards])
         if len(starts) != self.stories or self.shard_ends[-1] != self.tokens:
             raise UserError(f"{folder}: the {split} files do not hold what manifest.json counts")
@@ -177,13 +168,12 @@ class Dataset(InMemoryDataset):
 
 
 def read_manifest(folder):
-    """The manifest of a data folder; raises UserError where there is none."""
+    """The manifest of a data folder; UserError where there is none."""
     missing = f"no data in '{folder}' (no manifest.json); make it with prepare.py"
     return read_json(Path(folder) / "manifest.json", missing)
 
 
 def _load(path):
-    """The array in a .npy file, memory-mapped."""
     try:
         return np.load(path, mmap_mode="r")
     except ValueError as error:  # no array, or a pickle, which is not opened

@@ -82,11 +82,10 @@ class Source:
 
     def files(self):
         """The local files of the source, a list of paths; a named data set is downloaded."""
-        if self.base in readers.NAMED:
-            split = "train" if self.split == "train" else "valid"
-            file = f"{readers.NAMED[self.base][2]}-{split}.txt"
-            return [readers.download(self.base, file, self.revision)]
-        return _local_files(self.base)
+        if self.base not in readers.NAMED:
+            return _local_files(self.base)
+        name = f"{readers.NAMED[self.base][2]}-{'train' if self.split == 'train' else 'valid'}.txt"
+        return [readers.download(self.base, name, self.revision)]
 
     def total(self):
         """The sum of the blocks' weights: bytes of files, or stories; None where unknown."""
