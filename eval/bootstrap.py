@@ -4,7 +4,8 @@
     {"mean": 0.867, "low": 0.827, "high": 0.903, "n": 200}
 
 An interval is a dict like this one: the estimate, the ends of its 95 % interval, and the number of
-samples behind it. What depends on one prompt is resampled together.
+samples behind it. What depends on one prompt is resampled together. Draws are float64 arrays
+(1 + ROUNDS,): an estimate, then its resamples.
 """
 
 import numpy as np
@@ -12,23 +13,33 @@ import numpy as np
 ROUNDS = 2000  # resamples: the ends of a 95 % interval then scatter by a sixtieth of its width
 
 
-def interval(draws, n):
-    """The percentile interval of draws, float64 (1 + ROUNDS,): the estimate, then its resamples.
-
-    None where there is no finite estimate.
-    """
-    if draws is None or not np.isfinite(draws[0]):
-        return None
-    low, high = np.nanpercentile(draws[1:], (2.5, 97.5))
-    return {"mean": float(draws[0]), "low": float(low), "high": float(high), "n": int(n)}
+def as_interval(mean, low, high, n):
+    """An interval of plain numbers, for JSON."""
+    return {"mean": float(mean), "low": float(low), "high": float(high), "n": int(n)}
 
 
 def format_interval(interval, digits=3):
     """An interval as text: "0.867 (0.827 to 0.903)", and "-" for None."""
     if interval is None:
         return "-"
-    mean, low, high = (f"{interval[name]:.{digits}f}" for name in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    return "{mean:.{0}f} ({low:.{0}f} to {high:.{0}f})".format(digits, **interval)
+
+
+def interval(draws, n):
+    """The percentile interval of draws; None where there is no finite estimate."""
+    if draws is None or not np.isfinite(draws[0]):
+        return None
+    return as_interval(draws[0], *np.nanpercentile(draws[1:], (2.5, 97.5)), n)
+
+
+def basic_interval(draws, n):
+    """The basic bootstrap interval of draws, mean and ends.
+
+    It takes off the bias of an estimate such as an entropy, which is too low in a sample and lower
+    still in a resample, by about as much (Davison & Hinkley 1997, section 5.2).
+    """
+    low, high = np.nanpercentile(draws[1:], (2.5, 97.5))
+    return as_interval(*(2 * draws[0] - np.array([np.nanmean(draws[1:]), high, low])), n)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -41,18 +52,15 @@ def resample_counts(n, rng):
 
 
 def resample_ratio(numerators, denominators, seed=0):
-    """sum(numerators) / sum(denominators) and its resamples, float64 (1 + ROUNDS,).
-
-    numerators, denominators: (prompts,), as each prompt's right answers and its questions. nan
-    where the denominators sum to 0.
+    """Draws of sum(numerators) / sum(denominators), two arrays (prompts,); nan where the
+    denominators sum to 0.
     """
     pair = np.array([numerators, denominators], np.float64)
     if not pair.size:
         return np.full(1 + ROUNDS, np.nan)
     counts = resample_counts(pair.shape[1], np.random.default_rng(seed))
     # Two products of a matrix and a vector: one of two matrices would round otherwise.
-    sums = [np.r_[np.sum(values), counts @ values] for values in pair]
-    return _divide(*sums)
+    return _divide(*(np.r_[np.sum(values), counts @ values] for values in pair))
 
 
 def _divide(numerators, denominators):
@@ -62,12 +70,8 @@ def _divide(numerators, denominators):
 
 
 def ratio(numerators, denominators, seed=0):
-    """The interval of sum(numerators) / sum(denominators); None where the denominators sum to 0.
-
-    n is the number of prompts whose denominator is not 0. See `resample_ratio`.
-    """
-    draws = resample_ratio(numerators, denominators, seed)
-    return interval(draws, np.count_nonzero(denominators))
+    """The interval of a `resample_ratio`; n is the number of denominators that are not 0."""
+    return interval(resample_ratio(numerators, denominators, seed), np.count_nonzero(denominators))
 
 
 def mean(values, seed=0):
@@ -85,25 +89,12 @@ def difference(one, other, seed=0):
     return interval(draws, np.count_nonzero(one[1]))
 
 
-def quotient(one, other, seed=0, transform=np.asarray):
-    """The interval of one ratio over another: two pairs (numerators, denominators) of different
-    prompts, which are resampled independently.
-
-    transform: applied to both ratios first; np.exp makes perplexities of mean losses.
+def quotient(one, other, seed, transform):
+    """The interval of transform(one ratio) / transform(another): two pairs as in `difference`, of
+    different prompts, which are resampled independently. np.exp makes perplexities of mean losses.
     """
     draws = [transform(resample_ratio(*pair, seed + i)) for i, pair in enumerate((one, other))]
     return interval(_divide(*draws), np.count_nonzero(one[1]))
-
-
-def basic_interval(draws, n):
-    """The basic bootstrap interval of draws, (1 + ROUNDS,) as in `interval`, mean and ends.
-
-    It takes off the bias of an estimate such as an entropy, which is too low in a sample and lower
-    still in a resample, by about as much (Davison & Hinkley 1997, section 5.2).
-    """
-    low, high = np.nanpercentile(draws[1:], (2.5, 97.5))
-    high, middle, low = 2 * draws[0] - np.array([low, np.nanmean(draws[1:]), high])
-    return {"mean": float(middle), "low": float(low), "high": float(high), "n": int(n)}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -111,7 +102,7 @@ def basic_interval(draws, n):
 
 
 def resample_models(answers, rng):
-    """The mean score of each model and its resamples, float64 (models, 1 + ROUNDS).
+    """Draws of the mean score of each model, (models, 1 + ROUNDS).
 
     answers: float64 (seeds, questions) for each model, nan where there is no answer. All models
     share the resampled questions; `resample_seeds` adds what other seeds would change.
@@ -125,15 +116,15 @@ def resample_models(answers, rng):
         means = sums.sum(0) / np.maximum(1, totals.sum(0))
         if errors:
             means = means + errors[i][1:] - errors[i][0]
-        rows.append(np.concatenate([[np.nanmean(one)], means]))
+        rows.append(np.r_[np.nanmean(one), means])
     return np.array(rows)
 
 
 def resample_seeds(groups, rng):
-    """The mean of each group of values, one for each seed, and ROUNDS draws of its true value.
+    """Draws of the mean of each group of values, one value for each seed: a list.
 
-    The draws, [(1 + ROUNDS,)], add t-distributed errors whose standard deviation is pooled over all
-    groups. None where no group has two values.
+    They add t-distributed errors whose standard deviation is pooled over all groups. None where no
+    group has two values.
     """
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
@@ -166,8 +157,7 @@ def standard_error(interval):
 
 def normal_interval(mean, error, n):
     """The 95 % interval of a normally distributed estimate with this standard error."""
-    return {"mean": float(mean), "low": float(mean - 1.96 * error),
-            "high": float(mean + 1.96 * error), "n": n}  # fmt: skip
+    return as_interval(mean, mean - 1.96 * error, mean + 1.96 * error, n)
 
 
 def independent_difference(one, other):
@@ -177,7 +167,7 @@ def independent_difference(one, other):
 
 
 def normal_draws(intervals, rng):
-    """The means of intervals and ROUNDS normally distributed draws of each, (n, 1 + ROUNDS)."""
+    """Draws of the means of intervals, normally distributed, (n, 1 + ROUNDS)."""
     noise = np.hstack([np.zeros((len(intervals), 1)), rng.normal(size=(len(intervals), ROUNDS))])
     errors = np.array([[standard_error(row)] for row in intervals])
     return np.array([[row["mean"]] for row in intervals]) + noise * errors

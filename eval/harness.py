@@ -36,9 +36,6 @@ MIN_STORY_TOKENS = 32  # that a prompt must leave for the story
 LIKELIHOOD_BATCH = 32  # continuations scored in one forward pass
 SAMPLING = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights")
 
-# ----------------------------------------------------------------------------------------------
-# settings
-
 
 @dataclass(frozen=True)
 class ModelSettings(checkpoint.ModelSettings):
@@ -65,23 +62,19 @@ class SamplingSettings(ModelSettings):
 
 
 def open_models(settings, origin):
-    """The LoadedModels that a command names: first the one of ModelSettings, then those of
-    `beside`.
+    """The LoadedModels of a command: that of ModelSettings, then those of `beside`, if it has one.
 
-    settings, origin: from `configs.load`; `beside`, where there is one, holds runs or published
-    models, with commas between. Raises UserError for a model that cannot be loaded.
+    settings, origin: from `configs.load`. Raises UserError for a model that cannot be loaded.
     """
     device = pick_device(settings.device)
-    names = beside_names(settings) if hasattr(settings, "beside") else []
-    return [
-        checkpoint.load_from_settings(settings, origin, device),
-        *(checkpoint.load_model(name, settings.checkpoint, device) for name in names),
-    ]
+    first = checkpoint.load_from_settings(settings, origin, device)
+    names = beside_names(settings)
+    return [first, *(checkpoint.load_model(name, settings.checkpoint, device) for name in names)]
 
 
 def beside_names(settings):
-    """The names of the models in the setting `beside`, a list."""
-    return [name.strip() for name in settings.beside.split(",") if name.strip()]
+    """The runs or published models in the setting `beside`, with commas between: a list of str."""
+    return [name.strip() for name in getattr(settings, "beside", "").split(",") if name.strip()]
 
 
 def data_folder(loaded, dataset="", setting="dataset"):
@@ -141,9 +134,7 @@ def read_records(settings, loaded):
     else:
         source = settings.dataset or checkpoint.data_folder(loaded, "source")
         texts = val_texts(source)
-    records = [
-        record for text in texts if (record := instruct.parse_record(text)) and record.fields
-    ]
+    records = [one for one in map(instruct.parse_record, texts) if one and one.fields]
     if not records:
         raise UserError(f"'{source}' has no Instruct record with an instruction")
     return records, source
@@ -171,14 +162,11 @@ def fits(models, prompt):
 
 
 def generate_completions(loaded, texts, settings, num_samples):
-    """`num_samples` completions of each text: a list of lists of Completion.
-
-    settings: SamplingSettings, or an object with the same sampling fields.
-    """
+    """`num_samples` completions of each text by SamplingSettings: a list of lists of Completion."""
     decoder = open_decoder(loaded.model, settings.weights, loaded.model.wte.weight.device)
     ids = [loaded.encode_prompt(text) for text in texts for _ in range(num_samples)]
-    eot, lengths = loaded.tokenizer.eot, {"max_new_tokens": settings.max_new_tokens}
-    lengths["max_length"] = loaded.max_length
+    eot = loaded.tokenizer.eot
+    lengths = {"max_new_tokens": settings.max_new_tokens, "max_length": loaded.max_length}
     if settings.beams:
         flat = [beam_search(decoder, prompt, eot, settings.beams, **lengths) for prompt in ids]
     else:
@@ -202,8 +190,7 @@ def completions(loaded, texts, settings, num_samples, folder):
     with contextlib.suppress(OSError, ValueError, KeyError):
         return json.loads(path.read_text(encoding="utf-8"))["completions"]
     samples = generate_completions(loaded, texts, settings, num_samples)
-    decode = loaded.tokenizer.decode
-    decoded = [[decode(completion.ids) for completion in some] for some in samples]
+    decoded = [[loaded.tokenizer.decode(one.ids) for one in some] for some in samples]
     storage.write_json(path, {"request": request, "completions": decoded})
     return decoded
 
@@ -224,38 +211,33 @@ def completion_nlls(model, prompts, completions, eot, batch_size):
     """[(negative log-likelihood in nats, tokens)] of each Completion given its prompt, a list of
     ids, at temperature 1. The <|endoftext|> counts where the completion ended.
     """
-    results, device = [None] * len(prompts), model.wte.weight.device
+    results, head = {}, model.wte.weight
     # Sorted by length, a batch has little padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i].ids))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        padded = pad_batch(
-            [prompts[i] for i in batch], [completions[i] for i in batch], eot, device
-        )
-        mask = padded.completion_mask
-        nll = torch.zeros(padded.targets.shape, device=device)  # (B, T)
+        some = [prompts[i] for i in batch], [completions[i] for i in batch]
+        padded = pad_batch(*some, eot, head.device)
+        mask, vocab_size = padded.completion_mask, model.config.vocab_size
+        nll = torch.zeros(padded.targets.shape, device=head.device)  # (B, T)
         with torch.no_grad():
             hidden = model.hidden(padded.tokens)[mask]  # logits of the completions alone
-            head, vocab_size = model.wte.weight, model.config.vocab_size
             targets = padded.targets[mask]
             nll[mask] = linear_cross_entropy(hidden, head, targets, vocab_size, mean=False)
-        sums, counts = nll.double().sum(1).tolist(), mask.sum(1).tolist()
-        for i, *pair in zip(batch, sums, counts, strict=True):
-            results[i] = tuple(pair)
-    return results
+        pairs = zip(nll.double().sum(1).tolist(), mask.sum(1).tolist(), strict=True)
+        results |= zip(batch, pairs, strict=True)
+    return [results[i] for i in range(len(prompts))]
 
 
 def log_likelihood_margins(loaded, prompts):
     """log p(right | prompt) - log p(wrong | prompt) in nats, of each pair of continuations of each
-    knowledge_prompts.Prompt: a list of lists of float.
-
-    Raises UserError where a prompt and its continuation together exceed the model's block_size.
+    knowledge_prompts.Prompt: a list of lists of float. UserError where one exceeds the block_size.
     """
     starts, ends = [], []
     for prompt in prompts:
         for continuation in itertools.chain(*prompt.pairs):
             starts.append(loaded.encode_prompt(prompt.text))
-            ends.append(Completion(loaded.tokenizer.encode(continuation), ended=False))
+            ends.append(Completion(loaded.tokenizer.encode(continuation)))
     longest = max(len(start) + len(end.ids) for start, end in zip(starts, ends, strict=True))
     if longest > (block_size := loaded.model.config.block_size):
         raise UserError(f"a prompt has {longest} tokens, but the model ends at {block_size}")
@@ -265,8 +247,8 @@ def log_likelihood_margins(loaded, prompts):
 
 
 def margin_scores(margins):
-    """{"accuracy", "margin": float64 (prompts,)} of `log_likelihood_margins`: of each prompt the
-    fraction of its pairs whose margin is above 0, and the mean margin.
+    """{"accuracy", "margin"} of `log_likelihood_margins`, float64 (prompts,): the fraction of each
+    prompt's pairs whose margin is above 0, and their mean margin.
     """
     return {
         "accuracy": np.array([np.mean(np.array(pairs) > 0) for pairs in margins]),
@@ -280,14 +262,12 @@ def margin_scores(margins):
 
 def facts_of(loaded, settings, *names):
     """What results depend on: the checkpoint and its sha256, SAMPLING and further settings."""
-    facts = {"checkpoint": loaded.identity()}
-    return facts | {name: getattr(settings, name) for name in (*names, *SAMPLING)}
+    facts = {name: getattr(settings, name) for name in (*names, *SAMPLING)}
+    return {"checkpoint": loaded.identity()} | facts
 
 
 def write_result(out_dir, name, results, lines=None):
-    """Write out_dir/eval/<name>.json, and with `lines`, dicts, <name>.jsonl beside it; print the
-    path.
-    """
+    """Write out_dir/eval/<name>.json, and `lines`, dicts, as <name>.jsonl; print the path."""
     path = Path(out_dir) / "eval" / f"{name}.json"
     if lines is not None:
         # ASCII: a judge's reply may hold half a surrogate pair, which UTF-8 cannot encode.
@@ -300,10 +280,10 @@ def write_result(out_dir, name, results, lines=None):
 def print_table(head, rows):
     """Print a table. head: column titles. rows: lists of str, numbers, intervals or None, "-"."""
     lines = [head, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *others in lines:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    for label, *cells in lines:
+        right = (cell.rjust(width) for cell, width in zip(cells, others, strict=True))
+        print("  ".join([label.ljust(first), *right]).rstrip())
 
 
 def _cell(value):

@@ -45,20 +45,19 @@ def groups_of_text(texts, tokenizer, size=32, records=False):
     while group := list(itertools.islice(texts, size)):
         answers, scored = None, group
         if records:
-            parsed = [parse_record(text) for text in group]
+            parsed = [_parse_record(text) for text in group]
             prompts = [tokenizer.encode_prompt(record.prompt()) for record in parsed]
             answers = np.array([1 + len(ids) for ids in prompts])  # where each story begins
             group = [record.text() for record in parsed]
             scored = [record.story for record in parsed]
         stories = [[tokenizer.eot, *tokenizer.encode(text)] for text in group]
         starts = np.cumsum([0, *map(len, stories)])
-        ids = np.array(list(itertools.chain(*stories)), np.uint16)
+        ids = np.concatenate(stories).astype(np.uint16)
         num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in scored)
         yield InMemoryDataset(ids, starts, answers), num_bytes
 
 
-def parse_record(text):
-    """The instruct.Record of a text; UserError where it is not one."""
+def _parse_record(text):
     if (record := instruct.parse_record(text)) is None:
         raise UserError(f"loss_on=story takes Instruct records, and this is not one: {text!r:.60}")
     return record
@@ -97,21 +96,15 @@ def main():
     loss, loss_half = delta_ratio(nll, tokens)
     bits, bits_half = delta_ratio(nll / math.log(2), num_bytes)
     scope = " of stories, without their instructions" if loss_on == "story" else ""
-    print(f"{source}: {int(tokens.sum()):,} tokens, {int(num_bytes.sum()):,} bytes{scope}")
+    print(f"{source}: {tokens.sum():,.0f} tokens, {num_bytes.sum():,.0f} bytes{scope}")
     print(f"loss per token {loss:.4f}" + (f" +- {loss_half:.4f}" if loss_half else ""))
     print(f"perplexity {math.exp(loss):.4f}")
     print(f"bits per byte {bits:.4f}")
     write_result(loaded.out_dir, "loss", {
-        "checkpoint": loaded.identity(),
-        "source": source,
-        "loss_on": loss_on,
-        "tokens": int(tokens.sum()),
-        "bytes": int(num_bytes.sum()),
-        "loss": loss,
-        "loss_95": loss_half,
-        "perplexity": math.exp(loss),
-        "bits_per_byte": bits,
-        "bits_per_byte_95": bits_half,
+        "checkpoint": loaded.identity(), "source": source, "loss_on": loss_on,
+        "tokens": int(tokens.sum()), "bytes": int(num_bytes.sum()),
+        "loss": loss, "loss_95": loss_half, "perplexity": math.exp(loss),
+        "bits_per_byte": bits, "bits_per_byte_95": bits_half,
     })  # fmt: skip
 
 

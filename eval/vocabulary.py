@@ -19,7 +19,7 @@ the second run.
 """
 
 import contextlib
-import json
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from configs import UserError, load, run
-from eval import bootstrap, loss
-from eval.harness import (
-    SamplingSettings,
-    beginnings,
-    completions,
-    open_models,
-    print_table,
-    val_texts,
-    write_result,
-)
+from eval import bootstrap, harness, loss
+from nanostories import storage
 from nanostories.inference.generate import check_sampling_settings
 from nanostories.text import metrics, wordnet
 from nanostories.text.words import dictionary_lemmas, split_words, words_and_marks
@@ -45,10 +37,13 @@ from nanostories.training.device import autocast_for, pick_dtype
 
 GROUP_SIZE = 32  # stories whose losses are summed
 FREQUENT = 0.95  # fraction of the words of plain stories that are not rare
+MEASURES = [("MTLD", "mtld", 1), ("synonym entropy, bits", "synonym_entropy", 3),
+            ("rare words", "rare", 4), ("non-words", "non_words", 4),
+            *((f"distinct-{n}", f"distinct_{n}", 3) for n in (1, 2, 3))]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Settings(SamplingSettings):
+class Settings(harness.SamplingSettings):
     syn_dir: str = ""  # run folder of the model of stories with synonyms; out_dir: of plain ones
     prompts: str = ""  # beginnings: ours, paper (from the hub) or a file
     num_samples: int = 4  # completions of each
@@ -72,30 +67,23 @@ def word_senses(text):
 
 def frequent_words(counts):
     """The most frequent words, which make up FREQUENT of a {word: count}: a set."""
-    words, left = set(), FREQUENT * sum(counts.values())
-    for word, count in Counter(counts).most_common():
-        if left <= 0:
-            break
-        words.add(word)
-        left -= count
-    return words
+    ranked, limit = Counter(counts).most_common(), FREQUENT * sum(counts.values())
+    before = itertools.accumulate((count for _, count in ranked), initial=0)
+    return {word for (word, _), seen in zip(ranked, before, strict=False) if seen < limit}
 
 
 def synonym_entropy(texts, seed):
     """The interval of the entropy of words given their senses, in bits per word; None without
-    words.
+    words. texts: `word_senses` of each text.
 
-    texts: `word_senses` of each text. A sample shows fewer words than there are, so its entropy is
-    too low; the basic bootstrap corrects for that.
+    A sample shows fewer words than there are, so its entropy is too low; the basic bootstrap
+    corrects for that.
     """
-    pairs = sorted({pair for text in texts for pair in text})
+    pairs = sorted(set(itertools.chain(*texts)))
     if not pairs:
         return None
-    column = {pair: i for i, pair in enumerate(pairs)}
-    counts = np.zeros((len(texts), len(pairs)))
-    for row, text in zip(counts, texts, strict=True):
-        for pair in text:
-            row[column[pair]] += 1
+    tallies = map(Counter, texts)
+    counts = np.array([[tally[pair] for pair in pairs] for tally in tallies], np.float64)
     starts = [i for i, (sense, _) in enumerate(pairs) if not i or sense != pairs[i - 1][0]]
 
     def entropy(sums):  # (draws, pairs) -> (draws,), nan for a draw without words
@@ -112,8 +100,10 @@ def synonym_entropy(texts, seed):
 
 
 def richness(samples, counts, settings):
-    """{measure: interval} of a model's completions, a list of str for each beginning. counts:
-    {word: count} of plain stories."""
+    """{measure: interval} of a model's completions, a list of str for each beginning.
+
+    counts: {word: count} of plain stories.
+    """
     frequent, seed = frequent_words(counts), settings.seed
     words = [[word for text in texts for word in split_words(text)] for texts in samples]
     marked = [[words_and_marks(text) for text in texts] for texts in samples]
@@ -126,14 +116,14 @@ def richness(samples, counts, settings):
 
     def fraction(condition):
         matches = [sum(map(condition, some)) for some in words]
-        return bootstrap.ratio(matches, [len(some) for some in words], seed)
+        return bootstrap.ratio(matches, [*map(len, words)], seed)
 
     def distinct(n):
         values = [metrics.distinct_n(texts, n, settings.distinct_words) for texts in marked]
         return bootstrap.mean(values, seed)
 
     return {
-        "words": bootstrap.ratio(lengths, [len(texts) for texts in samples], seed),
+        "words": bootstrap.ratio(lengths, [*map(len, samples)], seed),
         "mtld": bootstrap.ratio(lengths, factors, seed),
         "synonym_entropy": synonym_entropy(senses, seed),
         "rare": fraction(lambda word: word not in frequent and is_known(word)),
@@ -152,14 +142,13 @@ def loss_interval(loaded, texts, settings, per_byte):
     pair = (nll / np.log(2), num_bytes) if per_byte else (nll, tokens)
     mean, half = bootstrap.delta_ratio(*pair)
     half = half or 0.0
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(nll)}
+    return bootstrap.as_interval(mean, mean - half, mean + half, len(nll))
 
 
 def judge_grades(loaded):
     """{grade: interval} of this very checkpoint by eval.judge --mode=synonyms, {} without."""
-    path = Path(loaded.out_dir) / "eval" / "judge-synonyms.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        results = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(UserError, KeyError):
+        results = storage.read_json(Path(loaded.out_dir) / "eval" / "judge-synonyms.json")
         if results["checkpoint"] == loaded.identity():
             return results["grades"]
     return {}
@@ -167,21 +156,19 @@ def judge_grades(loaded):
 
 def show(results):
     """Print the table: a row for each measure, a column for each model."""
-    models = list(results["models"].values())
-    rows = [("MTLD", "mtld", 1), ("synonym entropy, bits", "synonym_entropy", 3),
-            ("rare words", "rare", 4), ("non-words", "non_words", 4),
-            *((f"distinct-{n}", f"distinct_{n}", 3) for n in (1, 2, 3))]  # fmt: skip
-    rows = [(label, [row[key] for row in models], digits) for label, key, digits in rows]
+    models, rows = list(results["models"].values()), []
+
+    def add(label, digits, intervals):
+        rows.append([label, *(bootstrap.format_interval(x, digits) for x in intervals)])
+
+    for label, key, digits in MEASURES:
+        add(label, digits, [row[key] for row in models])
     unit = "bits per byte" if results["loss_per_byte"] else "loss"
     for data in models[0]["loss"]:
-        rows.append((f"{unit} on {data}", [row["loss"][data] for row in models], 4))
+        add(f"{unit} on {data}", 4, [row["loss"][data] for row in models])
     for grade in models[0]["judge"] | models[1]["judge"]:
-        rows.append((grade, [row["judge"].get(grade) for row in models], 2))
-    print_table(
-        ["", "plain", "with synonyms"],
-        [[label, *(bootstrap.format_interval(x, digits) for x in intervals)]
-         for label, intervals, digits in rows],
-    )  # fmt: skip
+        add(grade, 2, [row["judge"].get(grade) for row in models])
+    harness.print_table(["", "plain", "with synonyms"], rows)
 
 
 def main():
@@ -191,17 +178,18 @@ def main():
     if Path(settings.out_dir).resolve() == Path(settings.syn_dir).resolve():
         raise UserError("name two runs: a model is not compared with itself")
     check_sampling_settings(settings)
-    (plain,) = open_models(settings, origin)
+    (plain,) = harness.open_models(settings, origin)
     device = plain.model.wte.weight.device
     syn = checkpoint.load_run(settings.syn_dir, settings.checkpoint, device)
-    data = {folder: list(val_texts(folder)) for folder in map(checkpoint.data_folder, (plain, syn))}
+    folders = map(checkpoint.data_folder, (plain, syn))
+    data = {folder: list(harness.val_texts(folder)) for folder in folders}
     counts = Counter(word for text in next(iter(data.values())) for word in split_words(text))
-    prompts = beginnings(settings.prompts)
+    prompts = harness.beginnings(settings.prompts)
     word_sense("dog", "n")  # raises UserError where WordNet is missing, before the long work
     per_byte, models = not plain.tokenizer.same_as(syn.tokenizer), {}
     for loaded in (plain, syn):
         folder = Path(loaded.out_dir) / "eval"
-        samples = completions(loaded, prompts, settings, settings.num_samples, folder)
+        samples = harness.completions(loaded, prompts, settings, settings.num_samples, folder)
         models[loaded.out_dir] = richness(samples, counts, settings) | {
             "loss": {x: loss_interval(loaded, data[x], settings, per_byte) for x in data},
             "judge": judge_grades(loaded),
@@ -211,7 +199,7 @@ def main():
     results = {"models": models, "prompts": len(prompts), "loss_per_byte": per_byte}
     results |= {name: getattr(settings, name) for name in names}
     show(results)
-    write_result(settings.syn_dir, "vocabulary", results)
+    harness.write_result(settings.syn_dir, "vocabulary", results)
 
 
 if __name__ == "__main__":

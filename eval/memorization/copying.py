@@ -10,6 +10,8 @@ word for word, capitals and blanks aside; a simple template does once names and 
 of fewer than MIN_WORDS words is evidence of nothing and counted apart.
 """
 
+import itertools
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,21 +34,15 @@ _TOKENS = 1 << 22  # training tokens processed together
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What a text shares with the training stories.
+    """What a text shares with the training stories. A match is (length, start)."""
 
-    words: of the text. nearest: the story with most of its bigrams. occurrences: {n: how often each
-    of its n-grams occurs in the stories, int64}. longest, longest_masked, longest_tokens: (length,
-    start) of its longest match in one story: in words, in words with names and nouns masked (None
-    without WordNet), in tokens of the data's tokenizer. num_tokens: of the text.
-    """
-
-    words: list
-    nearest: NearestStory
-    occurrences: dict
-    longest: tuple
-    longest_masked: tuple | None
-    longest_tokens: tuple
-    num_tokens: int
+    words: list  # of the text
+    nearest: NearestStory  # the story with most of its bigrams
+    occurrences: dict  # {n: how often each of its n-grams occurs in the stories, int64}
+    longest: tuple  # its longest match in one story, in words
+    longest_masked: tuple | None  # with names and nouns masked; None without WordNet
+    longest_tokens: tuple  # in tokens of the data's tokenizer
+    num_tokens: int  # of the text
 
     def kind(self):
         """One of KINDS; None of an empty text."""
@@ -62,62 +58,49 @@ def find_copies(index, texts):
     """(a CopyReport of each text, {n: n-grams of the training stories}) for a StoryIndex. Prints a
     line where templates are left out because WordNet is missing.
     """
-    texts_words = [words_and_marks(text) for text in texts]
-    nearest = [index.nearest(words) for words in tqdm(texts_words, "nearest stories", disable=None)]
-    plain, training_ngrams = _count_words(
-        index, texts_words, np.zeros(len(index.numbers) + 1, bool), set()
-    )
+    words = [words_and_marks(text) for text in texts]
+    nearest = [index.nearest(one) for one in tqdm(words, "nearest stories", disable=None)]
+    plain, tokens = _count_words(index, words, str), _count_tokens(index, texts)
     masked_matches = [None] * len(texts)
     try:
-        masked = masking.masked_words(index)
+        masked_matches = _count_words(index, words, masking.masker(index)).longest_matches()
     except UserError as error:
         print(f"simple templates are left out: {error}")
-    else:
-        new = {word for words in texts_words for word in words if word not in index.numbers}
-        new = {word for word in new if masking.is_masked(word)}
-        masked_matches = _count_words(index, texts_words, masked, new)[0].longest_matches()
-    tokens = _count_tokens(index, texts)
-    occurrences = zip(*(plain.counts(n) for n in N), strict=True)
-    columns = (texts_words, nearest, (dict(zip(N, row, strict=True)) for row in occurrences),
+    counts = zip(*(plain.counts(n) for n in N), strict=True)
+    rows = zip(words, nearest, (dict(zip(N, row, strict=True)) for row in counts),
                plain.longest_matches(), masked_matches, tokens.longest_matches(),
-               tokens.lengths.tolist())  # fmt: skip
-    return [CopyReport(*row) for row in zip(*columns, strict=True)], training_ngrams
+               tokens.lengths.tolist(), strict=True)  # fmt: skip
+    return [CopyReport(*row) for row in rows], _training_ngrams(index)
 
 
-def _count_words(index, texts, masked, new):
-    """(the NgramCounter of texts, lists of words, after all training stories; {n: their n-grams}).
-
-    masked: bool (words + 1,), the words of the index that count as one and the same. new: the
-    words of the texts alone that do too.
+def _count_words(index, texts, key):
+    """The NgramCounter of texts, lists of words, after all training stories. Words with the same
+    key(word) count as the same.
     """
-    numbers, rows, lookup = {}, [], np.zeros(len(index.numbers) + 1, np.int64)
-    for words in texts:
-        rows.append([])
-        for word in words:
-            i = index.numbers.get(word, 0)
-            key = masking.MASK if masked[i] or word in new else word
-            number = numbers.setdefault(key, len(numbers) + 1)
-            lookup[i] = number if i else 0
-            rows[-1].append(number)
-    lookup[masked] = numbers.get(masking.MASK, 0)
-    counter, training_ngrams = NgramCounter(rows), dict.fromkeys(N, 0)
-    segments = zip(index.segments, index.local, strict=True)
-    for segment, local in tqdm(segments, "words", len(index.segments), disable=None):
-        known = np.flatnonzero(local)
-        segment_lookup = np.zeros(segment.size, np.int64)
-        segment_lookup[local[known]] = lookup[known]
-        counter.add(segment_lookup[segment.stream])
+    numbers = defaultdict(itertools.count(1).__next__)
+    counter = NgramCounter([[numbers[key(word)] for word in words] for words in texts])
+    lookup = np.array([0, *(numbers.get(key(word), 0) for word in index.numbers)])
+    segments = zip(index.segments, index.known, strict=True)
+    for segment, known in tqdm(segments, "words", len(index.segments), disable=None):
+        counter.add(lookup[known][segment.stream])
+    return counter
+
+
+def _training_ngrams(index):
+    """{n: n-grams of the training stories}."""
+    totals = dict.fromkeys(N, 0)
+    for segment in index.segments:
         lengths = np.diff(np.flatnonzero(segment.stream == 0), append=len(segment.stream)) - 1
         for n in N:
-            training_ngrams[n] += int(np.maximum(0, lengths - n + 1).sum())
-    return counter, training_ngrams
+            totals[n] += int(np.maximum(0, lengths - n + 1).sum())
+    return totals
 
 
 def _count_tokens(index, texts):
     """The NgramCounter of texts, lists of str, in tokens, after all training stories."""
     rows = [index.tokenizer.encode(text) for text in texts]
     lookup, data = np.zeros(index.tokenizer.vocab_size, np.int64), index.data
-    known = sorted({token for row in rows for token in row})
+    known = sorted(set(itertools.chain(*rows)))
     lookup[known] = np.arange(1, len(known) + 1)
     counter = NgramCounter([lookup[row].tolist() for row in rows])
     with tqdm(total=data.tokens, desc="tokens", disable=None) as bar:
@@ -132,12 +115,11 @@ def _count_tokens(index, texts):
 
 
 def summarize(reports, training_ngrams, seed=0):
-    """The CopyReports of some texts summed up, for a JSON file.
+    """The results of `find_copies` summed up, for a JSON file.
 
-    training_ngrams: as `find_copies` returns them. Returns {"rouge_nearest": the mean precision, an
-    interval; "ngrams": {n: see `novelty`}; "longest_match": {"words", "tokens", "words_masked":
-    {"median", "90%", "max"}}; "copies": {kind: texts}; "empty": texts without a word, which count
-    in none of these}.
+    Returns {"rouge_nearest": the mean precision, an interval; "ngrams": {n: see `novelty`};
+    "longest_match": {"words", "tokens", "words_masked": {"median", "90%", "max"}}; "copies": {kind:
+    texts}; "empty": texts without a word, which count in none of these}.
     """
     full = [report for report in reports if report.words]
     lengths = {
@@ -156,21 +138,19 @@ def summarize(reports, training_ngrams, seed=0):
 
 
 def novelty(reports, n, total, seed=0):
-    """How new the n-grams of CopyReports are.
+    """How new the n-grams of CopyReports are. total: n-grams of the training stories.
 
-    total: n-grams of the training stories. Returns {"new": the fraction of n-grams that occur in no
-    training story, an interval over the texts; "new_distinct": of the distinct ones, or None;
-    "histogram": n-grams by log10 of their frequency in the stories, counts by BINS, -10 for new}.
+    Returns {"new": the fraction of n-grams that occur in no training story, an interval over the
+    texts; "new_distinct": of the distinct ones, or None; "histogram": n-grams by log10 of their
+    frequency in the stories, counts by BINS, -10 for new}.
     """
     counts = [report.occurrences[n] for report in reports]
     distinct = {}
     for report, row in zip(reports, counts, strict=True):
-        distinct |= zip(ngrams(report.words, n), row.tolist(), strict=True)
+        distinct |= zip(ngrams(report.words, n), (row == 0).tolist(), strict=True)
     return {
         "new": bootstrap.ratio([(row == 0).sum() for row in counts], [*map(len, counts)], seed),
-        "new_distinct": (
-            sum(not count for count in distinct.values()) / len(distinct) if distinct else None
-        ),
+        "new_distinct": sum(distinct.values()) / len(distinct) if distinct else None,
         "histogram": np.histogram(log_frequencies(np.concatenate(counts), total), BINS)[0].tolist(),
     }
 

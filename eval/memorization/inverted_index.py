@@ -38,6 +38,7 @@ from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.dataset.workers import cpu_count, worker_pool
 from nanostories.text.words import words_and_marks
 
+ARRAYS = ("stream", "word_counts", "bigrams", "posting_ends", "postings")
 VERSION = 3  # of the files above and of what a word is
 STORIES = 1 << 16  # in a segment: their numbers in it are uint16
 TOKENS = 1 << 25  # in a segment at most, unless a single story has more: 0.5 GB to build
@@ -96,9 +97,7 @@ def token_blocks(data, first, last, tokens=BLOCK):
 
 class ChunkNumbering:
     """Numbers the chunks of stories, the text between blanks, straight from their tokens: a chunk
-    is decoded and cut into words once, not at each of its occurrences.
-
-    texts: the chunks by number; 0 is <|endoftext|>, "".
+    is decoded and cut into words only once. texts: the chunks by number; 0 is <|endoftext|>, "".
     """
 
     def __init__(self, tokenizer):
@@ -188,12 +187,10 @@ def build(data_folder, split, block):
     numbers = [chunks.numbers(ids).astype(np.int32) for ids in token_blocks(data, first, last)]
     stream, counts, words = word_stream(numbers, chunks.texts)
     del numbers
-    arrays = {"stream": stream, "word_counts": counts}
-    names = ("bigrams", "posting_ends", "postings")
-    arrays |= zip(names, invert(stream, len(counts)), strict=True)
+    arrays = (stream, counts, *invert(stream, len(counts)))
     try:
         with storage.atomic_folder(folder) as part:
-            for name, array in arrays.items():
+            for name, array in zip(ARRAYS, arrays, strict=True):
                 np.save(part / f"{name}.npy", array)
             (part / "words.txt").write_bytes("".join(f"{word}\n" for word in words).encode())
     except OSError:
@@ -206,29 +203,26 @@ def build(data_folder, split, block):
 
 
 class Segment:
-    """A segment opened: the arrays of its folder by their names, and `words`, a list.
-
-    size: of its word numbers, with 0. stories: how many it has. Raises UserError where a file is
-    missing or does not fit the others.
+    """A segment opened: its ARRAYS and `words`, a list; size: of its word numbers, with 0; stories:
+    how many it has. Raises UserError where a file is missing or does not fit the others.
     """
 
     def __init__(self, folder):
         try:
-            for name in ("stream", "word_counts", "bigrams", "posting_ends", "postings"):
+            for name in ARRAYS:
                 mode = "r" if name in ("stream", "postings") else None  # the large ones are mapped
                 # np.memmap's own slices take ten times as long as those of plain arrays.
                 setattr(self, name, np.load(folder / f"{name}.npy", mode).view(np.ndarray))
             self.words = (folder / "words.txt").read_bytes().decode().split("\n")[:-1]
-            complete = (
+            if not (
                 len(self.words) + 1 == len(self.word_counts)
                 and len(self.bigrams) == len(self.posting_ends)
                 and len(self.postings) == self.posting_ends.max(initial=0)
                 and len(self.stream) == self.word_counts[:, 0].sum()
-            )
+            ):
+                raise ValueError
         except (FileNotFoundError, ValueError, EOFError):
-            complete = False
-        if not complete:
-            raise UserError(f"{folder} is damaged: remove it, to build it anew")
+            raise UserError(f"{folder} is damaged: remove it, to build it anew") from None
         self.size, self.stories = len(self.word_counts), int(self.word_counts[0, 0])
 
 
@@ -239,14 +233,14 @@ def open_index(data, workers=0):
     """
     folder, bounds = index_folder(data), itertools.pairwise(segment_boundaries(data))
     blocks = [(*pair, folder / f"{i:04}") for i, pair in enumerate(bounds)]
-    if not all(block[2].is_dir() for block in blocks):
+    if not all(path.is_dir() for *_, path in blocks):
         try:
             _build_missing(data, folder, blocks, workers)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise  # `configs.run` explains it
             raise UserError(f"the index of the stories cannot be written: {error}") from None
-    return [Segment(block[2]) for block in blocks]
+    return [Segment(path) for *_, path in blocks]
 
 
 def _build_missing(data, folder, blocks, workers):
@@ -267,11 +261,11 @@ def _build_missing(data, folder, blocks, workers):
         missing = [block for block in blocks if not block[2].is_dir()]
         if not missing:
             return
-        stories = sum(block[1] - block[0] for block in missing)
+        stories = sum(last - first for first, last, _ in missing)
         print(f"indexing {stories:,} stories in {folder} ...", flush=True)
         workers = min(len(missing), workers or min(MAX_WORKERS, cpu_count()))
         build_block = functools.partial(build, data.folder, data.split)
         bar = tqdm(total=stories, desc="indexing", unit=" stories", disable=None)
         with bar, worker_pool(build_block, workers) as built:
-            for block, _ in built(missing):
-                bar.update(block[1] - block[0])
+            for (first, last, _), _ in built(missing):
+                bar.update(last - first)

@@ -1,12 +1,14 @@
 """Masks names and nouns, so that a story retold with other names and things counts as the same.
 
-    masked = masked_words(index)     # bool (words + 1,), by the index's word numbers
-    is_masked("kite")                # True
+    mask = masker(index)
+    mask("kite"), mask("fly")        # MASK, "fly"
 
 A word is masked wherever it occurs. It is a noun if WordNet counts it most often as one, and a name
 if most of its occurrences inside a sentence are capitalized. Function words, indefinite pronouns
 and a few adverbs that WordNet has only as nouns are never masked.
 """
+
+import functools
 
 import numpy as np
 
@@ -36,11 +38,10 @@ def is_masked(word, counts=None):
     return 2 * capitalized > mid_sentence or wordnet.most_frequent_pos(base) == "n"
 
 
-def masked_words(index):
-    """Which words of a StoryIndex are masked: bool (words + 1,), by their numbers."""
+def masker(index):
+    """A function that turns the masked words into MASK, by the counts of a StoryIndex."""
     counts = np.zeros((len(index.numbers) + 1, 3), np.int64)
-    for segment, local in zip(index.segments, index.local, strict=True):
-        known = np.flatnonzero(local)
-        counts[known] += segment.word_counts[local[known]]
-    rows = zip(index.numbers, counts[1:, 1:].tolist(), strict=True)
-    return np.array([False, *(is_masked(word, row) for word, row in rows)])
+    for segment, known in zip(index.segments, index.known, strict=True):
+        counts[known] += segment.word_counts
+    counts = dict(zip(index.numbers, counts[1:, 1:].tolist(), strict=True))
+    return functools.cache(lambda word: MASK if is_masked(word, counts.get(word)) else word)

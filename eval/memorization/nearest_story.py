@@ -41,20 +41,23 @@ class StoryIndex:
     """The training stories of a Dataset, searchable by their words; the index is built if missing.
 
     Attributes: data, tokenizer, segments, firsts (each segment's first story), numbers ({word: 1,
-    2, ...} over all segments), local (segments, words + 1): a word's number in each segment, or 0.
+    2, ...} over all segments), known (for each segment, these numbers by its own), and the reverse,
+    local (segments, words + 1): a word's number in each segment, or 0.
     """
 
     def __init__(self, data, workers=0):
         self.data, self.segments = data, open_index(data, workers)
         self.tokenizer = Tokenizer.load(data.folder)
         self.firsts = np.cumsum([0, *(segment.stories for segment in self.segments)])
-        self.numbers = {}
-        for segment in self.segments:
-            for word in segment.words:
-                self.numbers.setdefault(word, len(self.numbers) + 1)
-        self.local = np.zeros((len(self.segments), len(self.numbers) + 1), np.int64)
-        for row, segment in zip(self.local, self.segments, strict=True):
-            row[[self.numbers[word] for word in segment.words]] = np.arange(1, segment.size)
+        words = dict.fromkeys(word for segment in self.segments for word in segment.words)
+        self.numbers = {word: i for i, word in enumerate(words, 1)}
+        self.known = [
+            np.array([0, *(self.numbers[word] for word in segment.words)])
+            for segment in self.segments
+        ]
+        self.local = np.zeros((len(self.segments), len(words) + 1), np.int64)
+        for local, known in zip(self.local, self.known, strict=True):
+            local[known] = np.arange(len(known))
 
     def text(self, i):
         """Training story number i; "" of None."""
@@ -65,9 +68,8 @@ class StoryIndex:
         near, (0, n, None) where no story holds a bigram of it.
         """
         ids = np.array([self.numbers.get(word, 0) for word in words], np.int64)
-        bigrams, weights = np.unique(
-            np.stack([ids[:-1], ids[1:]]), axis=1, return_counts=True
-        )  # (2, bigrams), (bigrams,)
+        pairs = np.stack([ids[:-1], ids[1:]])
+        bigrams, weights = np.unique(pairs, axis=1, return_counts=True)  # (2, bigrams), (bigrams,)
         matched, story = 0, None
         for segment, local, first in zip(self.segments, self.local, self.firsts, strict=False):
             if better := nearest_in_segment(segment, *local[bigrams], weights, matched):
@@ -83,10 +85,7 @@ def nearest_in_segment(segment, first, second, weights, best):
     """
     if not len(segment.bigrams):
         return None
-    keys = first * segment.size + second
-    at = np.searchsorted(segment.bigrams, keys.astype(segment.bigrams.dtype))
-    at[at == len(segment.bigrams)] = 0
-    known = segment.bigrams[at] == keys  # bigrams it has: none has word 0
+    at, known = _find(first * segment.size + second, segment.bigrams)  # none has word 0
     at, weights = at[known], weights[known]
     ends = segment.posting_ends[at].astype(np.int64)
     starts = np.where(at > 0, segment.posting_ends[at - 1], 0).astype(np.int64)
@@ -103,14 +102,14 @@ def nearest_in_segment(segment, first, second, weights, best):
     for postings, more in zip(added, (weights - 1).tolist(), strict=False):
         if more:
             matched[postings] += more
-    left = int(rest[min(count, len(rest)) - 1])
+    left = rest[len(added) - 1]
     stories = np.flatnonzero(matched > best - left)
     matched = matched[stories]
     for i in sorted(range(count, len(lists)), key=lambda i: -weights[i]):
         if not len(stories):
-            return None
+            break
         left -= weights[i]
-        matched += weights[i] * contains(lists[i], stories)
+        matched += weights[i] * _find(stories, lists[i])[1]
         can_win = matched + left > best
         stories, matched = stories[can_win], matched[can_win]
     if not len(stories):
@@ -119,9 +118,9 @@ def nearest_in_segment(segment, first, second, weights, best):
     return int(matched[top]), int(stories[top])
 
 
-def contains(postings, stories):
-    """Which of the stories are in an ascending posting list: bool (stories,)."""
-    stories = stories.astype(np.uint16)  # of another type, the whole list would be converted
-    at = np.searchsorted(postings, stories)
-    at[at == len(postings)] = 0
-    return postings[at] == stories
+def _find(queries, values):
+    """(where each query stands in ascending values, whether it does): (queries,) each."""
+    queries = queries.astype(values.dtype)  # of another type, all values would be converted
+    at = np.searchsorted(values, queries)
+    at[at == len(values)] = 0
+    return at, values[at] == queries

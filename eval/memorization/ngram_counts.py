@@ -39,44 +39,37 @@ class NgramCounter:
         self.starts = np.cumsum(self.lengths + 1) - self.lengths - 1
         self.base = int(self.words.max(initial=0)) + 1
         # Lists, with n-grams at n - 1: the number of the n-gram at each position of the texts, 0
-        # where there is none; occurrences by number; the code of each number from 1.
+        # where there is none; the code of each number from 1; occurrences by number.
         self.numbers, self.codes = [self.words], [None]
-        self.occurrences = [np.zeros(self.base, np.int64)]
+        for n in range(1, MAX_N):
+            prefixes, last = self.numbers[-1][:-n], self.words[n:]
+            at = np.flatnonzero((prefixes > 0) & (last > 0))
+            codes, inverse = np.unique(self._encode(prefixes[at], last[at]), return_inverse=True)
+            self.numbers.append(np.zeros(len(self.words), np.int64))
+            self.numbers[-1][at] = inverse + 1
+            self.codes.append(codes)
+        self.occurrences = [np.zeros(1 + x.max(initial=0), np.int64) for x in self.numbers]
         self.matched = np.zeros(len(self.words), np.int64)  # words of matches of MAX_N or more
-        self.order = None  # see _extend
+        # Positions of the texts by their MAX_N-gram, and where those of each number begin.
+        self.order = np.argsort(self.numbers[-1], kind="stable")
+        numbers = np.arange(len(self.occurrences[-1]) + 1)
+        self.begins = np.searchsorted(self.numbers[-1][self.order], numbers)
 
     def _encode(self, numbers, words):
         return numbers.astype(np.uint64) * np.uint64(self.base) + words.astype(np.uint64)
-
-    def _number(self, n):
-        """Number the n-grams of the texts, and all shorter ones, where they have no numbers yet."""
-        for k in range(len(self.codes), n):
-            prefixes, last = self.numbers[-1][: max(0, len(self.words) - k)], self.words[k:]
-            at = np.flatnonzero((prefixes > 0) & (last > 0))
-            codes, inverse = np.unique(self._encode(prefixes[at], last[at]), return_inverse=True)
-            numbers = np.zeros(len(self.words), np.int64)
-            numbers[at] = inverse + 1
-            self.numbers.append(numbers)
-            self.occurrences.append(np.zeros(len(codes) + 1, np.int64))
-            self.codes.append(codes)
 
     def add(self, corpus):
         """Count the n-grams of a corpus, or of a part of one that ends with a story: an int array
         of the texts' word numbers, 0 between stories and for words that no text has.
         """
-        longest = min(MAX_N, int(self.lengths.max(initial=0)))
         for first in range(0, len(corpus), POSITIONS):
             at = np.flatnonzero(corpus[first : first + POSITIONS]) + first
             numbers = corpus[at]
-            for n in range(1, longest + 1):
-                self._number(n)
-                counts = self.occurrences[n - 1]
+            for n, counts in enumerate(self.occurrences, 1):
                 counts += np.bincount(numbers, minlength=len(counts))
-                if n == longest:
-                    if n == MAX_N:
-                        self._extend(corpus, at, numbers)
+                if n == len(self.occurrences):
+                    self._extend(corpus, at, numbers)
                     break
-                self._number(n + 1)
                 room = np.searchsorted(at, len(corpus) - n)
                 at, numbers = at[:room], numbers[:room]
                 numbers = look_up(self._encode(numbers, corpus[at + n]), self.codes[n])
@@ -87,15 +80,11 @@ class NgramCounter:
 
     def _extend(self, corpus, at, numbers):
         """Measure how long the matches are that begin at these positions with MAX_N-grams."""
-        if self.order is None:  # positions of the texts, sorted by their MAX_N-gram
-            self.order = np.argsort(self.numbers[MAX_N - 1], kind="stable")
-            ascending = self.numbers[MAX_N - 1][self.order]
-            self.ends = np.searchsorted(ascending, np.arange(ascending[-1] + 2))
         # Every pair of a position in the corpus and one in the texts with the same MAX_N-gram.
-        first, count = self.ends[numbers], self.ends[numbers + 1] - self.ends[numbers]
+        first, count = self.begins[numbers], self.begins[numbers + 1] - self.begins[numbers]
         offsets = np.cumsum(count) - count
         text_at = self.order[np.arange(count.sum()) + np.repeat(first - offsets, count)]
-        at, n = np.repeat(at, count), MAX_N
+        at, n = np.repeat(at, count), len(self.numbers)
         while len(text_at):
             self.matched[text_at] = np.maximum(self.matched[text_at], n)
             in_corpus = at + n < len(corpus)
@@ -108,7 +97,6 @@ class NgramCounter:
         """The occurrences in the corpus of each text's n-grams: a list of int64 (length - n + 1,);
         n is at most MAX_N.
         """
-        self._number(n)
         counts = self.occurrences[n - 1][self.numbers[n - 1]]
         ends = self.starts + np.maximum(0, self.lengths - n + 1)
         return [counts[i:j] for i, j in zip(self.starts, ends, strict=True)]
@@ -117,10 +105,9 @@ class NgramCounter:
         """Of each text, (words of its longest match, first word of the first such match): the
         longest sequence of its words that occurs in the corpus; (0, 0) where no word does.
         """
-        matched = self.matched.copy()
+        matched = self.matched
         for n, (numbers, counts) in enumerate(zip(self.numbers, self.occurrences, strict=True), 1):
-            at = np.flatnonzero((numbers > 0) & (counts[numbers] > 0))
-            matched[at] = np.maximum(matched[at], n)
+            matched = np.maximum(matched, n * (counts[numbers] > 0))  # counts[0] is 0
         matches = []
         for start, length in zip(self.starts, self.lengths, strict=True):
             at = int(np.argmax(matched[start : start + length + 1]))  # a text ends in a 0

@@ -4,6 +4,7 @@ plot(results, "diversity.png")         # results: what eval/diversity.json holds
 html = render(lines, results)          # lines: of diversity.jsonl, of one model
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,7 @@ def render(lines, results):
     """
     model, temperature = lines[0]["model"], f"{lines[0]['temperature']:g}"
     nearest = results["sets"][f"{model} at {temperature}"]["rouge_nearest"]
-    ranked = sorted(
-        lines, key=lambda line: (line["words"] < MIN_WORDS, -(line["rouge_nearest"] or 0))
-    )
+    ranked = sorted(lines, key=lambda x: (x["words"] < MIN_WORDS, -(x["rouge_nearest"] or 0)))
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return Template(template, autoescape=True, trim_blocks=True).render(
         title=f"What {model} shares with its training stories", kinds=_KINDS,
@@ -64,16 +63,22 @@ def highlight(text, bigrams, match=(0, 0)):
         formats[start:stop] = [f"<mark>{inner}</mark>" if marked[i] else inner] * (stop - start)
         if i and places[i - 1][1] < start and formats[places[i - 1][1] - 1] == formats[start]:
             formats[places[i - 1][1] : start] = [formats[start]] * (start - places[i - 1][1])
-    out, start = [], 0
-    for i in range(1, len(text) + 1):
-        if i == len(text) or formats[i] != formats[start]:
-            out.append(formats[start].format(escape(text[start:i])))
-            start = i
-    return Markup("".join(out))
+    runs = itertools.groupby(zip(formats, text, strict=True), lambda pair: pair[0])
+    runs = ((look, "".join(char for _, char in run)) for look, run in runs)
+    return Markup("".join(look.format(escape(run)) for look, run in runs))
 
 
 # ----------------------------------------------------------------------------------------------
 # plots
+
+
+# Of each set's values: (key, sets beside those of the models, title).
+HISTOGRAMS = (
+    ("rouge_original", [], "ROUGE-2 precision with the original continuation"),
+    ("rouge_other", [ORIGINALS], "ROUGE-2 F1 with the most similar other text"),
+    ("rouge_nearest", [UNSEEN], "ROUGE-2 precision with the nearest training story"),
+    ("longest_match", [UNSEEN], "longest match in a training story, words"),
+)
 
 
 def plot(results, path):
@@ -81,25 +86,14 @@ def plot(results, path):
     sets = results["sets"]
     temperature = float(results["temperatures"].split(",")[0])
     first = [f"{model} at {temperature:g}" for model in results["models"]]
-    colors = {name: f"C{i % 10}" for i, name in enumerate(first)} | {
-        ORIGINALS: "0.35",
-        UNSEEN: "0.6",
-    }
+    colors = {name: f"C{i % 10}" for i, name in enumerate(first)}
+    colors |= {ORIGINALS: "0.35", UNSEEN: "0.6"}
     with plot_to(path, 3, 2, size=(12, 11), dpi=110) as (_, grid):
         axes = grid.flatten()
-        for ax, kind, other, label in (
-            (axes[0], "rouge_original", [], "ROUGE-2 precision with the original continuation"),
-            (axes[1], "rouge_other", [ORIGINALS], "ROUGE-2 F1 with the most similar other text"),
-            (
-                axes[2],
-                "rouge_nearest",
-                [UNSEEN],
-                "ROUGE-2 precision with the nearest training story",
-            ),
-            (axes[3], "longest_match", [UNSEEN], "longest match in a training story, words"),
-        ):
-            _histograms(ax, sets, [*first, *other], kind, colors)
-            ax.set(xlabel=label, ylabel="completions")
+        for ax, (key, others, title) in zip(axes, HISTOGRAMS, strict=False):
+            values = {name: sets[name]["values"] for name in [*first, *others] if name in sets}
+            _histograms(ax, {name: row.get(key, []) for name, row in values.items()}, key, colors)
+            ax.set(xlabel=title, ylabel="completions")
         _ngrams(axes[4], sets[first[0]]["ngrams"])
         axes[4].set_title(first[0], fontsize=10)
         _by_temperature(axes[5], results, colors)
@@ -108,15 +102,12 @@ def plot(results, path):
                 ax.legend(fontsize=8, ncols=2 if ax is axes[5] else 1)
 
 
-def _histograms(ax, sets, names, kind, colors):
-    """Histograms of the values of some sets over the same bins, and their means as lines."""
-    values = {
-        name: [x for x in sets[name]["values"].get(kind, []) if x is not None]
-        for name in names if name in sets
-    }  # fmt: skip
-    top = max((max(row) for row in values.values() if row), default=1) or 1
+def _histograms(ax, values, key, colors):
+    """Histograms of {set: values, None where there is none}, their means as vertical lines."""
+    values = {name: [x for x in row if x is not None] for name, row in values.items()}
+    top = max(itertools.chain(*values.values()), default=1) or 1
     # Bins of counts are whole numbers wide.
-    width = max(1, -(-top // 25)) if kind == "longest_match" else max(top, 0.1) / 25
+    width = max(1, -(-top // 25)) if key == "longest_match" else max(top, 0.1) / 25
     bins = np.arange(0, top + 2 * width, width)
     for name, row in values.items():
         if row:
@@ -141,21 +132,18 @@ def _by_temperature(ax, results, colors):
     """Three measures of each model against temperature; unseen stories' as horizontal lines."""
     sets = results["sets"]
     temperatures = sorted({float(x) for x in results["temperatures"].split(",")})
-    kinds = {
-        "ROUGE-2 nearest": (
-            "-o",
-            lambda row: row["rouge_nearest"] and row["rouge_nearest"]["mean"],
-        ),
-        "distinct-3": ("--s", lambda row: row["distinct"]["3"]),
-        "self-BLEU": (":^", lambda row: row["self_bleu"] and row["self_bleu"]["mean"]),
-    }
+    measures = (
+        ("ROUGE-2 nearest", "-", "o", lambda row: (row["rouge_nearest"] or {}).get("mean")),
+        ("distinct-3", "--", "s", lambda row: row["distinct"]["3"]),
+        ("self-BLEU", ":", "^", lambda row: (row["self_bleu"] or {}).get("mean")),
+    )
     for model, color in zip(results["models"], colors.values(), strict=False):
-        for kind, (style, value) in kinds.items():
+        for name, line, marker, value in measures:
             values = [value(sets[f"{model} at {x:g}"]) for x in temperatures]
-            ax.plot(temperatures, [np.nan if y is None else y for y in values], style, color=color,
-                    ms=4, label=f"{model}, {kind}")  # fmt: skip
+            ax.plot(temperatures, np.array(values, np.float64), line + marker, color=color, ms=4,
+                    label=f"{model}, {name}")  # fmt: skip
     if UNSEEN in sets:
-        for kind, (style, value) in kinds.items():
-            ax.axhline(value(sets[UNSEEN]) or np.nan, color=colors[UNSEEN], lw=1,
-                       ls=style.rstrip("os^"), label=f"{UNSEEN}, {kind}")  # fmt: skip
+        for name, line, _, value in measures:
+            ax.axhline(value(sets[UNSEEN]) or np.nan, color=colors[UNSEEN], lw=1, ls=line,
+                       label=f"{UNSEEN}, {name}")  # fmt: skip
     ax.set(xlabel="temperature", ylim=(0, 1.35))  # with room for the legend

@@ -29,10 +29,10 @@ def test_counts_and_longest_matches(texts, stories, positions, whole, max_n):
     parts = [np.array([0, *story]) for story in stories]
     if whole and parts:
         parts = [np.concatenate(parts)]
-    counter = NgramCounter(texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngram_counts, "POSITIONS", positions)
         patch.setattr(ngram_counts, "MAX_N", max_n)
+        counter = NgramCounter(texts)
         for part in parts:
             counter.add(part)
     # A 0 inside a story matches nothing, so no n-gram holds it.
