@@ -33,22 +33,23 @@ import numpy as np
 
 from configs import NOT_NEGATIVE, UserError, check_ranges, load, run
 from eval import bootstrap, harness, knowledge, published
-from eval.llm import grading
-from eval.llm.rubrics import AGES, INSTRUCT, KNOWLEDGE, PAIRS, PAPER, REPORT, SYNONYMS, JudgeItem
+from eval.llm import grading, rubrics
+from eval.llm.rubrics import AGES, JudgeItem
 from eval.llm.settings import JudgeSettings, check_judge, request_fields
 from nanostories.dataset.instruct import split_story
 from nanostories.inference.generate import check_sampling_settings
 from nanostories.text import wordnet
 
 MODES = {  # the rubric, prompts (0: all) and completions of each
-    "paper": (PAPER, 0, 10),
-    "report": (REPORT, 15, 1),
-    "instruct": (INSTRUCT, 50, 1),
-    "synonyms": (SYNONYMS, 15, 1),
-    "prompts": (KNOWLEDGE, 0, 1),
-    "pairs": (PAIRS, 0, 2),
+    "paper": (rubrics.PAPER, 0, 10),
+    "report": (rubrics.REPORT, 15, 1),
+    "instruct": (rubrics.INSTRUCT, 50, 1),
+    "synonyms": (rubrics.SYNONYMS, 15, 1),
+    "prompts": (rubrics.KNOWLEDGE, 0, 1),
+    "pairs": (rubrics.PAIRS, 0, 2),
 }
 MARKED = 0.3  # fraction of a story's content words that `mark_words` marks
+MAX_SYNONYMS = 8  # of each, that the judge is shown
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,16 @@ def resolve(settings):
     """The settings with the mode's own numbers where there are none; UserError for wrong ones."""
     check_ranges(settings, {NOT_NEGATIVE: ("num_prompts",)}, {"mode": tuple(MODES)})
     _, num_prompts, num_samples = MODES[settings.mode]
-    settings = replace(
-        settings,
-        num_samples=settings.num_samples or num_samples,
-        num_prompts=settings.num_prompts or num_prompts,
-    )
+    changes = {"num_samples": settings.num_samples or num_samples,
+               "num_prompts": settings.num_prompts or num_prompts}  # fmt: skip
     if settings.mode == "prompts":  # greedy, and the first sentence is enough
-        length = min(60, settings.max_new_tokens)
-        settings = replace(settings, temperature=0.0, max_new_tokens=length)
+        changes |= {"temperature": 0.0, "max_new_tokens": min(60, settings.max_new_tokens)}
+    settings = replace(settings, **changes)
     check_sampling_settings(settings)
-    if settings.mode == "pairs" and len(harness.beside_names(settings)) != 1:
+    others = len(harness.beside_names(settings))
+    if settings.mode == "pairs" and others != 1:
         raise UserError("mode pairs compares two models: name the other with --beside")
-    if harness.beside_names(settings) and settings.mode not in ("pairs", "prompts"):
+    if others and settings.mode not in ("pairs", "prompts"):
         raise UserError("beside is for the modes pairs and prompts")
     if settings.beams and settings.mode != "prompts":
         raise UserError("beams is for mode prompts: elsewhere stories are sampled")
@@ -124,10 +123,11 @@ def evaluate(models, settings, folder):
     if settings.mode == "pairs":
         results |= compare(models, items, verdicts, num_prompts, settings)
     else:
-        results["grades"] = grade_intervals(rubric, items, verdicts, num_prompts, settings.seed)
+        grades = grade_intervals(rubric, items, verdicts, num_prompts, settings.seed)
         ages = Counter(verdict.get("age group") for verdict in verdicts if verdict)
-        results["age_groups"] = {age: ages[age] for age in AGES if ages[age]}
-        print_grades(results["grades"], Counter(results["age_groups"]))
+        ages = {age: ages[age] for age in AGES if ages[age]}
+        results |= {"grades": grades, "age_groups": ages}
+        print_grades(grades, ages)
     lines = [
         vars(item) | {"reply": reply, "verdict": verdict}
         for item, (reply, verdict) in zip(items, graded, strict=True)
@@ -145,9 +145,8 @@ def make_items(models, settings, folder):
     """
     mode, samples, count = settings.mode, settings.num_samples, settings.num_prompts
     if mode == "instruct":
-        records = harness.choose_records(
-            harness.read_records(settings, models[0])[0], models, count, settings.seed
-        )
+        records, _ = harness.read_records(settings, models[0])
+        records = harness.choose_records(records, models, count, settings.seed)
         prompts, shown = [r.prompt() for r in records], [requirements(r) for r in records]
     else:
         prompts = shown = harness.beginnings(settings.prompts)[: count or None]
@@ -157,9 +156,9 @@ def make_items(models, settings, folder):
         for j in range(samples):
             text, other = texts[0][i][j], ""
             if mode == "pairs":
-                second = texts[1][i][j]
-                items.append(JudgeItem(text, beginning, second, (i, j, 0)))
-                items.append(JudgeItem(second, beginning, text, (i, j, 1)))
+                other = texts[1][i][j]
+                items.append(JudgeItem(text, beginning, other, (i, j, 0)))
+                items.append(JudgeItem(other, beginning, text, (i, j, 1)))
                 continue
             if mode == "instruct":
                 text, _ = split_story(text)
@@ -171,18 +170,11 @@ def make_items(models, settings, folder):
 
 def requirements(record):
     """An instruction in the paper's words: "Write a short story. The story should contain ..." """
-    sentences = {
-        "words": "The story should contain the words: {}.",
-        "sentence": 'The story should contain the following sentence: "{}"',
-        "features": "The story should have the following features: {}.",
-        "summary": "The general plot of the story should be: {} (feel free to expand beyond this "
-        "general plot).",
-    }
-    parts = (sentences[name].format(value) for name, value in record.fields)
+    parts = (rubrics.REQUIREMENTS[name].format(value) for name, value in record.fields)
     return " ".join(["Write a short story.", *parts])
 
 
-def mark_words(text, seed, max_synonyms=8):
+def mark_words(text, seed):
     """(the text with MARKED of its content words, of those with synonyms, in < and >; their lines
     "word: synonyms"). The text's own < and > become parentheses, so that they mark nothing.
     """
@@ -196,7 +188,7 @@ def mark_words(text, seed, max_synonyms=8):
     for word in reversed(chosen):  # from the end, so that the places before stay right
         marked = f"{marked[: word.start]}<{word.text}>{marked[word.stop :]}"
     lines = (
-        f"{word.text}: {', '.join(wordnet.synonyms(word.text, word.pos)[:max_synonyms])}"
+        f"{word.text}: {', '.join(wordnet.synonyms(word.text, word.pos)[:MAX_SYNONYMS])}"
         for word in chosen
     )
     return marked, "\n".join(dict.fromkeys(lines)) or "(none)"
@@ -223,7 +215,7 @@ def grade_intervals(rubric, items, verdicts, num_prompts, seed):
         (item.number[0], verdict) for item, verdict in zip(items, verdicts, strict=True) if verdict
     ]
     intervals = {}
-    for name in (name.lower() for name, choices in rubric.fields if not choices):
+    for name in (name.lower() for name, choices in rubric.fields.items() if not choices):
         values = [(prompt, verdict[name]) for prompt, verdict in graded]
         row = intervals[name] = mean_by_prompt(values, num_prompts, seed)
         if row and name in published.GRADES:
@@ -246,16 +238,17 @@ def print_grades(grades, ages):
     """Print the table of grades, and the age groups where there are any."""
     rows = []
     for name, row in grades.items():
-        cells = [name, row, "", ""]
+        relative = step = ""
         if row and "relative" in row:
+            relative = row["relative"]
             step = f"{row['stories_needed'] or '-'} (a step is {published.step(name):.2f})"
-            cells = [name, row, row["relative"], step]
-        rows.append(cells)
+        rows.append([name, row, relative, step])
     harness.print_table(
         ["grade", "mean", "relative", "independent stories to see a step in size"], rows
     )
     if total := sum(ages.values()):
-        print("age group     " + ", ".join(f"{AGES[age]}: {ages[age] / total:.0%}" for age in AGES))
+        shares = (f"{AGES[age]}: {ages.get(age, 0) / total:.0%}" for age in AGES)
+        print("age group     " + ", ".join(shares))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -266,16 +259,14 @@ def pair_scores(items, verdicts):
     """{(prompt, sample): 1, 0.5 or 0, or None}: whether the first model wins. Two orders that
     disagree are a tie; None where one of them has no verdict.
     """
-    scores = {}
-    for item, verdict in zip(items, verdicts, strict=True):
-        *pair, swapped = item.number
-        score = {"1": 1.0, "2": 0.0, "tie": 0.5}[verdict["better"]] if verdict else None
-        score = 1.0 - score if swapped and score is not None else score
-        scores.setdefault(tuple(pair), []).append(score)
-    return {
-        pair: None if None in both else both[0] if both[0] == both[1] else 0.5
-        for pair, both in scores.items()
-    }
+    scores, wins = {}, {"1": 1.0, "2": 0.0, "tie": 0.5}
+    for item, one, other in zip(items[::2], verdicts[::2], verdicts[1::2], strict=True):
+        score = None
+        if one and other:
+            score = wins[one["better"]]
+            score = score if score + wins[other["better"]] == 1 else 0.5
+        scores[item.number[:2]] = score
+    return scores
 
 
 def compare(models, items, verdicts, num_prompts, settings):
@@ -283,11 +274,11 @@ def compare(models, items, verdicts, num_prompts, settings):
     scores = pair_scores(items, verdicts)
     counted = [(prompt, score) for (prompt, _), score in scores.items() if score is not None]
     win_rate = mean_by_prompt(counted, num_prompts, settings.seed)
-    names = {1.0: "won", 0.5: "tie", 0.0: "lost", None: "unreadable"}
     outcomes = Counter(scores.values())
-    counts = {name: outcomes[score] for score, name in names.items()}
-    print(f"{models[0].out_dir} against {models[1].out_dir}: " + ", ".join(
-        f"{name} {count}" for name, count in counts.items()))  # fmt: skip
+    counts = {"won": outcomes[1.0], "tie": outcomes[0.5], "lost": outcomes[0.0],
+              "unreadable": outcomes[None]}  # fmt: skip
+    line = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print(f"{models[0].out_dir} against {models[1].out_dir}: {line}")
     print(f"win rate, a tie half a win: {bootstrap.format_interval(win_rate)}")
     return {"beside": {"run": models[1].out_dir, "checkpoint": models[1].identity()},
             "win_rate": win_rate, "counts": counts}  # fmt: skip
