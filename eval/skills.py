@@ -14,7 +14,7 @@ Each question is a prompt with a right and a wrong continuation, so chance answe
 The answer is correct where the margin is above 0. A judge's grades say what a reader thinks of a
 story; these scores say what the model knows, by hundreds of questions, the same ones for every
 model. Intervals are 95 % bootstrap intervals over the questions. Results are in eval/skills.json of
-the run, with the score of each question, so that models can be compared question by question.
+the run, with the score of each question.
 """
 
 from dataclasses import dataclass
@@ -43,17 +43,17 @@ def main():
     (loaded,) = harness.open_models(settings, origin)
     if settings.steps and not loaded.is_run():
         raise UserError("steps are those of a run: name its folder")
-    source = harness.data_folder(loaded, settings.dataset)
-    questions = make_questions(list(harness.val_texts(source)), settings)
+    source, seed = harness.data_folder(loaded, settings.dataset), settings.seed
+    made = minimal_pairs.make(list(harness.val_texts(source)), settings.questions, seed)
+    questions = [*(question.prompt for question in made), *knowledge_prompts.paper()]
     prompts = fitting(questions, loaded)
     if too_long := len(questions) - len(prompts):
         print(f"{too_long} of {len(questions)} questions are too long for this model, and left out")
-    scores = score(loaded, prompts)
+    scores, identity = score(loaded, prompts), repr([(prompt.kind, prompt) for prompt in prompts])
     results = {
-        "checkpoint": loaded.identity(), "source": source, "seed": settings.seed,
-        "too_long": too_long,
-        "questions_sha256": sha256(repr(prompts).encode("utf-8", "surrogatepass")).hexdigest(),
-        "skills": intervals(scores, settings.seed),
+        "checkpoint": loaded.identity(), "source": source, "seed": seed, "too_long": too_long,
+        "questions_sha256": sha256(identity.encode("utf-8", "surrogatepass")).hexdigest(),
+        "skills": intervals(scores, seed),
         "correct": {kind: score["accuracy"].tolist() for kind, score in scores.items()},
     }  # fmt: skip
     harness.print_table(
@@ -61,7 +61,7 @@ def main():
         [[kind, row["margin"]["n"], *row.values()] for kind, row in results["skills"].items()],
     )
     if settings.steps:
-        results["checkpoints"] = score_checkpoints(loaded, prompts, settings.seed)
+        results["checkpoints"] = score_checkpoints(loaded, prompts, seed)
         print()
         harness.print_table(["step", *scores], [
             [str(row["step"]), *(row["skills"][kind]["accuracy"]["mean"] for kind in scores)]
@@ -70,30 +70,22 @@ def main():
     harness.write_result(loaded.out_dir, "skills", results)
 
 
-def make_questions(texts, settings):
-    """[(kind, Prompt)]: the questions made from the stories, and the paper's."""
-    made = minimal_pairs.make(texts, settings.questions, settings.seed)
-    paper = knowledge_prompts.paper()
-    return [(one.kind, one.prompt) for one in made] + [(one.kind, one) for one in paper]
-
-
-def fitting(questions, loaded):
-    """Those of the questions that a LoadedModel can read to the end."""
+def fitting(prompts, loaded):
+    """Those of the Prompts that a LoadedModel can read to the end of each continuation."""
     encode, block_size = loaded.tokenizer.encode, loaded.model.config.block_size
 
     def length(prompt):
         longest = max(len(encode(text)) for pair in prompt.pairs for text in pair)
         return len(loaded.encode_prompt(prompt.text)) + longest
 
-    return [(kind, prompt) for kind, prompt in questions if length(prompt) <= block_size]
+    return [prompt for prompt in prompts if length(prompt) <= block_size]
 
 
-def score(loaded, questions):
-    """{kind: harness.margin_scores of its questions} of a LoadedModel."""
-    margins = harness.log_likelihood_margins(loaded, [prompt for _, prompt in questions])
-    by_kind = {kind: [] for kind in KINDS}
-    for (kind, _), pairs in zip(questions, margins, strict=True):
-        by_kind[kind].append(pairs)
+def score(loaded, prompts):
+    """{kind: harness.margin_scores of its Prompts} of a LoadedModel."""
+    margins, by_kind = harness.log_likelihood_margins(loaded, prompts), {kind: [] for kind in KINDS}
+    for prompt, pairs in zip(prompts, margins, strict=True):
+        by_kind[prompt.kind].append(pairs)
     return {kind: harness.margin_scores(some) for kind, some in by_kind.items() if some}
 
 
@@ -105,15 +97,14 @@ def intervals(scores, seed):
     }
 
 
-def score_checkpoints(loaded, questions, seed):
+def score_checkpoints(loaded, prompts, seed):
     """[{"step", "tokens", "skills"}] of the run's checkpoints, the earliest first."""
-    rows = []
+    rows, device = [], loaded.model.wte.weight.device
     for step in checkpoint.steps_of(loaded.out_dir):
-        which, device = f"checkpoints/{step}", loaded.model.wte.weight.device
-        earlier = checkpoint.load_run(loaded.out_dir, which, device)
+        which = f"checkpoints/{step}"
+        skills = score(checkpoint.load_run(loaded.out_dir, which, device), prompts)
         tokens = checkpoint.read_state(loaded.out_dir, which)["tokens"]
-        skills = intervals(score(earlier, questions), seed)
-        rows.append({"step": step, "tokens": tokens, "skills": skills})
+        rows.append({"step": step, "tokens": tokens, "skills": intervals(skills, seed)})
     return rows
 
 

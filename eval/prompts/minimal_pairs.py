@@ -43,13 +43,12 @@ _RULES = (
     {"object": r"\b(?:with|for|at|from|behind|near) (him|them|us)\b",
      "subject": r"\b(?:and|but|because|when|that) (he|they|we) (?=[a-z]+ed\b|was|were|had)"},
 )  # fmt: skip
-_NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+\b")
+_NAME = re.compile(r"(?<=[a-z,] )([A-Z][a-z]+)\b")
 
 
 class Question(NamedTuple):
-    """A Prompt with one pair of continuations, its kind (one of KINDS) and the rule behind it."""
+    """A Prompt of one of KINDS with one pair of continuations, and the rule behind it."""
 
-    kind: str
     rule: str
     prompt: Prompt
 
@@ -61,11 +60,11 @@ def make(texts, count, seed):
     return [question for maker in makers for question in maker(texts, count, random.Random(seed))]
 
 
-def question(kind, rule, text, start, word, other):
-    """The Question whether `word`, which begins at text[start], or `other` stands there."""
-    rest = re.match(r"[^.!?\n]*[.!?]?", text[start + len(word) :])[0]  # of the sentence
-    pair = (f" {word}{rest}", f" {other}{rest}")
-    return Question(kind, rule, Prompt(kind, text[:start].rstrip(), (pair,)))
+def _question(kind, rule, text, match, other):
+    """The Question whether the word match[1] of a text or `other` stands there."""
+    rest = re.match(r"[^.!?\n]*[.!?]?", text[match.end(1) :])[0]  # of the sentence
+    pair = (f" {match[1]}{rest}", f" {other}{rest}")
+    return Question(rule, Prompt(kind, text[: match.start(1)].rstrip(), (pair,)))
 
 
 def broken(rule, word):
@@ -88,16 +87,17 @@ def grammar(texts, count, rng):
     """Questions of forms: as many of each rule as of the other one of its pair, one in a story."""
     pairs = []
     for rules in _RULES:
-        questions = {rule: [] for rule in rules}
+        by_rule = []
         for rule, pattern in rules.items():
+            questions = []
             for text in texts:
                 matches = list(re.finditer(pattern, text))
                 match = rng.choice(matches) if matches else None
                 if match and (wrong := broken(rule, match[1])):
-                    made = question("grammar", rule, text, match.start(1), match[1], wrong)
-                    questions[rule].append(made)
-            rng.shuffle(questions[rule])
-        pairs.append(list(zip(*questions.values(), strict=False)))
+                    questions.append(_question("grammar", rule, text, match, wrong))
+            rng.shuffle(questions)
+            by_rule.append(questions)
+        pairs.append(zip(*by_rule, strict=False))
     mixed = (pair for row in itertools.zip_longest(*pairs) for pair in row if pair)
     return [question for pair in itertools.islice(mixed, count // 2) for question in pair]
 
@@ -118,22 +118,18 @@ def consistency(texts, count, rng):
     for text in texts:
         matches = [
             match for match in _NAME.finditer(text)
-            if match[0] in names and match.start() > len(text) / 2
-            and re.search(rf"\b{match[0]}\b.*[.!?]", text[: match.start()])
+            if match[1] in names and match.start() > len(text) / 2
+            and re.search(rf"\b{match[1]}\b.*[.!?]", text[: match.start()])
         ]  # fmt: skip
         if matches:
             places.append((text, rng.choice(matches)))
-    drawn = [match[0] for _, match in places]
+    drawn, questions = [match[1] for _, match in places], []
     rng.shuffle(places)
-    questions = []
     for text, match in places:
         tries = (rng.choice(drawn) for _ in range(TRIES))
         if other := next((name for name in tries if name not in text), None):
-            made = question("consistency", "name", text, match.start(), match[0], other)
-            questions.append(made)
-        if len(questions) == count:
-            break
-    return questions
+            questions.append(_question("consistency", "name", text, match, other))
+    return questions[:count]
 
 
 def plot(texts, count, rng):
@@ -146,7 +142,6 @@ def plot(texts, count, rng):
         start = text.find(" ".join(two))
         if len(two) == 2 and start > 0 and '"' not in "".join(two) and two[0] != two[1]:
             pair = tuple(" " + " ".join(order) for order in (two, two[::-1]))
-            prompt = Prompt("plot", text[:start].rstrip(), (pair,))
-            questions.append(Question("plot", "order", prompt))
+            questions.append(Question("order", Prompt("plot", text[:start].rstrip(), (pair,))))
     rng.shuffle(questions)
     return questions[:count]

@@ -53,8 +53,7 @@ def test_the_command(runs, capsys):
 
 def test_scores_by_hand(monkeypatch):
     """Of a prompt's pairs the fraction that is correct; of a kind each prompt counts once."""
-    prompts = [("grammar", Prompt("grammar", "a", ((" b", " c"),) * 2)),
-               ("grammar", Prompt("grammar", "d", ((" b", " c"),)))]  # fmt: skip
+    prompts = [Prompt("grammar", "a", ((" b", " c"),) * 2), Prompt("grammar", "d", ((" b", " c"),))]
     monkeypatch.setattr(harness, "log_likelihood_margins", lambda *_: [[1.0, -3.0], [2.0]])
     scores = skills.score(None, prompts)
     assert scores["grammar"]["accuracy"].tolist() == [0.5, 1.0]
@@ -68,8 +67,8 @@ def test_what_a_model_cannot_read_is_left_out():
         tokenizer=SimpleNamespace(encode=encode), encode_prompt=encode,
         model=SimpleNamespace(config=SimpleNamespace(block_size=5)),
     )  # fmt: skip
-    short = ("plot", Prompt("plot", "a b c", ((" d e", " e d"),)))
-    long = ("plot", Prompt("plot", "a b c", ((" d e", " e d f"),)))
+    short = Prompt("plot", "a b c", ((" d e", " e d"),))
+    long = Prompt("plot", "a b c", ((" d e", " e d f"),))
     assert skills.fitting([short, long], loaded) == [short]
 
 

@@ -112,7 +112,7 @@ def test_two_sentences_in_the_wrong_order():
 def test_made_by_the_seed():
     some = texts(200)
     assert make(some, 30, 1) == make(some, 30, 1) != make(some, 30, 2)
-    assert {one.kind for one in make(some, 30, 1)} == set(minimal_pairs.KINDS)
+    assert {one.prompt.kind for one in make(some, 30, 1)} == set(minimal_pairs.KINDS)
     assert all(len(one.prompt.text) < minimal_pairs.MAX_LENGTH for one in make(some, 30, 1))
 
 
