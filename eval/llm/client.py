@@ -32,18 +32,8 @@ import requests
 from tqdm import tqdm
 
 from configs import UserError
-from eval.llm.settings import (
-    KEY_VARIABLE,
-    MAX_WAIT,
-    api_key,
-    check_judge,
-    cost,
-    count_tokens,
-    estimate,
-    is_loopback,
-    request_fields,
-    worst_cost,
-)
+from eval.llm import settings as judge_settings
+from eval.llm.settings import KEY_VARIABLE, MAX_WAIT, count_tokens
 from nanostories.storage import fsync
 
 FIRST_WAIT = 1.0  # seconds before the second try
@@ -71,15 +61,16 @@ class Client:
     """
 
     def __init__(self, settings, path, version):
-        check_judge(settings)
-        self.settings, self.version, self.request = settings, version, request_fields(settings)
+        judge_settings.check_judge(settings)
+        self.settings, self.version, self.api_key = settings, version, judge_settings.api_key()
+        self.request = judge_settings.request_fields(settings)
         self.url = settings.base_url.rstrip("/") + "/chat/completions"
         no_file = settings.dry_run and not Path(path).exists()
-        self.api_key, self.replies = api_key(), None if no_file else ReplyFile(path)
+        self.replies = None if no_file else ReplyFile(path)
         self.calls = self.cache_hits = self.truncated = self.empty = 0
         self.tokens_to_read = 0  # of a dry run
         self.cost = 0.0  # of the calls that have ended
-        self.in_flight, self.reserved = 0, 0.0  # calls that have not, and the most they may cost
+        self.reserved = []  # the most that each of the calls in flight may cost
         self.changed, self.stop = threading.Condition(), threading.Event()
         self.resume_at = 0.0  # no call begins before: a server asked for a pause
 
@@ -112,8 +103,7 @@ class Client:
                 self.calls += 1
                 self.tokens_to_read += count_tokens(messages)
             return "x" * 4 * self.settings.max_tokens
-        if not hit:
-            line = self._call(messages, number)
+        line = line or self._call(messages, number)
         with self.changed:
             self.cache_hits += hit
             self.truncated += line["finish"] == "length"
@@ -122,7 +112,7 @@ class Client:
 
     def _call(self, messages, number):
         """Send a request, `tries` times if need be, and cache the reply; returns its line."""
-        worst = worst_cost(self.settings, messages)
+        worst = judge_settings.worst_cost(self.settings, messages)
         line = {"key": self._hash(messages, number), "version": self.version, "url": self.url,
                 "request": self.request, "number": number, "messages": messages}  # fmt: skip
         for attempt in range(self.settings.tries):
@@ -132,7 +122,7 @@ class Client:
                 line |= self._post(messages)
                 line["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 self.replies.append(line)
-                spent = cost(self.settings, **line["usage"])
+                spent = judge_settings.cost(self.settings, **line["usage"])
                 return line
             except _PassingError as error:
                 reason, delay, billed = error.args
@@ -140,8 +130,7 @@ class Client:
             finally:
                 with self.changed:
                     self.cost += spent
-                    self.in_flight -= 1
-                    self.reserved -= worst
+                    self.reserved.remove(worst)
                     self.changed.notify_all()
             if delay is not None and delay > MAX_WAIT:
                 raise UserError(f"{reason}; the server asks to wait {delay:.0f} seconds: come back")
@@ -155,24 +144,26 @@ class Client:
         while (pause := self.resume_at - time.monotonic()) > 0 and not self.stop.wait(pause):
             pass
         max_calls, max_cost = self.settings.max_calls, self.settings.max_cost or math.inf
+
+        def is_affordable():
+            return self.cost + sum(self.reserved) + worst <= max_cost
+
         with self.changed:
             # Calls in flight may cost less than reserved: wait until what is left is known.
             self.changed.wait_for(
-                lambda: self.cost + self.reserved + worst <= max_cost
-                or not self.in_flight or self.stop.is_set()
-            )  # fmt: skip
+                lambda: is_affordable() or not self.reserved or self.stop.is_set()
+            )
             if self.stop.is_set():
                 raise UserError("stopped")
             if max_calls and self.calls >= max_calls:
                 raise LimitReached(f"stopped at max_calls, {max_calls}: {self._progress()}")
-            if self.cost + self.reserved + worst > max_cost:
+            if not is_affordable():
                 raise LimitReached(
                     f"stopped at max_cost, {max_cost:g}: {self.cost:.4f} is spent, and the next "
                     f"call could cost {worst:.4f}: {self._progress()}"
                 )
             self.calls += 1
-            self.in_flight += 1
-            self.reserved += worst
+            self.reserved.append(worst)
 
     def _progress(self):
         return f"{len(self.replies.lines)} replies are cached, the same command continues"
@@ -185,7 +176,8 @@ class Client:
         deadline, body = time.monotonic() + timeout, bytearray()
         try:
             session = requests.Session()  # a new one: threads must not share them
-            session.trust_env = not is_loopback(urlsplit(self.url).hostname)  # no proxy to here
+            host = urlsplit(self.url).hostname
+            session.trust_env = not judge_settings.is_loopback(host)  # no proxy to here
             session.get_redirect_target = lambda _: None  # not even parsed
             with session, session.post(
                 self.url, json=self.request | {"messages": messages}, auth=self._sign, stream=True,
@@ -198,24 +190,26 @@ class Client:
                         raise _PassingError(f"no reply in {timeout:g} seconds", None, True)
                     if len(body) > MAX_REPLY_BYTES:
                         raise UserError("the server's reply has no end")
-                status, retry_after = response.status_code, response.headers.get("Retry-After")
         except (requests.RequestException, ValueError) as error:
             begun = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
             cause = re.search(r"\[Errno -?\d+\] [^'\")]+", str(error))  # inside three other errors
             cause = cause[0] if cause else self._redact(f"{type(error).__name__}: {error}")[:200]
-            billed = isinstance(error, begun)
-            raise _PassingError(f"{self.url}: {cause}", None, billed) from None
-        text = body.decode("utf-8", "replace")
+            raise _PassingError(f"{self.url}: {cause}", None, isinstance(error, begun)) from None
+        text, status = body.decode("utf-8", "replace"), response.status_code
         message = self._redact(_error_message(text))
         if status in (408, 429) or status >= 500:
-            reason = f"the server answers {status}: {message}"
-            raise _PassingError(reason, _seconds(retry_after), False)
+            delay = _seconds(response.headers.get("Retry-After"))
+            raise _PassingError(f"the server answers {status}: {message}", delay, False)
         if status != 200:
             hint = " (redirects are not followed)" if 300 <= status < 400 else ""
             if status in (401, 403) and not self.api_key:
                 hint = f" (${KEY_VARIABLE} is not set)"
             raise UserError(f"{self.url} refused, {status}: {message}{hint}")
-        return self._parse(text, messages)
+        try:
+            return self._parse(json.loads(text), messages)
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            reason = f"the server's reply is no chat completion: {message}"
+            raise _PassingError(reason, None, True) from None
 
     def _sign(self, request):
         """The only place the key goes to. As `auth`, so that no .netrc replaces it."""
@@ -227,26 +221,22 @@ class Client:
         # Local servers take any key, such as "x" or "none": a word and no secret.
         return text.replace(self.api_key, "***") if len(self.api_key) >= 8 else text
 
-    def _parse(self, text, messages):
-        """The fields of a chat completion that matter; raises _PassingError for anything else."""
-        try:
-            answer = json.loads(text)
-            choice = answer["choices"][0]
-            reply = choice["message"].get("content") or ""  # null: a refusal, or all was reasoning
-            if not isinstance(reply, str):
-                raise TypeError
-            finish, usage = str(choice.get("finish_reason")), answer.get("usage") or {}
-            estimates = count_tokens(messages), len(reply.encode("utf-8", "replace")) // 4 + 1
-            names = "prompt_tokens", "completion_tokens"
-            counts = {
-                name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimated
-                for name, estimated in zip(names, estimates, strict=True)
-            }
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            message = self._redact(_error_message(text))
-            reason = f"the server's reply is no chat completion: {message}"
-            raise _PassingError(reason, None, True) from None
-        return {"reply": self._redact(reply), "finish": self._redact(finish), "usage": counts}
+    def _parse(self, answer, messages):
+        """The fields of a chat completion that matter. Raises all sorts of errors for others."""
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        reply = choice["message"].get("content") or ""  # null: a refusal, or all was reasoning
+        if not isinstance(reply, str):
+            raise TypeError
+        written = len(reply.encode("utf-8", "replace")) // 4 + 1
+        counts = {
+            name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimated
+            for name, estimated in (
+                ("prompt_tokens", count_tokens(messages)),
+                ("completion_tokens", written),
+            )
+        }
+        finish = self._redact(str(choice.get("finish_reason")))
+        return {"reply": self._redact(reply), "finish": finish, "usage": counts}
 
     def map(self, function, items):
         """[function(item)] of a sequence, `concurrency` at a time. The first error stops all:
@@ -272,7 +262,8 @@ class Client:
     def summary(self):
         """Calls (retries included), cost and cached replies, so far or of a dry run, in words."""
         if self.settings.dry_run:
-            return estimate(self.settings, self.calls, self.cache_hits, self.tokens_to_read)
+            counts = self.calls, self.cache_hits, self.tokens_to_read
+            return judge_settings.estimate(self.settings, *counts)
         parts = [f"{self.calls} calls"]
         if self.settings.price_in + self.settings.price_out:
             parts.append(f"cost {self.cost:.4f}")

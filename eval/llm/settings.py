@@ -51,9 +51,7 @@ def request_fields(settings):
             raise UserError("extra must not set messages, stream or n")
         fields |= extra
     except (ValueError, TypeError, AttributeError):
-        raise UserError(
-            """extra must be a JSON object, as in '{"reasoning_effort": "low"}'"""
-        ) from None
+        raise UserError("""extra must be a JSON object: '{"reasoning_effort": "low"}'""") from None
     fields = {name: value for name, value in fields.items() if value is not None}
     try:
         json.dumps(fields, allow_nan=False)
@@ -65,8 +63,9 @@ def request_fields(settings):
     return fields
 
 
-def reply_limit(fields):
+def reply_limit(settings):
     """The most tokens that a request allows its reply; None where it sets no limit."""
+    fields = request_fields(settings)
     return max((fields[name] for name in TOKEN_LIMITS if name in fields), default=None)
 
 
@@ -82,18 +81,17 @@ def cost(settings, prompt_tokens, completion_tokens):
 
 def worst_cost(settings, messages):
     """The most that a request may cost, if its messages have a third more tokens than estimated."""
-    limit = reply_limit(request_fields(settings)) or 0
-    return cost(settings, count_tokens(messages) * 4 / 3, limit)
+    return cost(settings, count_tokens(messages) * 4 / 3, reply_limit(settings) or 0)
 
 
 def estimate(settings, calls, cached, read):
     """What --dry_run prints of so many new calls that read so many tokens."""
-    written = calls * (reply_limit(request_fields(settings)) or settings.max_tokens)
-    price = f", cost at most about {cost(settings, read, written):.2f}"
-    return (
-        f"{calls} calls ({cached} cached replies), about {read:,} tokens to read, "
-        f"at most {written:,} to write" + price * bool(settings.price_in + settings.price_out)
-    )
+    written = calls * (reply_limit(settings) or settings.max_tokens)
+    text = f"{calls} calls ({cached} cached replies), about {read:,} tokens to read, "
+    text += f"at most {written:,} to write"
+    if settings.price_in + settings.price_out:
+        text += f", cost at most about {cost(settings, read, written):.2f}"
+    return text
 
 
 # ----------------------------------------------------------------------------------------------
@@ -112,7 +110,7 @@ def check_judge(settings):
         raise UserError(f"timeout must be above 0 and at most {MAX_WAIT:g} seconds")
     if settings.max_cost and not settings.price_in + settings.price_out:
         raise UserError("max_cost needs prices: --price_in and --price_out, per million tokens")
-    if reply_limit(request_fields(settings)) is None and settings.max_cost:
+    if reply_limit(settings) is None and settings.max_cost:
         raise UserError("max_cost needs a limit on replies: max_tokens or max_completion_tokens")
     api_key()
     check_url(settings.base_url, settings.allow_http)
@@ -123,14 +121,13 @@ def check_url(url, allow_http=False):
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
+        is_address = host and parts.scheme in ("http", "https")
     except ValueError:
-        raise UserError("base_url is no address; it looks like https://api.openai.com/v1") from None
+        is_address = False
+    if not is_address:
+        raise UserError("base_url is no address; it must be like https://api.openai.com/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(
-            f"base_url must hold no name, password or query; a key goes into ${KEY_VARIABLE}"
-        )
-    if parts.scheme not in ("http", "https") or not host:
-        raise UserError(f"base_url must be like https://api.openai.com/v1, not '{url}'")
+        raise UserError(f"base_url must hold no password or query; a key goes into ${KEY_VARIABLE}")
     if parts.scheme == "http" and not is_loopback(host) and not allow_http:
         raise UserError(
             f"base_url is plain http, so all on the way to {host} could read the key and change "
