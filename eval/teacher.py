@@ -23,11 +23,12 @@ minute counts 8,000 stories.
 
 import json
 import random
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import POSITIVE, UserError, check_ranges, load, run
+from configs import POSITIVE, ROOT, UserError, check_ranges, load, run
 from eval.llm.client import Client
 from eval.llm.settings import JudgeSettings, check_judge
 from nanostories import storage
@@ -36,20 +37,12 @@ from nanostories.dataset.instruct import FEATURES
 from nanostories.text import wordnet
 from nanostories.text.words import dictionary_lemmas
 
-VERSION = "teacher-1"  # of the prompt
-WORDS = Path(__file__).parent / "prompts" / "simple_words.txt"
+WORDS = ROOT / "eval" / "prompts" / "simple_words.txt"
+WORDING = tomllib.loads(WORDS.with_name("teacher.toml").read_text(encoding="utf-8"))
 # Of each kind of word: its tags in WordNet and in the dictionary, and how many the list has.
 KINDS = {"noun": ("n", "NOUN", 700), "verb": ("v", "VERB", 500), "adjective": ("a", "ADJ", 300)}
 _PRONOUNS = "something anything everything nothing someone anyone everyone somebody anybody"
 PRONOUNS = {*_PRONOUNS.split(), "everybody", "nobody"}
-FEATURE_TEXT = {
-    "Dialogue": "the story should contain at least one dialogue",
-    "BadEnding": "the story has a bad ending",
-    "MoralValue": "the story has a moral value",
-    "Twist": "something unexpected happens in the story",
-    "Foreshadowing": "the story hints early at what happens later",
-    "Conflict": "the story has some form of conflict in it",
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ def main():
         return
     check_ranges(settings, {POSITIVE: ("count",)})
     check_judge(settings)
-    words, path = read_words(settings.words or WORDS), f"{settings.out}.replies"
+    words = read_words(settings.words or WORDS)
 
     def complete(number):
         *_, prompt = draw_prompt(words, settings.seed, number)
@@ -79,7 +72,7 @@ def main():
     if settings.dry_run:
         for number in range(min(10, settings.count)):
             print(f"--- story {number}\n{draw_prompt(words, settings.seed, number)[-1]}\n")
-    with Client(settings, path, VERSION) as client:
+    with Client(settings, f"{settings.out}.replies", WORDING["version"]) as client:
         try:
             client.map(complete, range(settings.count))
         finally:  # what was paid for is written, however it ended
@@ -90,7 +83,7 @@ def main():
 
 
 # ----------------------------------------------------------------------------------------------
-# prompts
+# prompts and stories
 
 
 def draw_prompt(words, seed, number):
@@ -104,20 +97,11 @@ def draw_prompt(words, seed, number):
 
 
 def prompt_of(words, features):
-    """The paper's kind of prompt (its section 2, and the example printed there)."""
+    """The prompt of prompts/teacher.toml for a verb, a noun and an adjective."""
     verb, noun, adjective = words
-    wanted = ", ".join(FEATURE_TEXT[name] for name in features)
-    return (
-        "Write a short story (3-5 paragraphs) which only uses very simple words that a 3 year old "
-        f'child would likely understand. The story should use the verb "{verb}", the noun "{noun}" '
-        f'and the adjective "{adjective}". '
-        + (f"The story should have the following features: {wanted}. " if wanted else "")
-        + "Remember to only use simple words! Reply with the story alone, without a title."
-    )
-
-
-# ----------------------------------------------------------------------------------------------
-# stories
+    wanted = ", ".join(WORDING["features"][name] for name in features)
+    wanted = WORDING["wanted"].format(wanted) if wanted else ""
+    return WORDING["prompt"].format(verb=verb, noun=noun, adjective=adjective, wanted=wanted)
 
 
 def story_rows(client, words, settings):
@@ -139,12 +123,9 @@ def write_stories(client, words, settings):
     """Write all cached stories; returns (number written, number cut off or empty)."""
     counts = Counter(row is None for row in story_rows(client, words, settings))
     if counts[False]:  # else a file from before is kept: a wrong key must not empty it
-        with (
-            storage.atomic_file(settings.out) as part,
-            open(part, "w", encoding="utf-8") as file,
-        ):
-            for row in filter(None, story_rows(client, words, settings)):
-                file.write(json.dumps(row) + "\n")
+        rows = filter(None, story_rows(client, words, settings))
+        with storage.atomic_file(settings.out) as part, open(part, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     return counts[False], counts[True]
 
 
@@ -195,10 +176,10 @@ def read_words(path=WORDS):
     words = {kind: [] for kind in KINDS}
     for line in lines:
         kind, _, names = line.partition(":")
-        if kind in words:
-            words[kind] += names.split()
-    if missing := [kind for kind in KINDS if not words[kind]]:
-        raise UserError(f"'{path}' has no line '{missing[0]}: ...'")
+        words.get(kind, []).extend(names.split())
+    for kind, some in words.items():
+        if not some:
+            raise UserError(f"'{path}' has no line '{kind}: ...'")
     return words
 
 

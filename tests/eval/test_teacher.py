@@ -75,7 +75,7 @@ def test_prompts_ask_for_what_was_drawn():
         and "moral" not in features
     )
     assert "features" not in script.prompt_of(["a", "b", "c"], [])
-    assert set(script.FEATURE_TEXT) == set(FEATURES)
+    assert set(script.WORDING["features"]) == set(FEATURES)
 
 
 def test_stories_for_plain_and_instruct_training(tmp_path, monkeypatch, capsys):
