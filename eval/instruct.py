@@ -21,13 +21,7 @@ import numpy as np
 
 from configs import UserError, load, run
 from eval import bootstrap, harness
-from eval.instruct_checks import (
-    CHECKS,
-    UNREQUESTED,
-    check_story,
-    find_unrequested,
-    passes_all,
-)
+from eval.instruct_checks import CHECKS, UNREQUESTED, check_story, find_unrequested, passes_all
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.shards import read_manifest
 from nanostories.inference.generate import check_sampling_settings
@@ -54,30 +48,28 @@ def main():
     models = harness.open_models(settings, origin)
     records, source = harness.read_records(settings, models[0])
     records = harness.choose_records(records, models, settings.prompts, settings.seed)
+    prompts = [record.prompt() for record in records]
     print(f"{len(records)} instructions of {source}, {settings.num_samples} story(s) for each")
-    measured, lines = [], []
+    measured, checks, lines = [], [], []
     for model in models:
-        samples = harness.generate_completions(
-            model, [record.prompt() for record in records], settings, settings.num_samples
-        )
+        samples = harness.generate_completions(model, prompts, settings, settings.num_samples)
         stories = [[harness.story_of(model, one) for one in some] for some in samples]
         measured.append(measure(records, stories, settings))
-        print_table(model.out_dir, intervals(measured[-1], records, settings))
+        checks.append(intervals(measured[-1], records, settings))
+        print_table(model.out_dir, checks[-1])
         lines = lines or lines_of(records, stories)  # the first model's
     results = harness.facts_of(models[0], settings, "num_samples", "pair")
     results |= {"source": source, "instructions": len(records)}
     if (Path(source) / "manifest.json").is_file():
         results["data"] = checkpoint.data_hashes(read_manifest(source))
-    results["checks"] = intervals(measured[0], records, settings)
-    if settings.beside:
+    results["checks"], *others = checks
+    for other in others:
         gaps = differences(*measured, records, settings)
-        results["beside"] = {
-            "run": settings.beside, "checkpoint": models[1].identity(),
-            "checks": intervals(measured[1], records, settings), "difference": gaps,
-        }  # fmt: skip
-        names = f"{models[0].out_dir} less {models[1].out_dir}"
+        results["beside"] = {"run": settings.beside, "checkpoint": models[1].identity(),
+                             "checks": other, "difference": gaps}  # fmt: skip
         for name, gap in gaps.items():
-            print(f"{name}: {names}: {bootstrap.format_interval(gap)}")
+            interval = bootstrap.format_interval(gap)
+            print(f"{name}: {models[0].out_dir} less {models[1].out_dir}: {interval}")
     name = "instruct"
     if given := settings.source or settings.dataset:
         name += f"-{sources.slug(given)}"
@@ -142,33 +134,35 @@ def count_checks(records, texts):
     return {name: by_check[name] for name in (*CHECKS, "joint", *UNREQUESTED) if name in by_check}
 
 
-def subsets(records, settings):
-    """{name: bool (prompts,)}: the records that request both of the pair, and the others."""
+def joint_by_subset(measured, records, settings):
+    """{name: {side: (sums, counts)}}: "joint" of `measure`, over the records that request both of
+    the pair, and over the others.
+    """
     both = np.array([record.has_fields(settings.pair.split("+")) for record in records])
-    return {f"joint, {settings.pair}": both, "joint, others": ~both}
+    return {
+        f"joint, {name}": {side: counts * mask for side, counts in measured["joint"].items()}
+        for name, mask in ((settings.pair, both), ("others", ~both))
+    }
 
 
 def intervals(measured, records, settings):
-    """{check: {side: interval}} of what `measure` returns, and "joint" of the `subsets`."""
-    rows = dict(measured)
-    for name, mask in subsets(records, settings).items():
-        joint = measured["joint"].items()
-        rows[name] = {side: [x * mask for x in counted] for side, counted in joint}
+    """{check: {side: interval}} of what `measure` returns, and "joint" by subset."""
+    rows = measured | joint_by_subset(measured, records, settings)
     return {
-        name: {side: bootstrap.ratio(*counted, settings.seed) for side, counted in row.items()}
+        name: {side: bootstrap.ratio(*counts, settings.seed) for side, counts in row.items()}
         for name, row in rows.items()
     }
 
 
 def differences(one, other, records, settings):
-    """{check: interval of one model's less the other's} of "joint" and of the `subsets`."""
-    masks = {"joint": np.ones(len(records))} | subsets(records, settings)
+    """{check: interval of one model's less the other's} of "joint", over all and by subset."""
+    rows = [
+        {"joint": measured["joint"]} | joint_by_subset(measured, records, settings)
+        for measured in (one, other)
+    ]
     return {
-        name: bootstrap.difference(
-            *([x * mask for x in measured["joint"]["model"]] for measured in (one, other)),
-            settings.seed,
-        )
-        for name, mask in masks.items()
+        name: bootstrap.difference(*(row[name]["model"] for row in rows), settings.seed)
+        for name in rows[0]
     }
 
 

@@ -30,6 +30,9 @@ _GOOD = "happy glad proud smile laugh hug love friend fun thank safe joy enjoy g
 _BAD = """sad cry tear never lose lost alone lonely angry hurt die dead gone scared afraid sorry
     break broken empty bad dark late cross lie nobody"""
 GOOD, BAD = frozenset(_GOOD.split()), frozenset(_BAD.split())
+# What may stand before a whole sentence: nothing, a line's end, a quote, a sentence's end.
+_BEFORE = re.compile(r"(^\s*|[\n\"“']|[.!?…:\"”'’]\s+)\Z")
+_MARKS = ".!?…\"”'’"
 _SLOTS = {word for values in VALUES.values() for word in values}
 _parse = cache(storybook_parser.parse_story)
 
@@ -45,25 +48,23 @@ def check_story(record, story):
     record: an instruct.Record; its own story, where it has one, decides whether storybook's exact
     checks apply.
     """
-    features, used, scores = record.entries("features"), split_words(story), {}
-    if words := [word for word in record.entries("words") if split_words(word)]:
-        scores["words"] = sum(contains_word(word, used) for word in words) / len(words)
-    if required := record.values("sentence"):
-        scores["sentence"] = sum(contains_sentence(x, story) for x in required) / len(required)
-    if "Dialogue" in features:
-        scores["dialogue"] = float(instruct.has_dialogue(story))
-    if "BadEnding" in features:
-        scores["ending"] = float(ends_badly(story))
-    if summaries := record.values("summary"):
-        scores["summary"] = sum(summary_score(x, story) for x in summaries) / len(summaries)
-    true = _parse(record.story)
-    return scores | (_exact_scores(record, true, _parse(story)) if true else {})
+    features, used = record.entries("features"), split_words(story)
+    words = [word for word in record.entries("words") if split_words(word)]
+    scores = {
+        "words": [contains_word(word, used) for word in words],
+        "sentence": [contains_sentence(one, story) for one in record.values("sentence")],
+        "dialogue": [instruct.has_dialogue(story)] if "Dialogue" in features else [],
+        "ending": [ends_badly(story)] if "BadEnding" in features else [],
+        "summary": [summary_score(one, story) for one in record.values("summary")],
+    }
+    if true := _parse(record.story):
+        scores |= _exact_scores(record, true, _parse(story))
+    return {name: sum(some) / len(some) for name, some in scores.items() if some}
 
 
 def find_unrequested(record, story):
     """{one of UNREQUESTED: bool}: dialogue or a bad ending, where the instruction has none."""
-    features = record.entries("features")
-    occurs = {}
+    features, occurs = record.entries("features"), {}
     if "Dialogue" not in features:
         occurs["dialogue unrequested"] = instruct.has_dialogue(story)
     if "BadEnding" not in features:
@@ -73,23 +74,12 @@ def find_unrequested(record, story):
 
 def contains_sentence(sentence, story):
     """Whether the sentence stands in the story word for word, as a whole sentence."""
+    # It ends with a mark, its own or the next one.
+    after = re.compile(rf"\Z|[{_MARKS}]" + r"|\s" * (sentence[-1:] in _MARKS))
     return any(
-        _may_begin(story[: match.start()]) and _may_end(sentence, story[match.end() :])
+        _BEFORE.search(story[: match.start()]) and after.match(story, match.end())
         for match in re.finditer(re.escape(sentence), story)
     )
-
-
-def _may_begin(before):
-    """Whether a sentence may begin after this text: at a line, a quote or a sentence's end."""
-    if not before.strip() or before[-1] in "\n\"“'":
-        return True
-    return before[-1].isspace() and before.rstrip()[-1] in ".!?…:\"”'’"
-
-
-def _may_end(sentence, after):
-    """Whether a sentence may end before this text: at an end mark, its own or the next."""
-    marks = ".!?…\"”'’"
-    return not after or after[0] in marks or (sentence[-1:] in marks and after[0].isspace())
 
 
 def summary_score(summary, story, n=5):
@@ -124,18 +114,18 @@ def sounds_bad(story):
 
 
 def _exact_scores(record, true, story):
-    """The exact checks of `story` against `true`, both GeneratedStory; `story` may be None."""
+    """{check: [whether it passes], or nothing where it is not required} of `story` against `true`,
+    both GeneratedStory; `story` may be None.
+    """
     features, mentioned = record.entries("features"), set(split_words(record.prompt()))
     names = {name for name in true.facts["characters"]
              if name.istitle() and name.lower() in mentioned}  # fmt: skip
-    scores = {}
-    if features:
-        scores["features"] = float(bool(story) and set(features) <= set(story.features))
-    if names:
-        scores["characters"] = float(bool(story) and names <= set(story.facts["characters"]))
-    if record.has_fields(["summary"]):
-        scores["holds"] = float(bool(story) and _same_owners(true, story, mentioned))
-    return scores
+    read = story is not None
+    return {
+        "features": features and [read and set(features) <= set(story.features)],
+        "characters": names and [read and names <= set(story.facts["characters"])],
+        "holds": record.has_fields(["summary"]) and [read and _same_owners(true, story, mentioned)],
+    }
 
 
 def _same_owners(true, story, mentioned):

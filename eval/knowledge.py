@@ -58,18 +58,16 @@ def make_tables(models, settings, folder):
     has the prompt and its kind, the completion, the margins, and their verdict.
     """
     prompts, tables = read_prompts(settings), []
+    texts = [prompt.text for prompt in prompts]
     for model in models:
-        samples = harness.completions(
-            model, [prompt.text for prompt in prompts], settings, 1, folder
-        )
+        samples = harness.completions(model, texts, settings, 1, folder)
+        margins = harness.log_likelihood_margins(model, prompts)
         rows = [
             {"kind": prompt.kind, "prompt": prompt.text, "completion": first_sentence(text),
-             "margins": margins, "verdict": verdict_of(margins)}
-            for prompt, (text,), margins in zip(
-                prompts, samples, harness.log_likelihood_margins(model, prompts), strict=True)
+             "margins": some, "verdict": verdict_of(some)}
+            for prompt, (text,), some in zip(prompts, samples, margins, strict=True)
         ]  # fmt: skip
-        identity = {"model": model.out_dir, "checkpoint": model.identity()}
-        tables.append(identity | {"completions": rows})
+        tables.append({"model": model.out_dir, "checkpoint": model.identity(), "completions": rows})
     return tables
 
 
@@ -92,17 +90,16 @@ def rate(tables, settings, path):
     rows = [(i, row) for table in tables for i, row in enumerate(table["completions"])]
     # Two models with the same completion of a prompt are rated once.
     items = {
-        (i, row["completion"]): JudgeItem(
-            row["completion"], row["prompt"], knowledge_prompts.KINDS[row["kind"]], (i, 0)
-        )
+        (i, text := row["completion"]):
+            JudgeItem(text, row["prompt"], knowledge_prompts.KINDS[row["kind"]], (i, 0))
         for i, row in rows
-    }
+    }  # fmt: skip
     graded = grading.grade(settings, KNOWLEDGE, list(items.values()), path)
     if graded is None:
         return False
-    verdicts = dict(zip(items, (verdict for _, verdict in graded), strict=True))
+    verdicts = dict(zip(items, graded, strict=True))
     for i, row in rows:
-        verdict = verdicts[i, row["completion"]]
+        _, verdict = verdicts[i, row["completion"]]
         row["rating"] = verdict and verdict["rating"]
     return True
 
@@ -136,16 +133,15 @@ def differences(tables, seed):
 def print_tables(tables):
     """Print the colored table of prompts x models, if they are few, and the scores."""
     rows, names = tables[0]["completions"], [Path(table["model"]).name for table in tables]
-    for kind in knowledge_prompts.KINDS if len(rows) <= MAX_TABLE else ():
-        for i in (i for i, row in enumerate(rows) if row["kind"] == kind):
-            print(f"\n{kind}: {rows[i]['prompt']}")
-            for name, table in zip(names, tables, strict=True):
-                row = table["completions"][i]
-                verdict = row.get("rating", row["verdict"]) or "unreadable"
-                cell = f" {verdict:10} "
-                if sys.stdout.isatty() and verdict in COLORS:
-                    cell = f"\033[30;{COLORS[verdict]}m{cell}\033[0m"
-                print(f"  {name:20.20} {cell} {' '.join(row['completion'].split())[:100]}")
+    for i, prompt in enumerate(rows if len(rows) <= MAX_TABLE else ()):
+        print(f"\n{prompt['kind']}: {prompt['prompt']}")
+        for name, table in zip(names, tables, strict=True):
+            row = table["completions"][i]
+            verdict = row.get("rating", row["verdict"]) or "unreadable"
+            cell = f" {verdict:10} "
+            if sys.stdout.isatty() and verdict in COLORS:
+                cell = f"\033[30;{COLORS[verdict]}m{cell}\033[0m"
+            print(f"  {name:20.20} {cell} {' '.join(row['completion'].split())[:100]}")
     print()
     head = ["prompts", "model", "accuracy", "margin, nats", "rating"]
     harness.print_table(head, [
