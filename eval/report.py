@@ -29,29 +29,16 @@ class Settings:
 
 def make_sections(study, claims, law):
     """{name: what its macro in sections.html takes} of a results.Study, its claims and its law."""
-    models, generated = model_sections, story_sections
-    verdicts = {}
+    models, generated, verdicts = model_sections, story_sections, {}
     for claim in claims:
         verdicts.setdefault(claim.verdict, []).append(claim.text)
-    return {
-        "headline": headline(study, verdicts),
-        "claims": models.claims(claims, verdicts),
-        "models": models.models(study),
-        "losses": models.losses(study),
-        "grid": models.grid(study),
-        "trends": models.trends(study),
-        "stories": generated.stories(study),
-        "knowledge": generated.knowledge(study),
-        "instruct": generated.instruct(study),
-        "diversity": generated.diversity(study),
-        "interpret": generated.interpret(study),
-        "scaling": models.scaling(study, law),
-        "heads": models.heads(study),
-        "syn": generated.syn(study),
-        "reward": generated.reward(study),
-        "sources": {},
-        "commands": commands(study),
-    }
+    of_study = (models.models, models.losses, models.grid, models.trends, models.heads,
+                generated.stories, generated.knowledge, generated.instruct, generated.diversity,
+                generated.interpret, generated.syn, generated.reward, commands)  # fmt: skip
+    return {function.__name__: function(study) for function in of_study} | {
+        "headline": headline(study, verdicts), "claims": models.claims(claims, verdicts),
+        "scaling": models.scaling(study, law), "sources": {},
+    }  # fmt: skip
 
 
 def headline(study, verdicts):

@@ -118,20 +118,17 @@ def reference_nlls(loaded, prompts, stories, batch_size):
 
 def measure_stories(model, prompts, stories, reference, settings):
     """The metrics of each story of a model, a list of dicts. reference: a Reference."""
-    rewards = reference.reward_function([text for text, _ in stories])
+    texts, word = [text for text, _ in stories], settings.word
     nlls = reference_nlls(reference.loaded, prompts, stories, settings.batch_size)
-    lines = []
-    for prompt, (text, ended), reward, (nll, tokens) in zip(
-        prompts, stories, rewards, nlls, strict=True
-    ):
-        repeated, trigrams = repeated_ngrams(text)
-        lines.append(
-            {"model": model, "start": prompt, "text": text, "ended": ended,
-             "about": is_about(settings.word, text), "mentions": mentions(settings.word, text),
-             "reward": reward, "repeated_trigrams": repeated, "trigrams": trigrams, "nll": nll,
-             "tokens": tokens, "words": len(split_words(text))}
-        )  # fmt: skip
-    return lines
+    values = zip(prompts, stories, reference.reward_function(texts), nlls,
+                 map(repeated_ngrams, texts), strict=True)  # fmt: skip
+    return [
+        {"model": model, "start": prompt, "text": text, "ended": ended,
+         "about": is_about(word, text), "mentions": mentions(word, text), "reward": reward,
+         "repeated_trigrams": repeated, "trigrams": trigrams, "nll": nll, "tokens": tokens,
+         "words": len(split_words(text))}
+        for prompt, (text, ended), reward, (nll, tokens), (repeated, trigrams) in values
+    ]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------
@@ -161,9 +158,9 @@ def verdict(line, limits):
     return "okay" if any(fails) else "good"
 
 
-def judge_verdicts(lines, settings):
-    """The judge's verdict on each line, in order, None for a reply that cannot be read; with
-    --dry_run None for all.
+def judge_stories(lines, settings):
+    """Add the judge's verdict to each line, None where a reply cannot be read; False for a dry run,
+    which only prints what it would cost.
     """
     order = list(range(len(lines)))
     random.Random(settings.seed).shuffle(order)
@@ -172,13 +169,11 @@ def judge_verdicts(lines, settings):
         for place, i in enumerate(order)
     ]
     path = Path(settings.out_dir) / "eval" / "judge_replies.jsonl"
-    graded = grading.grade(settings, TOPIC, items, path)
-    if graded is None:
-        return None
-    verdicts = [None] * len(lines)
+    if (graded := grading.grade(settings, TOPIC, items, path)) is None:
+        return False
     for i, (_, reply) in zip(order, graded, strict=True):
-        verdicts[i] = reply and reply["rating"]
-    return verdicts
+        lines[i]["judge"] = reply and reply["rating"]
+    return True
 
 
 # ----------------------------------------------------------------------------------------------
@@ -213,11 +208,10 @@ def summarize(lines, seed):
 
 def compare(lines, baseline, seed):
     """{metric: interval} of the ratio of repetition and perplexity to the reference's."""
-    ratios = {}
-    for (name, pair), transform in zip(RATIOS.items(), (np.asarray, np.exp), strict=True):
-        sides = columns(lines, *pair), columns(baseline, *pair)
-        ratios[name] = bootstrap.quotient(*sides, seed, transform)
-    return ratios
+    return {
+        name: bootstrap.quotient(columns(lines, *pair), columns(baseline, *pair), seed, transform)
+        for (name, pair), transform in zip(RATIOS.items(), (np.asarray, np.exp), strict=True)
+    }
 
 
 def show(results, lines, shown):
@@ -266,12 +260,8 @@ def main():
     lines = [line for model_lines in by_model.values() for line in model_lines]
     for line in lines:
         line["verdict"] = verdict(line, limits)
-    if settings.judge or settings.dry_run:
-        verdicts = judge_verdicts(lines, settings)
-        if verdicts is None:
-            return
-        for line, judged in zip(lines, verdicts, strict=True):
-            line["judge"] = judged
+    if (settings.judge or settings.dry_run) and not judge_stories(lines, settings):
+        return
 
     # ---- the results
     names = ("word", "start", "stories", "temperature", "max_new_tokens", "seed")

@@ -26,22 +26,14 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from configs import (
-    NOT_NEGATIVE,
-    POSITIVE,
-    ROOT,
-    UserError,
-    check_ranges,
-    declared,
-    load,
-    read_config_file,
-    run,
-)
+from configs import ROOT, UserError, declared, load, read_config_file, run
 from eval.llm import settings as judge_settings
 from eval.reporting.study_jobs import plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState
+from nanostories.dataset.workers import cpu_count
 from nanostories.text import wordnet
 from nanostories.training import checkpoint
+from nanostories.training.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -165,7 +157,6 @@ class Runner:
         return code == 0 and finished and (ROOT / job.output).exists()
 
     def log_of(self, name):
-        """The log file of a job."""
         return self.logs / f"{name.replace('/', '-').replace(' ', '-')}.log"
 
     def record(self, name, future):
@@ -177,9 +168,9 @@ class Runner:
         if self.signals and not done:
             return
         state.set(name, DONE if done else FAILED)
-        left = [job for x, job in state.jobs.items() if state.rows[x]["status"] == PENDING]
+        left = state.names(PENDING)
         pace = self.seconds / self.weight / self.count
-        eta = timedelta(seconds=round(pace * sum(job.weight for job in left)))
+        eta = timedelta(seconds=round(pace * sum(state.jobs[x].weight for x in left)))
         failure = "" if done else f" FAILED: see {self.log_of(name)}"
         count = f"[{len(state.jobs) - len(left)}/{len(state.jobs)}]"
         print(f"{count} {name}{failure} | about {eta} left", flush=True)
@@ -188,19 +179,15 @@ class Runner:
 @contextlib.contextmanager
 def only_study_in(folder):
     """Hold the lock of a study's folder and give the locked file; UserError if another study holds
-    it.
-
-    The commands of a study inherit it and hold it until they end.
+    it, or a command of one: they inherit it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"a study runs in '{folder}', or a command of a killed one has not ended yet: "
-                "wait for it"
-            ) from None
+            why = "or a command of a killed one has not ended yet: wait for it"
+            raise UserError(f"a study runs in '{folder}', {why}") from None
         yield lock
 
 
@@ -228,7 +215,8 @@ def complete_settings(settings, argv):
 
 def check(settings):
     """Raise UserError for settings that cannot be, before an hour of training is spent."""
-    check_ranges(settings, {POSITIVE: ["seeds"], NOT_NEGATIVE: ["jobs"]})
+    if settings.seeds < 1 or settings.jobs < 0:
+        raise UserError("seeds must be at least 1, jobs 0 or more")
     grid = sizes(settings.models, "models")
     if not grid:
         raise UserError("name the models of the grid: --models=64-2-4,128-2-4")
@@ -245,15 +233,6 @@ def check(settings):
             raise UserError(f"set the judge's key in ${judge_settings.KEY_VARIABLE}")
 
 
-def parallel_jobs(settings):
-    """How many commands to run at a time."""
-    from nanostories.dataset.workers import cpu_count
-    from nanostories.training.device import pick_device
-
-    on_cpu = pick_device(settings.device).type == "cpu"
-    return settings.jobs or (cpu_count() if on_cpu else 1)
-
-
 def main():
     settings, _ = load(Settings)
     settings, recipe = complete_settings(settings, sys.argv[1:])
@@ -263,22 +242,19 @@ def main():
         for name, status in StudyState(settings, jobs).status.items():
             print(f"{status:8} python {shlex.join(jobs[name].command)}")
         return
+    on_cpu = pick_device(settings.device).type == "cpu"
+    count = settings.jobs or (cpu_count() if on_cpu else 1)
     with only_study_in(Path(settings.out_dir)) as lock:
-        state, count = StudyState(settings, jobs), parallel_jobs(settings)
+        state = StudyState(settings, jobs)
         state.write()
-        done = list(state.status.values()).count(DONE)
-        print(f"{len(jobs)} jobs, {done} of them done; {count} run at a time")
+        print(f"{len(jobs)} jobs, {len(state.names(DONE))} of them done; {count} run at a time")
         Runner(settings, state, count, lock).run()
-        failed = [name for name, status in state.status.items() if status == FAILED]
-        pending = list(state.status.values()).count(PENDING)
         report = [sys.executable, "-m", "eval.report", settings.out_dir]
         if subprocess.run(report, cwd=ROOT).returncode:
             raise UserError("all jobs are done, but the report failed")
-    if failed:
-        raise UserError(
-            f"{len(failed)} jobs failed ({', '.join(failed)}), {pending} wait for them; the same "
-            "command tries again"
-        )
+    if failed := state.names(FAILED):
+        waiting = f"{len(state.names(PENDING))} wait for them; the same command tries again"
+        raise UserError(f"{len(failed)} jobs failed ({', '.join(failed)}), {waiting}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def run(size, seed, accuracies, loss=3.0, kind="", along=None, tokens=2_000_000)
     return Run(
         str(size), f"out/planted/{kind}{size}-s{seed}", kind, size, seed,
         parameters=size.parameters + 200_000, block_parameters=size.parameters,
-        position_parameters=512 * size.width, tokens=tokens, curve=curve, train_curve=curve,
+        matmul_parameters=size.parameters + 200_000 - 512 * size.width, tokens=tokens,
+        curve=curve, train_curve=curve,
         results={"skills": skills(accuracies, seed, along)} if accuracies else {},
     )  # fmt: skip
 

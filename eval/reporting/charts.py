@@ -115,8 +115,8 @@ def draw_lines(series, log=True, style="-"):
 
 
 def draw_intervals(rows, positions, ticks=()):
-    """Draw {name: {key: interval}} as a line a name with error bars, at positions, {key: x}, on a
-    logarithmic scale. ticks: of the x axis, instead of matplotlib's own.
+    """Draw {name: {key: interval}} as lines with error bars at positions, {key: x}, on a
+    logarithmic scale with ticks at the widths, if given.
     """
 
     def draw(axes):

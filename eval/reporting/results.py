@@ -35,7 +35,7 @@ class Run:
     seed: int = 1
     parameters: int = 0  # with embeddings
     block_parameters: int = 0  # without embeddings
-    position_parameters: int = 0  # of the position embedding
+    matmul_parameters: int = 0  # that each token is multiplied with: of the blocks and the head
     tokens: int = 0  # trained on
     curve: list = field(default_factory=list)  # [(tokens, loss)] on validation stories
     train_curve: list = field(default_factory=list)  # [(tokens, loss)] on training stories
@@ -49,11 +49,6 @@ class Run:
     def loss(self):
         """The last loss on the validation stories, in nats per token; None where there is none."""
         return self.curve[-1][1] if self.curve else None
-
-    @property
-    def matmul_parameters(self):
-        """The weights that each token is multiplied with: those of the blocks and the head."""
-        return self.parameters - self.position_parameters
 
 
 @dataclass
@@ -140,7 +135,7 @@ def read_run(folder):
     return Run(
         str(size), folder, kind, size, int(seed[1:]),
         parameters=model.num_params(), block_parameters=model.num_params(embeddings=False),
-        position_parameters=model.wpe.weight.numel(), tokens=state["tokens"],
+        matmul_parameters=model.num_params() - model.wpe.weight.numel(), tokens=state["tokens"],
         curve=curve, train_curve=train_curve, steps=lines if kind == "reward" else [],
         env=_read_json(f"{folder}/env.json") or {}, recipe=config["train"],
     )  # fmt: skip

@@ -23,16 +23,12 @@ BUDGETS = 32
 
 
 def losses_at(curves, budgets):
-    """The loss of each curve at each budget of FLOPs, float64 (curves, budgets): interpolated in
-    log FLOPs between two evaluations, nan outside of the curve.
-
-    curves: [(FLOPs, loss), ...] each, ascending.
+    """The loss of each curve, [(FLOPs, loss)], at each budget of FLOPs, float64 (curves, budgets):
+    interpolated in log FLOPs between two evaluations, nan outside of the curve.
     """
-    rows = []
-    for curve in curves:
-        flops, losses = np.array(curve, np.float64).T
-        rows.append(np.interp(np.log(budgets), np.log(flops), losses, left=np.nan, right=np.nan))
-    return np.array(rows)
+    x, ends = np.log(budgets), {"left": np.nan, "right": np.nan}
+    curves = [np.array(curve, np.float64).T for curve in curves]
+    return np.array([np.interp(x, np.log(flops), losses, **ends) for flops, losses in curves])
 
 
 def envelope(losses):
@@ -73,14 +69,14 @@ def fit(curves, seed=0):
 
     curves: as above. With one seed each, "low" and "high" of an interval are None.
     """
-    names = [name for name, (_, runs) in curves.items() if any(len(run) > 1 for run in runs)]
-    if len(names) < 2:
+    flops = {}  # {size: curves of (FLOPs, loss)}
+    for name, (weights, runs) in curves.items():
+        if runs := [run for run in runs if len(run) > 1]:
+            flops[name] = [[(tokens * weights, loss) for tokens, loss in run] for run in runs]
+    if len(flops) < 2:
         return None
+    names, flops = zip(*flops.items(), strict=True)
     parameters = np.array([curves[name][0] for name in names], np.float64)
-    flops = [
-        [[(tokens * p, loss) for tokens, loss in run] for run in curves[name][1] if len(run) > 1]
-        for name, p in zip(names, parameters, strict=True)
-    ]
     first = min(curve[0][0] for runs in flops for curve in runs)
     ends = [min(curve[-1][0] for curve in runs) for runs in flops]  # where a size is at its best
     budgets = np.geomspace(first * (1 + 1e-9), max(ends) * (1 - 1e-9), BUDGETS)
@@ -88,17 +84,15 @@ def fit(curves, seed=0):
     losses = [losses_at(runs, budgets) for runs in flops]  # (seeds, budgets) for each size
     means = np.array([rows.mean(0) for rows in losses])
     draws, rng = [exponents(means, parameters, budgets)], np.random.default_rng(seed)
-    for _ in range(ROUNDS if any(len(rows) > 1 for rows in losses) else 0):
+    seeds = max(map(len, losses))
+    for _ in range(ROUNDS if seeds > 1 else 1):  # all resamples of one seed are equal
         resampled = np.array([resample_mean(rows, rng) for rows in losses])
         draws.append(exponents(resampled, parameters, budgets))
     law = {"log_b": float(draws[0]["log_b"]), "n": sum(map(len, flops))}
     for key in ("alpha", "a"):
-        values = np.array([draw[key] for draw in draws])
-        if len(draws) > 1:
-            law[key] = interval(values, law["n"])
-        else:
-            row = {"mean": float(values[0]), "low": None, "high": None, "n": law["n"]}
-            law[key] = row if np.isfinite(values[0]) else None
+        law[key] = interval(np.array([draw[key] for draw in draws]), law["n"])
+        if law[key] and seeds == 1:
+            law[key] |= {"low": None, "high": None}
     law["budgets"] = [
         {"flops": float(c), "loss": float(loss), "size": names[i],
          "tokens": float(c / parameters[i])}

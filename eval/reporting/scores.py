@@ -12,6 +12,8 @@ Where a judge has graded every size, its grades replace the scores of grammar, c
 and add creativity; they are relative as the paper's (published.py: 0 is its 64-2, 1 is GPT-4).
 """
 
+from collections import Counter
+
 import numpy as np
 
 from eval import published
@@ -29,27 +31,22 @@ class Scores:
     seed_note: ONE_SEED where a size has only one run, else "".
     """
 
-    def __init__(self, runs, seed=0):
-        """runs: results.Runs."""
-        answers = {run.out_dir: relative_answers(run) for run in runs}
-        self.sizes = list(dict.fromkeys(run.size for run in runs))
-        seeds = min((sum(run.size == size for run in runs) for size in self.sizes), default=0)
-        self.seed_note = ONE_SEED * (seeds == 1)
+    def __init__(self, runs):
+        answers = [(run.size, relative_answers(run)) for run in runs]
         self.judge, self.draws, self.counts = "", {}, {}
-        graded = [
-            run for run in runs if run.results.get("judge-paper") and run.results.get("grades")
-        ]
-        if graded and {run.size for run in graded} == set(self.sizes):
+        graded = [r for r in runs if r.results.get("judge-paper") and r.results.get("grades")]
+        if graded and {run.size for run in graded} == {run.size for run in runs}:
             self.judge = graded[0].results["judge-paper"]["judge"]["model"]
-            for run in runs:
-                kept = {k: v for k, v in answers[run.out_dir].items() if k not in GRADES}
-                answers[run.out_dir] = kept | relative_grades(run)
-        rng = np.random.default_rng(seed)
-        for kind in sorted({kind for by_kind in answers.values() for kind in by_kind}):
-            by_size = [
-                [answers[run.out_dir][kind] for run in runs
-                 if run.size == size and kind in answers[run.out_dir]] for size in self.sizes
-            ]  # fmt: skip
+            for run, (_, scores) in zip(runs, answers, strict=True):
+                for grade in GRADES:
+                    scores.pop(grade, None)
+                scores |= relative_grades(run)
+        seeds = Counter(run.size for run in runs)
+        self.sizes, rng = list(seeds), np.random.default_rng(0)
+        self.seed_note = ONE_SEED * (1 in seeds.values())
+        for kind in sorted({kind for _, scores in answers for kind in scores}):
+            by_size = [[scores[kind] for of, scores in answers if of == size and kind in scores]
+                       for size in self.sizes]  # fmt: skip
             lengths = {len(row) for rows in by_size for row in rows}
             if len(lengths) == 1 and all(by_size):
                 self.draws[kind] = resample_models([np.array(rows) for rows in by_size], rng)
@@ -65,13 +62,13 @@ class Scores:
         """
         x = np.array([[1, np.log2(s.width), np.log2(s.layers)] for s in self.sizes])
         if kind not in self.draws or len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
-            return {"width": np.array([np.nan]), "layers": np.array([np.nan])}
+            return dict.fromkeys(("width", "layers"), np.array([np.nan]))
         _, width, layers = np.linalg.lstsq(x, self.draws[kind], rcond=None)[0]
         return {"width": width, "layers": layers}
 
     def slope(self, kind, chosen):
-        """(1 + ROUNDS,): what a kind gains from twice the parameters, among the sizes with the
-        indices `chosen`, int (n,). [nan] for fewer than two.
+        """(1 + ROUNDS,): what a kind gains from twice the parameters, among the `chosen` sizes, int
+        (n,). [nan] for fewer than two.
         """
         if kind not in self.draws or len(chosen) < 2:
             return np.array([np.nan])
@@ -81,7 +78,7 @@ class Scores:
 
 
 def grid_scores(study):
-    """The Scores of those runs of a study's grid that eval.skills has evaluated."""
+    """The Scores of the runs of a study's grid that eval.skills has evaluated."""
     return Scores([run for run in study.grid if run.results.get("skills")])
 
 
@@ -96,14 +93,12 @@ def relative_grades(run):
     """{grade: float64 (beginnings,)} of a judge, relative: means over the completions of a
     beginning, nan where no reply could be read.
     """
-    lines, relative = run.results.get("grades") or (), {}
-    beginnings = sorted({line["number"][0] for line in lines})
-    for grade in GRADES if lines else ():
+    verdicts, relative = {}, {}  # verdicts: {beginning: those that could be read}
+    for line in run.results.get("grades") or ():
+        verdicts.setdefault(line["number"][0], []).extend(filter(None, [line["verdict"]]))
+    for grade in GRADES if verdicts else ():
         worst, best = published.WORST[grade][0], published.BEST[grade][0]
-        values = {beginning: [] for beginning in beginnings}
-        for line in lines:
-            if line["verdict"]:
-                value = (line["verdict"][grade] - worst) / (best - worst)
-                values[line["number"][0]].append(value)
-        relative[grade] = np.array([np.mean(x) if x else np.nan for x in values.values()])
+        rows = ([(verdict[grade] - worst) / (best - worst) for verdict in verdicts[beginning]]
+                for beginning in sorted(verdicts))  # fmt: skip
+        relative[grade] = np.array([np.mean(row) if row else np.nan for row in rows])
     return relative

@@ -4,6 +4,7 @@ takes.
 """
 
 import textwrap
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -129,26 +130,16 @@ def interpret(study):
     runs = []
     for run in [run for run in study.runs if run.results.get("interpret")]:
         result = run.results["interpret"]
-        kinds, neurons = [row["kind"] for row in result["heads"]], result["neurons"]
-        layers = {f"layer {i}": row for i, row in enumerate(neurons["coherence_held_out"])}
+        heads, layers = Counter(row["kind"] for row in result["heads"]), {}
+        for i, row in enumerate(result["neurons"]["coherence_held_out"]):
+            layers[f"layer {i}"] = row
         draw = charts.draw_histograms(layers, np.linspace(-0.2, 1, 25))
-        shown = sorted(result["shown_neurons"], key=lambda row: -row["coherence_held_out"])
-        runs.append({
-            "name": run.name, "folder": run.out_dir, "summary": result["summary"],
-            "n_heads": len(kinds),
-            "heads": [[kind, kinds.count(kind)] for kind in sorted(set(kinds))],
-            "neurons": [
-                ["trained", neurons["mean_coherence"], neurons["readable"]],
-                ["random", neurons["mean_coherence_random_weights"],
-                 neurons["readable_random_weights"]],
-            ],
-            "coherence": charts.chart(draw, xlabel="coherence", ylabel="neurons"),
-            "examples": [
-                (f"{run.name}, layer {row['layer']}, neuron {row['neuron']}",
-                 [("", mark_token(example), "") for example in row["examples"][:6]])
-                for row in shown[:4]
-            ],
-        })  # fmt: skip
+        svg = charts.chart(draw, xlabel="coherence", ylabel="neurons")
+        shown = sorted(result["shown_neurons"], key=lambda row: -row["coherence_held_out"])[:4]
+        examples = [(row, [("", mark_token(x), "") for x in row["examples"][:6]]) for row in shown]
+        runs.append({"name": run.name, "folder": run.out_dir, "summary": result["summary"],
+                     "heads": heads, "neurons": result["neurons"], "coherence": svg,
+                     "examples": examples})  # fmt: skip
     return {"runs": runs}
 
 

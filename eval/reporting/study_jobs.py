@@ -16,13 +16,13 @@ from nanostories.training import huggingface
 
 # A training step takes as long as one of a model with this many more parameters and no overhead.
 OVERHEAD = 300_000
-SCRIPTS = ("prepare.py", "synonyms.py", "reward.py", "eval.skills", "eval.side_by_side",
-           "eval.judge prompts", "eval.judge paper", "eval.judge report", "eval.judge synonyms",
-           "eval.judge instruct", "eval.vocabulary", "eval.instruct", "eval.diversity",
-           "eval.interpret", "eval.reward")  # fmt: skip
-# {script: name of its result file in the folder eval of a run}
-RESULTS = {script: script.removeprefix("eval.").replace(" ", "-") for script in SCRIPTS
-           if script.startswith("eval.")}  # fmt: skip
+# Evaluations; each writes eval/<name>.json in a run's folder, eval.judge with its mode in the name.
+EVALUATIONS = ("eval.skills", "eval.side_by_side", "eval.judge prompts", "eval.judge paper",
+               "eval.judge report", "eval.judge synonyms", "eval.judge instruct",
+               "eval.vocabulary", "eval.instruct", "eval.diversity", "eval.interpret",
+               "eval.reward")  # fmt: skip
+RESULTS = {name: name.removeprefix("eval.").replace(" ", "-") for name in EVALUATIONS}
+SCRIPTS = ("prepare.py", "synonyms.py", "reward.py", *EVALUATIONS)  # that take options
 # Settings of train.py that the study sets itself, whatever the recipe says.
 SET_BY_STUDY = ("source", "tokenizer", "dataset", "n_embd", "n_layer", "n_head", "seed", "out_dir",
                 "save_steps", "resume", "init_from")  # fmt: skip
@@ -87,11 +87,6 @@ def parse_options(text):
     return options
 
 
-def flags(**values):
-    """The words of a command line that set these; a value "" is left out."""
-    return [f"--{name}={value}" for name, value in values.items() if value != ""]
-
-
 class Model(NamedTuple):
     """What an evaluation takes."""
 
@@ -108,14 +103,11 @@ class Plan:
         self.settings, self.jobs = settings, {}
         self.options = parse_options(settings.options)
         self.recipe = [f"--{k}={v}" for k, v in recipe.items() if k not in SET_BY_STUDY]
-        url = settings.judge and settings.base_url
-        self.judge = flags(judge=settings.judge, base_url=url)
+        judge = (f"--judge={settings.judge}", f"--base_url={settings.base_url}")
+        self.judge = judge if settings.judge else ()
 
-    def add(self, name, script, words, output, needs, weight, run=""):
+    def add(self, name, command, output, needs=(), weight=1.0, run=""):
         """Add a Job, unless there is one of this name; returns the name."""
-        module, _, mode = script.partition(" ")
-        command = [module] if module.endswith(".py") else ["-m", module]
-        command += [*self.options.get(script, []), *words, *flags(mode=mode)]
         job = Job(name, tuple(command), output, tuple(needs), weight, run)
         return self.jobs.setdefault(name, job).name
 
@@ -127,54 +119,55 @@ class Plan:
             source = settings.instruct_source or f"instruct:{source}"
             val_source = settings.instruct_val_source or (val_source and f"instruct:{val_source}")
         script, out = "synonyms.py" if kind == "syn" else "prepare.py", f"{plain}-{kind}".strip("-")
-        words = flags(
-            source=source, val_source=val_source,
-            # Every kind of data shares the tokenizer of the plain stories.
-            tokenizer=plain if kind else settings.tokenizer, out=out,
-            vocab_size="" if kind else settings.vocab_size,
-        )  # fmt: skip
+        command = [script, *self.options.get(script, []), f"--source={source}"]
+        command += [f"--val_source={val_source}"] if val_source else []
+        # Every kind of data shares the tokenizer of the plain stories.
+        command += [f"--tokenizer={plain if kind else settings.tokenizer}", f"--out={out}"]
+        command += [] if kind else [f"--vocab_size={settings.vocab_size}"]
         needs = [self.prepare()[0]] if kind else []
         name, output = f"data {kind}".strip(), f"{out}/manifest.json"
-        return self.add(name, script, words, output, needs, OVERHEAD), out
+        return self.add(name, command, output, needs, OVERHEAD), out
 
     def train(self, size, seed=1, kind=""):
         """Train a Model of a size on a kind of data."""
         data, folder = self.prepare(kind)
         label = f"{kind}-{size}-s{seed}".strip("-")
         out = f"{self.settings.out_dir}/{label}"
-        words = self.recipe + flags(
-            dataset=folder, n_embd=size.width, n_layer=size.layers, n_head=size.heads, seed=seed,
-            out_dir=out, save_steps="log" if seed == 1 and not kind else "",
-        )  # fmt: skip
+        command = ["train.py", *self.recipe, f"--dataset={folder}", f"--n_embd={size.width}"]
+        command += [f"--n_layer={size.layers}", f"--n_head={size.heads}", f"--seed={seed}"]
+        command += [f"--out_dir={out}", *["--save_steps=log"] * (seed == 1 and not kind)]
         weight = OVERHEAD + size.parameters
-        job = self.add(f"train {label}", "train.py", words, f"{out}/latest", [data], weight, out)
+        job = self.add(f"train {label}", command, f"{out}/latest", [data], weight, out)
         return Model(label, out, (out,), (job,))
 
     def fine_tune(self, size):
         """Fine-tune the first run of a size with reward.py."""
         base, label = self.train(size), f"reward-{size}-s1"
         out = f"{self.settings.out_dir}/{label}"
-        words, name = flags(init_from=base.folder, out_dir=out), f"reward {size}"
-        job = self.add(name, "reward.py", words, f"{out}/latest", base.needs, 2 * OVERHEAD, out)
+        command = ["reward.py", *self.options.get("reward.py", []), f"--init_from={base.folder}",
+                   f"--out_dir={out}"]  # fmt: skip
+        job = self.add(f"reward {size}", command, f"{out}/latest", base.needs, 2 * OVERHEAD, out)
         return Model(label, out, (out,), (job,))
 
     def evaluate(self, script, model, *words, needs=(), cost=0.1):
         """Evaluate a Model; returns [the name of the job], or [] for one that only a judge can do.
 
-        script: of SCRIPTS. needs: further jobs that come first. cost: how long it takes, as a
+        script: of EVALUATIONS. needs: further jobs that come first. cost: how long it takes, as a
         fraction of training a small model.
         """
-        judged = script.startswith("eval.judge ")
-        if judged and script != "eval.judge prompts" and not self.judge:
+        module, _, mode = script.partition(" ")
+        if module == "eval.judge" and mode != "prompts" and not self.judge:
             return []
-        words = [*model.words, *words, *(self.judge if judged or script == "eval.reward" else [])]
         output = f"{model.folder}/eval/{RESULTS[script]}.json"
+        command = ["-m", module, *self.options.get(script, []), *model.words, *words]
+        command += self.judge if module in ("eval.judge", "eval.reward") else ()
+        command += [f"--mode={mode}"] if mode else []
         name, needs = f"{script} {model.label}", (*model.needs, *needs)
-        return [self.add(name, script, words, output, needs, cost * OVERHEAD)]
+        return [self.add(name, command, output, needs, cost * OVERHEAD)]
 
 
 # Evaluations of the first run of each size in a setting: (setting, kind of its data, script, cost).
-EVALUATIONS = (
+OF_FIRST_RUNS = (
     ("models", "", "eval.judge prompts", 0.1),  # without a judge, by probabilities
     ("models", "", "eval.side_by_side", 0.1),
     ("models", "", "eval.judge paper", 1),
@@ -188,26 +181,26 @@ EVALUATIONS = (
 
 def plan_jobs(settings, recipe):
     """The jobs of a study, {name: Job}, each after those that it needs; UserError as `sizes`."""
-    plan, names = Plan(settings, recipe), ("models", "heads", "syn", "reward")
-    by_setting = {name: sizes(getattr(settings, name), name) for name in names}
-    for size in [*by_setting["models"], *by_setting["heads"]]:
+    plan, names = Plan(settings, recipe), ("models", "heads", "syn", "instruct", "reward")
+    models, heads, syn, instruct, reward = (sizes(getattr(settings, x), x) for x in names)
+    for size in [*models, *heads]:
         large = 1 + size.parameters / OVERHEAD
         for seed in range(1, settings.seeds + 1):
             model = plan.train(size, seed)
-            if seed == 1 and size in by_setting["models"]:
+            if seed == 1 and size in models:
                 plan.evaluate("eval.skills", model, "--steps", cost=0.5 * large)
             plan.evaluate("eval.skills", model, cost=0.1 * large)
-    for name, kind, script, cost in EVALUATIONS:
+    for name, kind, script, cost in OF_FIRST_RUNS:
         for size in sizes(getattr(settings, name), name):
             plan.evaluate(script, plan.train(size, kind=kind), cost=cost)
-    for size in by_setting["syn"]:
-        plain, syn = plan.train(size), plan.train(size, kind="syn")
-        grades = [job for x in (plain, syn) for job in plan.evaluate("eval.judge synonyms", x)]
-        both = syn._replace(words=(plain.folder, syn.folder))
+    for size in syn:
+        plain, other = plan.train(size), plan.train(size, kind="syn")
+        grades = [job for x in (plain, other) for job in plan.evaluate("eval.judge synonyms", x)]
+        both = other._replace(words=(plain.folder, other.folder))
         plan.evaluate("eval.vocabulary", both, needs=[*plain.needs, *grades], cost=0.5)
-    for size in by_setting["reward"]:
+    for size in reward:
         model, words, needs = plan.fine_tune(size), [], []
-        if size in sizes(settings.instruct, "instruct"):
+        if size in instruct:
             other = plan.train(size, kind="instruct")
             words, needs = [f"--instruct={other.folder}"], other.needs
         plan.evaluate("eval.reward", model, *words, needs=needs, cost=0.5)

@@ -36,29 +36,28 @@ def digest(output):
 class StudyState:
     """The file out/<study>/study.json: the study's settings, and a row for each of its jobs, with
     the hash of its command and the status and hash of its output. It is written at each change.
-
-    jobs: {name: Job}. rows: {name: row of the file}. other_jobs: rows of jobs that an earlier call
-    planned and this one does not; they are kept.
     """
 
     def __init__(self, settings, jobs):
         self.path, self.jobs, self.rows = Path(settings.out_dir) / "study.json", jobs, {}
         self.settings = {k: v for k, v in vars(settings).items() if k != "dry_run"}
         before, keys = self.read(), hash_commands(jobs)
+        # Of jobs that an earlier call planned and this one does not.
         self.other_jobs = [row for name, row in before.items() if name not in jobs]
         for name, job in jobs.items():
-            old = before.get(name, {})
+            old, output = before.get(name, {}), digest(job.output)
             same = old.get("key") == keys[name]
             if job.run and not same and checkpoint.steps_of(job.run):
-                raise UserError(
-                    f"'{job.run}' was trained with other settings: remove it, or name another "
-                    "--out_dir"
-                )
-            made = same and old["status"] == DONE and old["sha256"] is not None
-            made = made and old["sha256"] == digest(job.output)
+                why = "was trained with other settings: remove it, or name another --out_dir"
+                raise UserError(f"'{job.run}' {why}")
+            made = same and old["status"] == DONE and output is not None
+            status = DONE if made and old["sha256"] == output else PENDING
             row = {k: v for k, v in asdict(job).items() if k != "weight"}
-            row |= {"key": keys[name], "status": DONE if made else PENDING}
-            self.rows[name] = row | {"sha256": digest(job.output)}
+            self.rows[name] = row | {"key": keys[name], "status": status, "sha256": output}
+        self.chain = {}  # the weight of a job and of the heaviest chain of jobs after it
+        for name, job in reversed(jobs.items()):
+            after = (self.chain[x] for x, other in jobs.items() if name in other.needs)
+            self.chain[name] = job.weight + max(after, default=0.0)
 
     def read(self):
         """{name: row} of the file, {} where there is none."""
@@ -81,6 +80,9 @@ class StudyState:
     def status(self):
         return {name: row["status"] for name, row in self.rows.items()}
 
+    def names(self, status):
+        return [name for name, row in self.rows.items() if row["status"] == status]
+
     def set(self, name, status):
         """Record the status of a job and the hash of its output."""
         self.rows[name] |= {"status": status, "sha256": digest(self.jobs[name].output)}
@@ -88,13 +90,6 @@ class StudyState:
 
     def ready(self, started):
         """Names of the jobs that can start now, first those that the longest chain waits for."""
-        chain = {}  # the weight of a job and of the heaviest chain of jobs after it
-        for name, job in reversed(self.jobs.items()):
-            after = [chain[x] for x, other in self.jobs.items() if name in other.needs]
-            chain[name] = job.weight + max(after, default=0.0)
-        status = self.status
-        names = [
-            name for name, job in self.jobs.items() if status[name] == PENDING
-            and name not in started and all(status[need] == DONE for need in job.needs)
-        ]  # fmt: skip
-        return sorted(names, key=lambda name: -chain[name])
+        done, waiting = set(self.names(DONE)), [x for x in self.names(PENDING) if x not in started]
+        ready = [name for name in waiting if done.issuperset(self.jobs[name].needs)]
+        return sorted(ready, key=lambda name: -self.chain[name])

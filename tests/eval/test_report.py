@@ -106,7 +106,7 @@ def full():
         planted.runs.append(more)
     baseline = run(size, 1, accuracies(size), kind="baseline")
     baseline.name, baseline.size = "gpt2-xl", None
-    baseline.curve, baseline.position_parameters = [], 0
+    baseline.curve = []
     baseline.results |= results(baseline)
     planted.runs.append(baseline)
     return planted
