@@ -1,5 +1,4 @@
-"""Turn stories into tokens: any source to the shards of data/<name>/ (see shards.py for the
-format).
+"""Turn stories into tokens: any source to the shards of data/<name>/, in the format of shards.py.
 
     python prepare.py --source=storybook --tokenizer=bpe       # no network needed
     python prepare.py --source=tinystories-v2                  # from the hub, with GPT-2's tokens
@@ -45,7 +44,13 @@ def prepare(settings):
         raise UserError(f"vocab_size may be at most {MAX_VOCAB:,}: ids are uint16")
     if not 0 < settings.val_fraction < 1:
         raise UserError(f"val_fraction must lie between 0 and 1, not {settings.val_fraction}")
-    held_out = held_out_fields(settings)
+    held_out = settings.hold_out.split("+") if settings.hold_out else []
+    if held_out and not sources.is_instruct(settings.source):
+        none = f"hold_out is for Instruct records, which '{settings.source}' has none of"
+        raise UserError(f"{none}; --source={sources.INSTRUCT}{settings.source} makes some")
+    if held_out and (len(set(held_out)) < 2 or not set(held_out) <= set(instruct.LABELS)):
+        fields = ", ".join(instruct.LABELS)
+        raise UserError(f"hold_out takes two or more of {fields}, as in words+summary")
 
     # 2. sources: downloaded, or reported missing, before anything is made
     shared = {"stories": settings.stories, "seed": settings.seed, "revision": settings.revision}
@@ -66,20 +71,6 @@ def prepare(settings):
         second = out.with_name(f"{out.name}-without-{settings.hold_out}")
         build_dataset(second, train, val, tokenizer, held_out, settings.workers, **shared)
     return out
-
-
-def held_out_fields(settings):
-    """The Instruct fields that hold_out names, a list; [] without it. Raises UserError."""
-    names = settings.hold_out.split("+") if settings.hold_out else []
-    if names and not sources.is_instruct(settings.source):
-        raise UserError(
-            f"hold_out is for Instruct records, which '{settings.source}' has none of; "
-            f"--source={sources.INSTRUCT}{settings.source} makes some"
-        )
-    if names and (len(set(names)) < 2 or not set(names) <= set(instruct.LABELS)):
-        fields = ", ".join(instruct.LABELS)
-        raise UserError(f"hold_out takes two or more of {fields}, as in words+summary")
-    return names
 
 
 def main():

@@ -47,9 +47,7 @@ from nanostories.text.lexical_substitution import CONTEXT_CHARS, CorpusCounts
 
 COUNTED_BLOCKS = 32  # of about a megabyte, whose words mode context counts
 SEPARATOR = f"\n{tokenizer.EOT}\n"
-_LONE_SURROGATES = re.compile(
-    "[\ud800-\udc7f\udd00-\udfff]"
-)  # the rest are bytes that are not UTF-8
+_LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the rest: bytes, not UTF-8
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,8 @@ def stories_of(block):
     """Yield the stories of a block of a Source in a form that a text file can hold: without an
     inner <|endoftext|>, and without lone surrogates, which .jsonl may have."""
     for text in readers.texts(block):
-        for story in _LONE_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text).split(tokenizer.EOT):
-            if story.strip():
-                yield story
+        stories = _LONE_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text).split(tokenizer.EOT)
+        yield from filter(str.strip, stories)
 
 
 def count_words(source):
@@ -113,7 +110,7 @@ class ModelLikelihood:
     """The log-likelihood of a text under a trained model, with each of some forms of a word."""
 
     def __init__(self, name, one_core=False):
-        """name: a run folder, or a published model. Raises UserError where there is none."""
+        """name: a run folder, or a published model."""
         import torch  # takes seconds, which mode wordnet should not pay
 
         from nanostories.training import checkpoint
@@ -127,22 +124,21 @@ class ModelLikelihood:
         place: list of float, -inf where the text is too long for the model."""
         import torch
 
-        reach = min(
-            CONTEXT_CHARS, self.loaded.max_length // 2
-        )  # a token has at least one character
+        # A token has at least one character; but non-ASCII characters may take several tokens.
+        reach = min(CONTEXT_CHARS, self.loaded.max_length // 2)
         before = text[max(0, word.start - reach) : word.start]
         after = text[word.stop : word.stop + reach // 2]
-        log_likelihoods = []
-        for form in forms:
+
+        def log_likelihood(form):
             ids = self.loaded.bos_ids + self.loaded.tokenizer.encode(before + form + after)
-            if len(ids) > self.loaded.max_length:  # non-ASCII characters may take several tokens
-                log_likelihoods.append(-math.inf)
-                continue
+            if len(ids) > self.loaded.max_length:
+                return -math.inf
             ids = torch.tensor([ids])
-            with torch.no_grad():
-                loss = self.loaded.model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
-            log_likelihoods.append(-float(loss.sum()))
-        return log_likelihoods
+            loss = self.loaded.model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
+            return -float(loss.sum())
+
+        with torch.no_grad():
+            return [log_likelihood(form) for form in forms]
 
 
 @functools.lru_cache(1)
@@ -156,9 +152,8 @@ def make_method(settings, counts):
 
 
 def replace_words(settings, counts, block):
-    """The stories of a block as lines of .jsonl, list of str. A line has the "text"; for a story
-    that is chosen also its number of "content_words" and its "replacements", places in the new
-    text."""
+    """The stories of a block as lines of .jsonl, list of str. A line has the "text"; of a chosen
+    story also the number of "content_words" and the "replacements", by place in the new text."""
     lines = []
     for text in stories_of(block):
         line = {"text": text}
@@ -181,13 +176,12 @@ def replace_words(settings, counts, block):
 
 def open_work_folder(path, settings, splits):
     """Make the folder of finished blocks, or keep that of a killed command with the same settings,
-    sources and model. Raises UserError where a source or the model is missing."""
+    sources and model."""
     names = ("source", "val_source", "mode", "story_fraction", "word_fraction", "model", "seed")
     key = {name: getattr(settings, name) for name in names}
     key["sources"] = {split: [str(one), one.total()] for split, one in splits.items()}
-    key["checkpoint"] = (
-        ModelLikelihood(settings.model).loaded.identity() if settings.model else None
-    )
+    loaded = ModelLikelihood(settings.model).loaded if settings.model else None
+    key["checkpoint"] = loaded and loaded.identity()
     if not (path / "key.json").exists() or storage.read_json(path / "key.json") != key:
         remove_work_folder(path)
         storage.write_json(path / "key.json", key)

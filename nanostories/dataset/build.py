@@ -18,7 +18,7 @@ from tqdm import tqdm
 from configs import UserError
 from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset import tokenizer as tokenizers
-from nanostories.dataset.cleaning import clean_all, story_hash
+from nanostories.dataset.cleaning import clean, story_hash
 from nanostories.dataset.shards import STORY, Writer, write_manifest
 from nanostories.dataset.workers import worker_pool
 from nanostories.storage import atomic_folder
@@ -59,10 +59,11 @@ def sample_texts(source, seed, val_fraction):
     # Every k-th block. Storybook's total counts stories, which are all alike; the hub's is unknown.
     step, size = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES)), 0
     record_seed = seed if sources.is_instruct(source.name) else None
+    val_limit = round(val_fraction * 2**64)
     for block in itertools.islice(source.blocks(), 0, None, step):
-        for text in clean_all(readers.texts(block), Counter(), record_seed):
-            first = int.from_bytes(story_hash(text, seed)[:8], "little")
-            if first >= round(val_fraction * 2**64):
+        for text in readers.texts(block):
+            text = clean(text, Counter(), record_seed)
+            if text and int.from_bytes(story_hash(text, seed)[:8], "little") >= val_limit:
                 text = text if isinstance(text, str) else text.text()
                 yield text
                 size += len(text)
@@ -103,10 +104,9 @@ def build_dataset(
             count["duplicate"] = int((drop == DUPLICATE).sum())
             count["in_val"] = int((drop == IN_VAL).sum())
             if drop.all():
-                raise UserError(
-                    f"no {writer.split} story is left ({describe_cleaning(count)}); name another "
-                    "--source or --val_source, with <|endoftext|> between the stories"
-                )
+                left = f"no {writer.split} story is left ({describe_cleaning(count)})"
+                hint = "name another --source or --val_source, with <|endoftext|> between stories"
+                raise UserError(f"{left}; {hint}")
             rules = RULES + RECORD_RULES if records else RULES
             cleaning = {"cleaning": {rule: count[rule] for rule in rules}}
             splits[writer.split] = writer.finish(drop, answers=records) | cleaning
@@ -135,7 +135,7 @@ def encode_block(tokenizer, seed, records, block, held_out, val_limit):
     A story is in val if the first 8 bytes of its hash are below val_limit.
     """
     texts, counts = readers.texts(block), Counter()
-    kept = clean_all(texts, counts, seed if records else None)
+    kept = [x for text in texts if (x := clean(text, counts, seed if records else None))]
     counts["read"] = len(texts)
     index = np.ones(len(kept), STORY)
     hashes = b"".join(story_hash(text, seed) for text in kept)
@@ -153,33 +153,29 @@ def encode_block(tokenizer, seed, records, block, held_out, val_limit):
 
 def encode_splits(folder, encode, train, val, held_out, val_limit):
     """[Writer of val, Writer of train] with all their stories, and [Counter, Counter] of both."""
-    writers, counts, lowest = [Writer(folder, "val"), Writer(folder, "train")], [], 2**64
-    for source, limit in ((val, 2**64), (train, val_limit)):
-        counts.append(Counter())
+    writers, lowest = [Writer(folder, "val"), Writer(folder, "train")], 2**64
+    counts = [Counter(), Counter()]
+    for source, limit, count in zip((val, train), (2**64, val_limit), counts, strict=True):
         if not source:
             continue
         for tokens, index, more in progress(encode(source.blocks(), held_out, limit), source):
-            counts[-1].update(more)
+            count.update(more)
             first = index["hash"][:, 0]
             lowest = min([lowest, *first.tolist()])
             for writer, mask in zip(writers, (first < limit, first >= limit), strict=True):
                 writer.add(tokens[np.repeat(mask, index["tokens"])], index[mask])
-        check_not_empty(source, counts[-1])
+        if count["read"] == count["empty"] + count["truncated"] + count["unreadable"]:
+            reason = f"'{source}' has no story left after cleaning ({describe_cleaning(count)})"
+            if count["unreadable"]:
+                reason += (
+                    "; an Instruct record is fields such as 'Words:', then a line 'Story:', and a "
+                    "data set with a row for each line has none: take tinystories-instruct"
+                )
+            raise UserError(reason)
     if not writers[0].stories:
         # Of so few stories none fell to val: once more, for the one with the lowest hash.
         return encode_splits(folder, encode, train, val, held_out, lowest + 1)
     return writers, counts
-
-
-def check_not_empty(source, counts):
-    if not counts["read"] - counts["empty"] - counts["truncated"] - counts["unreadable"]:
-        reason = f"'{source}' has no story left after cleaning ({describe_cleaning(counts)})"
-        if counts["unreadable"]:
-            reason += (
-                "; an Instruct record is fields such as 'Words:', then a line 'Story:', and a data "
-                "set of the hub with a row for each line has none: take tinystories-instruct"
-            )
-        raise UserError(reason)
 
 
 def progress(results, source):

@@ -17,21 +17,18 @@ from nanostories.dataset import instruct
 ENDINGS = (".", "!", "?", '"', "'", "”", "’", "»")
 # Most non-ASCII stories have only these. ftfy never changes them, but takes 0.6 ms to decide.
 TYPOGRAPHY = dict.fromkeys(map(ord, "‘’“”–—…"), "'")
-STRAY_BYTE = re.compile("[\udc80-\udcff]")  # how surrogateescape decodes a byte of invalid UTF-8
+# A byte that is not UTF-8, as surrogateescape decodes it: most often Windows' typography.
+STRAY_BYTE = re.compile("[\udc80-\udcff]")
+WINDOWS = {0xDC00 + i: bytes([i]).decode("cp1252", "replace") for i in range(0x80, 0x100)}
 
 
 def fix_encoding(text, counts):
     """`text` repaired and stripped; a repair adds one to counts["repaired"], counts a Counter."""
     if not text.isascii() and not text.translate(TYPOGRAPHY).isascii():
-        fixed = ftfy.fix_encoding(join_surrogates(STRAY_BYTE.sub(_as_cp1252, text)))
+        fixed = ftfy.fix_encoding(join_surrogates(text.translate(WINDOWS)))
         counts["repaired"] += fixed != text
         text = fixed
     return text.strip()
-
-
-def _as_cp1252(stray):
-    """The character of a byte that is not UTF-8: most often typography in Windows' encoding."""
-    return bytes([ord(stray[0]) - 0xDC00]).decode("cp1252", errors="replace")
 
 
 def join_surrogates(text):
@@ -39,36 +36,28 @@ def join_surrogates(text):
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def clean(story, counts):
-    """`story` repaired, or None to drop it; counts["repaired"], "empty" or "truncated" goes up."""
-    story = fix_encoding(story, counts)
-    return story if _is_whole(story, counts) else None
+def clean(text, counts, seed=None):
+    """A text of readers.texts repaired, a str; None to drop it. With a seed it is an Instruct
+    record, or StoryFacts to make one of: the instruct.Record.
 
-
-def _is_whole(story, counts):
-    """Whether a repaired story is neither empty nor cut off; if not, counts it."""
-    if story.endswith(ENDINGS):
-        return True
-    counts["truncated" if story else "empty"] += 1
-    return False
-
-
-def clean_record(text, seed, counts):
-    """The instruct.Record of a text, or one that `seed` makes of StoryFacts; None to drop it.
-
-    counts: as of `clean`, and "unreadable" (no record), "trailing" (a field after the story).
+    counts: a Counter of "repaired", "empty" and "truncated"; of records also "unreadable" (no
+    record) and "trailing" (a field after the story).
     """
-    if isinstance(text, instruct.StoryFacts):
+    if seed is None:
+        kept = story = fix_encoding(text, counts)
+    elif isinstance(text, instruct.StoryFacts):
         facts = fix_facts(text, counts)
-        story, record = facts.story, instruct.make_record(facts, seed)
+        story, kept = facts.story, instruct.make_record(facts, seed)
     else:
-        record = instruct.parse_record(fix_encoding(text, counts))
-        story = record.story if record else None
-    if story is not None and not _is_whole(story, counts):
+        kept = instruct.parse_record(fix_encoding(text, counts))
+        story = kept.story if kept else None
+    if story is not None and not story.endswith(ENDINGS):
+        counts["truncated" if story else "empty"] += 1
         return None
-    counts["unreadable"] += record is None
-    counts["trailing"] += bool(record and record.trailing)
-    return record
+    if seed is not None:
+        counts["unreadable"] += kept is None
+        counts["trailing"] += bool(kept and kept.trailing)
+    return kept
 
 
 def fix_facts(facts, counts):
@@ -77,13 +66,6 @@ def fix_facts(facts, counts):
     words, features = tuple(map(fix, facts.words)), tuple(map(fix, facts.features))
     story = fix_encoding(facts.story, counts)
     return instruct.StoryFacts(story, words, features, fix(facts.summary))
-
-
-def clean_all(texts, counts, seed=None):
-    """Those of `texts` (as of readers.texts) that are kept, cleaned: a list of str; with a seed,
-    they are Instruct records or StoryFacts to make some of: a list of instruct.Record."""
-    function = clean if seed is None else functools.partial(clean_record, seed=seed)
-    return [kept for text in texts if (kept := function(text, counts=counts)) is not None]
 
 
 def story_hash(text, seed):

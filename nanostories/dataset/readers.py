@@ -113,7 +113,17 @@ def _parse_file(block, strict):
         data = file.read(block.stop - block.start)
     if block.start == 0:
         data = data.removeprefix(codecs.BOM_UTF8)
-    text = _decode(data, block, strict)
+    if b"\0" in data:
+        raise UserError(f"'{block.path}' is a binary file, not text (it has NUL bytes)")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        text = data.decode(errors="surrogateescape")
+        # Stray bytes are damage; more than 1 % of them is another encoding, or no text.
+        if strict or len(STRAY_BYTE.findall(text)) > max(1, len(data) // 100):
+            byte = f"byte {data[error.start]:#x} at offset {block.start + error.start:,}"
+            wrong = f"'{block.path}' is not UTF-8 text: {byte}"
+            raise UserError(f"{wrong}; convert it, or name another source") from None
     if block.path.lower().endswith(".jsonl"):
         try:
             return [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -127,22 +137,6 @@ def _parse_file(block, strict):
     if block.start == 0 and stories and not stories[0]:
         stories.pop(0)
     return stories
-
-
-def _decode(data, block, strict):
-    if b"\0" in data:
-        raise UserError(f"'{block.path}' is a binary file, not text (it has NUL bytes)")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        text = data.decode(errors="surrogateescape")
-        # Stray bytes are damage; more than 1 % of them is another encoding, or no text.
-        if strict or len(STRAY_BYTE.findall(text)) > max(1, len(data) // 100):
-            raise UserError(
-                f"'{block.path}' is not UTF-8 text: byte {data[error.start]:#x} at offset "
-                f"{block.start + error.start:,}; convert it, or name another source"
-            ) from None
-        return text
 
 
 def _parse_row(row, path, facts):

@@ -16,8 +16,8 @@ from nanostories.dataset.storybook import SLOT_VALUES
 
 @cache
 def _template_regex(template):
-    """A sentence of STORIES as a regex, each slot a group. Any word fits a slot of many words, so
-    that find_errors() can name the one that is wrong."""
+    """A sentence of the grammar as a regex, each slot a group. Any word fits a slot of many words,
+    so that find_errors() can name the one that is wrong."""
     regex = ""
     for part in re.split(r"({.*?}|[][|])", template):
         words = SLOT_VALUES.get(part.strip("{}"))
@@ -58,11 +58,9 @@ def _advance(sentence, readings):
     for node, (cost, values, errors, nodes) in readings.items():
         candidates, penalty = following[node], []
         if not candidates:  # skip the sentence; where every reading is stuck, also jump to a match
-            jumps = [] if any(following.values()) else [x for x in node.plot_nodes if match(x)]
-            candidates, penalty = (
-                jumps,
-                ["out of order" if jumps else "not a sentence of this story"],
-            )
+            if not any(following.values()):
+                candidates = [one for one in node.plot_nodes if match(one)]
+            penalty = ["out of order" if candidates else "not a sentence of this story"]
             skipped = [*errors, f"{penalty[0]}: {sentence}"]
             advanced.setdefault(node, (cost + 2, values, skipped, nodes))
         for one in candidates:
@@ -95,8 +93,8 @@ def _read(text):
 
 
 def find_errors(text):
-    """What contradicts the facts that a text states, list of str. Every sentence must be one of
-    STORIES, in an order that a plot allows; names, pronouns, objects, adjectives, places and who
+    """What contradicts the facts that a text states, list of str. Every sentence must be one of the
+    grammar, in an order that a plot allows; names, pronouns, objects, adjectives, places and who
     has what must agree from first to last."""
     return _read(text)[0]
 

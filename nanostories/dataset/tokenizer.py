@@ -113,7 +113,16 @@ class Tokenizer:
 
     def save(self, path):
         """Write a Hugging Face tokenizer.json, which puts <|endoftext|> in front of every text."""
-        text = json.dumps(_huggingface_json(self), ensure_ascii=False, indent=1)
+        filled = json.loads(Path(__file__).with_name("tokenizer_template.json").read_text("utf-8"))
+        filled["added_tokens"][0]["id"] = self.eot
+        filled["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = self.patterns[1]
+        filled["post_processor"]["special_tokens"][EOT]["ids"] = [self.eot]
+        characters = _byte_characters()
+        written = {token: "".join(map(characters.get, token)) for token in self.tokens}
+        merges = (merge_parts(token, self.ranks) for token in self.tokens if len(token) > 1)
+        filled["model"]["vocab"] = {x: i for i, x in enumerate([*written.values(), EOT])}
+        filled["model"]["merges"] = [f"{written[a]} {written[b]}" for a, b in merges]
+        text = json.dumps(filled, ensure_ascii=False, indent=1)
         Path(path).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -147,6 +156,14 @@ class Tokenizer:
         names = {256: "bytes", TOP_10K - 1: "gpt2-10k"}
         name = names.get(len(ranks), "gpt2") if patterns == GPT2_PATTERN else "bpe"
         return cls(name, ranks, patterns)
+
+
+def _byte_characters():
+    """{byte: printable character}, GPT-2's alphabet for writing tokens of any bytes in JSON."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = [*printable, *range(256, 256 + len(others))]
+    return dict(zip(printable + others, map(chr, characters), strict=True))
 
 
 def _read_model(saved):
@@ -253,39 +270,9 @@ def most_frequent(full, texts, vocab_size):
 
 def merge_parts(token, ranks):
     """The two parts that BPE merges into `token` last, by repeating its merges."""
-    splits = [(token[:i], token[i:]) for i in range(1, len(token))]
-    splits = [(a, b) for a, b in splits if a in ranks and b in ranks]
-    if len(splits) == 1:  # usual for long tokens, and faster
-        return list(splits[0])
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         joined = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
         i = joined.index(min(joined))
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts
-
-
-# ----------------------------------------------------------------------------------------------
-# tokenizer.json
-
-
-def _byte_characters():
-    """{byte: printable character}, GPT-2's alphabet for writing tokens of any bytes in JSON."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = [*printable, *range(256, 256 + len(others))]
-    return dict(zip(printable + others, map(chr, characters), strict=True))
-
-
-def _huggingface_json(tokenizer):
-    """The JSON of the `tokenizers` library: tokenizer_template.json with our ids and merges."""
-    filled = json.loads(Path(__file__).with_name("tokenizer_template.json").read_text("utf-8"))
-    filled["added_tokens"][0]["id"] = tokenizer.eot
-    filled["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = tokenizer.patterns[1]
-    filled["post_processor"]["special_tokens"][EOT]["ids"] = [tokenizer.eot]
-    characters = _byte_characters()
-    text = {token: "".join(map(characters.get, token)) for token in tokenizer.tokens}
-    merges = (merge_parts(t, tokenizer.ranks) for t in tokenizer.tokens if len(t) > 1)
-    filled["model"]["vocab"] = {t: i for i, t in enumerate([*text.values(), EOT])}
-    filled["model"]["merges"] = [f"{text[a]} {text[b]}" for a, b in merges]
-    return filled

@@ -31,7 +31,7 @@ def worker_pool(function, workers):
     """Give a function: (blocks, *args) -> an iterator of (block, function(block, *args)), in order.
 
     function: picklable, sent once to each worker. workers: processes, 0 for one a core; 1 runs it
-    in this process. Blocks are read only a little ahead. Raises UserError when a worker dies.
+    in this process. Blocks are read only a little ahead.
     """
     workers = workers or cpu_count()
     if workers == 1:
@@ -77,10 +77,9 @@ def _call(*args):
 def _start_worker(function):
     global _function
     _function = function
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    def end_with_parent():  # else the workers of a killed command would wait for blocks forever
+        multiprocessing.parent_process().join()
+        os._exit(1)
 
-def _end_with_parent():
-    """Without this the workers of a killed command would wait forever for more blocks."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()

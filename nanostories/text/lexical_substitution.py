@@ -51,8 +51,7 @@ class Replacement:
 def substitute(text, fraction, method, rng):
     """(the text with synonyms, list of Replacement in order, the number of its content words).
 
-    fraction: of the content words, 0 to 1. method: a WordnetSynonyms or ContextSynonyms. rng: a
-    random.Random, the only source of randomness.
+    method: a WordnetSynonyms or ContextSynonyms. rng: a random.Random.
     """
     words = wordnet.content_words(text)
     wanted = fraction * len(words)
@@ -80,7 +79,6 @@ class WordnetSynonyms:
     fixes_articles = False
 
     def synonyms(self, text, word):
-        """The synonyms of a wordnet.Word of a text, list of str."""
         return wordnet.synonyms(word.text, word.pos)
 
 
@@ -91,7 +89,6 @@ class CorpusCounts:
         self.counts, self.next_words = Counter(), defaultdict(Counter)
 
     def add(self, text):
-        """Count the words and marks of a text, in lower case."""
         words = words_and_marks(text)
         self.counts.update(words)
         for word, next_word in pairwise(words):
@@ -107,9 +104,8 @@ class CorpusCounts:
 class ContextSynonyms:
     """Our method: synonyms that fit the context.
 
-    corpus: CorpusCounts. log_likelihoods: None, or a function of (text, word, forms) that gives the
-    log-likelihood of the text with each of the forms in the place of the word; then only the best
-    synonym is left, if it fits.
+    log_likelihoods: None, or a function of (text, word, forms) that gives the log-likelihood of the
+    text with each of the forms in the place of the word; then only the best synonym is left.
     """
 
     fixes_articles = True
@@ -122,13 +118,10 @@ class ContextSynonyms:
     def base_forms(self, text, word):
         """The synonyms of a wordnet.Word of a text before they are inflected, list of str."""
         sense = None if in_compound(text, word) else self.sense(text, word)
-        if not sense:
-            return []
-        own = (wordnet.base_form(word.text, word.pos), word.text.lower())
-        return [
-            name for name in frequent_names(sense, word.pos)
-            if self.base_counts[name, word.pos] >= MIN_FREQUENCY * self.total and name not in own
-        ]  # fmt: skip
+        own, least = wordnet.base_form(word.text, word.pos), MIN_FREQUENCY * self.total
+        names = frequent_names(sense, word.pos) if sense else []
+        names = [name for name in names if name not in (own, word.text.lower())]
+        return [name for name in names if self.base_counts[name, word.pos] >= least]
 
     def sense(self, text, word):
         """WordNet's sense of a wordnet.Word of a text, a Synset; None where it is in doubt.
@@ -157,26 +150,20 @@ class ContextSynonyms:
         """The synonyms of a wordnet.Word of a text that fit, list of str, in the word's form."""
         own = word.text.lower()
         forms = [inflect(name, word.tag) for name in self.base_forms(text, word)]
-        forms = [
-            form for form in forms
-            if form != own
-            and self.counts[form] >= MIN_FREQUENCY * self.total  # rules out "experter"
-            and self.overlap(own, form) >= MIN_OVERLAP
-        ]  # fmt: skip
+        least = MIN_FREQUENCY * self.total  # rules out "experter"
+        forms = [form for form in forms if form != own and self.counts[form] >= least]
+        forms = [form for form in forms if self.overlap(own, form) >= MIN_OVERLAP]
         return self.most_likely(text, word, forms) if self.log_likelihoods and forms else forms
 
     def most_likely(self, text, word, forms):
         """[the form that fits the context best], or [] where even that one fits worse than the word
         by more than MAX_LOSS. The fit is the log-likelihood of the text with the form, less the
         form's log frequency in the corpus: a rare word is not wrong because it is rare."""
-        counts = [self.counts[form.lower()] + 1 for form in (word.text, *forms)]
-        fits = self.log_likelihoods(text, word, [word.text, *forms])
-        if fits[0] == -math.inf:
+        count, *counts = (self.counts[form.lower()] + 1 for form in (word.text, *forms))
+        fit, *fits = self.log_likelihoods(text, word, [word.text, *forms])
+        if fit == -math.inf:
             return []
-        gains = [
-            fit - fits[0] + math.log(counts[0] / count)
-            for fit, count in zip(fits[1:], counts[1:], strict=True)
-        ]
+        gains = [x - fit + math.log(count / n) for x, n in zip(fits, counts, strict=True)]
         best = max(gains)
         return [forms[gains.index(best)]] if best >= -MAX_LOSS else []
 
@@ -211,9 +198,8 @@ def description(sense):
 @cache
 def frequent_names(sense, pos):
     """The single words that have a sense among their TOP_SENSES, base forms: list of str."""
-    senses = wordnet.reader().synsets
     names = dict.fromkeys(name.lower() for name in sense.lemma_names() if name.isalpha())
-    return [name for name in names if sense in senses(name, pos)[:TOP_SENSES]]
+    return [x for x in names if sense in wordnet.reader().synsets(x, pos)[:TOP_SENSES]]
 
 
 @cache
@@ -272,6 +258,5 @@ _CONSONANT_SOUND = re.compile(
 
 def begins_with_vowel_sound(word):
     """Whether "an" stands before a word: "an hour", "a unicorn"."""
-    if word[:1].lower() in "aeiou":
-        return not _CONSONANT_SOUND.match(word)
-    return bool(_SILENT_H.match(word))
+    vowel = word[:1].lower() in "aeiou"
+    return not _CONSONANT_SOUND.match(word) if vowel else bool(_SILENT_H.match(word))

@@ -29,7 +29,6 @@ _BEFORE_SENTENCE = frozenset(".!?:…()[]–—*-\"“”'‘’")  # marks afte
 
 
 def _pos_of_word(word, tag):
-    """The part of speech of a word with a Penn tag."""
     if not any(char.isalnum() for char in word):
         return "mark"
     if word.lower() in ("a", "an", "the"):
@@ -68,11 +67,7 @@ def _tag_words(text, spans):
 
 
 def tag_tokens(ids, tokenizer):
-    """The part of speech of each of a story's tokens, list of str, all of POS.
-
-    ids: as stored, with or without <|endoftext|> in front. Raises UserError where NLTK's data is
-    missing.
-    """
+    """The part of speech of each of a story's tokens, as stored: list of str, all of POS."""
     tokens = [b"" if i == tokenizer.eot else tokenizer.decode_bytes([i]) for i in ids]
     text = b"".join(tokens).decode("utf-8", "surrogateescape")  # damaged bytes keep their places
     spans = word_spans(text)

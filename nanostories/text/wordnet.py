@@ -52,8 +52,7 @@ def _read(load):
 
 
 class _Perceptron:
-    """The model of NLTK's tagger with its weights in an array: same sums, same order, half the
-    time."""
+    """The model of NLTK's tagger, its weights in an array: same sums and order, half the time."""
 
     def __init__(self, model):
         self.classes = sorted(model.classes)
@@ -128,8 +127,8 @@ def _counts():
     """Counter {(base form, pos): how often it occurs in WordNet's tagged texts}."""
     import nltk
 
-    # Read by itself: to load all of WordNet takes seconds.
     counts = Counter()
+    # Read by itself: to load all of WordNet takes seconds.
     with _read(lambda: nltk.data.find("corpora/wordnet/cntlist.rev").open()) as lines:
         for line in lines:  # "play%2:33:00:: 1 57": after % stands the part of speech
             sense, _, count = line.decode().split()
