@@ -36,15 +36,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from configs import NOT_NEGATIVE, POSITIVE, UserError, check_ranges, load, run
-from eval import bootstrap
-from eval.harness import (
-    ModelSettings,
-    completions,
-    fits,
-    open_models,
-    print_table,
-    write_result,
-)
+from eval import bootstrap, harness
 from eval.memorization import page
 from eval.memorization.copying import find_copies, summarize
 from eval.memorization.inverted_index import story_text
@@ -59,7 +51,7 @@ from nanostories.training import checkpoint
 
 
 @dataclass(frozen=True)
-class Settings(ModelSettings):
+class Settings(harness.ModelSettings):
     beside: str = ""  # other runs or models, with commas, that continue the same beginnings
     dataset: str = ""  # the data folder trained on; default: the run's
     num_prompts: int = 100  # training stories whose beginnings are continued
@@ -89,8 +81,8 @@ class StoryPrompt:
 
 
 def split_story(text, fraction):
-    """(beginning, continuation) of a text: the first `fraction` of its words, and the others,
-    without the blanks between; two "" where either would be empty.
+    """(beginning, continuation) of a text: the first `fraction` of its words, and the others; ""
+    and "" where either would be empty.
     """
     words = list(re.finditer(r"\S+", text))
     count = round(fraction * len(words))
@@ -114,7 +106,7 @@ def story_prompts(index, models, settings):
         prompt = beginning
         if data.answers is not None:
             prompt = index.tokenizer.decode(data.prompt(i)[1:]) + beginning
-        if fits(models, prompt):
+        if harness.fits(models, prompt):
             prompts.append(StoryPrompt(i, prompt, beginning, original))
         if len(prompts) == settings.num_prompts:
             return prompts
@@ -135,20 +127,18 @@ def unseen_continuations(index, settings):
 
 
 def sampling_settings(settings, temperature):
-    """The settings of sampling at one of the temperatures."""
+    """The harness.SamplingSettings at one of the temperatures."""
     return SimpleNamespace(**vars(settings) | {"temperature": temperature, "beams": 0})
 
 
 def generate_all(models, prompts, settings, temperatures):
     """{(model's folder, temperature): completions of the prompts, a list of str}."""
-    texts = [one.prompt for one in prompts]
-    return {
-        (model.out_dir, temperature): [
-            text for (text,) in completions(model, texts, sampling_settings(settings, temperature),
-                                            1, Path(model.out_dir) / "eval")
-        ]
-        for model in models for temperature in temperatures
-    }  # fmt: skip
+    texts, generated = [one.prompt for one in prompts], {}
+    for model, x in itertools.product(models, temperatures):
+        folder, sampling = Path(model.out_dir) / "eval", sampling_settings(settings, x)
+        rows = harness.completions(model, texts, sampling, 1, folder)
+        generated[model.out_dir, x] = [text for (text,) in rows]
+    return generated
 
 
 # ----------------------------------------------------------------------------------------------
@@ -180,15 +170,21 @@ def measure(index, prompts, generated, unseen, settings):
             values["longest_match"] = [report.longest[0] for report in rows]
             values["longest_match_tokens"] = [report.longest_tokens[0] for report in rows]
         if name in models:
-            pairs = zip(texts, words[ORIGINALS], strict=True)
-            values["rouge_original"] = [metrics.ngram_precision(*pair) for pair in pairs]
+            scores = map(metrics.ngram_precision, texts, words[ORIGINALS])
+            values["rouge_original"] = list(scores)
             result["rouge_original"] = bootstrap.mean(values["rouge_original"], seed)
-            own = (a.nearest.story == b.story for a, b in zip(rows, prompts, strict=True))
-            result["nearest_is_original"] = sum(own)
-            pairs = zip(texts, words.get(UNSEEN, []), strict=False)
-            cut = (index.nearest(other[: len(text)]).precision for text, other in pairs)
-            result["rouge_nearest_unseen"] = bootstrap.mean(list(cut), seed)
-            nearest = [index.text(report.nearest.story) for report in rows]
+            stories = [report.nearest.story for report in rows]
+            result["nearest_is_original"] = sum(
+                story == one.story for story, one in zip(stories, prompts, strict=True)
+            )
+            cut = [
+                other[: len(text)]
+                for text, other in zip(texts, words.get(UNSEEN, []), strict=False)
+            ]
+            result["rouge_nearest_unseen"] = bootstrap.mean(
+                [index.nearest(text).precision for text in cut], seed
+            )
+            nearest = [index.text(story) for story in stories]
             result["rouge_score"] = rouge_scores(models[name], originals, similar, nearest, seed)
         values = {x: [None if y != y else y for y in ys] for x, ys in values.items()}
         results[name] = result | {"values": values}
@@ -225,20 +221,15 @@ def rouge_scores(texts, originals, similar, nearest, seed):
         "default": RougeScorer(["rouge2"]),
     }
     others = [texts[j] if j >= 0 else None for _, j in similar]
-    references = {"original": originals, "other": others, "nearest": nearest}
+    columns = (originals, "precision"), (others, "fmeasure"), (nearest, "precision")
     results = {}
-    for name, column in references.items():
-        kind = "fmeasure" if name == "other" else "precision"
-        pairs = [
-            (text, reference) for text, reference in zip(texts, column, strict=True)
-            if reference is not None and len(words_and_marks(text)) > 1
-        ]  # fmt: skip
-        results[name] = {
-            version: bootstrap.mean(
-                [getattr(scorer.score(b, a)["rouge2"], kind) for a, b in pairs], seed
-            )
-            for version, scorer in scorers.items()
-        }
+    for name, (references, kind) in zip(("original", "other", "nearest"), columns, strict=True):
+        pairs = zip(references, texts, strict=True)
+        pairs = [x for x in pairs if x[0] is not None and len(words_and_marks(x[1])) > 1]
+        results[name] = {}
+        for version, scorer in scorers.items():
+            scores = [getattr(scorer.score(*pair)["rouge2"], kind) for pair in pairs]
+            results[name][version] = bootstrap.mean(scores, seed)
     return results
 
 
@@ -292,11 +283,11 @@ def show(results):
                      match["words_masked"] and copies["template"], copies["short"]]  # fmt: skip
         rows.append([name, row.get("rouge_original"), row["rouge_other"], *cells])
     print()
-    print_table(["", "ROUGE-2, original", "ROUGE-2, another", "ROUGE-2, nearest",
+    harness.print_table(["", "ROUGE-2, original", "ROUGE-2, another", "ROUGE-2, nearest",
                  "nearest, unseen stories", "new 4-grams", "longest match: median, max",
                  "exact copies", "templates", "too short"], rows)  # fmt: skip
     print()
-    print_table(
+    harness.print_table(
         ["", "words", *(f"distinct-{n}" for n in (1, 2, 3, 4)), "MTLD", "self-BLEU"],
         [[name, f"{row['mean_words']:.1f}", *row["distinct"].values(),
           bootstrap.format_interval(row["mtld"], 1), row["self_bleu"]]
@@ -334,7 +325,7 @@ def main():
     if not 0 < settings.prompt_fraction < 1:
         raise UserError("prompt_fraction must be between 0 and 1")
 
-    models = open_models(settings, origin)
+    models = harness.open_models(settings, origin)
     folder = settings.dataset or checkpoint.data_folder(models[0])
     data = Dataset(folder, "train")
     known = {model.out_dir: trained_on(model, data) for model in models}
@@ -364,7 +355,7 @@ def main():
     }  # fmt: skip
     others = "".join(f"-beside-{Path(model.out_dir).name}" for model in models[1:])
     lines = list(completion_rows(index, prompts, generated, reports, results))
-    write_result(models[0].out_dir, f"diversity{others}", record, lines)
+    harness.write_result(models[0].out_dir, f"diversity{others}", record, lines)
     path = Path(models[0].out_dir) / "eval" / f"diversity{others}"
     page.plot(record, f"{path}.png")
     shown = lines[: len(prompts)]  # the first model's at the first temperature

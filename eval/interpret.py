@@ -19,6 +19,7 @@ network. Parts of speech are NLTK's: without its tagger they are left out, and a
 """
 
 import itertools
+import re
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,9 +28,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import NOT_NEGATIVE, UserError, check_ranges, load, run
-from eval import bootstrap
-from eval.harness import ModelSettings, data_folder, open_models, print_table, write_result
+from configs import NOT_NEGATIVE, ROOT, UserError, check_ranges, load, run
+from eval import bootstrap, harness
 from eval.interpretability import hooks, neurons
 from eval.interpretability.attention_heads import PREDICTORS, classify
 from eval.interpretability.hooks import TaggedStory, Unit, mean_ablate
@@ -40,22 +40,16 @@ from nanostories.dataset import sources
 from nanostories.dataset.shards import Dataset
 from nanostories.text import wordnet
 from nanostories.text.pos_tags import POS, tag_tokens
+from nanostories.training import checkpoint
 
 # The text in which the paper looks at attention (Eldan & Li 2023, section 5.1).
-PAPER_TEXT = (
-    'One day, Lucy asks Tom: "I am looking for a banana but I can\'t find it". Tom says: "Don\'t '
-    'worry, I will help you". Lucy and Tom go to the park. They look for the banana together. '
-    'After a while, they found the banana. Lucy is happy. She says: "Thank you, Tom. You are a '
-    'good friend." Tom: "You are welcome, Lucy. I am happy to help you. Let\'s eat the banana '
-    'together!"'
-)
-PAPER_HEADS = {"distance": 7, "semantic": 3}  # of its 16, one layer, 1,024 wide
+PAPER_TEXT = ROOT / "eval" / "prompts" / "attention_text.txt"
 CONTENT_STORIES = 500  # other stories, over which each token's residual stream is averaged
 MAX_WEIGHTS = 8_000_000  # attention weights on the page: 21 MB of it
 
 
 @dataclass(frozen=True)
-class Settings(ModelSettings):
+class Settings(harness.ModelSettings):
     source: str = ""  # the first stories of any source of prepare.py; default: the run's val split
     text: str = ""  # whose attention the page shows, or FILE:<path>; default: the paper's
     stories: int = 2000  # stories in which neurons are ranked; 0: all there are
@@ -75,7 +69,7 @@ def read_stories(loaded, settings):
     if settings.source:
         texts = sources.read(settings.source)
         return list(itertools.islice(texts, settings.stories or None)), settings.source
-    folder = data_folder(loaded, setting="source")
+    folder = checkpoint.data_folder(loaded, "source")
     data = Dataset(folder, "val")
     order = np.random.default_rng(settings.seed).permutation(data.stories)
     chosen = order[: settings.stories or None].tolist()
@@ -92,7 +86,7 @@ def tag_stories(loaded, texts, tagged):
         ids = ids[: loaded.max_length + 1]  # the last is only a target
         pos = tag_tokens(ids, tokenizer) if tagged else None
         if len(ids) > 3:
-            rest = pos and pos[:-1], ids[-1], pos[-1] if pos else "end"
+            rest = (pos[:-1], ids[-1], pos[-1]) if pos else (None, ids[-1])
             stories.append(TaggedStory(ids[:-1], *rest))
     return stories
 
@@ -109,8 +103,9 @@ def has_tagger():
 
 def read_text(settings):
     """The text whose attention is shown."""
-    text, name = settings.text or PAPER_TEXT, settings.text.removeprefix("FILE:")
-    if name != settings.text:
+    text = settings.text or f"FILE:{PAPER_TEXT}"
+    if text.startswith("FILE:"):
+        name = text.removeprefix("FILE:")
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
@@ -131,19 +126,19 @@ def cut_for_page(loaded, story, text):
 
 
 def parse_neurons(settings, config):
-    """[(layer, neuron)] of the setting `neurons`; UserError where there is no such neuron."""
-    places = []
+    """The numbers, layer after layer, of the neurons in the setting `neurons`; or UserError."""
+    numbers, width = [], 4 * config.n_embd
     for name in filter(None, map(str.strip, settings.neurons.split(","))):
-        layer, colon, index = name.partition(":")
-        if not (colon and layer.isdecimal() and index.isdecimal()):
+        if not (match := re.fullmatch(r"(\d+):(\d+)", name)):
             raise UserError(f"neurons are named layer:neuron, with commas, not '{name}'")
-        if int(layer) >= config.n_layer or int(index) >= 4 * config.n_embd:
+        layer, neuron = map(int, match.groups())
+        if layer >= config.n_layer or neuron >= width:
             raise UserError(
                 f"there is no neuron {name}: the model has layers 0 to {config.n_layer - 1} of "
-                f"neurons 0 to {4 * config.n_embd - 1}"
+                f"neurons 0 to {width - 1}"
             )
-        places.append((int(layer), int(index)))
-    return places
+        numbers.append(layer * width + neuron)
+    return numbers
 
 
 # ----------------------------------------------------------------------------------------------
@@ -156,15 +151,12 @@ def measure_heads(model, stories, others, decode, seed):
     others: the stories over which each token's residual stream is averaged.
     """
     results, device = [], model.wte.weight.device
-    ids = itertools.chain(*(one.ids for one in stories))
-    row_of, residuals = hooks.mean_residuals(model, hooks.make_batches(others, device), ids)
+    ids = [torch.tensor(one.ids, device=device) for one in stories]
+    known = itertools.chain(*(one.ids for one in stories))
+    row_of, residuals = hooks.mean_residuals(model, hooks.make_batches(others, device), known)
     for layer in tqdm(range(model.config.n_layer), "heads", disable=None):
-        patterns, scores = [], []
-        for one in stories:
-            tokens = torch.tensor([one.ids], device=device)
-            patterns.append(hooks.attention_patterns(model, tokens, layer)[0])
-            means = residuals[layer][[row_of[i] for i in one.ids]]  # (T, C)
-            scores.append(hooks.content_scores(model, layer, means))
+        patterns = [hooks.attention_patterns(model, one[None], layer)[0] for one in ids]
+        scores = [hooks.content_scores(model, layer, residuals[layer][row_of[one]]) for one in ids]
         rows = classify(patterns, scores, stories, model.window(layer), seed)
         for head, row in enumerate(rows):
             row["top_keys"] = [(decode([k]), *rest) for k, *rest in row["top_keys"]]
@@ -176,58 +168,56 @@ def measure_heads(model, stories, others, decode, seed):
 
 
 def choose_neurons(order, config, requested, settings):
-    """{(layer, neuron): why it is shown}; order: of all neurons, the most coherent first."""
+    """{number: why it is shown} of neurons, ascending; order: of all, the most coherent first."""
     rng, width = np.random.default_rng(settings.seed), 4 * config.n_embd
     shown = dict.fromkeys(requested, "requested")
     for layer in range(config.n_layer):
-        top = [int(i) % width for i in order if i // width == layer][: settings.top_neurons]
-        random = rng.choice(width, min(settings.random_neurons, width), replace=False).tolist()
-        reasons = {"first": [0], "most coherent": top, "random": random}
-        for reason, indices in reasons.items():
-            for index in indices:
-                shown.setdefault((layer, index), reason)
-    return shown
+        top = [i for i in order if i // width == layer][: settings.top_neurons]
+        random = rng.choice(width, min(settings.random_neurons, width), replace=False)
+        reasons = {"first": [layer * width], "most coherent": top, "random": layer * width + random}
+        for reason, numbers in reasons.items():
+            for i in numbers:
+                shown.setdefault(int(i), reason)
+    return dict(sorted(shown.items()))
 
 
 def measure_neurons(model, stories, decode, settings, requested):
     """(a dict of the coherence of all neurons, a list of one dict per neuron shown)."""
-    config, seed = model.config, settings.seed
-    device, width = model.wte.weight.device, 4 * config.n_embd
+    config, seed, device = model.config, settings.seed, model.wte.weight.device
     batches = hooks.make_batches(stories, device)
     halves = neurons.top_activations(model, batches)
     random = neurons.top_activations(random_weights(model, seed), batches, "random weights")[1]
-    first, held_out, baseline = (
-        neurons.coherence(top, stories, seed) for top in (*halves, random)
-    )  # fmt: skip
+    first, held_out, baseline = (neurons.coherence(x, stories, seed) for x in (*halves, random))
     order = neurons.rank(first)
     ranks = np.argsort(order) + 1
     shown = choose_neurons(order, config, requested, settings)
-    indices = {place: place[0] * width + place[1] for place in sorted(shown)}
-    examples = neurons.examples(model, stories, halves[0], list(indices.values()), device)
+    examples = neurons.examples(model, stories, halves[0], list(shown), device)
     rows = []
-    for (layer, neuron), i in indices.items():
+    for i, reason in shown.items():
         for example in examples[i]:
             example["tokens"] = [decode([token]) for token in example.pop("ids")]
+        layer, neuron = divmod(i, 4 * config.n_embd)
         rows.append({
-            "layer": layer, "neuron": neuron, "shown_as": shown[layer, neuron],
+            "layer": layer, "neuron": neuron, "shown_as": reason,
             "rank": int(ranks[i]), "coherence": float(first["coherence"][i]),
             "coherence_held_out": float(held_out["coherence"][i]),
             "readable": bool(held_out["readable"][i]),
             **{x: float(first[x][i]) for x in ("token_entropy", "pos_entropy") if x in first},
             "examples": examples[i],
         })  # fmt: skip
-    readable = held_out["readable"].reshape(config.n_layer, width)
-    by_layer = lambda x: np.round(x["coherence"], 4).reshape(config.n_layer, width)  # noqa: E731
+    by_layer = [x.reshape(config.n_layer, -1) for x in (first["coherence"], held_out["coherence"])]
     return {
         "examples": int(halves[0].values.shape[1]),
         "threshold": held_out["threshold"],
-        "readable": bootstrap.mean(readable.flatten(), seed),
-        "readable_by_layer": [bootstrap.mean(row, seed) for row in readable],
+        "readable": bootstrap.mean(held_out["readable"], seed),
+        "readable_by_layer": [
+            bootstrap.mean(row, seed) for row in held_out["readable"].reshape(config.n_layer, -1)
+        ],
         "readable_random_weights": bootstrap.mean(baseline["readable"], seed),
         "mean_coherence": bootstrap.mean(held_out["coherence"], seed),
         "mean_coherence_random_weights": bootstrap.mean(baseline["coherence"], seed),
-        "coherence": by_layer(first).tolist(),
-        "coherence_held_out": by_layer(held_out).tolist(),
+        "coherence": by_layer[0].round(4).tolist(),
+        "coherence_held_out": by_layer[1].round(4).tolist(),
     }, rows
 
 
@@ -278,22 +268,20 @@ def ablation_losses(model, units, stories, seed):
 
 
 def summarize(heads):
-    """The heads of each kind, beside those that the paper counts."""
+    """The heads of each kind, beside those that the paper counts in its one layer of 16 heads."""
     kinds = [row["kind"] for row in heads]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
     by_distance = kinds.count("previous token") + kinds.count("distance")
     return (
         f"{len(heads)} heads: {counts}; {by_distance} by distance and {kinds.count('semantic')} "
-        f"semantic, where the paper has {PAPER_HEADS['distance']} and {PAPER_HEADS['semantic']} "
-        "of 16"
+        "semantic, where the paper has 7 and 3 of 16"
     )
 
 
 def show(results):
     """Print the tables of heads and neurons."""
-    interval = bootstrap.format_interval
     print("\nHeads: the fraction of attention variance explained, and the loss rise when ablated")
-    print_table(
+    harness.print_table(
         ["head", "kind", *PREDICTORS, "median distance", "on first token", "loss rise", "looks at"],
         [[f"{row['layer']}.{row['head']}", row["kind"], *(row[x] for x in PREDICTORS),
           row["median_distance"], f"{row['first_token']['mean']:.2f}", row["ablation_loss"]["all"],
@@ -306,19 +294,16 @@ def show(results):
         peaks = (one["tokens"][one["peak"]].strip() for one in row["examples"])
         rows.append([f"{row['layer']}.{row['neuron']}", row["shown_as"], row["rank"],
                      row["coherence"], row["coherence_held_out"],
-                     interval(row["ablation_loss"]["all"], 4),
+                     bootstrap.format_interval(row["ablation_loss"]["all"], 4),
                      " ".join(dict.fromkeys(peaks))[:60]])  # fmt: skip
-    print_table(
+    harness.print_table(
         ["neuron", "shown as", "rank", "coherence", "held out", "loss rise", "fires at"], rows
     )
-    facts = results["neurons"]
     print("\nAll neurons on held-out stories; readable: more coherent than 99 % of random tokens")
-    print_table(
-        ["", "coherence", "readable"],
-        [["trained", facts["mean_coherence"], facts["readable"]],
-         ["random weights", facts["mean_coherence_random_weights"],
-          facts["readable_random_weights"]]],
-    )  # fmt: skip
+    harness.print_table(["", "coherence", "readable"], [
+        [name, *(results["neurons"][f"{key}{suffix}"] for key in ("mean_coherence", "readable"))]
+        for name, suffix in (("trained", ""), ("random weights", "_random_weights"))
+    ])  # fmt: skip
 
 
 def main():
@@ -326,7 +311,7 @@ def main():
     check_ranges(settings, {NOT_NEGATIVE: ("stories", "top_neurons", "random_neurons")})
     if settings.head_stories < 4:
         raise UserError("head_stories must be at least 4")
-    [loaded] = open_models(settings, origin)
+    [loaded] = harness.open_models(settings, origin)
     model, decode = loaded.model, loaded.tokenizer.decode
 
     requested, tagged = parse_neurons(settings, model.config), has_tagger()
@@ -353,7 +338,6 @@ def main():
     tokens = torch.tensor([shown.ids], device=model.wte.weight.device)
     layers = range(model.config.n_layer)
     patterns = [hooks.attention_patterns(model, tokens, layer)[0].cpu() for layer in layers]
-
     results = {
         "checkpoint": loaded.identity(), "model": asdict(model.config), "source": source,
         "stories": len(stories), "head_stories": len(few), "seed": settings.seed,
@@ -363,7 +347,7 @@ def main():
         "shown_neurons": neuron_rows,
     }  # fmt: skip
     show(results)
-    write_result(loaded.out_dir, "interpret", results)
+    harness.write_result(loaded.out_dir, "interpret", results)
     path = Path(loaded.out_dir) / "eval" / "interpret.html"
     storage.write_text(path, render(results, patterns, loaded))
     print(f"{path} shows it all: heads, neurons, examples")

@@ -45,6 +45,7 @@ MIN_VARIANCE = 0.005  # of a query's row, as a sum of squares; below it attentio
 MIN_EXPLAINED = 0.25  # fraction of the variance that a named cause explains
 MIN_SINK = 0.9  # attention of a sink on the first token
 MIN_ATTENTION = 2.0  # in all, of the tokens and pairs that are listed
+TOP = 8  # of them at most
 
 
 def distance_bucket(distance):
@@ -61,26 +62,20 @@ class PairFeatures:
     """
 
     def __init__(self, story, scores=None, window=0, device="cpu", query_step=1):
-        ids = torch.tensor(story.ids, device=device)
+        ids, queries = torch.tensor(story.ids, device=device), slice(None, None, query_step)
         self.ids, previous = ids[1:], ids[:-1]
-        position, queries = (
-            torch.arange(len(self.ids), device=device),
-            slice(None, None, query_step),
-        )
+        position = torch.arange(len(self.ids), device=device)
         self.distance = position[queries, None] - position  # query minus key
         self.visible = self.distance >= 0
         if window:
             self.visible &= self.distance < window
         self.bucket = distance_bucket(self.distance.clamp(min=0))
-        earlier = self.visible & (self.distance > 0)
-        self.duplicate = earlier & (self.ids[queries, None] == self.ids)  # the same token
-        self.induction = earlier & (
-            self.ids[queries, None] == previous
-        )  # it follows the same token
-        self.repetition = self.duplicate.long() + 2 * self.induction.long()  # 0 to 3
-        self.scores, self.pos = None if scores is None else scores[:, queries], None
-        if story.pos is not None:
-            self.pos = torch.tensor([POS.index(x) for x in story.pos[1:]], device=device)
+        earlier, query_ids = self.visible & (self.distance > 0), self.ids[queries, None]
+        self.duplicate = earlier & (query_ids == self.ids)  # the same token
+        self.induction = earlier & (query_ids == previous)  # it follows the same token
+        self.repetition = self.duplicate + 2 * self.induction  # 0 to 3
+        self.scores = None if scores is None else scores[:, queries]
+        self.pos = story.pos and torch.tensor([POS.index(x) for x in story.pos[1:]], device=device)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -92,11 +87,9 @@ class AttentionPredictor:
 
     def __init__(self, knowledge, start=None):
         """start: a fitted predictor with less knowledge, from which to go on."""
-        self.knowledge = knowledge
-        self.factors = (
-            dict(start.factors) if start else {}
-        )  # u "bucket", r "repetition": (H, values)
-        self.weight = None  # t, (H,)
+        self.knowledge, self.weight = knowledge, None  # t, (H,)
+        # u "bucket", r "repetition": (H, values)
+        self.factors = dict(start.factors) if start else {}
         self.last_bucket = start.last_bucket if start else BUCKETS - 1
 
     def predict(self, pairs, mass):
@@ -123,10 +116,10 @@ class AttentionPredictor:
         observed = {name: self._sum_by_value(name, patterns, pairs) for name in self.factors}
         for _ in range(ROUNDS):
             for name in self.factors:
-                both = zip(pairs, masses, strict=True)
-                predicted = self._sum_by_value(name, (self.predict(*one) for one in both), pairs)
+                predicted = map(self.predict, pairs, masses)
                 ratio = observed[name] + SMOOTHING
-                self.factors[name] = self.factors[name] * ratio / (predicted + SMOOTHING)
+                predicted = self._sum_by_value(name, predicted, pairs) + SMOOTHING
+                self.factors[name] = self.factors[name] * ratio / predicted
             if self.weight is not None:
                 self.weight = self._newton_step(patterns, pairs, masses)
         return self
@@ -167,8 +160,7 @@ class AttentionPredictor:
 
 
 def classify(patterns, scores, stories, window=0, seed=0):
-    """What each head of a layer looks at: a list of dicts of numbers and intervals over the
-    stories.
+    """What each head of a layer looks at: a dict of numbers and intervals over the stories.
 
     patterns, scores: of each TaggedStory (H, T, T) float, from hooks.attention_patterns and
     content_scores. Every second story tests the predictors fitted to the others; raises ValueError
@@ -182,14 +174,13 @@ def classify(patterns, scores, stories, window=0, seed=0):
     fitted = [x[:, ::QUERY_STEP] for x in text[::2]]
     fitted_pairs = [PairFeatures(*one, QUERY_STEP) for one in inputs[::2]]
     predictor, predictors = None, {}
-    for knowledge in PREDICTORS:
-        predictor = predictors[knowledge] = AttentionPredictor(knowledge, predictor).fit(
-            fitted, fitted_pairs
-        )
+    for name in PREDICTORS:
+        predictor = AttentionPredictor(name, predictor).fit(fitted, fitted_pairs)
+        predictors[name] = predictor
     explained = explained_variance(predictors, text[1::2], pairs[1::2], seed)
     statistics = attention_statistics(predictors["distance"], patterns, text, pairs, seed)
     top_rows = top_tokens(predictors["repetition"], text, pairs)
-    rows = [explained[h] | statistics[h] | top_rows[h] for h in range(len(patterns[0]))]
+    rows = [a | b | c for a, b, c in zip(explained, statistics, top_rows, strict=True)]
     return [{"kind": head_kind(row)} | row for row in rows]
 
 
@@ -208,10 +199,8 @@ def explained_variance(predictors, text, pairs, seed):
         uniform = one.visible * (mass / one.visible.sum(-1))[..., None]
         predicted = [uniform, *(predictor.predict(one, mass) for predictor in predictors.values())]
         errors.append(torch.stack([((pattern - p) ** 2).sum((-2, -1)) for p in predicted]))
-    errors = _floats(torch.stack(errors))  # (stories, predictors + 1, H)
-    queries = np.array([len(one.ids) for one in pairs])
-    rows = []
-    for sums in np.moveaxis(errors, 2, 0):  # a head's, (stories, predictors + 1)
+    queries, rows = [len(one.ids) for one in pairs], []
+    for sums in np.moveaxis(_floats(torch.stack(errors)), 2, 0):  # (stories, predictors + 1)
         row = {"row_variance": bootstrap.ratio(sums[:, 0], queries, seed)}
         for i, name in enumerate(predictors):
             row[name] = bootstrap.ratio(sums[:, i] - sums[:, i + 1], sums[:, 0], seed)
@@ -228,44 +217,42 @@ def attention_statistics(predictor, patterns, text, pairs, seed):
     each distance up to EXACT over queries with such a token, "peak_distance" where it is highest,
     and "median_distance" the distance within which half of the attention on the text lies.
     """
-    names = ["first_token", "own_token", "previous_token", "entropy"]
-    names += [f"{name}{suffix}" for name in REPEATS for suffix in ("", "_expected")]
-    sums, counts = {name: [] for name in names}, {name: [] for name in names}
-    longest = max(len(one.ids) for one in pairs)
+    stories, longest = [], max(len(one.ids) for one in pairs)
     by_distance, queries = np.zeros((len(patterns[0]), longest)), np.zeros(longest)
     for whole, pattern, one in zip(patterns, text, pairs, strict=True):
         n = len(one.ids)
         logs = torch.where(whole > 0, whole, 1).log2()
-        values = {
-            "first_token": whole[:, 1:, 0].sum(-1),
-            "own_token": pattern.diagonal(0, 1, 2).sum(-1),
-            "previous_token": pattern.diagonal(-1, 1, 2).sum(-1),
-            "entropy": -(whole * logs)[:, 1:].sum((-2, -1)),
+        sums = {  # (sum over the queries, (H,); number of queries)
+            "first_token": (whole[:, 1:, 0].sum(-1), n),
+            "own_token": (pattern.diagonal(0, 1, 2).sum(-1), n),
+            "previous_token": (pattern.diagonal(-1, 1, 2).sum(-1), n - 1),
+            "entropy": (-(whole * logs)[:, 1:].sum((-2, -1)), n),
         }
-        count = dict.fromkeys(values, n) | {"previous_token": n - 1}
         predicted = predictor.predict(one, pattern.sum(-1))
         for name in REPEATS:
             mask = getattr(one, name)
-            values[name] = (pattern * mask).sum((-2, -1))
-            values[f"{name}_expected"] = (predicted * mask).sum((-2, -1))
-            count[name] = count[f"{name}_expected"] = int(mask.any(-1).sum())
-        for name in names:
-            sums[name].append(_floats(values[name]))
-            counts[name].append(count[name])
+            count = int(mask.any(-1).sum())
+            sums[name] = (pattern * mask).sum((-2, -1)), count
+            sums[f"{name}_expected"] = (predicted * mask).sum((-2, -1)), count
+        stories.append({name: (_floats(x), count) for name, (x, count) in sums.items()})
         zeros, distances = pattern.new_zeros(len(pattern), n), one.distance.clamp(min=0).flatten()
         by_distance[:, :n] += _floats(zeros.index_add_(1, distances, pattern.flatten(1)))
         queries[:n] += n - np.arange(n)
+    means = {}  # {name: [interval of each head]}
+    for name in stories[0]:
+        sums, counts = zip(*(story[name] for story in stories), strict=True)
+        means[name] = [bootstrap.ratio(column, counts, seed) for column in np.transpose(sums)]
     profile = (by_distance / queries)[:, :EXACT]
     half = np.cumsum(by_distance, 1) >= by_distance.sum(1, keepdims=True) / 2
     return [
-        {name: bootstrap.ratio([x[h] for x in sums[name]], counts[name], seed) for name in names}
+        {name: intervals[h] for name, intervals in means.items()}
         | {"peak_distance": int(profile[h].argmax()), "median_distance": int(half[h].argmax())}
         | {"attention_by_distance": [round(float(x), 4) for x in profile[h]]}
         for h in range(len(by_distance))
     ]
 
 
-def top_tokens(predictor, text, pairs, count=8):
+def top_tokens(predictor, text, pairs):
     """The tokens that a head attends to most above what `predictor` predicts, and from which.
 
     For each head {"top_keys": [(token, attention, times the predicted)], "top_pairs": [(query's
@@ -284,14 +271,13 @@ def top_tokens(predictor, text, pairs, count=8):
         by_pair.append(flat.new_zeros(len(flat), len(known)).index_add_(1, number, flat))
         by_key.append(flat.new_zeros(len(flat), vocab_size).index_add_(1, keys, by_pair[-1]))
         if pairs[0].pos is not None:
-            by_pos.append(sum(_by_pos(x, one) for x, one in zip(patterns, pairs, strict=True)))
+            by_pos.append(sum(map(_by_pos, patterns, pairs)).flatten(1))
     rows = []
     for h in range(len(text[0])):
-        top = _most_above(by_pair[0][h], by_pair[1][h], count)
-        row = {"top_keys": _most_above(by_key[0][h], by_key[1][h], count)}
-        row["top_pairs"] = [(int(queries[i]), int(keys[i]), *figures) for i, *figures in top]
+        row, top = {"top_keys": _most_above(by_key, h)}, _most_above(by_pair, h)
+        row["top_pairs"] = [(int(queries[i]), int(keys[i]), *x) for i, *x in top]
         if by_pos:
-            top = _most_above(by_pos[0][h].flatten(), by_pos[1][h].flatten(), count)
+            top = _most_above(by_pos, h)
             row["top_pos"] = [(POS[i // len(POS)], POS[i % len(POS)], *x) for i, *x in top]
         rows.append(row)
     return rows
@@ -303,18 +289,16 @@ def _by_pos(pattern, pairs):
     return one_hot.T @ pattern @ one_hot
 
 
-def _most_above(observed, predicted, count):
-    """[(index, attention observed, times the predicted)] of those furthest above it."""
+def _most_above(attention, h):
+    """[(index, attention observed, times the predicted)] of those of head h furthest above it.
+
+    attention: observed and predicted, (H, indices) each.
+    """
+    observed, predicted = (side[h] for side in attention)
     excess = torch.where(observed >= MIN_ATTENTION, observed - predicted, -1.0)
-    return [
-        (
-            i,
-            round(float(observed[i]), 2),
-            round(float(observed[i] / predicted[i].clamp(min=1e-9)), 2),
-        )
-        for i in excess.argsort(descending=True)[:count].tolist()
-        if excess[i] > 0
-    ]
+    times = observed / predicted.clamp(min=1e-9)
+    top = [i for i in excess.argsort(descending=True)[:TOP].tolist() if excess[i] > 0]
+    return [(i, round(float(observed[i]), 2), round(float(times[i]), 2)) for i in top]
 
 
 def head_kind(row):

@@ -12,6 +12,7 @@ residual stream by its mean, not by zero, which no text may ever make it add (Wa
 """
 
 import contextlib
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,9 @@ BATCH_SIZE = 8  # stories of one forward pass
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a model that can be read and ablated: kind is "head" or "neuron"."""
+    """A part of a model that can be read and ablated."""
 
-    kind: str
+    kind: str  # "head" or "neuron"
     layer: int
     index: int
 
@@ -37,9 +38,8 @@ class Unit:
         return slice(self.index * width, (self.index + 1) * width)
 
 
-def output_projection(model, kind, layer):
-    """The linear layer that adds a layer's heads, or its neurons, to the residual stream."""
-    block = model.h[layer]
+def output_projection(block, kind):
+    """The linear layer that adds a block's heads, or its neurons, to the residual stream."""
     return (block.attn if kind == "head" else block.mlp).c_proj
 
 
@@ -60,9 +60,9 @@ def make_batches(stories, device):
     order, batches = sorted(range(len(stories)), key=lambda i: len(stories[i].ids)), []
     for first in range(0, len(order), BATCH_SIZE):
         indices = order[first : first + BATCH_SIZE]
-        some = [stories[i] for i in indices]
-        rest = [Completion([*one.ids[1:], one.next_id]) for one in some]
-        batches.append((indices, pad_batch([one.ids[:1] for one in some], rest, 0, device)))
+        starts = [stories[i].ids[:1] for i in indices]
+        rest = [Completion([*stories[i].ids[1:], stories[i].next_id]) for i in indices]
+        batches.append((indices, pad_batch(starts, rest, 0, device)))
     return batches
 
 
@@ -73,15 +73,11 @@ def make_batches(stories, device):
 @torch.no_grad()
 def run_with_hooks(model, tokens, modules, hook):
     """Run the model; hook(i, x, y) gets the input and output of number i of the modules."""
-    handles = [
-        module.register_forward_hook(lambda _, args, y, i=i: hook(i, args[0], y))
-        for i, module in enumerate(modules)
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        for i, module in enumerate(modules):
+            handle = module.register_forward_hook(lambda _, args, y, i=i: hook(i, args[0], y))
+            stack.enter_context(handle)
         model.hidden(tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -102,7 +98,7 @@ def neuron_activations(model, tokens, callback):
     """Call callback(layer, values) with the neurons' activations (B, T, 4 C) of each layer while
     the model runs, so that never all layers are held. tokens: see `attention_patterns`.
     """
-    modules = [block.mlp.c_proj for block in model.h]
+    modules = [output_projection(block, "neuron") for block in model.h]
     run_with_hooks(model, tokens, modules, lambda layer, x, y: callback(layer, x))
 
 
@@ -110,23 +106,21 @@ def neuron_activations(model, tokens, callback):
 def mean_residuals(model, batches, ids):
     """The mean residual stream of each token id at the input of each layer, whatever its context.
 
-    batches: of `make_batches`. Returns ({id: row}, [(rows, C) of each layer]); an id that does not
-    occur gets the mean over all tokens.
+    batches: of `make_batches`. Returns (the row of each of these ids, int64 (vocab,), [(rows, C) of
+    each layer]); an id that does not occur gets the mean over all tokens.
     """
-    wanted = sorted(set(ids))
-    row_of = {token: row for row, token in enumerate(wanted)}
-    device, width = model.wte.weight.device, model.config.n_embd
-    rows = torch.full([model.config.padded_vocab_size], len(wanted), device=device)
-    rows[torch.tensor(wanted, device=device)] = torch.arange(len(wanted), device=device)
-    sums = torch.zeros(len(model.h), len(wanted) + 1, width, device=device)
-    counts = torch.zeros(len(wanted) + 1, device=device)
+    device, ids = model.wte.weight.device, sorted(set(ids))
+    row_of = torch.full([model.config.padded_vocab_size], len(ids), device=device)
+    row_of[ids] = torch.arange(len(ids), device=device)
+    sums = torch.zeros(len(model.h), len(ids) + 1, model.config.n_embd, device=device)
+    counts = torch.zeros(len(ids) + 1, device=device)
     for _, batch in batches:
         mask = batch.completion_mask
-        batch_rows = rows[batch.tokens[mask]]
-        counts += torch.bincount(batch_rows, minlength=len(counts))
+        rows = row_of[batch.tokens[mask]]
+        counts += torch.bincount(rows, minlength=len(counts))
 
-        def add(layer, x, y, batch_rows=batch_rows, mask=mask):
-            sums[layer].index_add_(0, batch_rows, x[mask].float())
+        def add(layer, x, y, rows=rows, mask=mask):
+            sums[layer].index_add_(0, rows, x[mask].float())
 
         run_with_hooks(model, batch.tokens, [block.ln_1 for block in model.h], add)
     overall = sums.sum(1, keepdim=True) / counts.sum()
@@ -148,18 +142,19 @@ def content_scores(model, layer, residuals):
 @torch.no_grad()
 def mean_activations(model, batches):
     """{(kind, layer): mean input of its `output_projection` over all tokens, (C,) or (4 C,)}."""
-    places = [(kind, layer) for kind in ("head", "neuron") for layer in range(len(model.h))]
-    modules = [output_projection(model, *place) for place in places]
-    sums, count = dict.fromkeys(places, 0), 0
+    places = list(itertools.product(("head", "neuron"), range(len(model.h))))
+    modules = [output_projection(model.h[layer], kind) for kind, layer in places]
+    sums, count = [0] * len(places), 0
     for _, batch in batches:
+        mask = batch.completion_mask
+        count += int(mask.sum())
 
-        def add(i, x, y, mask=batch.completion_mask):
-            sums[places[i]] = sums[places[i]] + x[mask].float().sum(0).cpu().double()
+        def add(i, x, y, mask=mask):
+            sums[i] = sums[i] + x[mask].float().sum(0).cpu().double()
 
         run_with_hooks(model, batch.tokens, modules, add)
-        count += int(batch.completion_mask.sum())
-    device = model.wte.weight.device
-    return {place: (total / count).float().to(device) for place, total in sums.items()}
+    means = [(total / count).float().to(model.wte.weight.device) for total in sums]
+    return dict(zip(places, means, strict=True))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -177,12 +172,8 @@ def mean_ablate(model, unit, means):
         changed[..., columns] = mean.type_as(changed)
         return (changed,)
 
-    module = output_projection(model, unit.kind, unit.layer)
-    handle = module.register_forward_pre_hook(replace)
-    try:
+    with output_projection(model.h[unit.layer], unit.kind).register_forward_pre_hook(replace):
         yield model
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

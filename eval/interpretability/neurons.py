@@ -1,5 +1,4 @@
-"""What a neuron fires at: its highest activations over many stories, and how alike their tokens
-are.
+"""What a neuron fires at: its highest activations over many stories, and how alike these are.
 
     halves = top_activations(model, batches)         # of every neuron, in each half of the stories
     scores = coherence(halves[0], stories, seed=0)   # arrays, a number for each neuron
@@ -17,6 +16,7 @@ second measures them again, with examples of its own. Since a neuron with random
 more at some tokens than at others, an untrained model shows how much of the coherence was learned.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,18 +33,15 @@ READABLE = 99  # a neuron is readable if it is more coherent than this percentag
 
 @dataclass(frozen=True)
 class TopActivations:
-    """The TOP stories of each neuron in one half, or as many as the half has: activations (neurons,
-    TOP), descending, and the indices of the stories and of the token in each.
-    """
+    """The TOP stories of each neuron in one half, or all there are: arrays (neurons, TOP)."""
 
-    values: np.ndarray
-    stories: np.ndarray
-    tokens: np.ndarray
+    values: np.ndarray  # activations, descending
+    stories: np.ndarray  # their indices
+    tokens: np.ndarray  # the index in the story of the token
 
 
 def top_activations(model, batches, name="neurons"):
-    """The TopActivations of all neurons, layer after layer, in stories of even index and of odd:
-    two.
+    """Two TopActivations of all neurons, layer after layer: in stories of even index and of odd.
 
     batches: of hooks.make_batches. name: of the progress bar.
     """
@@ -83,10 +80,7 @@ def entropies(kinds):
     # Each run of equal numbers ends where the next begins.
     ends = np.diff(ascending, axis=1, append=ascending[:, -1:] + 1) != 0
     row, end = np.nonzero(ends)
-    count = np.diff(end, prepend=-1)
-    first = np.diff(row, prepend=-1) > 0
-    count[first] = end[first] + 1
-    p = count / n
+    p = np.diff(row * n + end, prepend=-1) / n
     return np.bincount(row, -p * np.log2(p), rows)
 
 
@@ -99,20 +93,16 @@ def coherence(top, stories, seed=0):
     """
     kinds = {"token": [np.array(one.ids) for one in stories]}
     if stories[0].pos is not None:
-        number = {pos: i for i, pos in enumerate(POS)}
-        kinds["pos"] = [np.array([number[x] for x in one.pos]) for one in stories]
+        kinds["pos"] = [np.array([*map(POS.index, one.pos)]) for one in stories]
     counts = np.bincount(np.concatenate([ids[1:] for ids in kinds["token"]]))
-    places = _random_places(kinds["token"], np.unique(top.stories), top.stories.shape[1], seed)
+    random_places = _random_places(kinds["token"], top.stories, seed)
     scores, relative, random_relative = {}, [], []
     for name, values in kinds.items():
-        at = np.array([
-            [values[s][t] for s, t in zip(*row, strict=True)]
-            for row in zip(top.stories, top.tokens, strict=True)
-        ])  # fmt: skip
+        at = _look_up(values, top.stories, top.tokens)
         if name == "token":
             scores["rarity"] = -np.log2(counts[at] / counts.sum()).mean(1)
         scores[f"{name}_entropy"] = entropies(at)
-        random = entropies(np.array([[values[s][t] for s, t in row] for row in places]))
+        random = entropies(_look_up(values, *random_places))
         typical = max(random.mean(), 1e-9)  # 0 only where all tokens are the same
         relative.append(scores[f"{name}_entropy"] / typical)
         random_relative.append(random / typical)
@@ -122,13 +112,21 @@ def coherence(top, stories, seed=0):
     return scores
 
 
-def _random_places(ids, stories, n, seed):
-    """RANDOM_SETS lists of n places (story, token), each in a different one of these stories."""
-    rng, sets = np.random.default_rng(seed), []
+def _look_up(values, stories, tokens):
+    """values[story][token] of two arrays of indices (rows, n)."""
+    starts = np.cumsum([0, *map(len, values)])
+    return np.concatenate(values)[starts[stories] + tokens]
+
+
+def _random_places(ids, stories, seed):
+    """RANDOM_SETS rows of as many stories as a row of these has, different ones if there are so
+    many, and of a token in each: two arrays (RANDOM_SETS, n).
+    """
+    rng, n, stories, sets = np.random.default_rng(seed), stories.shape[1], np.unique(stories), []
     for _ in range(RANDOM_SETS):
         chosen = rng.choice(stories, n, replace=len(stories) < n)
-        sets.append([(s, int(rng.integers(1, len(ids[s])))) for s in chosen])
-    return sets
+        sets.append((chosen, [rng.integers(1, len(ids[s])) for s in chosen]))
+    return np.array(sets).transpose(1, 0, 2)
 
 
 def rank(scores):
@@ -147,11 +145,12 @@ def examples(model, stories, top, chosen, device, before=12, after=8):
     stories: TaggedStories. chosen: indices of neurons, layer after layer.
     """
     width = 4 * model.config.n_embd
-    places = {}  # story -> [(neuron, rank, token)]
+    places = defaultdict(list)  # story -> [(neuron, rank, token)]
     for neuron in chosen:
-        for i, (s, t) in enumerate(zip(top.stories[neuron], top.tokens[neuron], strict=True)):
-            places.setdefault(int(s), []).append((neuron, i, int(t)))
-    rows = {neuron: {} for neuron in chosen}
+        pairs = zip(top.stories[neuron].tolist(), top.tokens[neuron].tolist(), strict=True)
+        for i, (s, t) in enumerate(pairs):
+            places[s].append((neuron, i, t))
+    rows = {neuron: [None] * top.stories.shape[1] for neuron in chosen}
     for s, story_places in places.items():
 
         def add(layer, values, s=s, story_places=story_places):
@@ -165,4 +164,4 @@ def examples(model, stories, top, chosen, device, before=12, after=8):
                     }  # fmt: skip
 
         hooks.neuron_activations(model, torch.tensor([stories[s].ids], device=device), add)
-    return {neuron: [row[i] for i in sorted(row)] for neuron, row in rows.items()}
+    return rows

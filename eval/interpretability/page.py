@@ -29,10 +29,7 @@ def pack(patterns):
 
 
 def render(results, patterns, loaded):
-    """The page as HTML.
-
-    patterns: the attention of each layer (H, T, T) on the results' text. loaded: the LoadedModel.
-    """
+    """The page as HTML. patterns: the attention of each layer (H, T, T) on the results' text."""
     config = loaded.model.config
     name = Path(loaded.out_dir).name if loaded.is_run() else loaded.provenance["model"]
     facts = [

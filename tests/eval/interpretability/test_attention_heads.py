@@ -165,9 +165,7 @@ def test_an_untrained_head_is_even():
         model, hooks.make_batches(stories, "cpu"), range(VOCAB)
     )
     maps = [hooks.attention_patterns(model, torch.tensor([one.ids]), 0)[0] for one in stories]
-    scores = [
-        hooks.content_scores(model, 0, residuals[[row_of[i] for i in one.ids]]) for one in stories
-    ]
+    scores = [hooks.content_scores(model, 0, residuals[row_of[one.ids]]) for one in stories]
     assert [row["kind"] for row in classify(maps, scores, stories)] == ["uniform", "uniform"]
 
 

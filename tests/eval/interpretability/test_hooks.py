@@ -157,7 +157,7 @@ def test_mean_residuals():
         model, make_batches([TaggedStory([EOT, 7, 8])], "cpu"), [EOT, 7, 8]
     )
     tokens = torch.tensor([[EOT, 7, 8]])
-    scores = hooks.content_scores(model, 0, residuals[0][[row_of[i] for i in (EOT, 7, 8)]])
+    scores = hooks.content_scores(model, 0, residuals[0][row_of[[EOT, 7, 8]]])
     mask = torch.ones(3, 3).tril() == 0
     maps = scores.masked_fill(mask, float("-inf")).softmax(-1)
     assert torch.allclose(maps, attention_patterns(model, tokens, 0)[0], atol=1e-5)
@@ -203,9 +203,7 @@ def test_heads_of_a_made_model(made):
     row_of, [residuals] = hooks.mean_residuals(
         model, make_batches(stories, "cpu"), range(planted.VOCAB)
     )
-    scores = [
-        hooks.content_scores(model, 0, residuals[[row_of[i] for i in one.ids]]) for one in stories
-    ]
+    scores = [hooks.content_scores(model, 0, residuals[row_of[one.ids]]) for one in stories]
     rows = classify(maps, scores, stories)
     kinds = [row["kind"] for row in rows]
     assert kinds[planted.DISTANCE] == "distance" and rows[planted.DISTANCE]["peak_distance"] == 3
