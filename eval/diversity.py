@@ -72,18 +72,16 @@ class Settings(harness.ModelSettings):
 
 @dataclass(frozen=True)
 class StoryPrompt:
-    """A training story cut in two. prompt: its beginning, after the instruction if it has one."""
+    """A training story cut in two."""
 
-    story: int
-    prompt: str
+    story: int  # its number
+    prompt: str  # its beginning, after the instruction if it has one
     beginning: str
-    original: str
+    original: str  # its continuation
 
 
 def split_story(text, fraction):
-    """(beginning, continuation) of a text: the first `fraction` of its words, and the others; ""
-    and "" where either would be empty.
-    """
+    """(the first `fraction` of a text's words, the others); two "" where either would be empty."""
     words = list(re.finditer(r"\S+", text))
     count = round(fraction * len(words))
     if not 0 < count < len(words):
@@ -116,8 +114,8 @@ def story_prompts(index, models, settings):
 
 
 def unseen_continuations(index, settings):
-    """The continuations of as many stories of the val split, a list of str; [] where it has fewer,
-    for the largest similarity to another text grows with their number.
+    """The continuations of num_prompts stories of the val split, a list of str; [] where it has
+    fewer, for the largest similarity to another text grows with their number.
     """
     if not index.data.manifest["splits"].get("val", {}).get("stories"):
         return []
@@ -147,10 +145,9 @@ def generate_all(models, prompts, settings, temperatures):
 
 def measure(index, prompts, generated, unseen, settings):
     """({set: results}, {set: [CopyReport]}, {n: n-grams of the training stories}): all measures of
-    each set of texts, by its name: each model's at each temperature, the originals, unseen stories.
+    each set of texts: each model's at each temperature, the originals, `unseen` stories.
 
-    generated: see `generate_all`. unseen: texts. A set's "values" hold the scores of each text,
-    None where it has none.
+    generated: see `generate_all`. A set's "values" hold each text's scores, None where it has none.
     """
     seed, originals = settings.seed, [one.original for one in prompts]
     models = {f"{model} at {x:g}": texts for (model, x), texts in generated.items()}
@@ -170,21 +167,16 @@ def measure(index, prompts, generated, unseen, settings):
             values["longest_match"] = [report.longest[0] for report in rows]
             values["longest_match_tokens"] = [report.longest_tokens[0] for report in rows]
         if name in models:
-            scores = map(metrics.ngram_precision, texts, words[ORIGINALS])
-            values["rouge_original"] = list(scores)
+            pairs = zip(texts, words[ORIGINALS], strict=True)
+            values["rouge_original"] = [metrics.ngram_precision(*pair) for pair in pairs]
             result["rouge_original"] = bootstrap.mean(values["rouge_original"], seed)
-            stories = [report.nearest.story for report in rows]
-            result["nearest_is_original"] = sum(
-                story == one.story for story, one in zip(stories, prompts, strict=True)
-            )
-            cut = [
-                other[: len(text)]
-                for text, other in zip(texts, words.get(UNSEEN, []), strict=False)
-            ]
-            result["rouge_nearest_unseen"] = bootstrap.mean(
-                [index.nearest(text).precision for text in cut], seed
-            )
-            nearest = [index.text(story) for story in stories]
+            nearest = [report.nearest.story for report in rows]
+            own = (story == one.story for story, one in zip(nearest, prompts, strict=True))
+            result["nearest_is_original"] = sum(own)
+            pairs = zip(texts, words.get(UNSEEN, []), strict=False)
+            cut = [index.nearest(other[: len(text)]).precision for text, other in pairs]
+            result["rouge_nearest_unseen"] = bootstrap.mean(cut, seed)
+            nearest = [index.text(story) for story in nearest]
             result["rouge_score"] = rouge_scores(models[name], originals, similar, nearest, seed)
         values = {x: [None if y != y else y for y in ys] for x, ys in values.items()}
         results[name] = result | {"values": values}
@@ -238,9 +230,7 @@ def differences(results, generated, seed):
     other's, over the same prompts.
     """
     first, rows = next(iter(generated))[0], {}
-    for model, x in generated:
-        if model == first:
-            continue
+    for model, x in ((model, x) for model, x in generated if model != first):
         both = [results[f"{name} at {x:g}"]["values"] for name in (first, model)]
         row = rows[f"{model} at {x:g}"] = {}
         for kind in ("rouge_original", "rouge_nearest"):
@@ -258,8 +248,7 @@ def parse_temperatures(text):
     try:
         return list(dict.fromkeys(map(float, text.split(","))))
     except ValueError:
-        message = f"temperatures are numbers with commas between them, not '{text}'"
-        raise UserError(message) from None
+        raise UserError(f"temperatures are numbers with commas, not '{text}'") from None
 
 
 def trained_on(model, data):
@@ -284,8 +273,8 @@ def show(results):
         rows.append([name, row.get("rouge_original"), row["rouge_other"], *cells])
     print()
     harness.print_table(["", "ROUGE-2, original", "ROUGE-2, another", "ROUGE-2, nearest",
-                 "nearest, unseen stories", "new 4-grams", "longest match: median, max",
-                 "exact copies", "templates", "too short"], rows)  # fmt: skip
+                         "nearest, unseen stories", "new 4-grams", "longest match: median, max",
+                         "exact copies", "templates", "too short"], rows)  # fmt: skip
     print()
     harness.print_table(
         ["", "words", *(f"distinct-{n}" for n in (1, 2, 3, 4)), "MTLD", "self-BLEU"],
@@ -298,14 +287,14 @@ def show(results):
 def completion_rows(index, prompts, generated, reports, results):
     """The lines of diversity.jsonl: each completion with all that was measured of it."""
     for (model, x), texts in generated.items():
-        values = results[f"{model} at {x:g}"]["values"]
-        rows = zip(prompts, texts, reports[f"{model} at {x:g}"], strict=True)
+        name = f"{model} at {x:g}"
+        rows = zip(prompts, texts, reports[name], strict=True)
         for i, (one, text, report) in enumerate(rows):
             length, start = report.longest
             yield {
                 "model": model, "temperature": x, "story": one.story, "beginning": one.beginning,
                 "original": one.original, "completion": text, "copy_kind": report.kind(),
-                **{name: values[name][i] for name in values},
+                **{key: column[i] for key, column in results[name]["values"].items()},
                 "longest_match_masked": report.longest_masked and report.longest_masked[0],
                 "words": len(report.words), "tokens": report.num_tokens,
                 "longest_match_text": " ".join(report.words[start : start + length]),

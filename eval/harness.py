@@ -77,11 +77,6 @@ def beside_names(settings):
     return [name.strip() for name in getattr(settings, "beside", "").split(",") if name.strip()]
 
 
-def data_folder(loaded, dataset="", setting="dataset"):
-    """The token folder `dataset`, by default the one a LoadedModel was trained on; or UserError."""
-    return dataset or checkpoint.data_folder(loaded, setting)
-
-
 def val_texts(folder):
     """The held-out stories of a token folder, an iterator of str."""
     data, tokenizer = Dataset(folder, "val"), Tokenizer.load(folder)
@@ -124,10 +119,8 @@ def beginnings(name):
 
 
 def read_records(settings, loaded):
-    """([instruct.Record], the name of their source) for an evaluation of instruction following.
-
-    settings: `source`, else `dataset`, else the val split of the run's own data; `seed`, for
-    records that are made. Raises UserError where no record has an instruction.
+    """([instruct.Record], the name of their source): of the setting `source`, else of the val split
+    of `dataset` or of the run's own data. Raises UserError where no record has an instruction.
     """
     if source := settings.source:
         texts = sources.read(source, seed=settings.seed)
@@ -158,7 +151,7 @@ def fits(models, prompt):
 
 
 # ----------------------------------------------------------------------------------------------
-# completions
+# completions and their log-likelihoods
 
 
 def generate_completions(loaded, texts, settings, num_samples):
@@ -196,15 +189,10 @@ def completions(loaded, texts, settings, num_samples, folder):
 
 
 def story_of(loaded, completion):
-    """(text, whether the story ended) of a Completion of an instruction. A model of the raw
-    Instruct file writes a Summary after the story: there its story has ended.
-    """
+    """(text, whether the story ended) of a Completion of an instruction."""
+    # A model of the raw Instruct file writes a Summary after the story: there its story has ended.
     text, rest = instruct.split_story(loaded.tokenizer.decode(completion.ids))
     return text, completion.ended or bool(rest)
-
-
-# ----------------------------------------------------------------------------------------------
-# log-likelihoods
 
 
 def completion_nlls(model, prompts, completions, eot, batch_size):

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs import UserError, check_ranges, load, run
+from eval import harness
 from eval.bootstrap import delta_ratio
-from eval.harness import ModelSettings, data_folder, open_models, val_texts, write_result
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import InMemoryDataset
@@ -29,7 +29,7 @@ from nanostories.training.validation import evaluate
 
 
 @dataclass(frozen=True)
-class Settings(ModelSettings):
+class Settings(harness.ModelSettings):
     source: str = ""  # any source of prepare.py; default: the validation stories of the run's data
     loss_on: str = ""  # all, or story: only that of Instruct records; default: as trained, else all
     batch_size: int = 8  # rows of tokens in one forward pass
@@ -78,13 +78,13 @@ def score(model, groups, eot, batch_size, autocast):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     check_ranges(settings, choices={"loss_on": ("all", "story", "")})
-    [loaded] = open_models(settings, origin)
+    [loaded] = harness.open_models(settings, origin)
     device, loss_on = loaded.model.wte.weight.device, settings.loss_on or "all"
     if source := settings.source:
         texts = sources.read(source)
     else:
-        source = data_folder(loaded, setting="source")
-        texts = val_texts(source)
+        source = checkpoint.data_folder(loaded, "source")
+        texts = harness.val_texts(source)
         trained = checkpoint.read_config(loaded.out_dir)["train"]
         loss_on = settings.loss_on or trained["loss_on"]
     groups = groups_of_text(texts, loaded.tokenizer, records=loss_on == "story")
@@ -100,7 +100,7 @@ def main():
     print(f"loss per token {loss:.4f}" + (f" +- {loss_half:.4f}" if loss_half else ""))
     print(f"perplexity {math.exp(loss):.4f}")
     print(f"bits per byte {bits:.4f}")
-    write_result(loaded.out_dir, "loss", {
+    harness.write_result(loaded.out_dir, "loss", {
         "checkpoint": loaded.identity(), "source": source, "loss_on": loss_on,
         "tokens": int(tokens.sum()), "bytes": int(num_bytes.sum()),
         "loss": loss, "loss_95": loss_half, "perplexity": math.exp(loss),

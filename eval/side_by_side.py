@@ -35,7 +35,7 @@ def main():
     settings, origin = load(Settings, positional="out_dir")
     check_sampling_settings(settings)
     (loaded,) = harness.open_models(settings, origin)
-    dataset = harness.data_folder(loaded, settings.dataset)
+    dataset = settings.dataset or checkpoint.data_folder(loaded)
     index = StoryIndex(Dataset(dataset, "train"))
     prompts = {
         name: text for name, text in zip(NAMES, harness.beginnings(str(PROMPTS)), strict=True)

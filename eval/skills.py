@@ -43,7 +43,7 @@ def main():
     (loaded,) = harness.open_models(settings, origin)
     if settings.steps and not loaded.is_run():
         raise UserError("steps are those of a run: name its folder")
-    source, seed = harness.data_folder(loaded, settings.dataset), settings.seed
+    source, seed = settings.dataset or checkpoint.data_folder(loaded), settings.seed
     made = minimal_pairs.make(list(harness.val_texts(source)), settings.questions, seed)
     questions = [*(question.prompt for question in made), *knowledge_prompts.paper()]
     prompts = fitting(questions, loaded)

@@ -78,10 +78,6 @@ class PairFeatures:
         self.pos = story.pos and torch.tensor([POS.index(x) for x in story.pos[1:]], device=device)
 
 
-# ----------------------------------------------------------------------------------------------
-# predictors
-
-
 class AttentionPredictor:
     """The attention of a layer's heads as predicted from `knowledge`, one of PREDICTORS."""
 
@@ -106,13 +102,13 @@ class AttentionPredictor:
     def fit(self, patterns, pairs):
         """Fit to the patterns of some stories, (H, n, n) each, and their PairFeatures; itself."""
         masses = [pattern.sum(-1) for pattern in patterns]
-        heads, device = len(patterns[0]), patterns[0].device
+        ones = masses[0].new_ones(len(masses[0]), 4)  # (H, 4)
         if not self.factors:
             self._start(patterns, pairs)
         elif "repetition" not in self.factors:
-            self.factors["repetition"] = torch.ones(heads, 4, device=device)
+            self.factors["repetition"] = ones
         if self.knowledge == "content":
-            self.weight = torch.zeros(heads, device=device)
+            self.weight = torch.zeros_like(ones[:, 0])
         observed = {name: self._sum_by_value(name, patterns, pairs) for name in self.factors}
         for _ in range(ROUNDS):
             for name in self.factors:
@@ -144,13 +140,12 @@ class AttentionPredictor:
 
     def _newton_step(self, patterns, pairs, masses):
         """t one step nearer to its maximum likelihood: scores observed equal those predicted."""
-        slope, curvature = 0, 0
+        slope = curvature = 0
         for pattern, one, mass in zip(patterns, pairs, masses, strict=True):
             predicted = self.predict(one, mass)
-            mean = (predicted * one.scores).sum(-1) / mass.clamp(min=1e-30)  # (H, n)
+            mean = (predicted * one.scores).sum(-1, keepdim=True) / mass.clamp(min=1e-30)[..., None]
             slope = slope + ((pattern - predicted) * one.scores).sum((-2, -1))
-            deviation = one.scores - mean[..., None]
-            curvature = curvature + (predicted * deviation**2).sum((-2, -1))
+            curvature = curvature + (predicted * (one.scores - mean) ** 2).sum((-2, -1))
         step = slope / (curvature + SMOOTHING)
         return (self.weight + step.clamp(-MAX_STEP, MAX_STEP)).clamp(0, MAX_WEIGHT)
 

@@ -57,7 +57,7 @@ def index_folder(data):
 
 
 def segment_boundaries(data):
-    """The first story of each segment of a Dataset, and the number of all: a list of int."""
+    """The first story of each segment of a Dataset, and the number of all stories: a list."""
     bounds = [0]
     while bounds[-1] < data.stories:
         full = np.searchsorted(data.starts, data.starts[bounds[-1]] + TOKENS, side="right") - 1
@@ -82,11 +82,11 @@ def token_blocks(data, first, last, tokens=BLOCK):
         stop = min(max(first + 1, int(stop)), last)  # a longer story: alone
         ids = np.asarray(data.read(start, data.starts[stop] - start))
         if data.answers is not None:
-            edges = np.zeros(len(ids) + 1, np.int64)
-            starts = data.starts[first:stop] - start
-            edges[starts + 1] += 1
-            edges[starts + data.answers[first:stop]] -= 1
-            ids = ids[np.cumsum(edges)[:-1] == 0]
+            is_story = np.ones(len(ids), bool)
+            begins = (data.starts[first:stop] - start).tolist()
+            for begin, answer in zip(begins, data.answers[first:stop].tolist(), strict=True):
+                is_story[begin + 1 : begin + answer] = False
+            ids = ids[is_story]
         yield ids
         first = stop
 
@@ -198,10 +198,6 @@ def build(data_folder, split, block):
             raise
 
 
-# ----------------------------------------------------------------------------------------------
-# the whole index
-
-
 class Segment:
     """A segment opened: its ARRAYS and `words`, a list; size: of its word numbers, with 0; stories:
     how many it has. Raises UserError where a file is missing or does not fit the others.
@@ -227,9 +223,8 @@ class Segment:
 
 
 def open_index(data, workers=0):
-    """The Segments of a Dataset in order, a list; the missing ones are built first.
-
-    workers: processes that build; 0: one per core, four at most.
+    """The Segments of a Dataset in order, a list; the missing ones are built first, by so many
+    workers; 0: one per core, MAX_WORKERS at most.
     """
     folder, bounds = index_folder(data), itertools.pairwise(segment_boundaries(data))
     blocks = [(*pair, folder / f"{i:04}") for i, pair in enumerate(bounds)]
