@@ -44,7 +44,14 @@ class Settings(harness.SamplingSettings):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check_settings(settings)
+    check_sampling_settings(settings)
+    if settings.prompts < 2:
+        raise UserError("prompts must be at least 2")
+    if len(harness.beside_names(settings)) > 1:
+        raise UserError("beside takes one run or model")
+    pair = settings.pair.split("+")
+    if len(pair) < 2 or not set(pair) <= set(instruct.LABELS):
+        raise UserError(f"pair takes two of {', '.join(instruct.LABELS)}, as in words+summary")
     models = harness.open_models(settings, origin)
     records, source = harness.read_records(settings, models[0])
     records = harness.choose_records(records, models, settings.prompts, settings.seed)
@@ -55,7 +62,7 @@ def main():
         samples = harness.generate_completions(model, prompts, settings, settings.num_samples)
         stories = [[harness.story_of(model, one) for one in some] for some in samples]
         measured.append(measure(records, stories, settings))
-        checks.append(intervals(measured[-1], records, settings))
+        checks.append(intervals(measured[-1], settings.seed))
         print_table(model.out_dir, checks[-1])
         lines = lines or lines_of(records, stories)  # the first model's
     results = harness.facts_of(models[0], settings, "num_samples", "pair")
@@ -63,31 +70,17 @@ def main():
     if (Path(source) / "manifest.json").is_file():
         results["data"] = checkpoint.data_hashes(read_manifest(source))
     results["checks"], *others = checks
+    given = settings.source or settings.dataset
+    name = f"instruct-{sources.slug(given)}" if given else "instruct"
     for other in others:
-        gaps = differences(*measured, records, settings)
+        gaps = differences(*measured, settings.seed)
         results["beside"] = {"run": settings.beside, "checkpoint": models[1].identity(),
                              "checks": other, "difference": gaps}  # fmt: skip
-        for name, gap in gaps.items():
+        for check, gap in gaps.items():
             interval = bootstrap.format_interval(gap)
-            print(f"{name}: {models[0].out_dir} less {models[1].out_dir}: {interval}")
-    name = "instruct"
-    if given := settings.source or settings.dataset:
-        name += f"-{sources.slug(given)}"
-    if settings.beside:
+            print(f"{check}: {models[0].out_dir} less {models[1].out_dir}: {interval}")
         name += f"-beside-{Path(settings.beside).name}"
     harness.write_result(models[0].out_dir, name, results, lines)
-
-
-def check_settings(settings):
-    """Raise UserError for settings out of range."""
-    check_sampling_settings(settings)
-    if settings.prompts < 2:
-        raise UserError("prompts must be at least 2")
-    if len(harness.beside_names(settings)) > 1:
-        raise UserError("beside takes one run or model")
-    pair = settings.pair.split("+")
-    if len(pair) < 2 or not set(pair) <= set(instruct.LABELS):
-        raise UserError(f"pair takes two of {', '.join(instruct.LABELS)}, as in words+summary")
 
 
 def lines_of(records, stories):
@@ -104,66 +97,54 @@ def lines_of(records, stories):
 
 
 def measure(records, stories, settings):
-    """{check: {side: (sums, counts)}} of a model's stories, float64 (prompts,) each.
-
-    stories: for each record a list of (text, whether it ended). The sides are the model, its
-    stories shuffled (the floor) and, where the records have their stories, the true ones (the
-    ceiling). Besides the checks there are "joint", what comes unrequested, and "ended": the stories
-    that came to their end.
+    """{side: `count_checks`}: of a model's stories, for each record a list of (text, whether it
+    ended), of the same shuffled, and of the true ones where the records have them.
     """
-    texts = [[text for text, _ in some] for some in stories]
     shift = np.random.default_rng([settings.seed, 1]).integers(1, len(records))
-    sides = {"model": texts, "shuffled": [*texts[shift:], *texts[:shift]]}
+    texts = [[(text, None) for text, _ in some] for some in stories]
+    sides = {"model": stories, "shuffled": [*texts[shift:], *texts[:shift]]}
     if all(record.story for record in records):
-        sides["true"] = [[record.story] for record in records]
-    counted = {side: count_checks(records, some) for side, some in sides.items()}
-    ended = [sum(end for _, end in some) for some in stories]
-    by_check = {name: {side: counted[side][name] for side in sides} for name in counted["model"]}
-    return by_check | {"ended": {"model": (ended, [len(some) for some in stories])}}
+        sides["true"] = [[(record.story, None)] for record in records]
+    return {side: count_checks(records, some, settings.pair) for side, some in sides.items()}
 
 
-def count_checks(records, texts):
-    """{check: (sums, counts)} over all stories of each prompt, float64 (2, prompts)."""
-    by_check = collections.defaultdict(lambda: np.zeros((2, len(records))))
-    for i, (record, some) in enumerate(zip(records, texts, strict=True)):
-        for text in some:
+def count_checks(records, stories, pair):
+    """{check: (sums, counts)} over the stories of each prompt, float64 (2, prompts); "joint" also
+    apart, where the pair is required and where not.
+    """
+    counts = collections.defaultdict(lambda: np.zeros((2, len(records))))
+    for i, (record, some) in enumerate(zip(records, stories, strict=True)):
+        for text, ended in some:
             scores = check_story(record, text)
             scores |= {"joint": passes_all(scores)} | find_unrequested(record, text)
+            if ended is not None:
+                scores["ended"] = ended
             for name, score in scores.items():
-                by_check[name][:, i] += score, 1
-    return {name: by_check[name] for name in (*CHECKS, "joint", *UNREQUESTED) if name in by_check}
-
-
-def joint_by_subset(measured, records, settings):
-    """{name: {side: (sums, counts)}}: "joint" of `measure`, over the records that request both of
-    the pair, and over the others.
-    """
-    both = np.array([record.has_fields(settings.pair.split("+")) for record in records])
-    return {
-        f"joint, {name}": {side: counts * mask for side, counts in measured["joint"].items()}
-        for name, mask in ((settings.pair, both), ("others", ~both))
+                counts[name][:, i] += score, 1
+    has_pair = np.array([record.has_fields(pair.split("+")) for record in records])
+    subsets = {f"joint, {pair}": has_pair, "joint, others": ~has_pair}
+    names = (name for name in (*CHECKS, "joint", *UNREQUESTED, "ended") if name in counts)
+    return {name: counts[name] for name in names} | {
+        name: counts["joint"] * mask for name, mask in subsets.items()
     }
 
 
-def intervals(measured, records, settings):
-    """{check: {side: interval}} of what `measure` returns, and "joint" by subset."""
-    rows = measured | joint_by_subset(measured, records, settings)
+def intervals(measured, seed):
+    """{check: {side: interval}} of what `measure` returns."""
     return {
-        name: {side: bootstrap.ratio(*counts, settings.seed) for side, counts in row.items()}
-        for name, row in rows.items()
-    }
+        check: {
+            side: bootstrap.ratio(*counts[check], seed)
+            for side, counts in measured.items() if check in counts
+        }
+        for check in measured["model"]
+    }  # fmt: skip
 
 
-def differences(one, other, records, settings):
+def differences(one, other, seed):
     """{check: interval of one model's less the other's} of "joint", over all and by subset."""
-    rows = [
-        {"joint": measured["joint"]} | joint_by_subset(measured, records, settings)
-        for measured in (one, other)
-    ]
-    return {
-        name: bootstrap.difference(*(row[name]["model"] for row in rows), settings.seed)
-        for name in rows[0]
-    }
+    one, other = one["model"], other["model"]
+    joint = [name for name in one if name.startswith("joint")]
+    return {name: bootstrap.difference(one[name], other[name], seed) for name in joint}
 
 
 def print_table(name, checks):

@@ -43,11 +43,7 @@ def passes_all(scores):
 
 
 def check_story(record, story):
-    """The scores of a story, a str: {one of CHECKS: 0 to 1}, of what its instruction requires.
-
-    record: an instruct.Record; its own story, where it has one, decides whether storybook's exact
-    checks apply.
-    """
+    """{one of CHECKS: 0 to 1} of what an instruct.Record requires of a story, a str."""
     features, used = record.entries("features"), split_words(story)
     words = [word for word in record.entries("words") if split_words(word)]
     scores = {
@@ -101,9 +97,7 @@ def ends_badly(story):
 
 
 def sounds_bad(story):
-    """Whether the last two sentences have more bad words than good ones: right for 95 % of
-    storybook's stories (see its test).
-    """
+    """Whether the last two sentences have more bad words than good: right for 95 % of storybook."""
     last = [lemmas(word) for word in split_words(" ".join(split_sentences(story)[-2:]))]
     good, bad = (sum(bool(forms & kind) for forms in last) for kind in (GOOD, BAD))
     return bad > good
@@ -114,9 +108,7 @@ def sounds_bad(story):
 
 
 def _exact_scores(record, true, story):
-    """{check: [whether it passes], or nothing where it is not required} of `story` against `true`,
-    both GeneratedStory; `story` may be None.
-    """
+    """{check: [whether `story`, a GeneratedStory or None, passes]}, [] if not required."""
     features, mentioned = record.entries("features"), set(split_words(record.prompt()))
     names = {name for name in true.facts["characters"]
              if name.istitle() and name.lower() in mentioned}  # fmt: skip

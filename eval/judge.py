@@ -67,11 +67,15 @@ def main():
     settings, origin = load(Settings, positional="out_dir")
     settings = resolve(settings)
     models = harness.open_models(settings, origin)
-    folder = Path(models[0].out_dir) / "eval"
-    if settings.mode == "prompts":
-        knowledge.evaluate(models, settings, folder, facts_of(models, settings))
-    else:
-        evaluate(models, settings, folder)
+    names = ("mode", "prompts", "num_samples", "dataset", "source")
+    facts = harness.facts_of(models[0], settings, *names)
+    if settings.judge:
+        facts["judge"] = {
+            "model": settings.judge, "base_url": settings.base_url,
+            "request": request_fields(settings), "version": MODES[settings.mode][0].version,
+        }  # fmt: skip
+    evaluate_mode = knowledge.evaluate if settings.mode == "prompts" else evaluate
+    evaluate_mode(models, settings, Path(models[0].out_dir) / "eval", facts)
 
 
 def resolve(settings):
@@ -96,19 +100,7 @@ def resolve(settings):
     return settings
 
 
-def facts_of(models, settings):
-    """The model, the judge, and the settings that the results depend on."""
-    names = ("mode", "prompts", "num_samples", "dataset", "source")
-    facts = harness.facts_of(models[0], settings, *names)
-    if settings.judge:
-        facts["judge"] = {
-            "model": settings.judge, "base_url": settings.base_url,
-            "request": request_fields(settings), "version": MODES[settings.mode][0].version,
-        }  # fmt: skip
-    return facts
-
-
-def evaluate(models, settings, folder):
+def evaluate(models, settings, folder, facts):
     """All modes but prompts: generate, grade, print and write eval/judge-<mode>.json and .jsonl."""
     rubric, *_ = MODES[settings.mode]
     items, num_prompts = make_items(models, settings, folder)
@@ -118,15 +110,13 @@ def evaluate(models, settings, folder):
     verdicts = [verdict for _, verdict in graded]
     unreadable = verdicts.count(None)
     print(f"{len(items)} items, {unreadable} replies without a readable verdict")
-    results = facts_of(models, settings)
-    results |= {"num_prompts": num_prompts, "items": len(items), "unreadable": unreadable}
+    results = facts | {"num_prompts": num_prompts, "items": len(items), "unreadable": unreadable}
     if settings.mode == "pairs":
         results |= compare(models, items, verdicts, num_prompts, settings)
     else:
         grades = grade_intervals(rubric, items, verdicts, num_prompts, settings.seed)
         ages = Counter(verdict.get("age group") for verdict in verdicts if verdict)
-        ages = {age: ages[age] for age in AGES if ages[age]}
-        results |= {"grades": grades, "age_groups": ages}
+        results |= {"grades": grades, "age_groups": {age: ages[age] for age in AGES if ages[age]}}
         print_grades(grades, ages)
     lines = [
         vars(item) | {"reply": reply, "verdict": verdict}
@@ -140,9 +130,7 @@ def evaluate(models, settings, folder):
 
 
 def make_items(models, settings, folder):
-    """([JudgeItem], number of prompts) of all modes but prompts. In mode pairs each pair of
-    completions comes twice, the second time in the other order.
-    """
+    """([JudgeItem], number of prompts); of mode pairs each pair of completions in both orders."""
     mode, samples, count = settings.mode, settings.num_samples, settings.num_prompts
     if mode == "instruct":
         records, _ = harness.read_records(settings, models[0])
@@ -178,20 +166,17 @@ def mark_words(text, seed):
     """(the text with MARKED of its content words, of those with synonyms, in < and >; their lines
     "word: synonyms"). The text's own < and > become parentheses, so that they mark nothing.
     """
-    text = text.replace("<", "(").replace(">", ")")
+    marked = text = text.replace("<", "(").replace(">", ")")
     words = wordnet.content_words(text)
     candidates = [word for word in words if wordnet.synonyms(word.text, word.pos)]
     count = min(len(candidates), max(1, round(MARKED * len(words))))
-    chosen = random.Random(f"{seed} {text}").sample(candidates, count)
-    chosen.sort(key=lambda word: word.start)
-    marked = text
-    for word in reversed(chosen):  # from the end, so that the places before stay right
+    chosen, lines = random.Random(f"{seed} {text}").sample(candidates, count), []
+    # From the end, so that the places before stay right.
+    for word in sorted(chosen, key=lambda word: -word.start):
         marked = f"{marked[: word.start]}<{word.text}>{marked[word.stop :]}"
-    lines = (
-        f"{word.text}: {', '.join(wordnet.synonyms(word.text, word.pos)[:MAX_SYNONYMS])}"
-        for word in chosen
-    )
-    return marked, "\n".join(dict.fromkeys(lines)) or "(none)"
+        synonyms = wordnet.synonyms(word.text, word.pos)[:MAX_SYNONYMS]
+        lines.append(f"{word.text}: {', '.join(synonyms)}")
+    return marked, "\n".join(dict.fromkeys(lines[::-1])) or "(none)"
 
 
 # ----------------------------------------------------------------------------------------------
@@ -208,15 +193,13 @@ def mean_by_prompt(values, num_prompts, seed):
 
 
 def grade_intervals(rubric, items, verdicts, num_prompts, seed):
-    """{grade: interval of its mean}, 95 %, over the prompts. The paper's grades also have
-    "relative" (published.relative) and "stories_needed" to see what a step in model size gains.
-    """
-    graded = [
-        (item.number[0], verdict) for item, verdict in zip(items, verdicts, strict=True) if verdict
-    ]
+    """{grade: interval of its mean over the prompts}; the paper's grades have two numbers more."""
     intervals = {}
     for name in (name.lower() for name, choices in rubric.fields.items() if not choices):
-        values = [(prompt, verdict[name]) for prompt, verdict in graded]
+        values = [
+            (item.number[0], verdict[name])
+            for item, verdict in zip(items, verdicts, strict=True) if verdict
+        ]  # fmt: skip
         row = intervals[name] = mean_by_prompt(values, num_prompts, seed)
         if row and name in published.GRADES:
             row["relative"] = published.relative(name, row["mean"])
@@ -225,9 +208,8 @@ def grade_intervals(rubric, items, verdicts, num_prompts, seed):
 
 
 def stories_needed(values, step):
-    """How many stories of each of two models a difference of `step` in their mean grades needs to
-    be seen at 5 % with power 80 %: 2 (1.96 + 0.84)^2 var / step^2, of independent stories. None
-    where the grades do not vary.
+    """How many independent stories of each of two models show a difference of `step` in their mean
+    grades at 5 % with power 80 %: 2 (1.96 + 0.84)^2 var / step^2. None where no grade differs.
     """
     if len(set(values)) < 2:
         return None
@@ -235,19 +217,18 @@ def stories_needed(values, step):
 
 
 def print_grades(grades, ages):
-    """Print the table of grades, and the age groups where there are any."""
+    """Print the table of grades, and the age groups, a Counter, where there are any."""
     rows = []
     for name, row in grades.items():
-        relative = step = ""
+        cells = "", ""
         if row and "relative" in row:
-            relative = row["relative"]
-            step = f"{row['stories_needed'] or '-'} (a step is {published.step(name):.2f})"
-        rows.append([name, row, relative, step])
-    harness.print_table(
-        ["grade", "mean", "relative", "independent stories to see a step in size"], rows
-    )
-    if total := sum(ages.values()):
-        shares = (f"{AGES[age]}: {ages.get(age, 0) / total:.0%}" for age in AGES)
+            needed = f"{row['stories_needed'] or '-'} (a step is {published.step(name):.2f})"
+            cells = row["relative"], needed
+        rows.append([name, row, *cells])
+    head = ["grade", "mean", "relative", "independent stories to see a step in size"]
+    harness.print_table(head, rows)
+    if total := sum(ages[age] for age in AGES):
+        shares = (f"{name}: {ages[age] / total:.0%}" for age, name in AGES.items())
         print("age group     " + ", ".join(shares))
 
 
@@ -256,9 +237,8 @@ def print_grades(grades, ages):
 
 
 def pair_scores(items, verdicts):
-    """{(prompt, sample): 1, 0.5 or 0, or None}: whether the first model wins. Two orders that
-    disagree are a tie; None where one of them has no verdict.
-    """
+    """{(prompt, sample): whether the first model wins: 1, 0.5 for a tie or two orders that
+    disagree, 0, or None where one has no verdict}."""
     scores, wins = {}, {"1": 1.0, "2": 0.0, "tie": 0.5}
     for item, one, other in zip(items[::2], verdicts[::2], verdicts[1::2], strict=True):
         score = None

@@ -20,7 +20,6 @@ from eval.prompts import knowledge_prompts
 
 COLORS = {"success": 42, "partial": 43, "failure": 41}  # green, yellow, red, of a terminal
 RATINGS = {"success": 1.0, "partial": 0.5, "failure": 0.0}
-RESULTS = ("accuracy", "margin", "rating")
 MAX_TABLE = 40  # prompts whose completions are printed
 
 
@@ -54,12 +53,10 @@ def read_prompts(settings):
 
 
 def make_tables(models, settings, folder):
-    """A list of {"model", "checkpoint", "completions"}, one of each model. A row of the completions
-    has the prompt and its kind, the completion, the margins, and their verdict.
-    """
+    """[{"model", "checkpoint", "completions": a row for each prompt}], one of each model."""
     prompts, tables = read_prompts(settings), []
-    texts = [prompt.text for prompt in prompts]
     for model in models:
+        texts = [prompt.text for prompt in prompts]
         samples = harness.completions(model, texts, settings, 1, folder)
         margins = harness.log_likelihood_margins(model, prompts)
         rows = [
@@ -84,9 +81,7 @@ def verdict_of(margins):
 
 
 def rate(tables, settings, path):
-    """Have the judge rate each completion: "rating" in its row, None if unreadable. Returns whether
-    it did: False of a dry run.
-    """
+    """Put the judge's "rating", None if unreadable, into each row; False of a dry run."""
     rows = [(i, row) for table in tables for i, row in enumerate(table["completions"])]
     # Two models with the same completion of a prompt are rated once.
     items = {
@@ -120,14 +115,13 @@ def differences(tables, seed):
     first, *others = [
         harness.margin_scores([row["margins"] for row in table["completions"]]) for table in tables
     ]
-    ones = np.ones(len(first["margin"]))
-    return {
-        table["model"]: {
+    ones, gaps = np.ones(len(first["margin"])), {}
+    for table, other in zip(tables[1:], others, strict=True):
+        gaps[table["model"]] = {
             name: bootstrap.difference((first[name], ones), (other[name], ones), seed)
             for name in first
         }
-        for table, other in zip(tables[1:], others, strict=True)
-    }
+    return gaps
 
 
 def print_tables(tables):
@@ -143,8 +137,7 @@ def print_tables(tables):
                 cell = f"\033[30;{COLORS[verdict]}m{cell}\033[0m"
             print(f"  {name:20.20} {cell} {' '.join(row['completion'].split())[:100]}")
     print()
-    head = ["prompts", "model", "accuracy", "margin, nats", "rating"]
-    harness.print_table(head, [
-        [kind, name[:22], *(table["scores"][kind].get(column) for column in RESULTS)]
+    harness.print_table(["prompts", "model", "accuracy", "margin, nats", "rating"], [
+        [kind, name[:22], *map(table["scores"][kind].get, ("accuracy", "margin", "rating"))]
         for kind in tables[0]["scores"] for name, table in zip(names, tables, strict=True)
     ])  # fmt: skip

@@ -2,7 +2,7 @@
 published.toml.
 
     relative("grammar", 7.72)      # 0.767: between the paper's worst model and GPT-4
-    MODELS["256-8"]["grammar"]     # (7.72, 0.77): the grade, and the relative one as printed
+    MODELS["256-8"]["grammar"]     # [7.72, 0.77]: the grade, and the relative one as printed
 
 The paper's grades are GPT-4's, out of 10. Grades compare only with those of the same judge;
 relative grades compare a little better.
@@ -13,22 +13,11 @@ import statistics
 import tomllib
 from pathlib import Path
 
+GRADES = ("creativity", "grammar", "consistency", "instruct", "plot")
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-GRADES, HEADS, RECIPE, REPORT, ERRORS, NEAREST = (
-    _TABLES[name] for name in ("grades", "heads", "recipe", "report", "errors", "nearest")
+MODELS, HEADS, RECIPE, REPORT, ERRORS, NEAREST = (
+    _TABLES[name] for name in ("models", "heads", "recipe", "report", "errors", "nearest")
 )
-
-
-def _parse(line):
-    name, loss, *cells = line.split()
-    grades = {
-        grade: tuple(map(float, cell.split("/")))
-        for grade, cell in zip(GRADES, cells, strict=True) if cell != "-"
-    }  # fmt: skip
-    return name, grades | ({} if loss == "-" else {"loss": float(loss)})
-
-
-MODELS = dict(map(_parse, _TABLES["models"].splitlines()))
 WORST, BEST = MODELS["64-2"], MODELS["GPT-4"]  # 0 and 1 of the relative scale
 
 

@@ -87,9 +87,7 @@ def main():
 
 
 def draw_prompt(words, seed, number):
-    """(words, features, prompt) of story `number`: a verb, a noun and an adjective, and a subset of
-    FEATURES, all equally likely; a pure function of its arguments.
-    """
+    """([verb, noun, adjective], features, prompt) of story `number`, uniform draws."""
     rng = random.Random(f"{seed} {number}")
     drawn = [rng.choice(words[kind]) for kind in ("verb", "noun", "adjective")]
     features = [name for name in FEATURES if rng.random() < 0.5]
@@ -112,11 +110,9 @@ def story_rows(client, words, settings):
         if line is None:
             continue
         story = line["reply"].strip()
-        if line["finish"] == "length" or not story:
-            yield None
-            continue
         instruction = {"prompt:": prompt, "words": drawn, "features": features}
-        yield {"story": story, "instruction": instruction, "source": settings.judge}
+        row = {"story": story, "instruction": instruction, "source": settings.judge}
+        yield row if story and line["finish"] != "length" else None
 
 
 def write_stories(client, words, settings):
@@ -135,10 +131,8 @@ def write_stories(client, words, settings):
 
 def count_words(texts):
     """Counter of (base form, kind) over the content words of texts."""
-    kinds = {pos: (kind, tag) for kind, (pos, tag, _) in KINDS.items()}
-    forms, counts = Counter(), Counter()
-    for text in texts:
-        forms.update((word.text, word.pos) for word in wordnet.content_words(text))
+    forms = Counter((word.text, word.pos) for text in texts for word in wordnet.content_words(text))
+    kinds, counts = {pos: (kind, tag) for kind, (pos, tag, _) in KINDS.items()}, Counter()
     for (word, pos), count in forms.items():
         kind, tag = kinds.get(pos, ("", ""))
         if lemmas := dictionary_lemmas(word).get(tag):

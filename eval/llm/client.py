@@ -6,7 +6,7 @@
 
 Every reply is appended to a file of JSON lines, under a hash of the whole request, and flushed to
 the disk before it is used. A request whose reply is in the file is not sent again, so a killed
-command loses only the calls in flight, at most `concurrency` of them.
+command loses only the calls in flight.
 
 The server's key is the environment's JUDGE_API_KEY. It goes into one header of the requests to
 `base_url` and into nothing that is written or printed. Plain http is for this machine alone.
@@ -33,21 +33,14 @@ from tqdm import tqdm
 
 from configs import UserError
 from eval.llm import settings as judge_settings
-from eval.llm.settings import KEY_VARIABLE, MAX_WAIT, count_tokens
 from nanostories.storage import fsync
 
 FIRST_WAIT = 1.0  # seconds before the second try
 MAX_REPLY_BYTES = 1 << 22
 
 
-class LimitReached(UserError):
-    """--max_calls or --max_cost is reached."""
-
-
 class _PassingError(Exception):
-    """An error worth another try. Its args: the reason, the seconds that the server asks to wait or
-    None, and whether it may have generated a reply and charge for it.
-    """
+    """Worth another try. args: the reason, seconds to wait or None, whether it may be charged."""
 
 
 # ----------------------------------------------------------------------------------------------
@@ -55,10 +48,8 @@ class _PassingError(Exception):
 
 
 class Client:
-    """settings: JudgeSettings; with dry_run nothing is called or written. path: the file that
-    caches the replies. version: of the prompts; a new one gets new replies. Counts calls,
-    cache_hits, truncated and empty replies, and cost.
-    """
+    """path: the file of replies. version: of the prompts; a new one gets new replies. With the
+    setting dry_run nothing is called or written."""
 
     def __init__(self, settings, path, version):
         judge_settings.check_judge(settings)
@@ -93,16 +84,16 @@ class Client:
         """The reply to a conversation, a str, from the cache or from the server.
 
         messages: dicts with "role" and "content". number: any JSON value that tells apart equal
-        conversations that need a reply each. In a dry run a text as long as a reply may be stands
-        for a new one. Raises UserError where the server refuses or keeps failing, and LimitReached.
+        conversations that need a reply each. Raises UserError where the server refuses or keeps
+        failing, and at --max_calls and --max_cost.
         """
         line = self.cached(messages, number)
         hit = line is not None
         if not hit and self.settings.dry_run:
             with self.changed:
                 self.calls += 1
-                self.tokens_to_read += count_tokens(messages)
-            return "x" * 4 * self.settings.max_tokens
+                self.tokens_to_read += judge_settings.count_tokens(messages)
+            return "x" * 4 * self.settings.max_tokens  # as long as a reply may be
         line = line or self._call(messages, number)
         with self.changed:
             self.cache_hits += hit
@@ -132,7 +123,7 @@ class Client:
                     self.cost += spent
                     self.reserved.remove(worst)
                     self.changed.notify_all()
-            if delay is not None and delay > MAX_WAIT:
+            if delay is not None and delay > judge_settings.MAX_WAIT:
                 raise UserError(f"{reason}; the server asks to wait {delay:.0f} seconds: come back")
             backoff = min(FIRST_WAIT * 2**attempt, 60.0) * random.uniform(0.5, 1)
             with self.changed:  # an overloaded server is so for every thread
@@ -140,28 +131,23 @@ class Client:
         raise UserError(f"gave up after {self.settings.tries} tries: {reason}; {self._progress()}")
 
     def _begin_call(self, worst):
-        """Wait for a pause to end, then count a call that may cost `worst`; or LimitReached."""
+        """Wait for a pause to end, then count a call that may cost `worst`."""
         while (pause := self.resume_at - time.monotonic()) > 0 and not self.stop.wait(pause):
             pass
         max_calls, max_cost = self.settings.max_calls, self.settings.max_cost or math.inf
-
-        def is_affordable():
-            return self.cost + sum(self.reserved) + worst <= max_cost
-
         with self.changed:
             # Calls in flight may cost less than reserved: wait until what is left is known.
-            self.changed.wait_for(
-                lambda: is_affordable() or not self.reserved or self.stop.is_set()
-            )
+            while not (fits := self.cost + sum(self.reserved) + worst <= max_cost):
+                if not self.reserved or self.stop.is_set():
+                    break
+                self.changed.wait()
             if self.stop.is_set():
                 raise UserError("stopped")
             if max_calls and self.calls >= max_calls:
-                raise LimitReached(f"stopped at max_calls, {max_calls}: {self._progress()}")
-            if not is_affordable():
-                raise LimitReached(
-                    f"stopped at max_cost, {max_cost:g}: {self.cost:.4f} is spent, and the next "
-                    f"call could cost {worst:.4f}: {self._progress()}"
-                )
+                raise UserError(f"stopped at max_calls, {max_calls}: {self._progress()}")
+            if not fits:
+                costs = f"{self.cost:.4f} is spent, and the next call could cost {worst:.4f}"
+                raise UserError(f"stopped at max_cost, {max_cost:g}: {costs}: {self._progress()}")
             self.calls += 1
             self.reserved.append(worst)
 
@@ -169,9 +155,7 @@ class Client:
         return f"{len(self.replies.lines)} replies are cached, the same command continues"
 
     def _post(self, messages):
-        """{"reply", "finish", "usage"} of one request; raises _PassingError or UserError. `timeout`
-        bounds the wait for the reply to begin, for each of its bytes, and for its whole body.
-        """
+        """{"reply", "finish", "usage"} of one request; `timeout` bounds each wait and the whole."""
         timeout = self.settings.timeout
         deadline, body = time.monotonic() + timeout, bytearray()
         try:
@@ -203,7 +187,7 @@ class Client:
         if status != 200:
             hint = " (redirects are not followed)" if 300 <= status < 400 else ""
             if status in (401, 403) and not self.api_key:
-                hint = f" (${KEY_VARIABLE} is not set)"
+                hint = f" (${judge_settings.KEY_VARIABLE} is not set)"
             raise UserError(f"{self.url} refused, {status}: {message}{hint}")
         try:
             return self._parse(json.loads(text), messages)
@@ -231,7 +215,7 @@ class Client:
         counts = {
             name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimated
             for name, estimated in (
-                ("prompt_tokens", count_tokens(messages)),
+                ("prompt_tokens", judge_settings.count_tokens(messages)),
                 ("completion_tokens", written),
             )
         }
@@ -239,9 +223,7 @@ class Client:
         return {"reply": self._redact(reply), "finish": finish, "usage": counts}
 
     def map(self, function, items):
-        """[function(item)] of a sequence, `concurrency` at a time. The first error stops all:
-        replies in flight are still cached, then the error is raised.
-        """
+        """[function(item)], `concurrency` at a time. An error ends it after the calls in flight."""
         waiting, running, results = iter(enumerate(items)), {}, {}
         bar = tqdm(total=len(items), unit="story", disable=None)
         with ThreadPoolExecutor(self.settings.concurrency) as pool, bar:
@@ -264,12 +246,11 @@ class Client:
         if self.settings.dry_run:
             counts = self.calls, self.cache_hits, self.tokens_to_read
             return judge_settings.estimate(self.settings, *counts)
-        parts = [f"{self.calls} calls"]
-        if self.settings.price_in + self.settings.price_out:
-            parts.append(f"cost {self.cost:.4f}")
-        parts.append(f"{self.cache_hits} cached replies")
-        parts += [f"{self.truncated} cut off by max_tokens"] * bool(self.truncated)
-        return ", ".join(parts + [f"{self.empty} empty"] * bool(self.empty))
+        price = f"cost {self.cost:.4f}" if self.settings.price_in + self.settings.price_out else ""
+        faults = {"cut off by max_tokens": self.truncated, "empty": self.empty}
+        parts = [f"{self.calls} calls", price, f"{self.cache_hits} cached replies",
+                 *(f"{count} {name}" for name, count in faults.items() if count)]  # fmt: skip
+        return ", ".join(filter(None, parts))
 
 
 def _error_message(text):
@@ -295,9 +276,7 @@ def _seconds(retry_after):
 
 
 class ReplyFile:
-    """JSON lines, each with a "key". Raises UserError where another command has the file open, or
-    where it is damaged; half a line at its end, of a killed command, is removed.
-    """
+    """JSON lines, each with a "key". Half a line at the end, of a killed command, is removed."""
 
     def __init__(self, path):
         self.lines, self.size, self.lock = {}, 0, threading.Lock()  # {key: (offset, length)}

@@ -72,8 +72,8 @@ class Rubric:
     def parse(self, reply, item):
         """The verdict of a reply: {name in lower case: float grade or str choice}, or None.
 
-        The last one that begins right after the nonce counts, whole or not at all: a field that it
-        lacks is looked for nowhere else. See the top of this file for a reply without the nonce.
+        The last one right after a nonce counts, whole or not at all: what it lacks is looked for
+        nowhere else. For a reply without the nonce see the top of this file.
         """
         field = self._field()
         ends = [match.end() for match in re.finditer(item.verdict_nonce, reply)]
@@ -87,9 +87,7 @@ class Rubric:
         return first if all(other == first for other in others) else None
 
     def _verdict(self, text, place):
-        """The verdict that begins at text[place], with nothing but marks between its fields; None
-        where one is missing, a grade is not from 0 to 10, or a choice is none of its own.
-        """
+        """The verdict at text[place], only marks between its fields; None where one is missing."""
         choices = {name.lower(): values for name, values in self.fields.items()}
         verdict = {}
         while len(verdict) < len(choices):
@@ -115,7 +113,7 @@ class Rubric:
 
 
 def _value(choices, text, scale, prose):
-    """A field's value, or None where it is not one. text: a number or a word."""
+    """The grade from 0 to 10, or the choice, that a number or a word stands for; or None."""
     if choices:
         value = next((choice for choice in choices if choice.lower() == text.lower()), None)
         return None if prose or scale else value

@@ -46,10 +46,9 @@ def request_fields(settings):
     fields = {"model": settings.judge, "temperature": settings.judge_temperature,
               "max_tokens": settings.max_tokens}  # fmt: skip
     try:
-        extra = json.loads(settings.extra or "{}")
+        fields |= (extra := json.loads(settings.extra or "{}"))
         if "messages" in extra or extra.get("stream") or extra.get("n", 1) != 1:
             raise UserError("extra must not set messages, stream or n")
-        fields |= extra
     except (ValueError, TypeError, AttributeError):
         raise UserError("""extra must be a JSON object: '{"reasoning_effort": "low"}'""") from None
     fields = {name: value for name, value in fields.items() if value is not None}
@@ -129,10 +128,7 @@ def check_url(url, allow_http=False):
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(f"base_url must hold no password or query; a key goes into ${KEY_VARIABLE}")
     if parts.scheme == "http" and not is_loopback(host) and not allow_http:
-        raise UserError(
-            f"base_url is plain http, so all on the way to {host} could read the key and change "
-            "the grades; use https, or --allow_http in a network that you trust"
-        )
+        raise UserError("base_url is plain http, readable on the way: use https, or --allow_http")
 
 
 def is_loopback(host):

@@ -7,8 +7,8 @@ The right and the wrong continuation of a pair differ as little as possible: "..
 the bag again and took": " the carrot", " the apple".
 
 The prompts in knowledge.txt are those of the paper's tables of completions (Eldan & Li 2023,
-figures 9 to 11; the student report has 18 of them), cited as data; the continuations, two lines or
-three after each prompt, right|wrong, are ours.
+figures 9 to 11; the student report has 18 of them), cited as data; the continuations below each,
+right|wrong, are ours.
 """
 
 import random
@@ -46,9 +46,8 @@ def paper():
 
 
 def made(count, seed):
-    """`count` prompts of kind context from storybook.py's stories, one of each: it ends before a
-    name or a thing that the story has mentioned; the wrong one is another of its kind, new to the
-    story.
+    """Prompts of kind context from storybook.py's stories, one of each: it ends before a name or a
+    thing that the story has mentioned; the wrong one is another of its kind, new to the story.
     """
     rng, prompts = random.Random(seed), []
     kinds = [words for name, words in storybook.VALUES.items() if name != "Y"]
@@ -66,6 +65,4 @@ def made(count, seed):
         wrong = rng.choice([word for word in words if not re.search(rf"\b{word}", text)])
         pair = (f" {match[0]}", f" {wrong}")
         prompts.append(Prompt("context", text[: match.start() - 1], (pair,)))
-        if len(prompts) == count:
-            break
-    return prompts
+    return prompts[:count]

@@ -18,7 +18,9 @@ may often speak first.
 import itertools
 import random
 import re
+import tomllib
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 from eval.prompts.knowledge_prompts import Prompt
@@ -27,22 +29,9 @@ from nanostories.text.words import STOP_WORDS, dictionary_lemmas, sentences
 KINDS = ("grammar", "consistency", "plot")
 MIN_LENGTH, MAX_LENGTH = 200, 1400  # characters of a story: with words for tokens, below 512
 TRIES = 20  # names drawn to find one that is not in a story
-_FORMS = {"was": "were", "is": "are", "has": "have", "him": "he", "them": "they", "us": "we"}
-_FORMS |= {other: form for form, other in _FORMS.items()} | {"a": "an", "an": "a"}
-_BASE = "want|wants|wanted|like|likes|liked|love|loves|loved|try|tried|start|started|began|decided"
-_BASE = rf"(?:(?:{_BASE}|need|needs|needed|had|learned) to|did not|didn't|could|could not|couldn't)"
-# Pairs of rules, each a context and the form it requires. What is right for one rule is wrong for
-# the other, so a model that only knows which form is more usual, or shorter, scores as chance.
-_RULES = (
-    {"singular": r"(?<!\bif )\b(?:[Hh]e|[Ss]he|[Ii]t) (was|is|has)\b(?!n't)",
-     "plural": r"\b(?:[Tt]hey|[Ww]e) (were|are|have)\b(?!n't)"},
-    {"a": r"(?<=[a-z] )(a) (?=[bcdfgjklmnpqrstvwz][a-z]{2})",
-     "an": r"(?<=[a-z] )(an) (?=[aeio][a-z]{2})"},
-    {"base": rf"\b{_BASE} ([a-z]+)\b",
-     "past": r"(?:[.!?\n]|\band|\bbut|\bso|\bbecause) (?:[Hh]e|[Ss]he|[Ii]t) ([a-z]+)\b"},
-    {"object": r"\b(?:with|for|at|from|behind|near) (him|them|us)\b",
-     "subject": r"\b(?:and|but|because|when|that) (he|they|we) (?=[a-z]+ed\b|was|were|had)"},
-)  # fmt: skip
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_RULES, _FORMS = _TABLES["rules"], _TABLES["forms"]
+_FORMS |= {other: form for form, other in _FORMS.items()}
 _NAME = re.compile(r"(?<=[a-z,] )([A-Z][a-z]+)\b")
 
 

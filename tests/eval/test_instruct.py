@@ -86,9 +86,10 @@ def test_the_floor_is_of_other_instructions():
     records = [instruct.make_record(one, seed) for seed, one in enumerate(facts)]
     records = [record for record in records if record and record.has_fields(["words"])]
     stories = [[(record.story, True)] for record in records]
-    joint = script.measure(records, stories, script.Settings())["joint"]
-    assert sum(joint["model"][0]) == sum(joint["true"][0]) == len(records) > 15
-    assert sum(joint["shuffled"][0]) < len(records) / 5
+    measured = script.measure(records, stories, script.Settings())
+    passed = {side: sum(counts["joint"][0]) for side, counts in measured.items()}
+    assert passed["model"] == passed["true"] == len(records) > 15
+    assert passed["shuffled"] < len(records) / 5
 
 
 def test_prompts_without_stories(runs, tmp_path, capsys, monkeypatch):

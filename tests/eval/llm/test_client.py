@@ -13,7 +13,7 @@ from chat_server import ChatServer, completion
 
 from configs import UserError
 from eval.llm import client, settings
-from eval.llm.client import Client, LimitReached
+from eval.llm.client import Client
 from eval.llm.settings import KEY_VARIABLE, JudgeSettings
 
 SECRET = "sk-secret-0123456789"
@@ -305,11 +305,14 @@ def test_an_error_does_not_wait_for_the_patience_of_others(tmp_path):
 def test_max_calls(tmp_path):
     with ChatServer(lambda body, n: "yes") as server:
         with open_client(server, tmp_path, max_calls=3, concurrency=2) as judge:
-            with pytest.raises(LimitReached, match="stopped at max_calls, 3"):
+            with pytest.raises(UserError, match="stopped at max_calls, 3"):
                 judge.map(lambda i: judge.complete(user(str(i))), range(9))
         assert len(server.bodies) == 3 == len(lines(tmp_path))
         # What is kept does not count.
-        with open_client(server, tmp_path, max_calls=3) as judge, pytest.raises(LimitReached):
+        with (
+            open_client(server, tmp_path, max_calls=3) as judge,
+            pytest.raises(UserError, match="stopped at max_calls, 3"),
+        ):
             judge.map(lambda i: judge.complete(user(str(i))), range(9))
         assert len(server.bodies) == 6
 
@@ -319,7 +322,7 @@ def test_max_cost_is_never_passed(tmp_path):
     prices = {"price_in": 1e4, "price_out": 1e5}  # 1 and 2 for a call, 5 at most to write
     with ChatServer(lambda body, n: "yes") as server:
         with open_client(server, tmp_path, max_cost=20.0, concurrency=4, **prices) as judge:
-            with pytest.raises(LimitReached, match="stopped at max_cost"):
+            with pytest.raises(UserError, match="stopped at max_cost"):
                 judge.map(lambda i: judge.complete(user(str(i))), range(99))
             assert judge.cost == 3.0 * len(server.bodies) <= 20
     assert len(server.bodies) == 5  # 15 spent, and 5.08 more could be 20.08
@@ -330,12 +333,12 @@ def test_tries_that_may_have_been_billed_count(tmp_path):
     prices = {"price_in": 1e4, "price_out": 1e5}
     with ChatServer(lambda body, n: (200, b"garbage", {})) as server:
         with open_client(server, tmp_path, max_cost=12.0, tries=6, **prices) as judge:
-            with pytest.raises(LimitReached, match="stopped at max_cost"):
+            with pytest.raises(UserError, match="stopped at max_cost"):
                 judge.complete(user("a" * 300))
             assert len(server.bodies) == 1 and 6 < judge.cost < 12
     with ChatServer(lambda body, n: BUSY) as server:
         with open_client(server, tmp_path, max_calls=3, tries=6, **prices) as judge:
-            with pytest.raises(LimitReached, match="stopped at max_calls, 3"):
+            with pytest.raises(UserError, match="stopped at max_calls, 3"):
                 judge.complete(user("a"))
             assert len(server.bodies) == 3 and judge.cost == 0
 
