@@ -211,13 +211,13 @@ class Client:
         reply = choice["message"].get("content") or ""  # null: a refusal, or all was reasoning
         if not isinstance(reply, str):
             raise TypeError
-        written = len(reply.encode("utf-8", "replace")) // 4 + 1
+        estimates = {
+            "prompt_tokens": judge_settings.count_tokens(messages),
+            "completion_tokens": len(reply.encode("utf-8", "replace")) // 4 + 1,
+        }
         counts = {
-            name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimated
-            for name, estimated in (
-                ("prompt_tokens", judge_settings.count_tokens(messages)),
-                ("completion_tokens", written),
-            )
+            name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimate
+            for name, estimate in estimates.items()
         }
         finish = self._redact(str(choice.get("finish_reason")))
         return {"reply": self._redact(reply), "finish": finish, "usage": counts}
