@@ -7,7 +7,6 @@ loads nothing, from the network or elsewhere, follows the light or dark setting,
 prints. report.json holds the claims and the scaling law, headline.png the first figure.
 """
 
-import shlex
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from eval.reporting import charts, model_sections, scaling_law, story_sections
 from eval.reporting.claims import evaluate_claims
 from eval.reporting.page import render
 from eval.reporting.results import read_study
-from eval.reporting.study_state import FAILED, PENDING
 from nanostories import storage
 
 
@@ -32,12 +30,25 @@ def make_sections(study, claims, law):
     models, generated, verdicts = model_sections, story_sections, {}
     for claim in claims:
         verdicts.setdefault(claim.verdict, []).append(claim.text)
-    of_study = (models.models, models.losses, models.grid, models.trends, models.heads,
-                generated.stories, generated.knowledge, generated.instruct, generated.diversity,
-                generated.interpret, generated.syn, generated.reward, commands)  # fmt: skip
+    of_study = (
+        models.models,
+        models.losses,
+        models.grid,
+        models.trends,
+        models.heads,
+        generated.stories,
+        generated.knowledge,
+        generated.instruct,
+        generated.diversity,
+        generated.interpret,
+        generated.syn,
+        generated.reward,
+    )
+    machine = study.grid[0].env if study.grid else {}
     return {function.__name__: function(study) for function in of_study} | {
-        "headline": headline(study, verdicts), "claims": models.claims(claims, verdicts),
+        "headline": headline(study, verdicts), "claims": {"claims": claims, "verdicts": verdicts},
         "scaling": models.scaling(study, law), "sources": {},
+        "commands": {"jobs": study.jobs, "machine": machine, "data": study.data},
     }  # fmt: skip
 
 
@@ -50,20 +61,6 @@ def headline(study, verdicts):
     }  # fmt: skip
     svg = model_sections.headline(study, charts.chart)
     return {"grid": grid, "svg": svg, "verdicts": verdicts}
-
-
-def commands(study):
-    """Where all of it comes from: commands, hashes, versions, and what failed."""
-    names = {status: [job["name"] for job in study.jobs if job["status"] == status]
-             for status in (FAILED, PENDING)}  # fmt: skip
-    machine = study.grid[0].env if study.grid else {}
-    files = [[f"{folder}/{name}", facts["sha256"]] for folder, manifest in study.data.items()
-             for name, facts in manifest["files"].items()]  # fmt: skip
-    return {
-        **names, "files": files,
-        "machine": [[name, str(value)] for name, value in machine.items() if name != "data"],
-        "commands": [f"python {shlex.join(job['command'])}" for job in study.jobs],
-    }  # fmt: skip
 
 
 def main():

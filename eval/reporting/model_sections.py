@@ -1,5 +1,5 @@
-"""The report's sections about the models: claims, sizes, losses, scores, scaling, heads. Each
-function of a results.Study returns what the macro of its name in sections.html takes.
+"""The report's sections about the models: sizes, losses, scores, scaling, heads. Each function of
+a results.Study returns what the macro of its name in sections.html takes.
 """
 
 import numpy as np
@@ -8,7 +8,6 @@ from eval import published
 from eval.bootstrap import interval, resample_models
 from eval.llm.rubrics import AGES
 from eval.reporting import charts
-from eval.reporting.claims import FAILS, HOLDS, OPEN
 from eval.reporting.page import Cell, cell, grade_pair
 from eval.reporting.scores import grid_scores
 
@@ -19,7 +18,6 @@ RECIPE = ("batch_size", "gradient_accumulation_steps", "row_tokens", "block_size
           "learning_rate", "schedule", "warmup_iters", "weight_decay", "beta1", "beta2",
           "grad_clip", "dropout", "max_iters", "eval_stories")  # fmt: skip
 KINDS = {"": "TinyStories", "syn": "Syn", "instruct": "Instruct"}
-LOOKS = {HOLDS: "success", FAILS: "failure", OPEN: "partial"}
 TOKENS = "training tokens"
 NOT_PRINTED = Cell("not printed", look="none")
 
@@ -87,16 +85,6 @@ def headline(study, make):
 # sections
 
 
-def claims(tested, verdicts):
-    """tested: [Claim]; verdicts: {verdict: texts}."""
-    rows = []
-    for claim in tested:
-        verdict = Cell(claim.verdict, claim.verdict, LOOKS[claim.verdict])
-        value = claim.value or Cell("-", look="none")
-        rows.append([claim.text, verdict, value, claim.measure, claim.note, claim.source])
-    return {"rows": rows, "verdicts": verdicts}
-
-
 def models(study):
     rows = [
         [name, label, runs[0].parameters, runs[0].block_parameters, runs[0].tokens, len(runs),
@@ -104,15 +92,10 @@ def models(study):
         for kind, label in KINDS.items()
         for name, runs in by_name(run for run in study.runs if run.kind == kind).items()
     ]  # fmt: skip
-    splits = [
-        [folder, split, facts["stories"], facts["tokens"], facts["bytes"]]
-        for folder, manifest in study.data.items() for split, facts in manifest["splits"].items()
-    ]  # fmt: skip
-    ours, student = study.grid[0].recipe if study.grid else {}, published.RECIPE
-    recipe = [[name, str(ours.get(name, "-")), student.get(name, "-")]
-              for name in dict.fromkeys((*RECIPE, *student))]  # fmt: skip
-    return {"rows": rows, "source": study.settings["source"], "data": study.plain_data,
-            "splits": splits, "recipe": recipe}  # fmt: skip
+    recipe = study.grid[0].recipe if study.grid else {}
+    settings = list(dict.fromkeys((*RECIPE, *published.RECIPE)))
+    return {"rows": rows, "source": study.settings["source"], "plain_data": study.plain_data,
+            "data": study.data, "settings": settings, "recipe": recipe}  # fmt: skip
 
 
 def losses(study):
@@ -211,9 +194,7 @@ def scaling(study, law):
         axes.set_yscale("log")
 
     svg = charts.chart(draw, xlabel="parameters x training tokens", ylabel="validation loss")
-    budgets = [[Cell(f"{row['flops']:.2e}", row["flops"]), row["size"], round(row["tokens"]),
-                row["loss"]] for row in law["budgets"]]  # fmt: skip
-    return {"law": law, "svg": svg, "budgets": budgets}
+    return {"law": law, "svg": svg}
 
 
 def heads(study):
@@ -221,11 +202,9 @@ def heads(study):
     plain = study.of_kind("")
     shapes = {run.size[:2] for run in plain if run not in study.grid}
     groups = by_name(run for run in plain if run.size[:2] in shapes)
-    ours = [
+    rows = [
         [name, mean_loss(runs), accuracy(runs, "grammar"), grades(runs[0]).get("creativity"),
          accuracy(runs, "consistency")]
         for name, runs in sorted(groups.items())
     ]  # fmt: skip
-    paper = [[f"paper: {name}", *(cell(x, 2) for x in row)]
-             for name, row in published.HEADS.items()]  # fmt: skip
-    return {"rows": ours + paper}
+    return {"rows": rows}

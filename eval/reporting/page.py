@@ -7,6 +7,7 @@ that takes its data, and blocks.html how tables, figures and stories look. All t
 those that are Markup.
 """
 
+import shlex
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -61,8 +62,9 @@ def templates():
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"cell": cell, "labeled": labeled, "thousands": "{:,}".format}
-    environment.globals["published"] = published
+    environment.filters |= {"cell": cell, "labeled": labeled, "thousands": "{:,}".format,
+                            "shell": shlex.join}  # fmt: skip
+    environment.globals |= {"Cell": Cell, "grade_pair": grade_pair, "published": published}
     return environment
 
 

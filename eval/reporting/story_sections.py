@@ -23,8 +23,6 @@ WRITERS = {"model": "model", "shuffled": "given another instruction", "true": "t
 ROUGE = {"rouge_original": "ROUGE-2 with the original",
          "rouge_other": "with the most similar other",
          "rouge_nearest": "with the nearest training story"}  # fmt: skip
-VOCABULARY = ("mtld", "synonym_entropy", "rare", "non_words", "distinct_1", "distinct_2",
-              "distinct_3")  # fmt: skip
 REWARD = ("about", "mentions", "reward", "repetition", "perplexity", "words", "ended")
 REWARD_CURVES = {"reward": "reward", "kl": "KL to the reference", "loss": "loss"}
 VERDICTS = {"verdicts": "good, okay, bad, by rule", "judged": "by a judge"}
@@ -90,9 +88,7 @@ def instruct(study):
         for model, checks in results
         for writer, label in WRITERS.items() if writer in checks["joint"]
     ]  # fmt: skip
-    paper = [[name, grade_pair(*row["instruct"])]
-             for name, row in published.MODELS.items() if "instruct" in row]  # fmt: skip
-    return {"checks": names, "ours": ours, "paper": paper}
+    return {"checks": names, "ours": ours}
 
 
 def diversity(study):
@@ -102,13 +98,7 @@ def diversity(study):
         for name, row in (run.results.get("diversity") or {"sets": {}})["sets"].items():
             sets.setdefault(name.replace(run.out_dir, run.name), row)
     if not sets:
-        return {"sets": []}
-    rows = [
-        [name, *map(row.get, (*ROUGE, "rouge_nearest_unseen")),
-         row["ngrams"]["4"]["new"] if "ngrams" in row else None,
-         row["copies"]["exact"] if "copies" in row else None, row["mtld"], row["self_bleu"]]
-        for name, row in sets.items()
-    ]  # fmt: skip
+        return {"sets": {}}
     for key, title in ROUGE.items():
         values = {name: row["values"][key] for name, row in sets.items() if key in row["values"]}
         if values:
@@ -120,7 +110,7 @@ def diversity(study):
         curves[f"{n}-grams"] = list(zip(middles, fractions, strict=True))
     labels = {"xlabel": "log10 of the frequency in the training stories; -10: new",
               "ylabel": "fraction of the completions' n-grams"}  # fmt: skip
-    return {"sets": rows, "histograms": charts.panels(histograms, ylabel="completions"),
+    return {"sets": sets, "histograms": charts.panels(histograms, ylabel="completions"),
             "ngrams": charts.lines(curves, log=False, style=".-", **labels),
             "ngrams_of": name}  # fmt: skip
 
@@ -154,18 +144,13 @@ def syn(study):
     """Models of plain stories and of stories with synonyms."""
     runs = []
     for run in study.of_kind("syn"):
-        plain, rows = study.first(run.size), []
+        plain, result = study.first(run.size), run.results.get("vocabulary") or {"models": {}}
         pair = {f"{run.name} plain": plain.curve if plain else [],
                 f"{run.name} with synonyms": run.curve}  # fmt: skip
-        if result := run.results.get("vocabulary"):
-            models = list(result["models"].values())
-            rows = [[key, *(x[key] for x in models)] for key in VOCABULARY]
-            rows += [[f"loss on {k}", *(x["loss"][k] for x in models)] for k in models[0]["loss"]]
-            for grade in models[0]["judge"] | models[1]["judge"]:
-                rows.append([f"judge: {grade}", *(x["judge"].get(grade) for x in models)])
         labels = {"xlabel": "training tokens", "ylabel": "validation loss"}
         curves = charts.lines(pair, False, "o-", **labels)
-        runs.append({"name": run.name, "curves": curves, "vocabulary": rows})
+        models = list(result["models"].values())
+        runs.append({"name": run.name, "curves": curves, "models": models})
     student = [[name, *map(grade_pair, plain, other)] for name, plain, other in published.REPORT]
     return {"runs": runs, "student": student}
 
