@@ -27,29 +27,17 @@ class Settings:
 
 def make_sections(study, claims, law):
     """{name: what its macro in sections.html takes} of a results.Study, its claims and its law."""
-    models, generated, verdicts = model_sections, story_sections, {}
+    of_study, verdicts = (*model_sections.SECTIONS, *story_sections.SECTIONS), {}
     for claim in claims:
         verdicts.setdefault(claim.verdict, []).append(claim.text)
-    of_study = (
-        models.models,
-        models.losses,
-        models.grid,
-        models.trends,
-        models.heads,
-        generated.stories,
-        generated.knowledge,
-        generated.instruct,
-        generated.diversity,
-        generated.interpret,
-        generated.syn,
-        generated.reward,
-    )
     machine = study.grid[0].env if study.grid else {}
     return {function.__name__: function(study) for function in of_study} | {
-        "headline": headline(study, verdicts), "claims": {"claims": claims, "verdicts": verdicts},
-        "scaling": models.scaling(study, law), "sources": {},
+        "headline": headline(study, verdicts),
+        "claims": {"claims": claims, "verdicts": verdicts},
+        "scaling": model_sections.scaling(study, law),
+        "sources": {},
         "commands": {"jobs": study.jobs, "machine": machine, "data": study.data},
-    }  # fmt: skip
+    }
 
 
 def headline(study, verdicts):

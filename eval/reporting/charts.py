@@ -25,16 +25,13 @@ _STYLE = {
 
 
 def colors(n):
-    """n colors from cold to warm, readable on white and on black."""
+    """n colors from cold to warm, readable on white and on black, float (n, 3)."""
     import matplotlib
 
-    readable = []
-    for x in np.linspace(0.08, 0.92, max(2, n))[:n]:
-        rgb = np.array(matplotlib.colormaps["turbo"](x)[:3])
-        luminance = rgb**2.2 @ (0.2126, 0.7152, 0.0722)  # WCAG's relative luminance, nearly
-        rgb = rgb * (np.clip(luminance, 0.12, 0.26) / luminance) ** (1 / 2.2)
-        readable.append(tuple(np.clip(rgb, 0, 1)))
-    return readable
+    rgb = matplotlib.colormaps["turbo"](np.linspace(0.08, 0.92, max(2, n))[:n])[:, :3]
+    luminance = rgb**2.2 @ (0.2126, 0.7152, 0.0722)  # WCAG's relative luminance, nearly
+    brighter = (np.clip(luminance, 0.12, 0.26) / luminance) ** (1 / 2.2)
+    return np.clip(rgb * brighter[:, None], 0, 1)
 
 
 def _draw_panels(panels, draws, labels):
@@ -44,9 +41,8 @@ def _draw_panels(panels, draws, labels):
 
 
 def chart(*draws, size=(7, 3.6), **labels):
-    """One SVG, a str, with a panel for each function draw(axes).
-
-    labels: of axes.set, the same for all panels, or a list with one for each.
+    """One SVG, a str, with a panel for each function draw(axes). labels: of axes.set, the same for
+    all panels, or a list with one for each.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -120,15 +116,14 @@ def draw_intervals(rows, positions, ticks=()):
     """
 
     def draw(axes):
+        style = {"fmt": "o-", "lw": 1.2, "ms": 3.5, "elinewidth": 0.8}
         for i, (name, cells) in enumerate(rows.items()):
             keys = sorted((key for key in cells if cells[key]), key=positions.get)
             x = np.array([positions[key] for key in keys]) * 1.02**i  # beside each other
             ends = [[cells[key][end] for end in ("mean", "low", "high")] for key in keys]
             y, low, high = np.array(ends).reshape(-1, 3).T
-            axes.errorbar(
-                x, y, np.abs([low - y, high - y]), fmt="o-", color=colors(len(rows))[i],
-                lw=1.2, ms=3.5, label=name, elinewidth=0.8,
-            )  # fmt: skip
+            errors, color = np.abs([low - y, high - y]), colors(len(rows))[i]
+            axes.errorbar(x, y, errors, color=color, label=name, **style)
         axes.set_xscale("log")
         if ticks:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])

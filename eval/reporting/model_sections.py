@@ -208,3 +208,6 @@ def heads(study):
         for name, runs in sorted(groups.items())
     ]  # fmt: skip
     return {"rows": rows}
+
+
+SECTIONS = (models, losses, grid, trends, heads)

@@ -56,14 +56,18 @@ def labeled(svg, caption):
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))
 
 
+def counts(by_verdict):
+    return ", ".join(map(str, by_verdict.values()))
+
+
 def templates():
     """The jinja2 environment of the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"cell": cell, "labeled": labeled, "thousands": "{:,}".format,
-                            "shell": shlex.join}  # fmt: skip
+    environment.filters |= {"cell": cell, "labeled": labeled, "counts": counts,
+                            "thousands": "{:,}".format, "shell": shlex.join}  # fmt: skip
     environment.globals |= {"Cell": Cell, "grade_pair": grade_pair, "published": published}
     return environment
 

@@ -118,10 +118,7 @@ def _read_lines(path):
 
 
 def read_run(folder):
-    """The Run of a run folder, which is named [kind-]width-layers-heads-s<seed>.
-
-    None where the folder is missing or damaged.
-    """
+    """The Run of a run folder, [kind-]width-layers-heads-s<seed>; None if missing or damaged."""
     *kind, width, layers, heads, seed = Path(folder).name.split("-")
     kind, size = "-".join(kind), Size(int(width), int(layers), int(heads))
     try:
@@ -147,8 +144,6 @@ def loss_curves(lines):
     if not train:  # of reward.py
         return [], []
     steps, tokens = [line["step"] for line in train], [line["tokens"] for line in train]
-    val = [
-        (float(np.interp(line["step"], steps, tokens)), line["val_loss"])
-        for line in lines if "val_loss" in line
-    ]  # fmt: skip
+    val = [(float(np.interp(line["step"], steps, tokens)), line["val_loss"]) for line in lines
+           if "val_loss" in line]  # fmt: skip
     return val, [(line["tokens"], line["loss"]) for line in train]

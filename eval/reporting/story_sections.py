@@ -23,9 +23,7 @@ WRITERS = {"model": "model", "shuffled": "given another instruction", "true": "t
 ROUGE = {"rouge_original": "ROUGE-2 with the original",
          "rouge_other": "with the most similar other",
          "rouge_nearest": "with the nearest training story"}  # fmt: skip
-REWARD = ("about", "mentions", "reward", "repetition", "perplexity", "words", "ended")
 REWARD_CURVES = {"reward": "reward", "kl": "KL to the reference", "loss": "loss"}
-VERDICTS = {"verdicts": "good, okay, bad, by rule", "judged": "by a judge"}
 
 
 def evaluated(study, name):
@@ -144,13 +142,12 @@ def syn(study):
     """Models of plain stories and of stories with synonyms."""
     runs = []
     for run in study.of_kind("syn"):
-        plain, result = study.first(run.size), run.results.get("vocabulary") or {"models": {}}
+        plain, result = study.first(run.size), run.results.get("vocabulary")
         pair = {f"{run.name} plain": plain.curve if plain else [],
                 f"{run.name} with synonyms": run.curve}  # fmt: skip
         labels = {"xlabel": "training tokens", "ylabel": "validation loss"}
         curves = charts.lines(pair, False, "o-", **labels)
-        models = list(result["models"].values())
-        runs.append({"name": run.name, "curves": curves, "models": models})
+        runs.append({"name": run.name, "curves": curves, "result": result})
     student = [[name, *map(grade_pair, plain, other)] for name, plain, other in published.REPORT]
     return {"runs": runs, "student": student}
 
@@ -159,18 +156,13 @@ def reward(study):
     """What fine-tuning with a reward changes."""
     runs = []
     for run in study.of_kind("reward"):
-        curves, rows = {}, []
+        curves = {}
         for key, title in REWARD_CURVES.items():
             points = [(line["step"], line[key]) for line in run.steps if key in line]
             curves[title] = charts.draw_lines({key: points}, log=False)
-        result = run.results.get("reward") or {"models": {}, "word": ""}
-        models = result["models"].values()
-        if models:
-            rows = [[key, *(row[key] for row in models)] for key in REWARD]
-        for key, label in VERDICTS.items():
-            if models and all(key in row for row in models):
-                rows.append([label, *(", ".join(map(str, row[key].values())) for row in models)])
         runs.append({"name": run.name, "curves": charts.panels(curves, xlabel="step"),
-                     "word": result["word"], "models": [*result["models"]],
-                     "rows": rows})  # fmt: skip
+                     "result": run.results.get("reward")})  # fmt: skip
     return {"runs": runs}
+
+
+SECTIONS = (stories, knowledge, instruct, diversity, interpret, syn, reward)
