@@ -122,11 +122,10 @@ def count_checks(records, stories, pair):
             for name, score in scores.items():
                 counts[name][:, i] += score, 1
     has_pair = np.array([record.has_fields(pair.split("+")) for record in records])
-    subsets = {f"joint, {pair}": has_pair, "joint, others": ~has_pair}
-    names = (name for name in (*CHECKS, "joint", *UNREQUESTED, "ended") if name in counts)
-    return {name: counts[name] for name in names} | {
-        name: counts["joint"] * mask for name, mask in subsets.items()
-    }
+    apart = {f"joint, {pair}": counts["joint"] * has_pair,
+             "joint, others": counts["joint"] * ~has_pair}  # fmt: skip
+    names = (*CHECKS, "joint", *UNREQUESTED, "ended")
+    return {name: counts[name] for name in names if name in counts} | apart
 
 
 def intervals(measured, seed):

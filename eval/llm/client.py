@@ -243,14 +243,20 @@ class Client:
 
     def summary(self):
         """Calls (retries included), cost and cached replies, so far or of a dry run, in words."""
-        if self.settings.dry_run:
-            counts = self.calls, self.cache_hits, self.tokens_to_read
-            return judge_settings.estimate(self.settings, *counts)
-        price = f"cost {self.cost:.4f}" if self.settings.price_in + self.settings.price_out else ""
+        settings, calls, read = self.settings, self.calls, self.tokens_to_read
+        has_price = settings.price_in + settings.price_out > 0
+        if settings.dry_run:
+            written = calls * (judge_settings.reply_limit(settings) or settings.max_tokens)
+            price = f", cost at most about {judge_settings.cost(settings, read, written):.2f}"
+            return (
+                f"{calls} calls ({self.cache_hits} cached replies), about {read:,} tokens to read, "
+                f"at most {written:,} to write{price * has_price}"
+            )
+        parts = [f"{calls} calls", f"{self.cache_hits} cached replies"]
+        if has_price:
+            parts.insert(1, f"cost {self.cost:.4f}")
         faults = {"cut off by max_tokens": self.truncated, "empty": self.empty}
-        parts = [f"{self.calls} calls", price, f"{self.cache_hits} cached replies",
-                 *(f"{count} {name}" for name, count in faults.items() if count)]  # fmt: skip
-        return ", ".join(filter(None, parts))
+        return ", ".join(parts + [f"{count} {name}" for name, count in faults.items() if count])
 
 
 def _error_message(text):

@@ -83,16 +83,6 @@ def worst_cost(settings, messages):
     return cost(settings, count_tokens(messages) * 4 / 3, reply_limit(settings) or 0)
 
 
-def estimate(settings, calls, cached, read):
-    """What --dry_run prints of so many new calls that read so many tokens."""
-    written = calls * (reply_limit(settings) or settings.max_tokens)
-    text = f"{calls} calls ({cached} cached replies), about {read:,} tokens to read, "
-    text += f"at most {written:,} to write"
-    if settings.price_in + settings.price_out:
-        text += f", cost at most about {cost(settings, read, written):.2f}"
-    return text
-
-
 # ----------------------------------------------------------------------------------------------
 # checks
 

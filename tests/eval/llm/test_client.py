@@ -504,9 +504,11 @@ def test_settings_that_are_refused(changes, message):
         settings.check_judge(settings_for("https://example.com", **changes))
 
 
-def test_extra_can_leave_out_and_rename():
+def test_extra_can_leave_out_and_rename(tmp_path):
     """Newer models of OpenAI take neither temperature nor max_tokens."""
     extra = '{"temperature": null, "max_tokens": null, "max_completion_tokens": 70}'
-    these = settings_for("https://example.com", extra=extra)
+    these = settings_for("https://example.com", extra=extra, dry_run=True)
     assert settings.request_fields(these) == {"model": "tiny", "max_completion_tokens": 70}
-    assert "at most 140 to write" in settings.estimate(these, 2, 0, 10)
+    with Client(these, tmp_path / "replies.jsonl", "") as judge:
+        judge.complete(user("a")), judge.complete(user("b"))
+    assert "at most 140 to write" in judge.summary()
