@@ -84,14 +84,15 @@ def model_card(loaded, name, llama_cpp):
             facts["Data"] = {k: value for k, value in read_json(manifest).items() if k != "files"}
     for path in sorted((out_dir / "eval").glob("*.json")):
         facts[f"Result: {path.stem}"] = read_json(path)
-    return Template(
-        Path(__file__).with_name("model_card.md").read_text(encoding="utf-8"),
-        trim_blocks=True, keep_trailing_newline=True,
-    ).render(
-        name=name, c=model.config, llama_cpp=llama_cpp, parameters=model.num_params(),
+    template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    return Template(template, trim_blocks=True, keep_trailing_newline=True).render(
+        name=name,
+        c=model.config,
+        parameters=model.num_params(),
         body=model.num_params(embeddings=False),
+        llama_cpp=llama_cpp,
         tables={title: _table_rows(values) for title, values in facts.items()},
-    )  # fmt: skip
+    )
 
 
 def _table_rows(values):

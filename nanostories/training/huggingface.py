@@ -19,7 +19,6 @@ GPT-Neo attends without dividing by sqrt(D), has no biases in q, k and v, and ev
 layers attends to the last 256 tokens only.
 """
 
-import json
 import pickle
 import re
 import sys
@@ -40,13 +39,14 @@ GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SMALL_FILES = [
     "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
 ]  # fmt: skip
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")  # the first that there are
 # The authors trained TinyStories-* on so many; their config.json still declares GPT-Neo's 2,048.
 TINYSTORIES_POSITIONS = 512
 
 
 @dataclass
 class LoadedModel:
-    """A model to generate stories with, or to train further."""
+    """A model, trained here or published, with what generating and training further need."""
 
     model: GPT  # in eval mode
     tokenizer: Tokenizer
@@ -73,8 +73,8 @@ class LoadedModel:
 def is_published_folder(path):
     """Whether a folder holds a model as transformers writes it."""
     try:
-        return "model_type" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "model_type" in read_json(Path(path) / "config.json")
+    except UserError:
         return False
 
 
@@ -90,17 +90,17 @@ def resolve_model(name, revision=""):
     from huggingface_hub import snapshot_download  # a second to import
 
     repository = f"openai-community/{name}" if name in GPT2_SIZES else name
-    request = {"repo_id": repository, "revision": revision or None}
     try:
-        folder = snapshot_download(**request, allow_patterns=[*SMALL_FILES, "model*.safetensors*"])
-        if not list(Path(folder).glob("model*.safetensors")):
-            patterns = [*SMALL_FILES, "pytorch_model*.bin*"]
-            folder = snapshot_download(**request, allow_patterns=patterns)
+        for weights in WEIGHT_FILES:
+            patterns = [*SMALL_FILES, f"{weights}*"]  # with the index of several files
+            request = {"revision": revision or None, "allow_patterns": patterns}
+            folder = Path(snapshot_download(repository, **request))
+            if list(folder.glob(weights)):
+                break
     except Exception as error:  # the client's errors and its HTTP library's have no common base
-        raise UserError(
-            f"'{name}' is no folder here and cannot be had from the hub: {_first_line(error)}"
-        ) from None
-    return Path(folder)
+        why = f"is no folder here and cannot be had from the hub: {_first_line(error)}"
+        raise UserError(f"'{name}' {why}") from None
+    return folder
 
 
 def _first_line(error):
@@ -125,28 +125,25 @@ FIELDS = {
 
 def _fixed_settings(model_type, n_embd):
     """{setting of config.json: the values that mean what model.py does}; the first is written."""
+    width_of_mlp = "intermediate_size" if model_type == "gpt_neo" else "n_inner"
     fixed = {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "layer_norm_epsilon": (1e-5,),
         "tie_word_embeddings": (True,),
+        width_of_mlp: (None, 4 * n_embd),
     }
-    if model_type == "gpt_neo":
-        return fixed | {"intermediate_size": (None, 4 * n_embd)}
-    return fixed | {
-        "n_inner": (None, 4 * n_embd),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    }
+    if model_type == "gpt2":
+        fixed |= {"scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)}
+    return fixed
 
 
 def read_model_config(folder, name=""):
     """(GPTConfig, the number of positions that training used) of a model's config.json.
 
-    name: what the user calls the model. Raises UserError for an architecture that model.py does not
-    have, naming the setting that differs.
+    name: what the user calls the model. Raises UserError naming a setting that model.py lacks.
     """
     path, name = Path(folder) / "config.json", name or folder
-    stored = read_json(path, missing=f"no config.json in '{folder}'")
+    stored = read_json(path)
     try:
         model_type = stored.get("model_type")
         if model_type not in FIELDS:
@@ -185,30 +182,26 @@ def hub_config(config):
     neo = not config.scale_attention and not config.qkv_bias
     if config.window and not neo:
         raise UserError(
-            "neither GPT-2 nor GPT-Neo has both a window and scaled attention or biases of q, k "
-            "and v: this model cannot be exported"
+            "neither GPT-2 nor GPT-Neo has both a window and scaled attention or biases of q, k, v"
         )
-    model_type = "gpt_neo" if neo else "gpt2"
+    model_type, eot = "gpt_neo" if neo else "gpt2", config.vocab_size - 1
     stored = {key: getattr(config, field) for field, key in FIELDS[model_type].items()}
     stored |= {key: values[0] for key, values in _fixed_settings(model_type, config.n_embd).items()}
     stored |= {"model_type": model_type, "dtype": "float32"}
-    stored |= {"bos_token_id": config.vocab_size - 1, "eos_token_id": config.vocab_size - 1}
+    stored |= {"bos_token_id": eot, "eos_token_id": eot}
     if neo:
-        local = "local" if config.window else "global"
         pairs, odd = divmod(config.n_layer, 2)
-        types = [[["global", local], pairs]] * bool(pairs) + [[["global"], 1]] * odd
+        pair = ["global", "local" if config.window else "global"]
         return stored | {
             "architectures": ["GPTNeoForCausalLM"],
             "window_size": config.window or 256,
-            "attention_types": types,
+            "attention_types": [[pair, pairs]] * bool(pairs) + [[["global"], 1]] * odd,
         }
     return stored | {
         "architectures": ["GPT2LMHeadModel"],
         "n_ctx": config.block_size,
         "scale_attn_weights": config.scale_attention,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     }
 
 
@@ -217,7 +210,7 @@ def hub_config(config):
 
 
 def _hub_names(name, neo):
-    """The names in the hub's layout of a parameter of model.py; three for GPT-Neo's q, k, v."""
+    """The hub's names of a parameter of model.py; three for GPT-Neo's q, k and v."""
     if neo and "attn.c_attn" in name:
         return [name.replace("attn.c_attn", f"attn.attention.{part}_proj") for part in "qkv"]
     return [name.replace("attn.c_proj", "attn.attention.out_proj") if neo else name]
@@ -231,7 +224,7 @@ def _is_transposed(name, neo):
 def from_hub_tensors(tensors, config):
     """{name: float32 tensor} for GPT(config), from the tensors of either architecture.
 
-    Raises UserError for a separate output head, KeyError for a missing tensor.
+    Raises UserError where they are no such model's, KeyError for a missing tensor.
     """
     tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
     head, wte = tensors.pop("lm_head.weight", None), tensors["wte.weight"]
@@ -266,14 +259,6 @@ def to_hub_tensors(state, config):
     return {f"transformer.{name}": x.contiguous() for name, x in tensors.items()}
 
 
-def find_weight_files(folder):
-    """The files of a model's weights: safetensors, or else .bin; UserError if there are none."""
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise UserError(f"no model.safetensors in '{folder}', nor a pytorch_model.bin")
-
-
 def read_tensors(files):
     """All tensors of weight files; raises UserError if they are damaged."""
     tensors = {}
@@ -305,19 +290,21 @@ def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
         print(f"{name}: {positions}; the rest is cut", file=sys.stderr)
     block_size = min(block_size or trained, config.block_size)
     config = replace(config, block_size=block_size, dropout=dropout)
-    tokenizer, weight_files = load_tokenizer(folder, config.vocab_size), find_weight_files(folder)
+    tokenizer = load_tokenizer(folder, config.vocab_size)
+    safetensors, old_files = (sorted(folder.glob(pattern)) for pattern in WEIGHT_FILES)
+    if not (weight_files := safetensors or old_files):
+        raise UserError(f"no model.safetensors in '{folder}', nor a pytorch_model.bin")
     try:
-        state = from_hub_tensors(read_tensors(weight_files), config)
         with torch.device("meta"):
             model = GPT(config)
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(from_hub_tensors(read_tensors(weight_files), config), assign=True)
     except (KeyError, RuntimeError) as error:
         why = _first_line(error)
         raise UserError(f"the weights in '{folder}' do not fit its config.json: {why}") from None
     return LoadedModel(
         model.to(device).eval(),
         tokenizer,
-        max_length=config.block_size,
+        max_length=block_size,
         bos_ids=[tokenizer.eot] if _begins_with_eot(folder) else [],
         out_dir=results_folder(name),
         provenance={"model": str(name), "folder": folder.name},  # in the hub's cache: the commit
@@ -334,10 +321,8 @@ def load_tokenizer(folder, vocab_size):
     """The Tokenizer in a model's folder; GPT-2's own if there is none."""
     own = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
     tokenizer = Tokenizer.load(folder) if own else build("gpt2")
-    if tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"'{folder}': the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}"
-        )
+    if (size := tokenizer.vocab_size) != vocab_size:
+        raise UserError(f"'{folder}': the tokenizer has {size} tokens, the model {vocab_size}")
     return tokenizer
 
 
