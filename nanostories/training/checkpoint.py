@@ -13,11 +13,6 @@ A checkpoint is written under a temporary name, flushed to the disk and renamed;
 symlinks swapped. So whenever a run is killed, a folder named by a step is complete, and `prune`
 restores the rest from the newest state.json. Every file is compared with its sha256 before it is
 read. Tensors are safetensors, everything else is JSON: nothing is ever unpickled.
-
-To load a model, take
-    load_from_settings     in a script with the settings out_dir, checkpoint and init_from
-    load_model  for a name that may be a run folder or a model of the hub
-    load_run               for a run folder
 """
 
 import contextlib
@@ -47,8 +42,6 @@ RUN_FILES = ("config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """Which model a script uses; `load_from_settings` loads it."""
-
     out_dir: str = ""  # run folder; default: the newest in out/
     checkpoint: str = "latest"  # latest or best
     init_from: str = ""  # instead of a run: gpt2, a model of the hub, or a folder with one
@@ -76,7 +69,7 @@ def create_run_folder(out_dir, model_config, settings, tokenizer, environment):
 
 
 def optimizer_state_dict(model, optimizers):
-    """The optimizers' state as {"<parameter>/<state>": tensor}, ready for safetensors."""
+    """The optimizers' state as {"<parameter>/<state>": tensor}."""
     return {
         f"{name}/{key}": value
         for optimizer in optimizers
@@ -103,8 +96,7 @@ def load_optimizer_state(model, optimizers, optimizer_state):
 class CheckpointSaver:
     """Saves the checkpoints of a run in a thread, one at a time.
 
-    `save` waits for the previous save, copies the tensors to host memory (pinned, where they come
-    from a GPU, and kept for the next save) and returns; the thread writes them to the disk.
+    `save` copies the tensors to host memory, which stays for the next save; the thread writes them.
     """
 
     def __init__(self, out_dir):
@@ -112,21 +104,19 @@ class CheckpointSaver:
         self.thread, self.saving = ThreadPoolExecutor(1), None
 
     def save(self, model, optimizers, state):
-        """Start `write_checkpoint` of step state["step"]; raises what `wait` does."""
+        """Wait for the last save, then start `write_checkpoint`; raises what `wait` does."""
         self.wait()
-        weights = {name: self._copy(x, name) for name, x in model.state_dict().items()}
-        optimizer_state = optimizer_state_dict(model, optimizers)
-        optimizer_state = {name: self._copy(x, name) for name, x in optimizer_state.items()}
+        tensors = (model.state_dict(), optimizer_state_dict(model, optimizers))
+        copies = [{name: self._copy(x, name) for name, x in part.items()} for part in tensors]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.saving = self.thread.submit(
-            write_checkpoint, self.out_dir, weights, optimizer_state, dict(state)
-        )
+        self.saving = self.thread.submit(write_checkpoint, self.out_dir, *copies, dict(state))
 
     def _copy(self, tensor, name):
-        if name not in self.copies:
-            memory = {"dtype": tensor.dtype, "pin_memory": tensor.is_cuda}
-            self.copies[name] = torch.empty(tensor.shape, **memory)
+        if name not in self.copies:  # pinned memory takes a GPU's copy without waiting
+            self.copies[name] = torch.empty(
+                tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
+            )
         return self.copies[name].copy_(tensor, non_blocking=tensor.is_cuda)
 
     def wait(self):
@@ -166,24 +156,22 @@ def full_disk_explained(out_dir):
         number = int(match[1]) if match else getattr(error, "errno", None)
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        steps = steps_of(out_dir)
-        what = f"the checkpoint of step {steps[-1]} stands" if steps else "is no checkpoint yet"
-        raise UserError(
-            f"the disk is full ({error}); in '{out_dir}' {what}: free some space, then "
-            + ("--resume" if steps else "run the command again")
-        ) from error
+        what, then = "is no checkpoint yet", "run the command again"
+        if steps := steps_of(out_dir):
+            what, then = f"the checkpoint of step {steps[-1]} stands", "--resume"
+        line = f"the disk is full ({error}); in '{out_dir}' {what}: free some space, then {then}"
+        raise UserError(line) from error
 
 
 def steps_of(out_dir):
     """The steps of the complete checkpoints in a run folder, ascending."""
-    names = [path.name for path in Path(out_dir).glob("checkpoints/*")]
-    return sorted(int(name) for name in names if name.isdigit())
+    folders = Path(out_dir).glob("checkpoints/*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
 
 
 def prune(out_dir):
-    """Point `latest` at the newest complete checkpoint and `best` at the best it knows of. Remove
-    the others, but for the one before the newest and those to be kept, and what was left
-    half-written.
+    """Point `latest` at the newest complete checkpoint and `best` at the best it knows of; remove
+    the others, but for the one before the newest and those kept, and what is half-written.
     """
     out, steps = Path(out_dir), steps_of(out_dir)
     if steps:
@@ -192,9 +180,8 @@ def prune(out_dir):
             if step in steps:
                 _point(out / name, step)
         for step in {*steps[:-2]} - {state["best_step"], *state["kept"]}:
-            # Renamed first, so that a folder named by a step is always complete.
             old = out / "checkpoints" / str(step)
-            old.rename(f"{old}.part")
+            old.rename(f"{old}.part")  # first: a folder named by a step is always complete
     for part in out.glob("checkpoints/*.part"):
         shutil.rmtree(part)
 
@@ -227,19 +214,18 @@ def newest_run(folder="out"):
 
 
 def read_config(out_dir):
-    """A run's config.json, {"model": ..., "train": ...}; raises UserError if it is no such file."""
-    missing = f"no run in '{out_dir}' (no config.json)"
-    config = read_json(Path(out_dir) / "config.json", missing=missing)
+    """A run's config.json, {"model": ..., "train": ...}; UserError if it is no such file."""
+    path = Path(out_dir) / "config.json"
+    config = read_json(path, missing=f"no run in '{out_dir}' (no config.json)")
     if not {"model", "train"} & config.keys():
-        raise UserError(f"{out_dir}/config.json was not written by this version of train.py")
+        raise UserError(f"{path} was not written by this version of train.py")
     return config
 
 
 def data_folder(run, setting="dataset"):
-    """The token folder that a run was trained on.
+    """The token folder that a run was trained on. run: its folder, or a LoadedModel.
 
-    run: a run folder or a LoadedModel. Raises UserError for a published model: the user can name
-    data with `setting` instead.
+    Raises UserError for a published model: the user can name data with `setting` instead.
     """
     if isinstance(run, LoadedModel) and not run.is_run():
         name = run.provenance["model"]
@@ -257,21 +243,19 @@ def resolve_checkpoint(out_dir, which="latest"):
 
 def verified_path(folder, name):
     """The path of a checkpoint's file; raises UserError unless its sha256 is in SHA256SUMS."""
-    path = folder / name
+    path, problem = folder / name, "its sha256 is another one"
     try:
         if sha256(path) == _read_sums(folder)[name]:
             return path
-        problem = "does not match its sha256 in SHA256SUMS"
     except (OSError, ValueError, KeyError) as error:
-        problem = f"cannot be checked against SHA256SUMS: {error}"
+        problem = error
     advice = "remove that folder, and --resume takes the newest of the others"
-    raise UserError(f"{path} is damaged: it {problem}; {advice}")
+    raise UserError(f"{path} is damaged, by SHA256SUMS ({problem}): {advice}")
 
 
 def _read_sums(folder):
-    """{name: sha256} of a checkpoint's SHA256SUMS."""
-    lines = (folder / "SHA256SUMS").read_text().splitlines()
-    return dict(line.split()[::-1] for line in lines)
+    """{name: sha256}"""
+    return dict(line.split()[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
 
 
 def read_tensors(folder, name):
@@ -294,10 +278,9 @@ def read_optimizer_state(out_dir, which="latest"):
 
 
 def load_from_settings(settings, origin, device):
-    """The LoadedModel that a script's settings name: init_from, or else a run's checkpoint.
+    """The LoadedModel that a script's ModelSettings name; origin: of `configs.load`.
 
-    settings, origin: ModelSettings from `configs.load`. In a config file init_from is where
-    training starts, so here it counts on the command line only. Raises UserError like `load_model`.
+    In a config file init_from is where training starts, so it counts on the command line only.
     """
     if settings.init_from and origin["init_from"] == "command line":
         if settings.out_dir:
@@ -322,8 +305,7 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
     """The LoadedModel of a run folder: its model in eval mode on `device`.
 
     which: see `resolve_checkpoint`. changes: to the stored GPTConfig, such as dropout; a smaller
-    block_size cuts positions off. Raises UserError if anything is missing, damaged, written by
-    another version, or does not fit together.
+    block_size cuts positions off. Raises UserError for what is missing, damaged or does not fit.
     """
     config, folder = read_config(out_dir)["model"], resolve_checkpoint(out_dir, which)
     state = read_json(verified_path(folder, "state.json"))
@@ -331,7 +313,7 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
     for name, value in config.items():
         if value != saved.get(name):
             raise UserError(
-                f"{out_dir}/config.json is not what {folder} was written with: {name} is {value}, "
+                f"{out_dir}/config.json is not what {folder} has: {name} is {value}, "
                 f"not {saved.get(name)}"
             )
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
@@ -344,11 +326,8 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
         max_length = min(state["longest"], model.config.block_size)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder} does not fit {out_dir}/config.json: {error}") from None
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(
-            f"{out_dir}: the tokenizer has {tokenizer.vocab_size} tokens, "
-            f"the model {model.config.vocab_size}"
-        )
+    if (size := tokenizer.vocab_size) != config["vocab_size"]:
+        raise UserError(f"{out_dir}: the tokenizer has {size} tokens, not {config['vocab_size']}")
     return LoadedModel(
         model.eval(),
         tokenizer,
