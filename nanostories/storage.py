@@ -21,7 +21,6 @@ from configs import UserError
 
 
 def sha256(path):
-    """The sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -53,10 +52,8 @@ def atomic_folder(path, part=None):
     block raises, nothing of the new folder is left, nor a parent folder made for it.
     """
     path = Path(path)
-    part, old = (
-        Path(part or path.with_name(f".{path.name}.{os.getpid()}.new")),
-        path.with_name(f".{path.name}.{os.getpid()}.old"),
-    )
+    temporary = f".{path.name}.{os.getpid()}"
+    part, old = Path(part or path.with_name(f"{temporary}.new")), path.with_name(f"{temporary}.old")
     parent_is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -89,15 +86,12 @@ def write_text(path, text):
 
 
 def write_json(path, value):
-    """Write `value` as JSON, atomically; its folder is made if it is missing."""
+    """`write_text` of a value as JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path, missing=None):
-    """The value in a JSON file.
-
-    Raises UserError where the file is damaged, or is not there; `missing` is the line that says so.
-    """
+    """The value in a JSON file; or UserError, with the line `missing` where there is no file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

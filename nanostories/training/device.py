@@ -37,16 +37,13 @@ def pick_device(name):
 
 
 def reuse_freed_memory():
-    """Have the C library keep freed memory for the next step, but for blocks of 32 MB and more.
-
-    By default glibc gives more of it back to the kernel, which zeroes each page again: up to a
-    third of a small model's training time.
+    """Have glibc keep freed blocks below 32 MB for the next step. By default it gives them back to
+    the kernel, which zeroes each page again: up to a third of a small model's training time.
     """
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
     with contextlib.suppress(AttributeError):  # another C library has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 2**25)  # of this size on, a block comes from the kernel alone
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD of malloc.h: larger blocks come from the kernel
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def pick_dtype(name, device):
@@ -84,13 +81,12 @@ def compile_model(model, settings, device):
     """(compiled, ddp_model, cuda_graphs): the model compiled where that pays, the same wrapped so
     that its gradients are averaged over the ranks, and whether CUDA graphs launch its passes.
     """
-    cuda = device.type == "cuda"
-    compiled = model
+    cuda, compiled = device.type == "cuda", model
     use_compile = cuda if settings.compile is None else settings.compile
-    cuda_graphs = settings.cuda_graphs
-    if cuda_graphs is None:  # a small model's kernels finish sooner than they are launched
-        cuda_graphs = settings.n_embd <= 256 and world_size() == 1
-    cuda_graphs = cuda and use_compile and cuda_graphs
+    # A small model's kernels finish sooner than they are launched.
+    small = settings.n_embd <= 256 and world_size() == 1
+    graphs_wanted = small if settings.cuda_graphs is None else settings.cuda_graphs
+    cuda_graphs = cuda and use_compile and graphs_wanted
     if cuda:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     if cuda_graphs:  # gradients must live outside the memory that a graph reuses

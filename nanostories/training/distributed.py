@@ -83,8 +83,7 @@ def all_gather(items):
 class StopSignal:
     """Within `with StopSignal() as stop:`, SIGTERM and the first Ctrl-C only set `stop.received`.
 
-    The second ends the process at once. torchrun passes a signal on to its ranks, and kills them
-    30 seconds later.
+    The second ends the process at once. torchrun passes the signal on, and kills 30 seconds later.
     """
 
     def __enter__(self):

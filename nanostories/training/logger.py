@@ -11,10 +11,9 @@ from nanostories.storage import write_text
 
 
 class RunLogger:
-    """Progress lines, and metrics.jsonl, loss.png and samples.txt of the run folder."""
+    """state: the run's, at its start; lines that a killed run wrote of later steps are removed."""
 
     def __init__(self, out_dir, state):
-        """state: the run's, at its start; lines that a killed run wrote of later steps go."""
         self.out, self.lines = Path(out_dir), []
         self.last = state["seconds"], state["tokens"]  # at the last progress line
         for line in self._read("metrics.jsonl").splitlines():
@@ -44,11 +43,8 @@ class RunLogger:
         self._append("metrics.jsonl", json.dumps(line) + "\n")
 
     def progress(self, state, lr, loss, norm, seconds_left, peak_tokens_per_second=None):
-        """A progress line, printed and logged.
-
-        state: the run's, with steps, tokens and seconds so far. norm: of the gradient.
-        peak_tokens_per_second: at which a GPU would do nothing but the model's arithmetic; MFU is
-        the fraction of it that was reached.
+        """A progress line, printed and logged. norm: of the gradient. peak_tokens_per_second: at
+        which a GPU would do nothing but the model's arithmetic; MFU is the fraction reached.
         """
         step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
         speed = (tokens - self.last[1]) / max(seconds - self.last[0], 1e-9)
@@ -69,10 +65,8 @@ class RunLogger:
     def validation(self, state, loss, bits_per_byte):
         """An evaluation's result, printed and logged; loss in nats per token."""
         step = state["step"]
-        print(
-            f"step {step:>6} | validation loss {loss:.4f} | bits per byte {bits_per_byte:.4f}",
-            flush=True,
-        )
+        text = f"validation loss {loss:.4f} | bits per byte {bits_per_byte:.4f}"
+        print(f"step {step:>6} | {text}", flush=True)
         self.write(step=step, val_loss=loss, val_bpb=bits_per_byte, seconds=state["seconds"])
 
     def sample(self, step, text):

@@ -20,10 +20,8 @@ from configs import UserError
 
 
 def make_optimizers(model, settings):
-    """The optimizers of all parameters of a GPT, a list of one or two.
-
-    Matrices decay; vectors and embeddings do not. With optimizer = "muon" the blocks' matrices go
-    to Muon and the rest to AdamW.
+    """The optimizers of all parameters of a GPT, a list of one or two. Only the blocks' matrices
+    decay; with optimizer = "muon" they go to Muon and the rest to AdamW.
     """
     lr, decay = settings.learning_rate, settings.weight_decay
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h.")]
@@ -70,11 +68,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices, steps=5):
-    """Matrices with their singular values brought near 1, by Newton-Schulz iteration.
+    """Matrices (k, m, n) with their singular values brought near 1, by Newton-Schulz iteration.
 
-    matrices: (k, m, n) float; returns the same shape and dtype. The quintic's coefficients are
-    Jordan's: steepest at zero, so that small singular values grow quickly, at the price of ending
-    somewhere in 0.7..1.2.
+    The quintic's coefficients are Jordan's: steepest at zero, so that small singular values grow
+    quickly, at the price of ending somewhere in 0.7..1.2.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # the Gram matrix is the smaller of the two
@@ -93,11 +90,10 @@ class NonFiniteGuard:
     Reading the loss on the host at every step would empty a GPU's queue of kernels each time. So
     the verdict stays on the device: `check` gives the optimizers `found_inf`, a tensor of 1 where
     they are to change nothing, and the host reads how many steps were bad only when it logs. Until
-    it has read that, no later step changes a weight either, unless bad steps are to be skipped.
+    then no later step changes a weight either, but with skip=True, which leaves bad steps out.
     """
 
     def __init__(self, optimizers, scaler, device, skip=False):
-        """scaler: torch's GradScaler. skip: leave bad steps out instead of stopping the run."""
         self.scaler, self.skip, self.on_mps = scaler, skip, device.type == "mps"
         self.bad_steps, self.first_bad = (torch.zeros((), device=device) for _ in range(2))
         for optimizer in optimizers:
@@ -120,10 +116,7 @@ class NonFiniteGuard:
         optimizer.found_inf = self.found_inf
 
     def skipped(self):
-        """Bad steps since the last call, read from the device.
-
-        Raises UserError where there are any and they are not to be skipped.
-        """
+        """Bad steps since the last call, read from the device; UserError unless skip=True."""
         count = int(self.bad_steps)
         if count and not self.skip:
             raise UserError(

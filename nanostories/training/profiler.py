@@ -9,13 +9,11 @@ import torch
 def profile(step, device, folder, steps=5, rows=8):
     """Run step(timed) a few times under torch's profiler; returns a summary that fits on a screen.
 
-    step: a function that does its work within `with timed(name):` blocks; the device is waited for
-    at the end of each, so that a block's time is its own. rows: of torch's table of the costliest
-    operations. Writes folder/trace.json, for https://ui.perfetto.dev or chrome://tracing, and
-    folder/summary.txt.
+    step works within `with timed(name):` blocks; each ends by waiting for the device, so that its
+    time is its own. rows: of torch's table of the costliest operations. Writes folder/trace.json,
+    for https://ui.perfetto.dev or chrome://tracing, and folder/summary.txt.
     """
-    cuda = device.type == "cuda"
-    seconds = {}
+    cuda, seconds = device.type == "cuda", {}
 
     @contextlib.contextmanager
     def timed(name):

@@ -41,10 +41,8 @@ def check(settings):
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
     rows = settings.batch_size * settings.gradient_accumulation_steps
-    if rows < world_size():
-        raise UserError(
-            f"{world_size()} ranks cannot share a step of {rows} rows: raise batch_size"
-        )
+    if rows < (ranks := world_size()):
+        raise UserError(f"{ranks} ranks cannot share a step of {rows} rows: raise batch_size")
     if not (settings.resume or settings.profile):
         check_free(settings.out_dir)
 
@@ -54,31 +52,25 @@ def check_free(out_dir):
     if Path(out_dir).exists() and not Path(out_dir).is_dir():
         raise UserError(f"'{out_dir}' is no folder")
     if checkpoint.steps_of(out_dir):
-        raise UserError(
-            f"'{out_dir}' holds a run already: --resume continues it, another --out_dir keeps it, "
-            "or remove it"
-        )
+        raise UserError(f"'{out_dir}' holds a run already: --resume it, or name another --out_dir")
 
 
 def complete(settings, origin):
-    """The settings with every default that depends on another one filled in.
-
-    origin: where each setting came from, see configs.load. With --resume they are those that the
-    run stored; with --init_from they have its shape and tokenizer.
+    """The settings with every default that depends on another one filled in; origin: of
+    configs.load. With --resume they are the run's; with --init_from they have its shape and
+    tokenizer.
     """
     config_files = [name for name in origin.values() if name.endswith(".py")]
+    out_dir = settings.out_dir or (config_files and f"out/{Path(config_files[-1]).stem}")
     if settings.resume:
-        default = f"out/{Path(config_files[-1]).stem}" if config_files else None
-        out_dir = settings.out_dir or default or checkpoint.newest_run()
-        return resumed(settings, origin, out_dir)
+        return resumed(settings, origin, out_dir or checkpoint.newest_run())
     if settings.init_from:
         settings = like_init_from(settings, origin)
     dataset = settings.dataset or dataset_folder(settings.source, settings.tokenizer)
-    name = Path(config_files[-1] if config_files else dataset).stem
     return replace(
         settings,
         dataset=dataset,
-        out_dir=settings.out_dir or f"out/{name}",
+        out_dir=out_dir or f"out/{Path(dataset).stem}",
         row_tokens=settings.row_tokens or max(1024, settings.block_size),
     )
 
@@ -92,9 +84,8 @@ def like_init_from(settings, origin):
         folder = huggingface.resolve_model(base, settings.revision)
         config, positions = huggingface.read_model_config(folder, base)
         stored = asdict(replace(config, block_size=positions))
-        published = huggingface.load_tokenizer(folder, config.vocab_size)
-        is_gpt2 = published.name == "gpt2" and published.vocab_size == 50257
-        tokenizer = "gpt2" if is_gpt2 else str(folder)
+        name = huggingface.load_tokenizer(folder, config.vocab_size).name
+        tokenizer = "gpt2" if name == "gpt2" and config.vocab_size == 50257 else str(folder)
     shape = {name: stored[name] for name in SHAPE}
     for name in SHAPE:
         value = getattr(settings, name)
@@ -119,8 +110,8 @@ def resumed(settings, origin, out_dir):
         is_default = name in FILLED_IN and not value
         if name not in MAY_CHANGE and value != stored[name] and not is_default:
             raise UserError(
-                f"{name} of '{out_dir}' is {stored[name]!r}, not {value!r}: --resume continues the "
-                "same run; --init_from starts another from its weights"
+                f"{name} of '{out_dir}' is {stored[name]!r}, not {value!r}, and --resume keeps it; "
+                "--init_from starts another run from its weights"
             )
     changes = {name: value for name, value in named.items() if name in MAY_CHANGE}
     return replace(type(settings)(**stored), **changes | {"out_dir": out_dir})
@@ -133,8 +124,7 @@ NEW_STATE = {"step": 0, "seconds": 0.0, "tokens": 0, "longest": 0, "evaluated": 
 def read_state(out_dir, data):
     """(state, optimizer state) of a run's newest checkpoint, to resume it.
 
-    data: the Dataset to train on. Raises UserError where the run was trained on other tokens, or
-    with another tokenizer.
+    Raises UserError where `data`, a Dataset, is not what the run was trained on.
     """
     state = checkpoint.read_state(out_dir)
     before, now = state["data"], checkpoint.data_hashes(data.manifest)

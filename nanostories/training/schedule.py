@@ -7,10 +7,8 @@ SAVE_SECONDS = 600  # between checkpoints, unless save_interval is set
 
 
 def get_lr(settings, step, progress):
-    """The learning rate of step number `step`, counted from 0.
-
-    progress: the part of the schedule that has passed, see `schedule_progress`; beyond 0..1 it is
-    cut off. From learning_rate down to min_lr, times a linear warm-up over warmup_iters steps.
+    """The learning rate of step number `step`, from 0: from learning_rate down to min_lr as
+    `schedule_progress` goes from 0 to 1, times a linear warm-up over warmup_iters steps.
     """
     progress = min(max(progress, 0.0), 1.0)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))

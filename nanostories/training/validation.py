@@ -13,10 +13,9 @@ from nanostories.training.distributed import all_reduce_sum, rank, world_size
 def evaluate(model, batches, autocast=contextlib.nullcontext, compiled=None):
     """Total loss of a GPT over `batches`, without dropout: (nats, targets counted).
 
-    batches: an iterable of packing.Batch. autocast: a function that returns the context to compute
-    in. compiled: the compiled form of `model`, used where a batch has the first one's shape.
-    A batch's losses are summed in float32 on the device, the batches in float64 on the CPU: nothing
-    waits for the device until the end.
+    batches: of packing.Batch. compiled: the compiled form of `model`, used where a batch has the
+    first one's shape. A batch's losses are summed in float32 on the device, the batches in float64
+    on the CPU: nothing waits for the device until the end.
     """
     training, shape = model.training, None
     model.eval()
