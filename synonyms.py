@@ -6,12 +6,10 @@ replaced by synonyms.
     python train.py configs/ts_cpu.py --dataset=data/tinystories-syn --out_dir=out/syn
 
 --mode=wordnet is the student report's method, context ours (text/lexical_substitution.py describes
-both). The synonyms of a story depend on the seed and its text, whatever the order of the
-stories; in mode context also on the word counts of the corpus's first 32 megabytes. Everything else
-stays as it is, byte for byte.
-
-The result is a data folder like prepare.py's (which drops duplicates and truncated stories), with
-these files besides:
+both). The synonyms of a story depend on the seed and its text, whatever the order of the stories;
+in mode context also on the word counts of the corpus's first 32 megabytes. Everything else stays as
+it is, byte for byte. The result is a data folder like prepare.py's (which drops duplicates and
+truncated stories), with these files besides:
 
     stories.txt           and stories_val.txt: all stories, `<|endoftext|>` between them
     replacements.jsonl    a line for each story with synonyms: {"split", "story": its number in that
@@ -85,25 +83,12 @@ def check(settings, out):
     wordnet.pos_tags(["dog"]), wordnet.reader()
 
 
-# ----------------------------------------------------------------------------------------------
-# the stories of a block
-
-
 def stories_of(block):
     """Yield the stories of a block of a Source in a form that a text file can hold: without an
     inner <|endoftext|>, and without lone surrogates, which .jsonl may have."""
     for text in readers.texts(block):
         stories = _LONE_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text).split(tokenizer.EOT)
         yield from filter(str.strip, stories)
-
-
-def count_words(source):
-    """CorpusCounts of the first COUNTED_BLOCKS blocks of a Source."""
-    counts = CorpusCounts()
-    for block in itertools.islice(source.blocks(), COUNTED_BLOCKS):
-        for text in stories_of(block):
-            counts.add(text)
-    return counts
 
 
 class ModelLikelihood:
@@ -170,13 +155,8 @@ def replace_words(settings, counts, block):
     return lines
 
 
-# ----------------------------------------------------------------------------------------------
-# the files
-
-
 def open_work_folder(path, settings, splits):
-    """Make the folder of finished blocks, or keep that of a killed command with the same settings,
-    sources and model."""
+    """Make the folder of finished blocks, or keep that of a killed command with the same key."""
     names = ("source", "val_source", "mode", "story_fraction", "word_fraction", "model", "seed")
     key = {name: getattr(settings, name) for name in names}
     key["sources"] = {split: [str(one), one.total()] for split, one in splits.items()}
@@ -191,15 +171,6 @@ def remove_work_folder(path):
     """Remove the folder of finished blocks, its key first: without it no command resumes there."""
     (path / "key.json").unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
-
-
-def write_blocks(source, folder, replace):
-    """Write a .jsonl file for each block of a Source, from the first one that is missing on."""
-    folder.mkdir(exist_ok=True)
-    done = len(list(folder.glob("*.jsonl")))
-    results = replace(itertools.islice(source.blocks(), done, None))
-    for number, lines in enumerate(build.progress(results, source), start=done):
-        storage.write_text(folder / f"{number:06}.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def write_texts(work, folder, settings):
@@ -247,11 +218,19 @@ def main():
     open_work_folder(work, settings, splits)
 
     # 2. Synonyms, block by block, on all cores.
-    counts = count_words(train) if settings.mode == "context" else None
+    counts = CorpusCounts()
+    if settings.mode == "context":
+        for block in itertools.islice(train.blocks(), COUNTED_BLOCKS):
+            for text in stories_of(block):
+                counts.add(text)
     function = functools.partial(replace_words, settings, counts)
     with worker_pool(function, settings.workers) as replace:
         for split, source in splits.items():
-            write_blocks(source, work / split, replace)
+            (work / split).mkdir(exist_ok=True)
+            done = len(list((work / split).glob("*.jsonl")))
+            results = replace(itertools.islice(source.blocks(), done, None))
+            for number, lines in enumerate(build.progress(results, source), start=done):
+                storage.write_text(work / split / f"{number:06}.jsonl", "\n".join([*lines, ""]))
 
     # 3. The data folder.
     texts = {split: Source(f"{glob.escape(str(work / split))}/*.jsonl") for split in splits}

@@ -39,10 +39,6 @@ def check_out(path):
         raise UserError(f"'{path}' exists and is no data folder (no manifest.json): not replaced")
 
 
-# ----------------------------------------------------------------------------------------------
-# the tokenizer
-
-
 def make_tokenizer(name, vocab_size, source, seed=0, val_fraction=0.0):
     """The Tokenizer called `name`; one that is made reads train stories only (build_dataset's)."""
     if name in ("bpe", "gpt2-10k"):
@@ -69,10 +65,6 @@ def sample_texts(source, seed, val_fraction):
                 size += len(text)
         if size >= SAMPLE_BYTES:
             return
-
-
-# ----------------------------------------------------------------------------------------------
-# the folder
 
 
 def build_dataset(
@@ -167,10 +159,8 @@ def encode_splits(folder, encode, train, val, held_out, val_limit):
         if count["read"] == count["empty"] + count["truncated"] + count["unreadable"]:
             reason = f"'{source}' has no story left after cleaning ({describe_cleaning(count)})"
             if count["unreadable"]:
-                reason += (
-                    "; an Instruct record is fields such as 'Words:', then a line 'Story:', and a "
-                    "data set with a row for each line has none: take tinystories-instruct"
-                )
+                reason += "; an Instruct record is fields such as 'Words:', then 'Story:'; a data set"
+                reason += " with a row for each line has none: take tinystories-instruct"
             raise UserError(reason)
     if not writers[0].stories:
         # Of so few stories none fell to val: once more, for the one with the lowest hash.
@@ -196,7 +186,8 @@ def find_duplicates(val, train):
     """What to drop of two Writers, uint8 arrays (val stories,), (train stories,): 0 keeps a story,
     IN_VAL is a train story that is in val too, DUPLICATE any other that an equal one precedes.
     """
-    hashes = np.concatenate([val.hashes(), train.hashes()]).view("S16")[:, 0]
+    hashes = [np.fromfile(writer.index, STORY)["hash"] for writer in (val, train)]
+    hashes = np.concatenate(hashes).view("S16")[:, 0]
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     original, place = first[which], np.arange(len(hashes))
     drop = np.where(original == place, 0, DUPLICATE).astype(np.uint8)

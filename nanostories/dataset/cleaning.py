@@ -37,12 +37,9 @@ def join_surrogates(text):
 
 
 def clean(text, counts, seed=None):
-    """A text of readers.texts repaired, a str; None to drop it. With a seed it is an Instruct
-    record, or StoryFacts to make one of: the instruct.Record.
-
-    counts: a Counter of "repaired", "empty" and "truncated"; of records also "unreadable" (no
-    record) and "trailing" (a field after the story).
-    """
+    """A text of readers.texts repaired, or None to drop it. With a seed the text is an Instruct
+    record, or StoryFacts to make one of: its instruct.Record. counts: a Counter of "repaired",
+    "empty", "truncated"; also "unreadable" (no record), "trailing" (a field after the story)."""
     if seed is None:
         kept = story = fix_encoding(text, counts)
     elif isinstance(text, instruct.StoryFacts):

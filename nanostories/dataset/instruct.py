@@ -10,11 +10,10 @@
 
 An instruction is any subset of the four fields in any order: `words` that the story must use in
 some form, a `sentence` that it must contain (never its first), its `features`, and a `summary`.
-`parse_record` reads a record, `make_record` makes one from StoryFacts.
 
-How the real file is read: a value may have several lines, and a field may occur twice. Where the
-instruction has no Summary, the file has one after the story: it is kept as `trailing`, and is not
-trained on. Both "Sentence:", as in the paper's slides, and the file's "Random sentence:" are read.
+In the real file a value may have several lines, and a field may occur twice. Where the instruction
+has no Summary, the file has one after the story: it is kept as `trailing`, and is not trained on.
+Both "Sentence:", as in the paper's slides, and the file's "Random sentence:" are read.
 """
 
 import difflib
@@ -65,7 +64,6 @@ class Record:
         _check_value(self.story, _TRAILING_LABEL.search(self.story))
 
     def values(self, name):
-        """The values of the fields of this name, list of str."""
         return [value for field, value in self.fields if field == name]
 
     def entries(self, name):
@@ -73,7 +71,6 @@ class Record:
         return [x.strip() for value in self.values(name) for x in value.split(",") if x.strip()]
 
     def has_fields(self, names):
-        """Whether it has a field of each of the `names`."""
         return set(names) <= {name for name, _ in self.fields}
 
     def prompt(self):
@@ -86,18 +83,12 @@ class Record:
 
 
 def _check_value(value, label):
-    if label:
-        raise ValueError(f"a line begins like a field ('{label[0].strip()}'): {value!r:.60}")
-    if value != value.strip():
-        raise ValueError(f"blank ends: {value!r:.60}")
+    if label or value != value.strip():
+        raise ValueError(f"a line begins like a field, or blanks are at an end: {value!r:.60}")
 
 
 def _format_fields(fields):
     return "".join(f"{LABELS[name]}: {value}\n" for name, value in fields)
-
-
-# ----------------------------------------------------------------------------------------------
-# reading
 
 
 def parse_record(text):
@@ -136,15 +127,11 @@ def _normalize_features(features):
     return ", ".join(_SPELLINGS.get(re.sub(r"[\s_-]", "", name).lower(), name) for name in names)
 
 
-# ----------------------------------------------------------------------------------------------
-# making
-
-
 def make_instruction(words="", sentence="", features="", summary=""):
     """The Record of an instruction, its fields in this order. words, features: comma-separated, the
     features in any spelling. ValueError for an unknown feature, or a value with another field."""
-    values = {"words": words, "sentence": sentence, "features": features, "summary": summary}
-    fields = [(name, value) for name, value in values.items() if value.strip()]
+    values = (words, sentence, features, summary)
+    fields = [(name, x) for name, x in zip(LABELS, values, strict=True) if x.strip()]
     record = parse_record(_format_fields(fields) + "Story:")
     if not record or record.story or len(record.fields) != len(fields):
         raise ValueError("a line within a field's value begins like another field")
@@ -171,12 +158,11 @@ def facts_from_json(story, row):
     beside it or, as in TinyStories_all_data, the latter two in `instruction`. Raises TypeError
     where they are not lists of str, or the summary is not a str."""
     row = row | (row.get("instruction") or {})
-    lists = [row.get(name) or [] for name in ("words", "features")]
-    summary = row.get("summary") or ""
-    texts = [summary, *(entry for entries in lists for entry in entries)]
-    if not all(isinstance(one, list) for one in lists) or any(type(x) is not str for x in texts):
-        raise TypeError("words and features are lists of texts, a summary is a text")
-    return StoryFacts(story, *(tuple(filter(str.strip, one)) for one in lists), summary.strip())
+    words, features = (row.get(name) or [] for name in ("words", "features"))
+    if not isinstance(words, list) or not isinstance(features, list):
+        raise TypeError("words and features are lists")
+    words, features = (tuple(filter(str.strip, entries)) for entries in (words, features))
+    return StoryFacts(story, words, features, str.strip(row.get("summary") or ""))
 
 
 def make_record(facts, seed):

@@ -44,14 +44,12 @@ class PackedDataLoader:
 
     A story of n tokens, <|endoftext|> in front included, gives n inputs and n targets; the last
     target is <|endoftext|>. A longer story than block_size is cut into chunks that begin `stride`
-    tokens apart, each with positions from 0. Loss is computed only on targets that no earlier chunk
-    has, so every token is a target once. Training uses stride = block_size (0 means that),
-    evaluation half of it, for context.
+    tokens apart (0: block_size; evaluation takes half of it, for context). Loss is computed only on
+    targets that no earlier chunk has, so every token is a target once.
 
-    Chunks fill rows of row_tokens once, by best fit decreasing, 1,024 chunks at a time. Each epoch
-    visits the rows in an order of its own, and the epochs make one endless stream of rows. Batch i
-    is rows i * batch_size to (i + 1) * batch_size - 1 of it. With shuffle=False rows come once, as
-    they were filled.
+    Chunks fill rows of row_tokens once. Each epoch visits the rows in an order of its own, and the
+    epochs make one endless stream of rows. Batch i is rows i * batch_size to (i + 1) * batch_size
+    - 1 of it. With shuffle=False rows come once, as they were filled.
 
     data: a Dataset. eot: the id of <|endoftext|>. answers: int64 (stories,); if given, only targets
     from that token of each story on count (the story of an Instruct record). device: where batches
@@ -101,9 +99,8 @@ class PackedDataLoader:
 
     def _epoch_order(self, epoch):
         """The rows of an epoch in their order, int64 (num_rows,)."""
-        if not self.shuffle:
-            return np.arange(self.num_rows)
-        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.num_rows)
+        rng = np.random.default_rng([self.seed, 1, epoch])
+        return rng.permutation(self.num_rows) if self.shuffle else np.arange(self.num_rows)
 
     def _rows(self, first, last):
         """Which rows are numbers `first` to `last` - 1 of the stream, int64 (last - first,)."""
@@ -111,11 +108,11 @@ class PackedDataLoader:
         return np.array([self._epoch_order(epoch)[i] for epoch, i in places], np.int64)
 
     def target_count(self, first, last):
-        """The targets in this range of the stream of rows, those ignored left out."""
+        """The targets in this range of the stream of rows, without those ignored."""
         return int(self.row_targets[self._rows(first, last)].sum())
 
     def token_count(self, first, last):
-        """The tokens in this range of the stream of rows, padding left out."""
+        """The tokens in this range of the stream of rows, without padding."""
         return int(self.row_lengths[self._rows(first, last)].sum())
 
     def row_range(self, i):
@@ -157,11 +154,10 @@ class PackedDataLoader:
         return self._pin(torch.from_numpy(chunks)), tokens, len(rows), self.row_targets[rows].sum()
 
     def _pin(self, tensor):
-        """The tensor, for a GPU in pinned memory: so copying it does not block."""
+        """The tensor, for a GPU in pinned memory, so that copying it does not block."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def _make_batch(self, chunks, tokens, rows, target_count):
-        """The Batch of a plan, gathered on the device."""
         chunks = chunks.to(self.device, non_blocking=True)
         tokens = self.device_tokens if tokens is None else tokens.to(self.device, non_blocking=True)
         size = rows * self.row_tokens
@@ -190,17 +186,15 @@ class PackedDataLoader:
 def split_into_chunks(starts, block_size, stride, answers=None):
     """Chunks of at most block_size tokens that begin `stride` tokens apart in each story.
 
-    starts: int64 (stories + 1,), the last the end of all. answers: int64 (stories,) or None, the
-    token of each story that is the first target to count. Returns int64 (4, chunks): offset of the
-    first token; length; skip, how many of the first targets an earlier chunk has or `answers`
-    excludes; is_end, 1 if the last target is the story's <|endoftext|>. A chunk without a target
-    that counts is left out.
+    starts, answers: see Dataset. Returns int64 (4, chunks): offset of the first token; length;
+    skip, how many of the first targets an earlier chunk has or `answers` excludes; is_end, 1 if the
+    last target is the story's <|endoftext|>. A chunk without a target that counts is left out.
     """
     story_length = np.diff(starts)
     chunks_per_story = 1 + -(-np.maximum(story_length - block_size, 0) // stride)
     story = np.repeat(np.arange(len(story_length)), chunks_per_story)  # of each chunk
-    first_chunk = np.repeat(np.cumsum(chunks_per_story) - chunks_per_story, chunks_per_story)
-    number = np.arange(len(story)) - first_chunk  # of the chunk within its story
+    first_chunk = np.cumsum(chunks_per_story) - chunks_per_story  # of each story
+    number = np.arange(len(story)) - first_chunk[story]  # of the chunk within its story
     begin = number * stride  # in the story, as end
     end = np.minimum(begin + block_size, story_length[story])
     skip = np.where(number > 0, block_size - stride, 0)
@@ -213,11 +207,9 @@ def split_into_chunks(starts, block_size, stride, answers=None):
 
 
 def pack(length, order, row_tokens, window=1024):
-    """Rows of at most row_tokens tokens: best fit decreasing among `window` chunks at a time.
-
-    length: int (chunks,). order: int (chunks,), the chunks as drawn. Returns a list of rows, each a
-    list of chunk numbers. Each window begins new rows: only chunks drawn together share one.
-    """
+    """Rows of at most row_tokens tokens: best fit decreasing among `window` chunks at a time, which
+    begin new rows. length: int (chunks,). order: int (chunks,), the chunks as drawn. Returns a list
+    of rows, each a list of chunk numbers."""
     rows = []
     for first in range(0, len(order), window):
         drawn = order[first : first + window]
@@ -236,12 +228,9 @@ def pack(length, order, row_tokens, window=1024):
 
 
 def split_rows_across_ranks(rows, batch_size, rank, world_size):
-    """The rows of a step that one rank computes: a list of (first, last), one for each micro-batch.
-    They are numbered from 0 in the step, and `last` is not included.
-
-    Ranks, and the passes of a rank, differ by a row at most; no pass has more than batch_size rows.
-    Together the ranks compute the same rows, whatever world_size is.
-    """
+    """The rows of a step that one rank computes: [(first, last), ...], one for each micro-batch of
+    at most batch_size rows, `last` not included. Ranks, and the passes of a rank, differ by a row
+    at most. Together the ranks compute the same rows, whatever world_size is."""
     first, last = rows * rank // world_size, rows * (rank + 1) // world_size
     passes = -(-(last - first) // batch_size)
     edges = [first + (last - first) * i // passes for i in range(passes + 1)]
@@ -280,9 +269,8 @@ def open_data(settings):
         options = next((word for word in sys.argv[1:] if word.endswith(".py")), options)
         if "-without-" in settings.dataset:
             options += f" --hold_out={settings.dataset.rpartition('-without-')[2]}"
-        raise UserError(
-            f"no data in '{settings.dataset}'; make it with: python prepare.py {options}"
-        )
+        command = f"python prepare.py {options}"
+        raise UserError(f"no data in '{settings.dataset}'; make it with: {command}")
     train, val = (Dataset(settings.dataset, split) for split in ("train", "val"))
     for data in (train, val):
         data.verify()  # takes a second a gigabyte; damaged tokens would cost days

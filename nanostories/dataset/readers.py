@@ -40,10 +40,6 @@ NAMED = {
 }
 
 
-# ----------------------------------------------------------------------------------------------
-# blocks
-
-
 @dataclass(frozen=True)
 class Block:
     """Consecutive stories of a source: `rows`, or the bytes of a file from start to stop."""
@@ -101,8 +97,7 @@ def _text_blocks(path, separator):
 
 def texts(block, strict=False):
     """The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts. A byte that is
-    not UTF-8 becomes a lone surrogate, which cleaning.fix_encoding repairs, or strictly an error.
-    """
+    not UTF-8 is a lone surrogate, which cleaning.fix_encoding repairs; if `strict`, an error."""
     rows = block.rows or _parse_file(block, strict)
     return [_parse_row(row, block.path, block.facts) for row in rows]
 
@@ -166,7 +161,6 @@ def _columns(names, path):
 
 
 def read_parquet(path):
-    """Yield (dict, weight) of each row of a table."""
     import pyarrow
     import pyarrow.parquet
 

@@ -23,10 +23,6 @@ SHARD_TOKENS = 100_000_000  # 200 MB a file
 STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash", "<u8", 2)])
 
 
-# ----------------------------------------------------------------------------------------------
-# writer
-
-
 class Writer:
     """Writes one split of a data folder: `add` appends stories to temporary files, and `finish`,
     once the duplicates are known, writes the others to shards. Memory: about 80 bytes a story."""
@@ -43,10 +39,6 @@ class Writer:
             spill.write(tokens.astype("<u2", copy=False).tobytes())
             file.write(index.tobytes())
         self.stories += len(index)
-
-    def hashes(self):
-        """The hashes of all stories, uint64 (stories, 2)."""
-        return np.fromfile(self.index, STORY)["hash"]
 
     def finish(self, drop, shard_tokens=SHARD_TOKENS, answers=False):
         """Write the stories whose `drop` is 0 to shards, and where each begins to
@@ -87,10 +79,6 @@ def write_manifest(folder, facts):
     paths = sorted(Path(folder).iterdir())
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
     write_json(Path(folder) / "manifest.json", {"format": 1, **facts, "files": files})
-
-
-# ----------------------------------------------------------------------------------------------
-# reader
 
 
 class InMemoryDataset:
@@ -168,7 +156,6 @@ class Dataset(InMemoryDataset):
 
 
 def read_manifest(folder):
-    """The manifest of a data folder; UserError where there is none."""
     missing = f"no data in '{folder}' (no manifest.json); make it with prepare.py"
     return read_json(Path(folder) / "manifest.json", missing)
 

@@ -4,8 +4,7 @@ storybook                            the built-in grammar, no network needed
 tinystories, tinystories-v2,
 tinystories-instruct                 the real data sets, from the hub at a pinned revision
 hub:owner/name, hub:owner/name:split any text data set of the hub (column text or story)
-stories.txt, "data/*.jsonl"          local files: .txt with <|endoftext|> between stories,
-                                     .jsonl, .json, .parquet, TinyStories_all_data.tar.gz
+stories.txt, "data/*.jsonl"          local files, in the formats of readers.py
 instruct:<any of these>              Instruct records made of its stories (instruct.py)
 """
 
@@ -28,8 +27,6 @@ def slug(source):
     """A short name for a source: a file's stem, a glob's folder, a hub data set's name."""
     if source.startswith(INSTRUCT):
         return f"instruct-{slug(source.removeprefix(INSTRUCT))}"
-    if source in readers.NAMED or source == "storybook":
-        return source
     if source.startswith("hub:"):
         return source.split(":")[1].rpartition("/")[2]
     path = Path(source)
@@ -41,10 +38,9 @@ def slug(source):
 
 def dataset_folder(source, tokenizer):
     """Where prepare.py writes `source` tokenized by `tokenizer` by default: data/<slug>-<name>."""
-    path = Path(tokenizer)
-    if path.name == "tokenizer.json":  # a run's own tokenizer goes by the run's name
-        path = path.parent
-    return f"data/{slug(source)}-{path.name}"
+    path = Path(tokenizer)  # a run's own tokenizer goes by the run's name
+    name = path.parent.name if path.name == "tokenizer.json" else path.name
+    return f"data/{slug(source)}-{name}"
 
 
 def is_instruct(source):
@@ -82,10 +78,26 @@ class Source:
 
     def files(self):
         """The local files of the source, a list of paths; a named data set is downloaded."""
-        if self.base not in readers.NAMED:
-            return _local_files(self.base)
-        name = f"{readers.NAMED[self.base][2]}-{'train' if self.split == 'train' else 'valid'}.txt"
-        return [readers.download(self.base, name, self.revision)]
+        name = self.base
+        if name in readers.NAMED:
+            split = "train" if self.split == "train" else "valid"
+            return [readers.download(name, f"{readers.NAMED[name][2]}-{split}.txt", self.revision)]
+        if _is_glob(name):
+            paths = sorted(path for path in glob.glob(name, recursive=True) if Path(path).is_file())
+            if not paths:
+                raise UserError(f"no file matches '{name}'")
+        elif Path(name).is_file():
+            paths = [name]
+        elif Path(name).is_dir():
+            raise UserError(f"'{name}' is a folder; name its files, as in '{name}/*.txt'")
+        else:
+            known = [*readers.NAMED, "storybook"]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"nor one of {', '.join(known)}"
+            raise UserError(f"no source '{name}': it is no file here; {hint}")
+        if not any(Path(path).stat().st_size for path in paths):
+            raise UserError(f"'{name}' is empty")
+        return paths
 
     def total(self):
         """The sum of the blocks' weights: bytes of files, or stories; None where unknown."""
@@ -112,11 +124,8 @@ class Source:
 
 
 def read(source, **settings):
-    """Yield the texts of a Source(source, **settings) uncleaned; split is "val" by default.
-
-    Only the stories that instruct:... makes records of are repaired. Raises UserError, also for a
-    byte that is not UTF-8.
-    """
+    """Yield the texts of a Source(source, **settings) uncleaned; split is "val" by default. A byte
+    that is not UTF-8 is a UserError. Stories that instruct:... makes records of are repaired."""
     source = Source(source, **{"split": "val"} | settings)
     for block in source.blocks():
         for story in readers.texts(block, strict=True):
@@ -128,23 +137,3 @@ def read(source, **settings):
 
 def _is_glob(source):
     return any(char in source for char in "*?[") and not Path(source).exists()
-
-
-def _local_files(name):
-    """The files that a path or a glob names."""
-    if _is_glob(name):
-        paths = sorted(path for path in glob.glob(name, recursive=True) if Path(path).is_file())
-        if not paths:
-            raise UserError(f"no file matches '{name}'")
-    elif Path(name).is_file():
-        paths = [name]
-    elif Path(name).is_dir():
-        raise UserError(f"'{name}' is a folder; name its files, as in '{name}/*.txt'")
-    else:
-        known = [*readers.NAMED, "storybook"]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"nor one of {', '.join(known)}"
-        raise UserError(f"no source '{name}': it is no file here; {hint}")
-    if not any(Path(path).stat().st_size for path in paths):
-        raise UserError(f"'{name}' is empty")
-    return paths

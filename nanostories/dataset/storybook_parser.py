@@ -73,11 +73,9 @@ def _advance(sentence, readings):
 
 
 def _read(text):
-    """(errors, values, nodes) of the best reading of a text.
-
-    Readings are {last node: (cost, {variable: value}, errors, nodes)}; those that cost little more
-    than the best are kept, as later sentences may show which is right.
-    """
+    """(errors, values, nodes) of the best reading of a text. Readings are {last node: (cost,
+    {variable: value}, errors, nodes)}; those that cost little more than the best are kept, as later
+    sentences may show which is right."""
     errors, readings = [], {storybook.START: (0, {}, [], [])}
     if any(line.count('"') % 2 for line in text.splitlines()):
         errors.append("a quote is left open")

@@ -10,8 +10,8 @@ Bytes per token on held-out real stories: gpt2 4.06, gpt2-10k 4.05, a bpe of 4,0
 TinyStories 4.05. So a small model's head shrinks 12 times while stories stay as short.
 
 All run in tiktoken. `save` writes a Hugging Face tokenizer.json, which the `tokenizers` library
-reads too. <|endoftext|> is always the last id; it separates stories and never encodes text: a story
-that contains those 13 characters keeps them as ordinary text.
+reads too. <|endoftext|> is always the last id and separates stories: in a story those 13 characters
+are ordinary text.
 """
 
 import errno
@@ -72,11 +72,9 @@ class Tokenizer:
         return [i for part in _split_blanks(text) for i in self.encoding.encode_ordinary(part)]
 
     def encode_prompt(self, text):
-        """The ids of a text that a story continues: the first ids of the whole.
-
-        Line ends at the end of a text are split differently from those before a word: GPT-2's
-        tokens of " \\n\\n" are " ", "\\n\\n", but before a word they are " ", "\\n", "\\n".
-        """
+        """The ids of a text that a story continues: the first ids of the whole. Line ends before a
+        word are split differently from those at the end of a text: GPT-2's tokens of " \\n\\n" are
+        " ", "\\n\\n", but before a word they are " ", "\\n", "\\n"."""
         if not text.endswith("\n"):
             return self.encode(text)
         return self.encode(text + "A")[:-1]  # "A" is one token, and never joins a line end
@@ -128,10 +126,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """The tokenizer of a tokenizer.json, or of the folder that holds one: one that `save`
-        wrote, or GPT-2's as the hub has it, also as its older vocab.json.
-
-        Raises UserError if the file is missing, damaged or another kind of tokenizer.
-        """
+        wrote, or GPT-2's as the hub has it, also as its older vocab.json."""
         path = Path(path)
         if path.is_dir():
             older = not (path / "tokenizer.json").exists() and (path / "vocab.json").exists()
@@ -191,16 +186,10 @@ def _split_blanks(text):
     return [text[i:j] for i, j in itertools.pairwise([0, *cuts, len(text)])]
 
 
-# ----------------------------------------------------------------------------------------------
-# making one
-
-
 def build(name, vocab_size=4096, texts=()):
     """The tokenizer called `name`, or the one saved in the tokenizer.json (or folder) at that path.
-
-    vocab_size: of bpe, with <|endoftext|>; a small corpus runs out of pairs to merge and gives
-    fewer. texts: iterable of str that bpe is trained on and gpt2-10k is counted on.
-    """
+    texts: iterable of str that bpe is trained on and gpt2-10k is counted on. vocab_size: of bpe,
+    with <|endoftext|>; a small corpus runs out of pairs to merge and gives fewer."""
     if name == "bytes":
         return Tokenizer(name, {bytes([i]): i for i in range(256)}, GPT2_PATTERN)
     if name == "bpe":

@@ -21,18 +21,15 @@ _function = None  # what a worker process calls
 
 def cpu_count():
     """How many CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def worker_pool(function, workers):
-    """Give a function: (blocks, *args) -> an iterator of (block, function(block, *args)), in order.
-
-    function: picklable, sent once to each worker. workers: processes, 0 for one a core; 1 runs it
-    in this process. Blocks are read only a little ahead.
-    """
+    """Give a function: (blocks, *args) -> an iterator of (block, function(block, *args)), in order;
+    blocks are read only a little ahead. function: picklable, sent once to each worker. workers:
+    processes, 0 for one a core; 1 runs it in this process."""
     workers = workers or cpu_count()
     if workers == 1:
         yield lambda blocks, *args: ((block, function(block, *args)) for block in blocks)

@@ -7,14 +7,13 @@ Two methods choose the synonyms:
 
     WordnetSynonyms    the student report's: any single word that shares any sense with the word, in
                        its base form. So "ran" may become "campaign", "big" in "a big ball" "adult".
-    ContextSynonyms    ours: a word that usually has the sense that the word has here (by Lesk's
-                       algorithm), that the corpus has and uses alike, in the same inflection:
-                       "began" becomes "started", "a big apple" "a large apple", "a car" "an
-                       automobile". Names stay, and so do words whose sense is in doubt and parts of
-                       compounds ("ice cream", "woke up").
+    ContextSynonyms    ours: a word that usually has the word's sense here (by Lesk's algorithm),
+                       that the corpus has and uses alike, in the same inflection: "began" becomes
+                       "started", "a car" "an automobile". Names stay, and so do words whose sense
+                       is in doubt and parts of compounds ("ice cream", "woke up").
 
-The fraction is of the content words: nouns, verbs, adjectives and adverbs. It is rounded at random,
-so that it holds on average, and made up of words that have a synonym.
+The fraction is of the content words (nouns, verbs, adjectives and adverbs), rounded at random so
+that it holds on average, and made up of words that have a synonym.
 """
 
 import math
@@ -50,9 +49,7 @@ class Replacement:
 
 def substitute(text, fraction, method, rng):
     """(the text with synonyms, list of Replacement in order, the number of its content words).
-
-    method: a WordnetSynonyms or ContextSynonyms. rng: a random.Random.
-    """
+    method: a WordnetSynonyms or ContextSynonyms. rng: a random.Random."""
     words = wordnet.content_words(text)
     wanted = fraction * len(words)
     count = int(wanted) + (rng.random() < wanted % 1)
@@ -102,11 +99,9 @@ class CorpusCounts:
 
 
 class ContextSynonyms:
-    """Our method: synonyms that fit the context.
-
-    log_likelihoods: None, or a function of (text, word, forms) that gives the log-likelihood of the
-    text with each of the forms in the place of the word; then only the best synonym is left.
-    """
+    """Our method: synonyms that fit the context. log_likelihoods: None, or a function of (text,
+    word, forms) that gives the log-likelihood of the text with each of the forms in the place of
+    the word; then only the best synonym is left."""
 
     fixes_articles = True
 
@@ -136,13 +131,12 @@ class ContextSynonyms:
         before = split_words(text[max(0, word.start - CONTEXT_CHARS) : word.start])
         after = split_words(text[word.stop : word.stop + CONTEXT_CHARS])
         nearby = dict.fromkeys([*before[-SENSE_WINDOW:], *after[:SENSE_WINDOW]])
-        weights = [
-            (count + 1) * math.prod(
-                math.sqrt(self.total / (self.counts[name] + 1))
-                for name in nearby if name not in STOP_WORDS and lemmas(name) & description(sense)
-            )
-            for sense, count in zip(senses, counts, strict=True)
-        ]  # fmt: skip
+        nearby = [name for name in nearby if name not in STOP_WORDS]
+        weights = []
+        for sense, count in zip(senses, counts, strict=True):
+            shared = (name for name in nearby if lemmas(name) & description(sense))
+            factors = (math.sqrt(self.total / (self.counts[name] + 1)) for name in shared)
+            weights.append((count + 1) * math.prod(factors))
         best = max(weights)
         return senses[weights.index(best)] if best >= MIN_SENSE_PROBABILITY * sum(weights) else None
 
@@ -173,8 +167,7 @@ def count_base_forms(counts):
     base_counts = Counter()
     for word, count in counts.items():
         for pos, bases in wordnet.dictionary_base_forms(word).items():
-            for base in bases:
-                base_counts[base, pos] += count
+            base_counts.update({(base, pos): count for base in bases})
     return base_counts
 
 
@@ -191,8 +184,8 @@ def sense_counts(word, pos):
 def description(sense):
     """The base forms of the words in a sense's names, gloss and examples, a frozenset of str."""
     text = " ".join([sense.definition(), *sense.examples(), *sense.lemma_names()])
-    words = split_words(text.replace("_", " "))
-    return frozenset().union(*(lemmas(word) for word in words if word not in STOP_WORDS))
+    words = set(split_words(text.replace("_", " "))) - STOP_WORDS
+    return frozenset().union(*map(lemmas, words))
 
 
 @cache
@@ -207,8 +200,7 @@ def inflect(base, tag):
     """A base form in the form of a Penn tag ("VBD", "NNS", "JJR"); "" where it has none."""
     import lemminflect  # takes 0.3 s, which only those who look at words should pay
 
-    forms = lemminflect.getInflection(base, tag=tag)
-    return forms[0] if forms else ""
+    return next(iter(lemminflect.getInflection(base, tag=tag)), "")
 
 
 @lru_cache(1 << 18)

@@ -15,7 +15,7 @@ ROUGE-2's precision, which lets each k-gram of T2 match once, is 1/5.
 
 import math
 from collections import Counter
-from itertools import permutations
+from itertools import chain, permutations
 
 from nanostories.text.words import ngrams, words_and_marks
 
@@ -43,12 +43,9 @@ def nearest_texts(texts, k=2):
 
 def distinct_n(texts, k, words):
     """The share of different k-grams among those of `words` words of some texts, 0 to 1; nan where
-    the texts are shorter.
-
-    Longer texts repeat more, so only shares of equally many words compare. The texts are read one
-    after the other in portions of `words` words; the result is the mean of the portions' shares,
-    and the incomplete last portion is left out. No k-gram spans two texts.
-    """
+    the texts are shorter. Longer texts repeat more, so only shares of equally many words compare:
+    the texts are read in portions of `words` words, and the mean of the portions' shares is taken,
+    without the incomplete last one. No k-gram spans two texts."""
     shares, grams, left = [], [], words
     for text in texts:
         while len(text) >= left:
@@ -61,18 +58,15 @@ def distinct_n(texts, k, words):
 
 
 def drop_marks(text):
-    """The words of a text, without its punctuation marks."""
     return [word for word in text if any(char.isalnum() for char in word)]
 
 
 def mtld_factors(text, threshold=0.72):
-    """The number of MTLD factors of a text, float, the mean of reading it forwards and backwards.
-
-    A factor ends where the share of different words in it falls to `threshold`; the rest at the end
-    counts by how far its share has fallen. Marks are left out. The MTLD of one text is the mean of
-    words / factors both ways; of many short texts, some of which have no factor, we take all words
-    / all factors.
-    """
+    """The number of MTLD factors of a text without its marks, float, the mean of reading it
+    forwards and backwards. A factor ends where the share of different words in it falls to
+    `threshold`; the rest at the end counts by how far its share has fallen. The MTLD of one text is
+    the mean of words / factors both ways; of short texts, some without a factor, we take all words
+    / all factors."""
     words = drop_marks(text)
     return (_factors(words, threshold) + _factors(words[::-1], threshold)) / 2
 
@@ -89,35 +83,25 @@ def _factors(words, threshold):
 
 def self_bleu(texts, max_n=4):
     """BLEU of each text with all others as its references, list of float, 0 to 1; nan where it is
-    empty or alone.
-
-    k-grams up to `max_n` words weigh the same, with the usual brevity penalty (Papineni et al.
-    2002). Where no k-gram matches, 0.1 counts as matching (Chen & Cherry 2014, smoothing 1), but a
-    text that shares no word with the others has 0.
-    """
+    empty or alone. k-grams up to `max_n` words weigh the same, with the usual brevity penalty
+    (Papineni et al. 2002). Where no k-gram matches, 0.1 counts as matching (Chen & Cherry 2014,
+    smoothing 1), but a text that shares no word with the others has 0."""
     logs = [0.0] * len(texts)
     for k in range(1, max_n + 1):
         counts = [Counter(ngrams(text, k)) for text in texts]
         top = {}  # {k-gram: its second largest and its largest count in a text}
-        for grams in counts:
-            for gram, count in grams.items():
-                top[gram] = sorted((*top.get(gram, (0, 0)), count))[1:]
+        for gram, count in chain.from_iterable(grams.items() for grams in counts):
+            top[gram] = sorted((*top.get(gram, (0, 0)), count))[1:]
         for i, grams in enumerate(counts):
-            # Clipped by the largest count of the others: for a text that has the largest itself,
-            # the second largest.
-            matches = sum(
-                count if count < top[gram][1] else top[gram][0] for gram, count in grams.items()
-            )
+            # Clipped by the others' largest count: the second largest where a text has the largest.
+            matches = sum(n if n < top[gram][1] else top[gram][0] for gram, n in grams.items())
             precision = (matches or (k > 1) * 0.1) / max(1, grams.total())
             logs[i] += (math.log(precision) if precision else -math.inf) / max_n
-    lengths, scores = [len(text) for text in texts], []
+    lengths, scores = [len(text) for text in texts], [math.nan] * len(texts)
     for i, length in enumerate(lengths):
-        others = lengths[:i] + lengths[i + 1 :]
-        if not length or not others:
-            scores.append(math.nan)
-            continue
-        closest = min(others, key=lambda n: (abs(n - length), n))
-        scores.append(math.exp(logs[i] + min(0, 1 - closest / length)))
+        if length and (others := lengths[:i] + lengths[i + 1 :]):
+            closest = min(others, key=lambda n: (abs(n - length), n))
+            scores[i] = math.exp(logs[i] + min(0, 1 - closest / length))
     return scores
 
 

@@ -8,7 +8,7 @@ that is capitalized inside a sentence of the story and is no function word. All 
 tagged in lower case, because the tagger misreads "Do" or "Lily" at the beginning of a sentence.
 """
 
-import numpy as np
+from itertools import chain, islice, repeat
 
 from nanostories.text import wordnet
 from nanostories.text.words import STOP_WORDS, word_spans
@@ -46,15 +46,12 @@ def _split_contraction(word):
 def _tag_words(text, spans):
     """The part of speech of each of a text's words and marks, which lie at these `word_spans`."""
     words = [text[start:stop] for start, stop in spans]
-    may_begin = [True] * len(words)  # whether a sentence may begin with the word
+    split, names = [_split_contraction(word) for word in words], set()
     for i in range(1, len(words)):
-        between = text[spans[i - 1][1] : spans[i][0]]
-        may_begin[i] = words[i - 1] in _BEFORE_SENTENCE or "\n" in between
-    split = [_split_contraction(word) for word in words]
-    names = {
-        stem for (stem, *_), begins in zip(split, may_begin, strict=True)
-        if stem[0].isupper() and not begins and stem.lower() not in STOP_WORDS
-    }  # fmt: skip
+        between, stem = text[spans[i - 1][1] : spans[i][0]], split[i][0]
+        begins = words[i - 1] in _BEFORE_SENTENCE or "\n" in between  # it may begin a sentence
+        if stem[0].isupper() and not begins and stem.lower() not in STOP_WORDS:
+            names.add(stem)
     parts, first = [], []  # what the tagger reads, and the index in it where each word begins
     for stem, *rest in split:
         first.append(len(parts))
@@ -70,16 +67,13 @@ def tag_tokens(ids, tokenizer):
     """The part of speech of each of a story's tokens, as stored: list of str, all of POS."""
     tokens = [b"" if i == tokenizer.eot else tokenizer.decode_bytes([i]) for i in ids]
     text = b"".join(tokens).decode("utf-8", "surrogateescape")  # damaged bytes keep their places
-    spans = word_spans(text)
-    tags = _tag_words(text, spans)
-    byte_of_char = np.cumsum([0, *(len(char.encode("utf-8", "surrogateescape")) for char in text)])
-    word_of_byte = np.full(byte_of_char[-1], -1)  # -1: a blank
-    for number, (start, stop) in enumerate(spans):
-        word_of_byte[byte_of_char[start] : byte_of_char[stop]] = number
-    parts, start = [], 0
+    spans, tag_of_char = word_spans(text), ["blank"] * len(text)
+    for tag, (start, stop) in zip(_tag_words(text, spans), spans, strict=True):
+        tag_of_char[start:stop] = [tag] * (stop - start)
+    sizes = (len(char.encode("utf-8", "surrogateescape")) for char in text)
+    tag_of_byte = chain.from_iterable(map(repeat, tag_of_char, sizes))
+    parts = []
     for i, token in zip(ids, tokens, strict=True):
-        words = word_of_byte[start : start + len(token)]
-        words = words[words >= 0]
-        start += len(token)
-        parts.append("end" if i == tokenizer.eot else tags[words[0]] if len(words) else "blank")
+        tags = [tag for tag in islice(tag_of_byte, len(token)) if tag != "blank"]
+        parts.append("end" if i == tokenizer.eot else tags[0] if tags else "blank")
     return parts

@@ -4,8 +4,7 @@
     synonyms("happy", "a")           ["felicitous", "glad"]
     most_frequent_pos("play")        "v": it is more often a verb than a noun
 
-The data is NLTK's: `python -m nltk.downloader wordnet averaged_perceptron_tagger_eng`, or in a
-folder that NLTK_DATA names.
+The data is NLTK's, see DOWNLOAD; it may lie in a folder that NLTK_DATA names.
 """
 
 import re
@@ -46,9 +45,7 @@ def _read(load):
         return load()
     except (LookupError, OSError, ValueError, zipfile.BadZipFile) as error:
         why = next((line.strip(" *") for line in str(error).splitlines() if line.strip(" *")), "")
-        raise UserError(
-            f"NLTK's WordNet and tagger cannot be read ({why:.80}): {DOWNLOAD}"
-        ) from None
+        raise UserError(f"NLTK's data cannot be read ({why:.80}): {DOWNLOAD}") from None
 
 
 class _Perceptron:
@@ -64,7 +61,7 @@ class _Perceptron:
 
     def predict(self, features, return_conf=False):
         """(the most likely tag, None); the last in the alphabet where scores tie, as in NLTK."""
-        rows = [row for row in map(self.row.get, features) if row is not None]
+        rows = [self.row[feature] for feature in features if feature in self.row]
         scores = np.add.reduce(self.weights.take(rows, 0), 0)
         return self.classes[len(self.classes) - 1 - scores[::-1].argmax()], None
 
@@ -80,7 +77,6 @@ def _tagger():
 
 @cache
 def reader():
-    """NLTK's reader of WordNet; UserError where its data is missing."""
     from nltk.corpus import wordnet
 
     _read(lambda: wordnet.ensure_loaded())  # a lambda: the look-up of the method loads data, too
@@ -106,8 +102,7 @@ def content_words(text):
 
 @cache
 def base_form(word, pos):
-    """WordNet's base form of a word, of several the most frequent: "saw" is of "see" rather than
-    the tool. The word itself in lower case where WordNet has none."""
+    """WordNet's most frequent base form of a word ("saw": "see"), or the word in lower case."""
     bases, counts = reader()._morphy(word.lower(), pos), _counts()
     return max(bases, key=lambda base: counts[base, pos], default=word.lower())
 
@@ -146,7 +141,6 @@ def dictionary_base_forms(word):
 
 @cache
 def most_frequent_pos(word):
-    """The part of speech (n v a r) that a lower-case word most often has, by WordNet's counts; the
-    first of these where counts tie, "" for a word that is none of them."""
+    """The part of speech that a lower-case word most often has in WordNet, n v a r; "" for none."""
     counts, bases = _counts(), dictionary_base_forms(word)
     return max(bases, key=lambda pos: max(counts[base, pos] for base in bases[pos]), default="")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 # A word begins and ends with a letter; hyphens and apostrophes may stand inside.
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
-_POSSESSIVE = re.compile("'s$")
 _WORD_OR_MARK = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
 
 # Function words: what is left of a text without them says what it is about.
@@ -30,7 +29,7 @@ _SENTENCE_END = re.compile(
 
 def split_words(text):
     """The words of a text, list of str: lower case, straight apostrophes, no possessive 's."""
-    return [_POSSESSIVE.sub("", word) for word in _WORD.findall(text.lower().replace("’", "'"))]
+    return [word.removesuffix("'s") for word in _WORD.findall(text.lower().replace("’", "'"))]
 
 
 @lru_cache(1 << 16)
@@ -98,11 +97,9 @@ def lemmas(word):
 
 
 def contains_word(word, words):
-    """Whether `word` is among `words` (of `split_words`), in any inflection.
-
-    word: one word, or several that must stand together ("ice cream"). A base form matches its
-    inflections ("decorate": "decorated"), an inflected word those of the same base form.
-    """
+    """Whether `word`, or several that must stand together ("ice cream"), is among `words` (of
+    `split_words`). A base form matches its inflections ("decorate": "decorated"), an inflected word
+    those of the same base form."""
     parts = split_words(word)
     accepted = [{part} if part in _base_forms(part) else lemmas(part) for part in parts]
     return bool(parts) and any(
