@@ -74,7 +74,7 @@ class Settings(JudgeSettings):
 
 
 def complete(settings):
-    """(settings with the run's word, prompt and sampling filled in, the settings of the run)."""
+    """(settings with the run's word, prompt and sampling filled in, the run's own settings)."""
     if not settings.out_dir:
         raise UserError("usage: python -m eval.reward out/<run of reward.py>")
     if settings.stories < 2 or settings.shown < 0:
@@ -105,8 +105,8 @@ def generate_stories(loaded, prompts, settings):
 
 
 def reference_nlls(loaded, prompts, stories, batch_size):
-    """[(negative log-likelihood in nats, tokens)] of each story under the reference, given its
-    prompt, with <|endoftext|> where it ended. What exceeds the reference's block_size is left out.
+    """`completion_nlls` of the stories under the reference, with <|endoftext|> where they ended.
+    What exceeds the reference's block_size is left out.
     """
     ids, completions = [loaded.encode_prompt(prompt) for prompt in prompts], []
     for prompt, (text, ended) in zip(ids, stories, strict=True):
@@ -162,17 +162,15 @@ def judge_stories(lines, settings):
     """Add the judge's verdict to each line, None where a reply cannot be read; False for a dry run,
     which only prints what it would cost.
     """
-    order = list(range(len(lines)))
-    random.Random(settings.seed).shuffle(order)
-    items = [
-        JudgeItem(lines[i]["text"], lines[i]["start"], f"the word '{settings.word}'", (place, 0))
-        for place, i in enumerate(order)
-    ]
+    shuffled, topic = list(lines), f"the word '{settings.word}'"
+    random.Random(settings.seed).shuffle(shuffled)
+    items = [JudgeItem(line["text"], line["start"], topic, (place, 0))
+             for place, line in enumerate(shuffled)]  # fmt: skip
     path = Path(settings.out_dir) / "eval" / "judge_replies.jsonl"
     if (graded := grading.grade(settings, TOPIC, items, path)) is None:
         return False
-    for i, (_, reply) in zip(order, graded, strict=True):
-        lines[i]["judge"] = reply and reply["rating"]
+    for line, (_, reply) in zip(shuffled, graded, strict=True):
+        line["judge"] = reply and reply["rating"]
     return True
 
 
@@ -192,10 +190,10 @@ def count_verdicts(lines, key):
 def summarize(lines, seed):
     """{metric: interval} of one model's stories, and the count of each verdict."""
     results = {name: bootstrap.mean(*columns(lines, name), seed)
-               for name in ("about", "mentions", "reward", "words", "ended")}  # fmt: skip
-    repetition, nll = (bootstrap.ratio(*columns(lines, *pair), seed) for pair in RATIOS.values())
-    results |= {"repetition": repetition, "perplexity": nll}
-    if nll:
+               for name in METRICS if name not in RATIOS}  # fmt: skip
+    for name, pair in RATIOS.items():
+        results[name] = bootstrap.ratio(*columns(lines, *pair), seed)
+    if nll := results["perplexity"]:
         results["perplexity"] = nll | {key: math.exp(nll[key]) for key in ("mean", "low", "high")}
     distinct_2 = distinct_n([words_and_marks(line["text"]) for line in lines], 2, DISTINCT_WORDS)
     results["distinct_2"] = None if math.isnan(distinct_2) else distinct_2

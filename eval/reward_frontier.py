@@ -61,8 +61,8 @@ def optimum(rewards, beta):
 
 
 def mean_over_prompts(point_of, rewards, prompts, *args):
-    """The mean of point_of(rewards, *args) over the prompts, which the rewards' stories take in
-    turn; None where one of them has None.
+    """The mean point over the prompts, which the rewards' stories take in turn; None where one has
+    none.
     """
     points = [point_of(rewards[i::prompts], *args) for i in range(prompts)]
     return None if None in points else tuple(np.mean(points, 0))

@@ -31,13 +31,12 @@ def by_name(runs):
 
 
 def mean_loss(runs):
-    """A Cell of the mean loss over seeds, with the lowest and highest below; None without one."""
+    """The mean loss over seeds as an interval from the lowest to the highest; of one seed a float,
+    of none None.
+    """
     losses = [run.loss for run in runs if run.loss is not None]
-    if not losses:
-        return None
-    ends = f"{min(losses):.3f} to {max(losses):.3f}" * (len(losses) > 1)
-    mean = float(np.mean(losses))
-    return Cell(f"{mean:.3f}", mean, below=ends)
+    mean = float(np.mean(losses)) if losses else None
+    return {"mean": mean, "low": min(losses), "high": max(losses)} if len(losses) > 1 else mean
 
 
 def accuracy(runs, kind):
@@ -86,12 +85,11 @@ def headline(study, make):
 
 
 def models(study):
-    rows = [
-        [name, label, runs[0].parameters, runs[0].block_parameters, runs[0].tokens, len(runs),
-         mean_loss(runs)]
-        for kind, label in KINDS.items()
-        for name, runs in by_name(run for run in study.runs if run.kind == kind).items()
-    ]  # fmt: skip
+    rows = []
+    for kind, label in KINDS.items():
+        for name, runs in by_name(run for run in study.runs if run.kind == kind).items():
+            counts = runs[0].parameters, runs[0].block_parameters, runs[0].tokens
+            rows.append([name, label, *counts, len(runs), mean_loss(runs)])
     recipe = study.grid[0].recipe if study.grid else {}
     settings = list(dict.fromkeys((*RECIPE, *published.RECIPE)))
     return {"rows": rows, "source": study.settings["source"], "plain_data": study.plain_data,
@@ -179,10 +177,10 @@ def scaling(study, law):
     """law: what scaling_law.fit returns."""
     if not law or not law["alpha"]:
         return {"law": law}
-    curves = {
-        name: [(tokens * runs[0].matmul_parameters, loss) for tokens, loss in runs[0].curve]
-        for name, runs in by_name(study.grid).items() if runs[0].curve
-    }  # fmt: skip
+    curves = {}
+    for name, [run, *_] in by_name(study.grid).items():
+        if run.curve:
+            curves[name] = [(tokens * run.matmul_parameters, loss) for tokens, loss in run.curve]
     draw_curves = charts.draw_lines(curves, style=".-")
     flops, lowest = np.array([(row["flops"], row["loss"]) for row in law["budgets"]]).T
 
