@@ -30,25 +30,14 @@ def make_sections(study, claims, law):
     of_study, verdicts = (*model_sections.SECTIONS, *story_sections.SECTIONS), {}
     for claim in claims:
         verdicts.setdefault(claim.verdict, []).append(claim.text)
-    machine = study.grid[0].env if study.grid else {}
+    svg = model_sections.headline(study, charts.chart)
     return {function.__name__: function(study) for function in of_study} | {
-        "headline": headline(study, verdicts),
+        "headline": {"grid": study.grid, "svg": svg, "verdicts": verdicts},
         "claims": {"claims": claims, "verdicts": verdicts},
         "scaling": model_sections.scaling(study, law),
         "sources": {},
-        "commands": {"jobs": study.jobs, "machine": machine, "data": study.data},
+        "commands": {"study": study},
     }
-
-
-def headline(study, verdicts):
-    """What this study is, its main figure, and the verdicts on the claims."""
-    parameters = [run.block_parameters for run in study.grid]
-    grid = study.grid and {
-        "models": len({run.name for run in study.grid}), "seeds": max(r.seed for r in study.grid),
-        "smallest": min(parameters), "largest": max(parameters), "tokens": study.grid[0].tokens,
-    }  # fmt: skip
-    svg = model_sections.headline(study, charts.chart)
-    return {"grid": grid, "svg": svg, "verdicts": verdicts}
 
 
 def main():

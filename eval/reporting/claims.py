@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from eval import bootstrap
-from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, grid_scores, relative_answers
+from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, Scores, relative_answers
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot tell"
 NOT_MEASURED = "not all of the models to compare have been measured"
@@ -44,7 +44,7 @@ class Claim:
 def evaluate_claims(study):
     """[Claim] of a results.Study, in the paper's order."""
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    scores, claims = grid_scores(study), []
+    scores, claims = Scores(study.grid), []
     for row in table["claim"]:
         value, note = globals()[row["test"]](study, scores, *row.get("arguments", ()))
         note = note or NOT_MEASURED * (value is None)

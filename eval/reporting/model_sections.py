@@ -9,7 +9,7 @@ from eval.bootstrap import interval, resample_models
 from eval.llm.rubrics import AGES
 from eval.reporting import charts
 from eval.reporting.page import Cell, cell, grade_pair
-from eval.reporting.scores import grid_scores
+from eval.reporting.scores import Scores
 
 GRADES = ("creativity", "grammar", "consistency", "plot")
 SKILLS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
@@ -60,7 +60,7 @@ def grades(run, mode="paper"):
 
 def relative_scores(study):
     """(the grid's Scores, {kind: {size: interval}} of grammar, consistency and plot)."""
-    scores = grid_scores(study)
+    scores = Scores(study.grid)
     rows = {
         kind: {size: interval(draws, 1) for size, draws in scores.by_size(kind).items()}
         for kind in SKILLS[:3] if kind in scores.draws
@@ -90,10 +90,7 @@ def models(study):
         for name, runs in by_name(run for run in study.runs if run.kind == kind).items():
             counts = runs[0].parameters, runs[0].block_parameters, runs[0].tokens
             rows.append([name, label, *counts, len(runs), mean_loss(runs)])
-    recipe = study.grid[0].recipe if study.grid else {}
-    settings = list(dict.fromkeys((*RECIPE, *published.RECIPE)))
-    return {"rows": rows, "source": study.settings["source"], "plain_data": study.plain_data,
-            "data": study.data, "settings": settings, "recipe": recipe}  # fmt: skip
+    return {"study": study, "rows": rows, "settings": dict.fromkeys((*RECIPE, *published.RECIPE))}
 
 
 def losses(study):

@@ -2,9 +2,9 @@
 
     html = render("A study", "of eight models", {"losses": {"validation": svg, ...}, ...})
 
-page.html is the frame with the list of sections, sections.html the words of each section, a macro
-that takes its data, and blocks.html how tables, figures and stories look. All texts are escaped but
-those that are Markup.
+page.html is the frame with the list of sections, sections.html the words and tables of each, a
+macro that takes its data, and blocks.html how tables, figures and stories look. All texts are
+escaped but those that are Markup.
 """
 
 import shlex
@@ -30,15 +30,17 @@ class Cell:
 
 
 def cell(value, digits=3):
-    """The Cell of a Cell, text, number, interval or None, which reads "not measured"."""
+    """The Cell of a Cell, text, number, interval, counts or None, which reads "not measured"."""
     match value:
         case Cell():
             return value
         case None:
             return Cell("not measured", look="none")
+        case {"mean": mean}:
+            shown, _, ends = format_interval(value, digits).partition(" ")
+            return Cell(shown, mean, below=ends.strip("()"))
         case dict():
-            mean, _, ends = format_interval(value, digits).partition(" ")
-            return Cell(mean, value["mean"], below=ends.strip("()"))
+            return cell(", ".join(map(str, value.values())))
         case int():
             return Cell(f"{value:,}", value)
         case float():
@@ -56,8 +58,8 @@ def labeled(svg, caption):
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))
 
 
-def counts(by_verdict):
-    return ", ".join(map(str, by_verdict.values()))
+def digest(text):
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 def templates():
@@ -66,14 +68,13 @@ def templates():
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"cell": cell, "labeled": labeled, "counts": counts,
-                            "thousands": "{:,}".format, "shell": shlex.join}  # fmt: skip
+    environment.filters |= {"cell": cell, "labeled": labeled, "thousands": "{:,}".format,
+                            "shell": shlex.join, "digest": digest}  # fmt: skip
     environment.globals |= {"Cell": Cell, "grade_pair": grade_pair, "published": published}
     return environment
 
 
 def render(title, subtitle, sections):
     """The page, a str. sections: {name: the arguments of its macro in sections.html}."""
-    nonce = sha256(repr((title, subtitle, sections)).encode("utf-8", "surrogatepass")).hexdigest()
     page = templates().get_template("page.html")
-    return page.render(title=title, subtitle=subtitle, data=sections, nonce=nonce[:24])
+    return page.render(title=title, subtitle=subtitle, data=sections)

@@ -26,12 +26,15 @@ GRADES = ("grammar", "consistency", "plot", "creativity")  # that a judge gives
 
 
 class Scores:
-    """The relative scores of a grid. sizes: [Size]; draws: {kind: float64 (sizes, 1 + ROUNDS)}, the
-    estimate first; counts: {kind: number of questions}; judge: the model that graded, "" for none;
-    seed_note: ONE_SEED where a size has only one run, else "".
+    """The relative scores of those runs of a grid that eval.skills has evaluated.
+
+    sizes: [Size]; draws: {kind: float64 (sizes, 1 + ROUNDS)}, the estimate first; counts: {kind:
+    number of questions}; judge: the model that graded, "" for none; seed_note: ONE_SEED where a
+    size has only one run, else "".
     """
 
     def __init__(self, runs):
+        runs = [run for run in runs if run.results.get("skills")]
         answers = [(run.size, relative_answers(run)) for run in runs]
         self.judge, self.draws, self.counts = "", {}, {}
         graded = [r for r in runs if r.results.get("judge-paper") and r.results.get("grades")]
@@ -75,11 +78,6 @@ class Scores:
         x = np.log2([self.sizes[i].parameters for i in chosen])
         x = x - x.mean()
         return x @ self.draws[kind][chosen] / (x @ x)
-
-
-def grid_scores(study):
-    """The Scores of the runs of a study's grid that eval.skills has evaluated."""
-    return Scores([run for run in study.grid if run.results.get("skills")])
 
 
 def relative_answers(run):

@@ -125,9 +125,7 @@ def interpret(study):
         svg = charts.chart(draw, xlabel="coherence", ylabel="neurons")
         shown = sorted(result["shown_neurons"], key=lambda row: -row["coherence_held_out"])[:4]
         examples = [(row, [("", mark_token(x), "") for x in row["examples"][:6]]) for row in shown]
-        runs.append({"name": run.name, "folder": run.out_dir, "summary": result["summary"],
-                     "heads": heads, "neurons": result["neurons"], "coherence": svg,
-                     "examples": examples})  # fmt: skip
+        runs.append((run, heads, svg, examples))
     return {"runs": runs}
 
 
