@@ -159,7 +159,7 @@ def encode_splits(folder, encode, train, val, held_out, val_limit):
         if count["read"] == count["empty"] + count["truncated"] + count["unreadable"]:
             reason = f"'{source}' has no story left after cleaning ({describe_cleaning(count)})"
             if count["unreadable"]:
-                reason += "; an Instruct record is fields such as 'Words:', then 'Story:'; a data set"
+                reason += "; an Instruct record is fields such as 'Words:', then 'Story:', and data"
                 reason += " with a row for each line has none: take tinystories-instruct"
             raise UserError(reason)
     if not writers[0].stories:
