@@ -92,8 +92,8 @@ def build(folder, workers, code):
 
 def one_by_one(index, words):
     """(matched, story) by adding up all posting lists of every segment, one after the other."""
-    best = (0, None)
-    for segment, first in zip(index.segments, index.firsts, strict=False):
+    best, first = (0, None), 0
+    for segment in index.segments:
         numbers = {word: i for i, word in enumerate(segment.words, 1)}
         matched = np.zeros(segment.stories, np.int64)
         for a, b in ngrams(words, 2):
@@ -105,6 +105,7 @@ def one_by_one(index, words):
                 matched[segment.postings[start:end]] += 1
         if matched.max() > best[0]:
             best = (int(matched.max()), int(first + matched.argmax()))
+        first += segment.stories
     return best
 
 

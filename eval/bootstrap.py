@@ -42,10 +42,6 @@ def basic_interval(draws, n):
     return as_interval(*(2 * draws[0] - np.array([np.nanmean(draws[1:]), high, low])), n)
 
 
-# ----------------------------------------------------------------------------------------------
-# over prompts
-
-
 def resample_counts(n, rng):
     """How often each of n prompts is drawn in each resample, int64 (ROUNDS, n)."""
     return rng.multinomial(n, np.full(n, 1 / n), ROUNDS)
@@ -97,10 +93,6 @@ def quotient(one, other, seed, transform):
     return interval(_divide(*draws), np.count_nonzero(one[1]))
 
 
-# ----------------------------------------------------------------------------------------------
-# over models and seeds
-
-
 def resample_models(answers, rng):
     """Draws of the mean score of each model, (models, 1 + ROUNDS).
 
@@ -144,10 +136,6 @@ def resample_mean(rows, rng):
     """
     n, mean = len(rows), rows.mean(0)
     return mean + (rows[rng.integers(n, size=n)].mean(0) - mean) * np.sqrt(n / max(1, n - 1))
-
-
-# ----------------------------------------------------------------------------------------------
-# of normal errors
 
 
 def standard_error(interval):

@@ -16,15 +16,15 @@ completion, without its beginning, is measured by (Eldan & Li 2023, section 4.3,
     longest match        the most words, or tokens, in a row that one training story has. An exact
                          copy is all match, a simple template once names and nouns are masked
 
-and by distinct-n, MTLD and self-BLEU, at each temperature. Words are words.words_and_marks
-everywhere. Unseen stories, the continuations of stories of the val split, show how much any story
-shares with the training stories. Shorter texts have a higher precision, so they are also cut to the
-lengths of the completions. Of an Instruct record, the prompt holds the instruction, too.
+and by distinct-n, MTLD and self-BLEU, at each temperature. Unseen stories, the continuations of
+stories of the val split, show how much any story shares with the training stories. Shorter texts
+have a higher precision, so they are also cut to the lengths of the completions. Of an Instruct
+record, the prompt holds the instruction, too.
 
 The index of the training stories is built once in data/<name>/inverted_index. Results are in
 eval/diversity.json of the run, every completion with its nearest story in diversity.jsonl, plots in
-diversity.png, and the completions nearest to a training story in diversity.html; the names of these
-files also hold those of the models in --beside.
+diversity.png, and the completions nearest to a training story in diversity.html; their names also
+hold those of the models in --beside.
 """
 
 import itertools
@@ -82,11 +82,10 @@ class StoryPrompt:
 
 def split_story(text, fraction):
     """(the first `fraction` of a text's words, the others); two "" where either would be empty."""
-    words = list(re.finditer(r"\S+", text))
+    words = re.findall(r"\s*\S+", text)
     count = round(fraction * len(words))
-    if not 0 < count < len(words):
-        return "", ""
-    return text[: words[count - 1].end()], text[words[count].start() :].rstrip()
+    parts = "".join(words[:count]), "".join(words[count:]).lstrip()
+    return parts if all(parts) else ("", "")
 
 
 def split_stories(data, tokenizer, settings):
@@ -101,9 +100,8 @@ def story_prompts(index, models, settings):
     """Random training stories as StoryPrompts that leave every model room to continue, a list."""
     prompts, data = [], index.data
     for i, beginning, original in split_stories(data, index.tokenizer, settings):
-        prompt = beginning
-        if data.answers is not None:
-            prompt = index.tokenizer.decode(data.prompt(i)[1:]) + beginning
+        before = [] if data.answers is None else data.prompt(i)[1:]  # the instruction
+        prompt = index.tokenizer.decode(before) + beginning
         if harness.fits(models, prompt):
             prompts.append(StoryPrompt(i, prompt, beginning, original))
         if len(prompts) == settings.num_prompts:
@@ -248,7 +246,7 @@ def parse_temperatures(text):
     try:
         return list(dict.fromkeys(map(float, text.split(","))))
     except ValueError:
-        raise UserError(f"temperatures are numbers with commas, not '{text}'") from None
+        raise UserError(f"temperatures are numbers with commas between, not '{text}'") from None
 
 
 def trained_on(model, data):

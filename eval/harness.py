@@ -57,10 +57,6 @@ class SamplingSettings(ModelSettings):
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
 
 
-# ----------------------------------------------------------------------------------------------
-# models and data
-
-
 def open_models(settings, origin):
     """The LoadedModels of a command: that of ModelSettings, then those of `beside`, if it has one.
 

@@ -6,16 +6,14 @@
 
 On held-out stories, every head is classified by how much of its attention distance, repetition and
 content explain (attention_heads.py), and every neuron ranked by how alike the tokens of its highest
-activations are (neurons.py), beside the neurons of the same architecture with random weights. The
-page shows of each layer the first neuron, the most coherent and random ones. Each head, and each
-neuron shown, is then mean-ablated, to see what the model loses: how much higher the loss of targets
-of each part of speech is, in nats, over the same stories, with 95 % bootstrap intervals. The
-paper's section on interpretability (Eldan & Li 2023) looks at one text; the page shows the
-attention on that text.
+activations are (neurons.py), beside the neurons of the same architecture with random weights. Each
+head, and each neuron shown, is then mean-ablated, to see what the model loses: how much higher the
+loss of targets of each part of speech is, in nats, over the same stories. That takes most of the
+time: a pass over head_stories for each of them.
 
-Ablation takes most of the time: a pass over head_stories for each head and each neuron shown.
 Results are in eval/interpret.json of the run, and in eval/interpret.html: one file that needs no
-network. Parts of speech are NLTK's: without its tagger they are left out, and a line says so.
+network. It shows attention on the text of Eldan & Li (2023), and of each layer the first, the most
+coherent and random neurons. Parts of speech are NLTK's: without its tagger they are left out.
 """
 
 import itertools
@@ -60,10 +58,6 @@ class Settings(harness.ModelSettings):
     seed: int = 1337  # of the choice of stories and neurons, and of the intervals
 
 
-# ----------------------------------------------------------------------------------------------
-# input
-
-
 def read_stories(loaded, settings):
     """(texts of stories, a list of str, and the name of their source)."""
     if settings.source:
@@ -83,11 +77,10 @@ def tag_stories(loaded, texts, tagged):
     stories, tokenizer = [], loaded.tokenizer
     for text in tqdm(texts, "stories", disable=None):
         ids = [*loaded.bos_ids, *tokenizer.encode(text), tokenizer.eot]
-        ids = ids[: loaded.max_length + 1]  # the last is only a target
-        pos = tag_tokens(ids, tokenizer) if tagged else None
-        if len(ids) > 3:
-            rest = (pos[:-1], ids[-1], pos[-1]) if pos else (None, ids[-1])
-            stories.append(TaggedStory(ids[:-1], *rest))
+        *ids, target = ids[: loaded.max_length + 1]
+        if len(ids) > 2:
+            *pos, target_pos = tag_tokens([*ids, target], tokenizer) if tagged else ["end"]
+            stories.append(TaggedStory(ids, pos or None, target, target_pos))
     return stories
 
 
@@ -176,8 +169,7 @@ def choose_neurons(order, config, requested, settings):
         random = rng.choice(width, min(settings.random_neurons, width), replace=False)
         reasons = {"first": [layer * width], "most coherent": top, "random": layer * width + random}
         for reason, numbers in reasons.items():
-            for i in numbers:
-                shown.setdefault(int(i), reason)
+            shown = dict.fromkeys(map(int, numbers), reason) | shown
     return dict(sorted(shown.items()))
 
 
@@ -205,19 +197,17 @@ def measure_neurons(model, stories, decode, settings, requested):
             **{x: float(first[x][i]) for x in ("token_entropy", "pos_entropy") if x in first},
             "examples": examples[i],
         })  # fmt: skip
-    by_layer = [x.reshape(config.n_layer, -1) for x in (first["coherence"], held_out["coherence"])]
+    by_layer = lambda scores, name: scores[name].reshape(config.n_layer, -1)  # noqa: E731
     return {
         "examples": int(halves[0].values.shape[1]),
         "threshold": held_out["threshold"],
         "readable": bootstrap.mean(held_out["readable"], seed),
-        "readable_by_layer": [
-            bootstrap.mean(row, seed) for row in held_out["readable"].reshape(config.n_layer, -1)
-        ],
+        "readable_by_layer": [bootstrap.mean(x, seed) for x in by_layer(held_out, "readable")],
         "readable_random_weights": bootstrap.mean(baseline["readable"], seed),
         "mean_coherence": bootstrap.mean(held_out["coherence"], seed),
         "mean_coherence_random_weights": bootstrap.mean(baseline["coherence"], seed),
-        "coherence": by_layer[0].round(4).tolist(),
-        "coherence_held_out": by_layer[1].round(4).tolist(),
+        "coherence": by_layer(first, "coherence").round(4).tolist(),
+        "coherence_held_out": by_layer(held_out, "coherence").round(4).tolist(),
     }, rows
 
 
@@ -234,20 +224,15 @@ def target_kinds(stories):
     """(["all", and each part of speech, where they are known], which targets of each TaggedStory
     are of each kind: a list of bool (kinds, tokens)).
     """
-    masks = []
+    kinds, masks = ["all", *(POS if stories[0].pos else [])], []
     for one in stories:
-        rows = [np.ones(len(one.ids), bool)]
-        if one.pos:
-            targets = np.array([*one.pos[1:], one.next_pos])
-            rows += [targets == pos for pos in POS]
-        masks.append(np.stack(rows))
-    return ["all", *(POS if stories[0].pos else [])], masks
+        targets = np.array([*one.pos[1:], one.next_pos] if one.pos else [""] * len(one.ids))
+        masks.append(np.array([(kind == "all") | (targets == kind) for kind in kinds]))
+    return kinds, masks
 
 
 def ablation_losses(model, units, stories, seed):
-    """{Unit: {"all" and each part of speech: interval}}: how much mean-ablating it raises the loss
-    of targets of that part of speech, in nats.
-    """
+    """{Unit: {kind: interval}}: how much ablating it raises the loss of `target_kinds`, in nats."""
     batches = hooks.make_batches(stories, model.wte.weight.device)
     means = hooks.mean_activations(model, batches)
     intact = hooks.token_losses(model, batches)

@@ -55,10 +55,9 @@ def distance_bucket(distance):
 
 
 class PairFeatures:
-    """What may explain a story's attention, for each pair of query and key: (n, n), n = T - 1.
-
-    story: a hooks.TaggedStory, whose first token is left out. scores: of its contents, (H, n, n).
-    window: how many keys a query sees; 0: all. query_step: 4 takes every fourth query alone.
+    """What may explain a TaggedStory's attention, for each pair of query and key, (n, n), without
+    its first token. scores: of its contents, (H, n, n). window: how many keys a query sees; 0: all.
+    query_step: 4 takes every fourth query alone.
     """
 
     def __init__(self, story, scores=None, window=0, device="cpu", query_step=1):
@@ -158,8 +157,7 @@ def classify(patterns, scores, stories, window=0, seed=0):
     """What each head of a layer looks at: a dict of numbers and intervals over the stories.
 
     patterns, scores: of each TaggedStory (H, T, T) float, from hooks.attention_patterns and
-    content_scores. Every second story tests the predictors fitted to the others; raises ValueError
-    for fewer than two.
+    content_scores. Every second story tests the predictors fitted to the others.
     """
     if len(stories) < 2:
         raise ValueError("heads are fitted to one half of the stories and tested on the other")
@@ -269,7 +267,8 @@ def top_tokens(predictor, text, pairs):
             by_pos.append(sum(map(_by_pos, patterns, pairs)).flatten(1))
     rows = []
     for h in range(len(text[0])):
-        row, top = {"top_keys": _most_above(by_key, h)}, _most_above(by_pair, h)
+        row = {"top_keys": _most_above(by_key, h)}
+        top = _most_above(by_pair, h)
         row["top_pairs"] = [(int(queries[i]), int(keys[i]), *x) for i, *x in top]
         if by_pos:
             top = _most_above(by_pos, h)

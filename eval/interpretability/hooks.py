@@ -66,10 +66,6 @@ def make_batches(stories, device):
     return batches
 
 
-# ----------------------------------------------------------------------------------------------
-# reading
-
-
 @torch.no_grad()
 def run_with_hooks(model, tokens, modules, hook):
     """Run the model; hook(i, x, y) gets the input and output of number i of the modules."""
@@ -155,10 +151,6 @@ def mean_activations(model, batches):
         run_with_hooks(model, batch.tokens, modules, add)
     means = [(total / count).float().to(model.wte.weight.device) for total in sums]
     return dict(zip(places, means, strict=True))
-
-
-# ----------------------------------------------------------------------------------------------
-# ablation
 
 
 @contextlib.contextmanager

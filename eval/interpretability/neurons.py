@@ -69,10 +69,6 @@ def top_activations(model, batches, name="neurons"):
     ]
 
 
-# ----------------------------------------------------------------------------------------------
-# coherence
-
-
 def entropies(kinds):
     """The entropy of each row of an int array (rows, n), in bits, float64 (rows,)."""
     rows, n = kinds.shape
@@ -132,10 +128,6 @@ def _random_places(ids, stories, seed):
 def rank(scores):
     """The neurons' indices by coherence, descending; equals by the rarity of their tokens."""
     return np.lexsort((-scores["rarity"], -scores["coherence"]))
-
-
-# ----------------------------------------------------------------------------------------------
-# examples
 
 
 def examples(model, stories, top, chosen, device, before=12, after=8):

@@ -110,10 +110,6 @@ def _count_tokens(index, texts):
     return counter
 
 
-# ----------------------------------------------------------------------------------------------
-# summaries of many texts
-
-
 def summarize(reports, training_ngrams, seed=0):
     """The results of `find_copies` summed up, for a JSON file.
 

@@ -14,9 +14,8 @@ Stories are cut into words and punctuation (words.words_and_marks), and indexed 
     postings.npy        the posting lists, one after the other: the stories that hold the bigram,
                         ascending, each once
 
-A segment is built in memory and written whole or not at all, so after a kill the next command
-builds only the missing ones. The folder's name holds the sha256 of the shards: an index always
-belongs to its data.
+A segment is written whole or not at all, so after a kill the next command builds only the missing
+ones. The folder's name holds the sha256 of the shards: an index always belongs to its data.
 """
 
 import contextlib

@@ -40,24 +40,19 @@ class NearestStory(NamedTuple):
 class StoryIndex:
     """The training stories of a Dataset, searchable by their words; the index is built if missing.
 
-    Attributes: data, tokenizer, segments, firsts (each segment's first story), numbers ({word: 1,
-    2, ...} over all segments), known (for each segment, these numbers by its own), and the reverse,
-    local (segments, words + 1): a word's number in each segment, or 0.
+    numbers: {word: 1, 2, ...} over all segments. known: of each segment's words, in its order from
+    0. local: (segments, words + 1), the reverse, a word's number in each segment, or 0.
     """
 
     def __init__(self, data, workers=0):
         self.data, self.segments = data, open_index(data, workers)
         self.tokenizer = Tokenizer.load(data.folder)
-        self.firsts = np.cumsum([0, *(segment.stories for segment in self.segments)])
         words = dict.fromkeys(word for segment in self.segments for word in segment.words)
         self.numbers = {word: i for i, word in enumerate(words, 1)}
-        self.known = [
-            np.array([0, *(self.numbers[word] for word in segment.words)])
-            for segment in self.segments
-        ]
-        self.local = np.zeros((len(self.segments), len(words) + 1), np.int64)
-        for local, known in zip(self.local, self.known, strict=True):
-            local[known] = np.arange(len(known))
+        self.local, self.known = np.zeros((len(self.segments), len(words) + 1), np.int64), []
+        for local, segment in zip(self.local, self.segments, strict=True):
+            self.known.append(np.array([0, *map(self.numbers.get, segment.words)]))
+            local[self.known[-1]] = np.arange(segment.size)
 
     def text(self, i):
         """Training story number i; "" of None."""
@@ -70,10 +65,11 @@ class StoryIndex:
         ids = np.array([self.numbers.get(word, 0) for word in words], np.int64)
         pairs = np.stack([ids[:-1], ids[1:]])
         bigrams, weights = np.unique(pairs, axis=1, return_counts=True)  # (2, bigrams), (bigrams,)
-        matched, story = 0, None
-        for segment, local, first in zip(self.segments, self.local, self.firsts, strict=False):
+        matched, story, first = 0, None, 0
+        for segment, local in zip(self.segments, self.local, strict=True):
             if better := nearest_in_segment(segment, *local[bigrams], weights, matched):
-                matched, story = better[0], int(first) + better[1]
+                matched, story = better[0], first + better[1]
+            first += segment.stories
         return NearestStory(matched, max(0, len(words) - 1), story)
 
 

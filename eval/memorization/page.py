@@ -68,10 +68,6 @@ def highlight(text, bigrams, match=(0, 0)):
     return Markup("".join(look.format(escape(run)) for look, run in runs))
 
 
-# ----------------------------------------------------------------------------------------------
-# plots
-
-
 # Of each set's values: (key, sets beside those of the models, title).
 HISTOGRAMS = (
     ("rouge_original", [], "ROUGE-2 precision with the original continuation"),
