@@ -74,15 +74,27 @@ def find_copies(index, texts):
 
 
 def _count_words(index, texts, key):
-    """The NgramCounter of texts, lists of words, after all training stories. Words with the same
-    key(word) count as the same.
-    """
+    """The NgramCounter of texts, lists of words; words with the same key count as the same."""
+    segments = tqdm(index.segments, "words", disable=None)
+    corpus = ((["", *map(key, one.words)], one.stream) for one in segments)
+    return _count([[key(word) for word in words] for words in texts], corpus)
+
+
+def _count_tokens(index, texts):
+    """The NgramCounter of texts, lists of str, in tokens."""
+    blocks = token_blocks(index.data, 0, index.data.stories, _TOKENS)
+    blocks = tqdm(blocks, "tokens", index.data.tokens // _TOKENS + 1, disable=None)
+    tokens = range(index.tokenizer.vocab_size)
+    return _count([*map(index.tokenizer.encode, texts)], ((tokens, ids) for ids in blocks))
+
+
+def _count(rows, corpus):
+    """The NgramCounter of rows of keys after the corpus: blocks of (keys by number, numbers)."""
     numbers = defaultdict(itertools.count(1).__next__)
-    counter = NgramCounter([[numbers[key(word)] for word in words] for words in texts])
-    lookup = np.array([0, *(numbers.get(key(word), 0) for word in index.numbers)])
-    segments = zip(index.segments, index.known, strict=True)
-    for segment, known in tqdm(segments, "words", len(index.segments), disable=None):
-        counter.add(lookup[known][segment.stream])
+    counter = NgramCounter([[numbers[key] for key in row] for row in rows])
+    for keys, block in corpus:
+        lookup = np.array([numbers.get(key, 0) for key in keys])
+        counter.add(lookup[block])
     return counter
 
 
@@ -94,20 +106,6 @@ def _training_ngrams(index):
         for n in N:
             totals[n] += int(np.maximum(0, lengths - n + 1).sum())
     return totals
-
-
-def _count_tokens(index, texts):
-    """The NgramCounter of texts, lists of str, in tokens, after all training stories."""
-    rows = [index.tokenizer.encode(text) for text in texts]
-    lookup, data = np.zeros(index.tokenizer.vocab_size, np.int64), index.data
-    known = sorted(set(itertools.chain(*rows)))
-    lookup[known] = np.arange(1, len(known) + 1)
-    counter = NgramCounter([lookup[row].tolist() for row in rows])
-    with tqdm(total=data.tokens, desc="tokens", disable=None) as bar:
-        for ids in token_blocks(data, 0, data.stories, _TOKENS):
-            counter.add(lookup[ids])
-            bar.update(len(ids))
-    return counter
 
 
 def summarize(reports, training_ngrams, seed=0):

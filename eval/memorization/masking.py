@@ -10,8 +10,6 @@ and a few adverbs that WordNet has only as nouns are never masked.
 
 import functools
 
-import numpy as np
-
 from nanostories.text import wordnet
 from nanostories.text.words import STOP_WORDS, dictionary_lemmas
 
@@ -40,8 +38,8 @@ def is_masked(word, counts=None):
 
 def masker(index):
     """A function that turns the masked words into MASK, by the counts of a StoryIndex."""
-    counts = np.zeros((len(index.numbers) + 1, 3), np.int64)
-    for segment, known in zip(index.segments, index.known, strict=True):
-        counts[known] += segment.word_counts
-    counts = dict(zip(index.numbers, counts[1:, 1:].tolist(), strict=True))
+    # Where a segment lacks a word its number is 0, a story's end, which is inside no sentence.
+    pairs = zip(index.segments, index.local, strict=True)
+    totals = sum(segment.word_counts[local, 1:] for segment, local in pairs)
+    counts = dict(zip(index.numbers, totals[1:].tolist(), strict=True))
     return functools.cache(lambda word: MASK if is_masked(word, counts.get(word)) else word)

@@ -40,8 +40,8 @@ class NearestStory(NamedTuple):
 class StoryIndex:
     """The training stories of a Dataset, searchable by their words; the index is built if missing.
 
-    numbers: {word: 1, 2, ...} over all segments. known: of each segment's words, in its order from
-    0. local: (segments, words + 1), the reverse, a word's number in each segment, or 0.
+    numbers: {word: 1, 2, ...} over all segments. local: (segments, words + 1), the number that a
+    word with this number has in each segment, or 0.
     """
 
     def __init__(self, data, workers=0):
@@ -49,10 +49,9 @@ class StoryIndex:
         self.tokenizer = Tokenizer.load(data.folder)
         words = dict.fromkeys(word for segment in self.segments for word in segment.words)
         self.numbers = {word: i for i, word in enumerate(words, 1)}
-        self.local, self.known = np.zeros((len(self.segments), len(words) + 1), np.int64), []
+        self.local = np.zeros((len(self.segments), len(words) + 1), np.int64)
         for local, segment in zip(self.local, self.segments, strict=True):
-            self.known.append(np.array([0, *map(self.numbers.get, segment.words)]))
-            local[self.known[-1]] = np.arange(segment.size)
+            local[[self.numbers[word] for word in segment.words]] = np.arange(1, segment.size)
 
     def text(self, i):
         """Training story number i; "" of None."""
