@@ -48,9 +48,7 @@ def resample_counts(n, rng):
 
 
 def resample_ratio(numerators, denominators, seed=0):
-    """Draws of sum(numerators) / sum(denominators), two arrays (prompts,); nan where the
-    denominators sum to 0.
-    """
+    """Draws of sum(numerators) / sum(denominators) over prompts; nan where that is 0 / 0."""
     pair = np.array([numerators, denominators], np.float64)
     if not pair.size:
         return np.full(1 + ROUNDS, np.nan)
@@ -78,17 +76,13 @@ def mean(values, seed=0):
 
 
 def difference(one, other, seed=0):
-    """The interval of one ratio less another: two pairs (numerators, denominators) over the same
-    prompts, which are resampled together.
-    """
+    """The interval of one ratio less another; their prompts are the same, and drawn together."""
     draws = resample_ratio(*one, seed) - resample_ratio(*other, seed)
     return interval(draws, np.count_nonzero(one[1]))
 
 
 def quotient(one, other, seed, transform):
-    """The interval of transform(one ratio) / transform(another): two pairs as in `difference`, of
-    different prompts, which are resampled independently. np.exp makes perplexities of mean losses.
-    """
+    """The interval of transform(one) / transform(other), ratios over independent prompts."""
     draws = [transform(resample_ratio(*pair, seed + i)) for i, pair in enumerate((one, other))]
     return interval(_divide(*draws), np.count_nonzero(one[1]))
 
@@ -113,10 +107,8 @@ def resample_models(answers, rng):
 
 
 def resample_seeds(groups, rng):
-    """Draws of the mean of each group of values, one value for each seed: a list.
-
-    They add t-distributed errors whose standard deviation is pooled over all groups. None where no
-    group has two values.
+    """Draws of the mean of each group of values, one for each seed; None if no group has two. The
+    t-distributed errors have a standard deviation pooled over all groups.
     """
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
@@ -131,8 +123,8 @@ def resample_seeds(groups, rng):
 def resample_mean(rows, rng):
     """The mean of one resample of rows, (seeds, n) -> (n,).
 
-    Resampled means of few rows vary too little, by (seeds - 1) / seeds in variance: this takes
-    them as much further from the mean.
+    Resampled means of few rows vary too little, by (seeds - 1) / seeds in variance: so they are
+    taken further from the mean.
     """
     n, mean = len(rows), rows.mean(0)
     return mean + (rows[rng.integers(n, size=n)].mean(0) - mean) * np.sqrt(n / max(1, n - 1))

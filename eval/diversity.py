@@ -182,9 +182,7 @@ def measure(index, prompts, generated, unseen, settings):
 
 
 def measure_diversity(texts, settings):
-    """(distinct-n, and intervals of MTLD, self-BLEU and the similarity to the most similar other
-    text; metrics.nearest_texts) of texts, lists of words.
-    """
+    """(measures of the diversity of texts, lists of words; their metrics.nearest_texts)."""
     similar, seed = metrics.nearest_texts(texts), settings.seed
     distinct = {n: metrics.distinct_n(texts, n, settings.distinct_words) for n in (1, 2, 3, 4)}
     lengths = [len(metrics.drop_marks(text)) for text in texts]
@@ -224,9 +222,7 @@ def rouge_scores(texts, originals, similar, nearest, seed):
 
 
 def differences(results, generated, seed):
-    """{other model at a temperature: {measure: interval}}: the first model's ROUGE-2 less the
-    other's, over the same prompts.
-    """
+    """{other model at a temperature: {measure: interval of the first's ROUGE-2 less its own}}."""
     first, rows = next(iter(generated))[0], {}
     for model, x in ((model, x) for model, x in generated if model != first):
         both = [results[f"{name} at {x:g}"]["values"] for name in (first, model)]

@@ -58,10 +58,7 @@ class SamplingSettings(ModelSettings):
 
 
 def open_models(settings, origin):
-    """The LoadedModels of a command: that of ModelSettings, then those of `beside`, if it has one.
-
-    settings, origin: from `configs.load`. Raises UserError for a model that cannot be loaded.
-    """
+    """A command's LoadedModels: that of ModelSettings, then those of `beside`; or UserError."""
     device = pick_device(settings.device)
     first = checkpoint.load_from_settings(settings, origin, device)
     names = beside_names(settings)
@@ -193,7 +190,7 @@ def story_of(loaded, completion):
 
 def completion_nlls(model, prompts, completions, eot, batch_size):
     """[(negative log-likelihood in nats, tokens)] of each Completion given its prompt, a list of
-    ids, at temperature 1. The <|endoftext|> counts where the completion ended.
+    ids. The <|endoftext|> counts where the completion ended.
     """
     results, head = {}, model.wte.weight
     # Sorted by length, a batch has little padding.
@@ -231,9 +228,7 @@ def log_likelihood_margins(loaded, prompts):
 
 
 def margin_scores(margins):
-    """{"accuracy", "margin"} of `log_likelihood_margins`, float64 (prompts,): the fraction of each
-    prompt's pairs whose margin is above 0, and their mean margin.
-    """
+    """Of each prompt the fraction of its margins above 0, and their mean: {name: (prompts,)}."""
     return {
         "accuracy": np.array([np.mean(np.array(pairs) > 0) for pairs in margins]),
         "margin": np.array([np.mean(pairs) for pairs in margins]),

@@ -71,9 +71,7 @@ def read_stories(loaded, settings):
 
 
 def tag_stories(loaded, texts, tagged):
-    """The TaggedStory of each text, cut where training would have cut it, without those of under
-    three tokens. tagged: whether NLTK's tagger is there.
-    """
+    """The TaggedStory of each text of three tokens or more, cut where training would cut it."""
     stories, tokenizer = [], loaded.tokenizer
     for text in tqdm(texts, "stories", disable=None):
         ids = [*loaded.bos_ids, *tokenizer.encode(text), tokenizer.eot]
@@ -140,8 +138,7 @@ def parse_neurons(settings, config):
 
 def measure_heads(model, stories, others, decode, seed):
     """A dict for each head: its layer, its number and what `classify` returns, with tokens as text.
-
-    others: the stories over which each token's residual stream is averaged.
+    Over `others`, stories, each token's residual stream is averaged.
     """
     results, device = [], model.wte.weight.device
     ids = [torch.tensor(one.ids, device=device) for one in stories]
@@ -221,8 +218,8 @@ def random_weights(model, seed):
 
 
 def target_kinds(stories):
-    """(["all", and each part of speech, where they are known], which targets of each TaggedStory
-    are of each kind: a list of bool (kinds, tokens)).
+    """(["all", and each part of speech if known], a bool array (kinds, tokens) of each TaggedStory:
+    which of its targets are of each kind).
     """
     kinds, masks = ["all", *(POS if stories[0].pos else [])], []
     for one in stories:

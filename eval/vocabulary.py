@@ -74,10 +74,10 @@ def frequent_words(counts):
 
 def synonym_entropy(texts, seed):
     """The interval of the entropy of words given their senses, in bits per word; None without
-    words. texts: `word_senses` of each text.
+    words.
 
-    A sample shows fewer words than there are, so its entropy is too low; the basic bootstrap
-    corrects for that.
+    texts: `word_senses` of each text. A sample shows fewer words than there are, so its entropy is
+    too low; the basic bootstrap corrects for that.
     """
     pairs = sorted(set(itertools.chain(*texts)))
     if not pairs:
@@ -100,10 +100,7 @@ def synonym_entropy(texts, seed):
 
 
 def richness(samples, counts, settings):
-    """{measure: interval} of a model's completions, a list of str for each beginning.
-
-    counts: {word: count} of plain stories.
-    """
+    """{measure: interval} of lists of completions. counts: {word: count} of plain stories."""
     frequent, seed = frequent_words(counts), settings.seed
     words = [[word for text in texts for word in split_words(text)] for texts in samples]
     marked = [[words_and_marks(text) for text in texts] for texts in samples]

@@ -284,10 +284,7 @@ def _by_pos(pattern, pairs):
 
 
 def _most_above(attention, h):
-    """[(index, attention observed, times the predicted)] of those of head h furthest above it.
-
-    attention: observed and predicted, (H, indices) each.
-    """
+    """[(index, attention observed, times the predicted)] of those of head h furthest above it."""
     observed, predicted = (side[h] for side in attention)
     excess = torch.where(observed >= MIN_ATTENTION, observed - predicted, -1.0)
     times = observed / predicted.clamp(min=1e-9)

@@ -91,8 +91,8 @@ def attention_patterns(model, tokens, layer):
 
 
 def neuron_activations(model, tokens, callback):
-    """Call callback(layer, values) with the neurons' activations (B, T, 4 C) of each layer while
-    the model runs, so that never all layers are held. tokens: see `attention_patterns`.
+    """Call callback(layer, values) with each layer's neurons, (B, T, 4 C), while the model runs:
+    never are all layers held. tokens: see `attention_patterns`.
     """
     modules = [output_projection(block, "neuron") for block in model.h]
     run_with_hooks(model, tokens, modules, lambda layer, x, y: callback(layer, x))
@@ -126,8 +126,8 @@ def mean_residuals(model, batches, ids):
 
 @torch.no_grad()
 def content_scores(model, layer, residuals):
-    """The attention scores (H, T, T) of a layer's heads for T tokens without their context:
-    residuals (T, C) are rows of `mean_residuals`.
+    """The attention scores (H, T, T) of a layer's heads for T tokens without their context, rows
+    (T, C) of `mean_residuals`.
     """
     block = model.h[layer]
     qkv = block.attn.c_attn(block.ln_1(residuals[None]))

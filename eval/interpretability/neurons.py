@@ -41,10 +41,7 @@ class TopActivations:
 
 
 def top_activations(model, batches, name="neurons"):
-    """Two TopActivations of all neurons, layer after layer: in stories of even index and of odd.
-
-    batches: of hooks.make_batches. name: of the progress bar.
-    """
+    """Two TopActivations of all neurons, layer after layer: in stories of even index and of odd."""
     halves = [[None] * len(model.h), [None] * len(model.h)]  # (values, stories, tokens) by layer
     for indices, batch in tqdm(batches, name, disable=None):
         ignored = ~batch.completion_mask  # (B, T)

@@ -55,8 +55,8 @@ class CopyReport:
 
 
 def find_copies(index, texts):
-    """(a CopyReport of each text, {n: n-grams of the training stories}) for a StoryIndex. Prints a
-    line where templates are left out because WordNet is missing.
+    """(CopyReport of each text, {n: n-grams of the training stories}). Without WordNet, a line says
+    that templates are left out.
     """
     words = [words_and_marks(text) for text in texts]
     nearest = [index.nearest(one) for one in tqdm(words, "nearest stories", disable=None)]
@@ -109,11 +109,8 @@ def _training_ngrams(index):
 
 
 def summarize(reports, training_ngrams, seed=0):
-    """The results of `find_copies` summed up, for a JSON file.
-
-    Returns {"rouge_nearest": the mean precision, an interval; "ngrams": {n: see `novelty`};
-    "longest_match": {"words", "tokens", "words_masked": {"median", "90%", "max"}}; "copies": {kind:
-    texts}; "empty": texts without a word, which count in none of these}.
+    """The results of `find_copies` summed up for a JSON file: "copies" counts texts by kind,
+    "empty" those without a word, which count in nothing else.
     """
     full = [report for report in reports if report.words]
     lengths = {
@@ -132,11 +129,9 @@ def summarize(reports, training_ngrams, seed=0):
 
 
 def novelty(reports, n, total, seed=0):
-    """How new the n-grams of CopyReports are. total: n-grams of the training stories.
-
-    Returns {"new": the fraction of n-grams that occur in no training story, an interval over the
-    texts; "new_distinct": of the distinct ones, or None; "histogram": n-grams by log10 of their
-    frequency in the stories, counts by BINS, -10 for new}.
+    """{"new": the fraction of n-grams that occur in no training story, an interval over the texts;
+    "new_distinct": of the distinct ones, or None; "histogram": n-grams by log10 of their frequency
+    among all `total` n-grams of the stories, counts by BINS, -10 for new}.
     """
     counts = [report.occurrences[n] for report in reports]
     distinct = {}

@@ -95,8 +95,8 @@ def token_blocks(data, first, last, tokens=BLOCK):
 
 
 class ChunkNumbering:
-    """Numbers the chunks of stories, the text between blanks, straight from their tokens: a chunk
-    is decoded and cut into words only once. texts: the chunks by number; 0 is <|endoftext|>, "".
+    """Numbers the chunks of stories, the text between blanks, straight from their tokens: each is
+    cut into words only once. texts: the chunks by number; 0 is <|endoftext|>, "".
     """
 
     def __init__(self, tokenizer):
@@ -128,9 +128,8 @@ class ChunkNumbering:
 
 
 def word_stream(numbers, texts):
-    """(stream, word counts, words) of stories, see the head of this file.
-
-    numbers: of their chunks in order, a list of arrays of whole stories. texts: of the chunks.
+    """(stream, word counts, words) of stories, see the head of this file. numbers: of their chunks
+    in order, a list of arrays of whole stories. texts: of the chunks.
     """
     vocabulary = defaultdict(itertools.count(1).__next__, {"": 0})
     cut = [[0], *([vocabulary[w] for w in words_and_marks(text)] for text in texts[1:])]
@@ -198,8 +197,8 @@ def build(data_folder, split, block):
 
 
 class Segment:
-    """A segment opened: its ARRAYS and `words`, a list; size: of its word numbers, with 0; stories:
-    how many it has. Raises UserError where a file is missing or does not fit the others.
+    """A segment opened: its ARRAYS and `words`; size: of its word numbers, with 0; stories: how
+    many it has. Raises UserError where a file is missing or does not fit the others.
     """
 
     def __init__(self, folder):
@@ -222,9 +221,7 @@ class Segment:
 
 
 def open_index(data, workers=0):
-    """The Segments of a Dataset in order, a list; the missing ones are built first, by so many
-    workers; 0: one per core, MAX_WORKERS at most.
-    """
+    """The Segments of a Dataset in order; the missing ones are built first, by so many workers."""
     folder, bounds = index_folder(data), itertools.pairwise(segment_boundaries(data))
     blocks = [(*pair, folder / f"{i:04}") for i, pair in enumerate(bounds)]
     if not all(path.is_dir() for *_, path in blocks):

@@ -58,8 +58,8 @@ class StoryIndex:
         return "" if i is None else story_text(self.data, self.tokenizer, i)
 
     def nearest(self, words):
-        """The NearestStory to a text of these words (words_and_marks): the first of several as
-        near, (0, n, None) where no story holds a bigram of it.
+        """The NearestStory to a text of these words_and_marks: of several the first; (0, n, None)
+        where no story holds a bigram of it.
         """
         ids = np.array([self.numbers.get(word, 0) for word in words], np.int64)
         pairs = np.stack([ids[:-1], ids[1:]])

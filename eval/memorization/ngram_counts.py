@@ -19,10 +19,7 @@ POSITIONS = 1 << 19  # positions of the corpus in one step: their arrays fit a c
 
 
 def look_up(queries, values):
-    """Which of the values each query is, from 1; 0 where it is none: int64 (queries,).
-
-    queries, values: uint64 arrays, the values all different.
-    """
+    """Which of the different values each query is, from 1; 0: none; (queries,) uint64 -> int64."""
     import pyarrow  # half a second to import
     import pyarrow.compute
 
@@ -59,8 +56,8 @@ class NgramCounter:
         return numbers.astype(np.uint64) * np.uint64(self.base) + words.astype(np.uint64)
 
     def add(self, corpus):
-        """Count the n-grams of a corpus, or of a part of one that ends with a story: an int array
-        of the texts' word numbers, 0 between stories and for words that no text has.
+        """Count the n-grams of a corpus, or of a part that ends with a story: an int array of the
+        texts' word numbers, 0 between stories and for words that no text has.
         """
         for first in range(0, len(corpus), POSITIONS):
             at = np.flatnonzero(corpus[first : first + POSITIONS]) + first
@@ -94,16 +91,14 @@ class NgramCounter:
             text_at, at, n = text_at[same], at[same], n + 1
 
     def counts(self, n):
-        """The occurrences in the corpus of each text's n-grams: a list of int64 (length - n + 1,);
-        n is at most MAX_N.
-        """
+        """The occurrences of each text's n-grams, n <= MAX_N: a list of int64 (length - n + 1,)."""
         counts = self.occurrences[n - 1][self.numbers[n - 1]]
         ends = self.starts + np.maximum(0, self.lengths - n + 1)
         return [counts[i:j] for i, j in zip(self.starts, ends, strict=True)]
 
     def longest_matches(self):
-        """Of each text, (words of its longest match, first word of the first such match): the
-        longest sequence of its words that occurs in the corpus; (0, 0) where no word does.
+        """Of each text, (words of the longest sequence of its words that occurs in the corpus,
+        first word of the first such sequence); (0, 0) where no word does.
         """
         matched = self.matched
         for n, (numbers, counts) in enumerate(zip(self.numbers, self.occurrences, strict=True), 1):
