@@ -4,8 +4,9 @@
     {"mean": 0.867, "low": 0.827, "high": 0.903, "n": 200}
 
 An interval is a dict like this one: the estimate, the ends of its 95 % interval, and the number of
-samples behind it. What depends on one prompt is resampled together. Draws are float64 arrays
-(1 + ROUNDS,): an estimate, then its resamples.
+samples behind it. What depends on one prompt is resampled together. A ratio is a pair of arrays,
+numerators and denominators of the prompts. Draws are float64 arrays (1 + ROUNDS,): an estimate,
+then its resamples.
 """
 
 import numpy as np

@@ -233,10 +233,6 @@ def differences(results, generated, seed):
     return rows
 
 
-# ----------------------------------------------------------------------------------------------
-# the command
-
-
 def parse_temperatures(text):
     """The temperatures as floats, each once; UserError where one is no number."""
     try:
@@ -282,8 +278,8 @@ def completion_rows(index, prompts, generated, reports, results):
     """The lines of diversity.jsonl: each completion with all that was measured of it."""
     for (model, x), texts in generated.items():
         name = f"{model} at {x:g}"
-        rows = zip(prompts, texts, reports[name], strict=True)
-        for i, (one, text, report) in enumerate(rows):
+        for i, (one, text) in enumerate(zip(prompts, texts, strict=True)):
+            report = reports[name][i]
             length, start = report.longest
             yield {
                 "model": model, "temperature": x, "story": one.story, "beginning": one.beginning,

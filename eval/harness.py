@@ -89,10 +89,8 @@ def beginnings(name):
             name = readers.download("tinystories", AUTHORS_BEGINNINGS)
         except UserError as error:
             reason = str(error).partition("(")[2].rpartition(")")[0]
-            raise UserError(
-                f"the authors' beginnings cannot be downloaded ({reason}); use --prompts=ours, or "
-                f"a copy of '{AUTHORS_BEGINNINGS}'"
-            ) from None
+            advice = f"use --prompts=ours, or a copy of '{AUTHORS_BEGINNINGS}'"
+            raise UserError(f"no beginnings from the hub ({reason}): {advice}") from None
     if str(name).endswith((".yaml", ".yml")):
         import yaml
 
@@ -138,9 +136,8 @@ def choose_records(records, models, count, seed):
 
 def fits(models, prompt):
     """Whether a prompt leaves every model at least MIN_STORY_TOKENS for a story."""
-    return all(
-        len(model.encode_prompt(prompt)) + MIN_STORY_TOKENS <= model.max_length for model in models
-    )
+    room = (model.max_length - len(model.encode_prompt(prompt)) for model in models)
+    return min(room) >= MIN_STORY_TOKENS
 
 
 # ----------------------------------------------------------------------------------------------

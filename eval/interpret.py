@@ -150,9 +150,7 @@ def measure_heads(model, stories, others, decode, seed):
         rows = classify(patterns, scores, stories, model.window(layer), seed)
         for head, row in enumerate(rows):
             row["top_keys"] = [(decode([k]), *rest) for k, *rest in row["top_keys"]]
-            row["top_pairs"] = [
-                (decode([q]), decode([k]), *rest) for q, k, *rest in row["top_pairs"]
-            ]
+            row["top_pairs"] = [(decode([q]), decode([k]), *x) for q, k, *x in row["top_pairs"]]
             results.append({"layer": layer, "head": head} | row)
     return results
 
@@ -243,10 +241,6 @@ def ablation_losses(model, units, stories, seed):
         rows = {k: bootstrap.ratio(rises[:, i], counts[:, i], seed) for i, k in enumerate(kinds)}
         results[unit] = {kind: row for kind, row in rows.items() if row}
     return results
-
-
-# ----------------------------------------------------------------------------------------------
-# the command
 
 
 def summarize(heads):

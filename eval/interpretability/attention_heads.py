@@ -25,6 +25,8 @@ do attends to the first token (an attention sink), and how much it does is a mea
 What a predictor explains beyond the one before it is due to what it knows more.
 """
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -154,7 +156,8 @@ class AttentionPredictor:
 
 
 def classify(patterns, scores, stories, window=0, seed=0):
-    """What each head of a layer looks at: a dict of numbers and intervals over the stories.
+    """What each head of a layer looks at: a dict of numbers and intervals over the stories. The
+    functions below return columns, {name: [value of each head]}.
 
     patterns, scores: of each TaggedStory (H, T, T) float, from hooks.attention_patterns and
     content_scores. Every second story tests the predictors fitted to the others.
@@ -170,10 +173,10 @@ def classify(patterns, scores, stories, window=0, seed=0):
     for name in PREDICTORS:
         predictor = AttentionPredictor(name, predictor).fit(fitted, fitted_pairs)
         predictors[name] = predictor
-    explained = explained_variance(predictors, text[1::2], pairs[1::2], seed)
-    statistics = attention_statistics(predictors["distance"], patterns, text, pairs, seed)
-    top_rows = top_tokens(predictors["repetition"], text, pairs)
-    rows = [a | b | c for a, b, c in zip(explained, statistics, top_rows, strict=True)]
+    columns = explained_variance(predictors, text[1::2], pairs[1::2], seed)
+    columns |= attention_statistics(predictors["distance"], patterns, text, pairs, seed)
+    columns |= top_tokens(predictors["repetition"], text, pairs)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return [{"kind": head_kind(row)} | row for row in rows]
 
 
@@ -192,13 +195,11 @@ def explained_variance(predictors, text, pairs, seed):
         uniform = one.visible * (mass / one.visible.sum(-1))[..., None]
         predicted = [uniform, *(predictor.predict(one, mass) for predictor in predictors.values())]
         errors.append(torch.stack([((pattern - p) ** 2).sum((-2, -1)) for p in predicted]))
-    queries, rows = [len(one.ids) for one in pairs], []
-    for sums in np.moveaxis(_floats(torch.stack(errors)), 2, 0):  # (stories, predictors + 1)
-        row = {"row_variance": bootstrap.ratio(sums[:, 0], queries, seed)}
-        for i, name in enumerate(predictors):
-            row[name] = bootstrap.ratio(sums[:, i] - sums[:, i + 1], sums[:, 0], seed)
-        rows.append(row)
-    return rows
+    heads, queries = _floats(torch.stack(errors)).T, [len(one.ids) for one in pairs]
+    columns = {"row_variance": [bootstrap.ratio(x[0], queries, seed) for x in heads]}
+    for i, name in enumerate(predictors):
+        columns[name] = [bootstrap.ratio(x[i] - x[i + 1], x[0], seed) for x in heads]
+    return columns
 
 
 def attention_statistics(predictor, patterns, text, pairs, seed):
@@ -231,26 +232,22 @@ def attention_statistics(predictor, patterns, text, pairs, seed):
         zeros, distances = pattern.new_zeros(len(pattern), n), one.distance.clamp(min=0).flatten()
         by_distance[:, :n] += _floats(zeros.index_add_(1, distances, pattern.flatten(1)))
         queries[:n] += n - np.arange(n)
-    means = {}  # {name: [interval of each head]}
+    columns = {}
     for name in stories[0]:
         sums, counts = zip(*(story[name] for story in stories), strict=True)
-        means[name] = [bootstrap.ratio(column, counts, seed) for column in np.transpose(sums)]
+        columns[name] = [bootstrap.ratio(head, counts, seed) for head in np.transpose(sums)]
     profile = (by_distance / queries)[:, :EXACT]
     half = np.cumsum(by_distance, 1) >= by_distance.sum(1, keepdims=True) / 2
-    return [
-        {name: intervals[h] for name, intervals in means.items()}
-        | {"peak_distance": int(profile[h].argmax()), "median_distance": int(half[h].argmax())}
-        | {"attention_by_distance": [round(float(x), 4) for x in profile[h]]}
-        for h in range(len(by_distance))
-    ]
+    return columns | {
+        "peak_distance": profile.argmax(1).tolist(), "median_distance": half.argmax(1).tolist(),
+        "attention_by_distance": [[round(x, 4) for x in row] for row in profile.tolist()],
+    }  # fmt: skip
 
 
 def top_tokens(predictor, text, pairs):
-    """The tokens that a head attends to most above what `predictor` predicts, and from which.
-
-    For each head {"top_keys": [(token, attention, times the predicted)], "top_pairs": [(query's
-    token, key's token, ...)], "top_pos": [(query's part of speech, key's, ...)]}, the last where
-    parts of speech are known.
+    """The tokens that a head attends to most above what `predictor` predicts, and from which:
+    "top_keys" [(token, attention, times the predicted)], "top_pairs" [(query's token, key's, ...)]
+    and, where parts of speech are known, "top_pos" [(query's part of speech, key's, ...)].
     """
     predicted = [predictor.predict(one, x.sum(-1)) for x, one in zip(text, pairs, strict=True)]
     vocab_size = 1 + max(int(one.ids.max()) for one in pairs)
@@ -265,16 +262,15 @@ def top_tokens(predictor, text, pairs):
         by_key.append(flat.new_zeros(len(flat), vocab_size).index_add_(1, keys, by_pair[-1]))
         if pairs[0].pos is not None:
             by_pos.append(sum(map(_by_pos, patterns, pairs)).flatten(1))
-    rows = []
-    for h in range(len(text[0])):
-        row = {"top_keys": _most_above(by_key, h)}
-        top = _most_above(by_pair, h)
-        row["top_pairs"] = [(int(queries[i]), int(keys[i]), *x) for i, *x in top]
-        if by_pos:
-            top = _most_above(by_pos, h)
-            row["top_pos"] = [(POS[i // len(POS)], POS[i % len(POS)], *x) for i, *x in top]
-        rows.append(row)
-    return rows
+    top = _most_above(*by_pair)
+    columns = {
+        "top_keys": _most_above(*by_key),
+        "top_pairs": [[(int(queries[i]), int(keys[i]), *x) for i, *x in row] for row in top],
+    }
+    if by_pos:
+        names, top = list(itertools.product(POS, POS)), _most_above(*by_pos)
+        columns["top_pos"] = [[(*names[i], *x) for i, *x in row] for row in top]
+    return columns
 
 
 def _by_pos(pattern, pairs):
@@ -283,13 +279,14 @@ def _by_pos(pattern, pairs):
     return one_hot.T @ pattern @ one_hot
 
 
-def _most_above(attention, h):
-    """[(index, attention observed, times the predicted)] of those of head h furthest above it."""
-    observed, predicted = (side[h] for side in attention)
+def _most_above(observed, predicted):
+    """Of each head [(index, attention observed, times the predicted)], furthest above it first."""
     excess = torch.where(observed >= MIN_ATTENTION, observed - predicted, -1.0)
-    times = observed / predicted.clamp(min=1e-9)
-    top = [i for i in excess.argsort(descending=True)[:TOP].tolist() if excess[i] > 0]
-    return [(i, round(float(observed[i]), 2), round(float(times[i]), 2)) for i in top]
+    times, heads = observed / predicted.clamp(min=1e-9), []
+    for h, row in enumerate(excess):
+        top = [i for i in row.argsort(descending=True)[:TOP].tolist() if row[i] > 0]
+        heads.append([(i, *(round(float(x[h, i]), 2) for x in (observed, times))) for i in top])
+    return heads
 
 
 def head_kind(row):

@@ -4,16 +4,16 @@
     scores = coherence(halves[0], stories, seed=0)   # arrays, a number for each neuron
 
 A neuron's examples are the stories in which its activation gets highest, each with the one token
-where it does, so no story counts twice. The first token, the same in all, is left out. How alike
-the examples are is measured by two entropies, of the tokens and of their parts of speech, relative
-to those of as many random tokens, one per story:
+where it does. The first token, the same in all, is left out. How alike the examples are is measured
+by two entropies, of the tokens and of their parts of speech, relative to those of as many random
+tokens, one per story:
 
     coherence = 1 - (H(tokens) / H(random tokens) + H(pos) / H(random pos)) / 2
 
-It is 1 where all tokens are the same, and about 0 where they look random. Of thousands of neurons
-some look coherent by chance, so the stories are split in two: the first half ranks the neurons, the
-second measures them again, with examples of its own. Since a neuron with random weights, too, fires
-more at some tokens than at others, an untrained model shows how much of the coherence was learned.
+It is 1 where all tokens are the same, and about 0 where they look random. Some of thousands look
+coherent by chance, so the first half of the stories ranks the neurons, and the second measures them
+again. An untrained model shows how much of the coherence was learned: its neurons, too, fire more
+at some tokens than at others.
 """
 
 from collections import defaultdict

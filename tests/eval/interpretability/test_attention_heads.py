@@ -219,9 +219,10 @@ def test_statistics_by_hand():
     """
     whole = torch.tensor([[[1, 0, 0], [0.5, 0.5, 0], [0.25, 0.5, 0.25]]])
     pairs, text = [PairFeatures(TaggedStory([0, 1, 1]))], [whole[:, 1:, 1:]]
-    [row] = attention_heads.attention_statistics(
+    columns = attention_heads.attention_statistics(
         AttentionPredictor("distance").fit(text, pairs), [whole], text, pairs, seed=0
     )
+    row = {name: value for name, [value] in columns.items()}
     mean = {name: value["mean"] for name, value in row.items() if isinstance(value, dict)}
     assert mean["first_token"] == mean["own_token"] == 0.375 and mean["entropy"] == 1.25
     assert mean["previous_token"] == mean["duplicate"] == 0.5 and row["induction"] is None
