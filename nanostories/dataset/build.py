@@ -122,10 +122,8 @@ def build_dataset(
 
 
 def encode_block(tokenizer, seed, records, block, held_out, val_limit):
-    """What a worker process does: (tokens, index, counts) of a block, as of Writer.add; a Counter.
-
-    A story is in val if the first 8 bytes of its hash are below val_limit.
-    """
+    """What a worker process does: (tokens, index, counts) of a block, the first two as of
+    Writer.add. A story is in val if the first 8 bytes of its hash are below val_limit."""
     texts, counts = readers.texts(block), Counter()
     kept = [x for text in texts if (x := clean(text, counts, seed if records else None))]
     counts["read"] = len(texts)
@@ -184,8 +182,7 @@ def progress(results, source):
 
 def find_duplicates(val, train):
     """What to drop of two Writers, uint8 arrays (val stories,), (train stories,): 0 keeps a story,
-    IN_VAL is a train story that is in val too, DUPLICATE any other that an equal one precedes.
-    """
+    IN_VAL is a train story that is in val too, DUPLICATE any other that an equal one precedes."""
     hashes = [np.fromfile(writer.index, STORY)["hash"] for writer in (val, train)]
     hashes = np.concatenate(hashes).view("S16")[:, 0]
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)

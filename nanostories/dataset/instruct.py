@@ -25,12 +25,7 @@ from hashlib import blake2b
 from nanostories.dataset import storybook
 from nanostories.text.words import STOP_WORDS, dictionary_lemmas
 
-LABELS = {
-    "words": "Words",
-    "sentence": "Random sentence",
-    "features": "Features",
-    "summary": "Summary",
-}
+LABELS = dict(words="Words", sentence="Random sentence", features="Features", summary="Summary")
 # How often the real file's instructions have a field: words and sentence as counted in its
 # validation part; features from Dialogue's frequency there (35 %) and among 50 real prompts (27 of
 # the 38 with features); summary as in those 50 (37; the other 13 have it after the story).
@@ -60,8 +55,10 @@ class Record:
             if name not in LABELS or (name == "features" and value != _normalize_features(value)):
                 raise ValueError(f"no field '{name}' of the value {value!r:.60}")
             # The first line of a value follows its label, so only the others can be labels.
-            _check_value(value, _LABEL.search(f" {value}"))
-        _check_value(self.story, _TRAILING_LABEL.search(self.story))
+            if _LABEL.search(f" {value}") or value != value.strip():
+                raise ValueError(f"a line begins like a field, or blanks end it: {value!r:.60}")
+        if _TRAILING_LABEL.search(self.story) or self.story != self.story.strip():
+            raise ValueError(f"a line begins like a field, or blanks end it: {self.story!r:.60}")
 
     def values(self, name):
         return [value for field, value in self.fields if field == name]
@@ -80,11 +77,6 @@ class Record:
     def text(self):
         """The text to train on: instruction and story."""
         return self.prompt() + self.story
-
-
-def _check_value(value, label):
-    if label or value != value.strip():
-        raise ValueError(f"a line begins like a field, or blanks are at an end: {value!r:.60}")
 
 
 def _format_fields(fields):

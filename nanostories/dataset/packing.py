@@ -184,12 +184,10 @@ class PackedDataLoader:
 
 
 def split_into_chunks(starts, block_size, stride, answers=None):
-    """Chunks of at most block_size tokens that begin `stride` tokens apart in each story.
-
-    starts, answers: see Dataset. Returns int64 (4, chunks): offset of the first token; length;
-    skip, how many of the first targets an earlier chunk has or `answers` excludes; is_end, 1 if the
-    last target is the story's <|endoftext|>. A chunk without a target that counts is left out.
-    """
+    """Chunks of at most block_size tokens that begin `stride` tokens apart in each story, without
+    those that have no target that counts. starts, answers: see Dataset. Returns int64 (4, chunks):
+    offset of the first token; length; skip, how many of the first targets an earlier chunk has or
+    `answers` excludes; is_end, 1 if the last target is the story's <|endoftext|>."""
     story_length = np.diff(starts)
     chunks_per_story = 1 + -(-np.maximum(story_length - block_size, 0) // stride)
     story = np.repeat(np.arange(len(story_length)), chunks_per_story)  # of each chunk

@@ -4,7 +4,7 @@
     .jsonl            a row a line: a string, or an object with its story in "text" or "story"
     .json .tar.gz     arrays of such objects, as in TinyStories_all_data.tar.gz
     .parquet          a table with a column "text" or "story"
-    hub:owner/name    any data set of the hub with such a column
+    hub:owner/name    any data set of the hub with such a column; downloaded once
 
 A block is small to pickle (of a .txt or .jsonl file: a path and two offsets). A worker process of
 prepare.py turns it into its `texts`, so memory is bounded whatever the size of the source.
@@ -91,10 +91,6 @@ def _text_blocks(path, separator):
             start = stop + len(separator)
 
 
-# ----------------------------------------------------------------------------------------------
-# from blocks to stories
-
-
 def texts(block, strict=False):
     """The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts. A byte that is
     not UTF-8 is a lone surrogate, which cleaning.fix_encoding repairs; if `strict`, an error."""
@@ -156,11 +152,8 @@ def _columns(names, path):
     return [story, *(name for name in _FACTS if name in names)]
 
 
-# ----------------------------------------------------------------------------------------------
-# files of rows: each reader yields (row, its part of the file's bytes)
-
-
 def read_parquet(path):
+    """Yield (row, its part of the file's bytes), as read_tar and read_json do."""
     import pyarrow
     import pyarrow.parquet
 
@@ -175,7 +168,7 @@ def read_parquet(path):
 
 
 def read_tar(path):
-    """Yield (row, compressed bytes read for it) of every .json in an archive."""
+    """Yield (row, weight) of every .json in an archive; the weight is in compressed bytes."""
     try:
         with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
             before = 0
@@ -207,10 +200,6 @@ def read_json(path, file=None):
             buffer = buffer[place:]
     if buffer:
         raise UserError(f"'{path}' is not a whole JSON array: no object at {buffer[:40]!r}")
-
-
-# ----------------------------------------------------------------------------------------------
-# the hub; what was downloaded once needs no network again
 
 
 @contextlib.contextmanager

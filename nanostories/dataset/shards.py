@@ -68,8 +68,7 @@ class Writer:
         return {"tokens": tokens, "stories": len(kept), "bytes": size, "shards": shards}
 
     def _save_array(self, name, array):
-        # Not np.save to the file itself: on a full disk its error has no errno.
-        buffer = io.BytesIO()
+        buffer = io.BytesIO()  # not the file: on a full disk the error of np.save has no errno
         np.save(buffer, array)
         (self.folder / f"{self.split}_{name}.npy").write_bytes(buffer.getbuffer())
 
@@ -114,12 +113,10 @@ class InMemoryDataset:
 
 class Dataset(InMemoryDataset):
     """One split, "train" or "val", of a data folder, opened for reading. UserError where a file is
-    missing or has a wrong size; `verify` checks the hashes too.
-
-    Attributes: tokens, stories, bytes (counts; UTF-8 bytes of the stories as stored), starts (int64
-    (stories + 1,), each story's first token and the end of all), answers (int64 (stories,), the
-    token of each Instruct record at which its story begins; else None), manifest.
-    """
+    missing or has a wrong size; `verify` checks the hashes too. Attributes: tokens, stories, bytes
+    (counts; UTF-8 bytes of the stories as stored), starts (int64 (stories + 1,), each story's first
+    token and the end of all), answers (int64 (stories,), the token of each Instruct record at which
+    its story begins; else None), manifest."""
 
     def __init__(self, folder, split):
         self.folder, self.split = Path(folder), split

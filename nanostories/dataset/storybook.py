@@ -153,8 +153,7 @@ def generate_story(seed):
 
 
 def describe_story(text, nodes, values, sentence=""):
-    """The GeneratedStory of a text, by the Nodes of its walk and its values, {variable: value}.
-    Raises KeyError where a variable that its facts need has no value."""
+    """The GeneratedStory of a text, by the Nodes of its walk and its values, {variable: value}."""
     plot, ending, holds, summary = nodes[0].title
     words, used = fill_slots(values), {VARIABLE_OF_SLOT[slot] for x in nodes for slot in x.slots}
     facts = {

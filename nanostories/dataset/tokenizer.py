@@ -51,11 +51,9 @@ MAX_BLANKS = 100_000
 
 
 class Tokenizer:
-    """A tiktoken.Encoding with the name, the size and the separator that the project needs.
-
-    name: one of NAMES. ranks: {token bytes: id}, ids 0..n-1 in the order of merging, without
-    <|endoftext|>. patterns: a pair as above. tokens: list of bytes, those of each id. Picklable.
-    """
+    """A tiktoken.Encoding with the name, the size and the separator that the project needs. name:
+    one of NAMES. ranks: {token bytes: id}, ids 0..n-1 in the order of merging, no <|endoftext|>.
+    patterns: a pair as above. tokens: list of bytes, those of each id. Picklable."""
 
     def __init__(self, name, ranks, patterns):
         if len(ranks) >= MAX_VOCAB:
@@ -233,11 +231,9 @@ def gpt2_ranks():
 
 def most_frequent(full, texts, vocab_size):
     """{token bytes: id} of the vocab_size - 1 tokens of the Tokenizer `full` that `texts` use most,
-    in `full`'s order, closed under merging: with a token come the two that it is merged from.
-
-    So it encodes as `full` does, but splits the tokens that it lacks into their parts, down to
-    bytes: lossless, unlike the paper's tokenizer, which maps rare words to <unk>.
-    """
+    in `full`'s order, closed under merging: with a token come the two that it is merged from. So it
+    encodes as `full` does, but splits the tokens that it lacks into their parts, down to bytes:
+    lossless, unlike the paper's tokenizer, which maps rare words to <unk>."""
     counts, texts = np.zeros(full.vocab_size, dtype=np.int64), iter(texts)
     for batch in iter(lambda: list(itertools.islice(texts, 1024)), []):
         counts += np.bincount(full.encode_stories(batch)[0], minlength=full.vocab_size)

@@ -119,12 +119,10 @@ class ContextSynonyms:
         return [name for name in names if self.base_counts[name, word.pos] >= least]
 
     def sense(self, text, word):
-        """WordNet's sense of a wordnet.Word of a text, a Synset; None where it is in doubt.
-
-        Lesk's algorithm (1986; by gloss and examples, as in Kilgarriff and Rosenzweig 2000), with
-        the senses' frequencies as priors: a word nearby that the description of a sense has, too,
-        makes the sense 1 / sqrt(p) times as likely; p is the word's frequency in the corpus.
-        """
+        """WordNet's sense of a wordnet.Word of a text, a Synset; None where it is in doubt. Lesk's
+        algorithm (1986; by gloss and examples, as in Kilgarriff and Rosenzweig 2000), with the
+        senses' frequencies as priors: a word nearby that the description of a sense has, too, makes
+        the sense 1 / sqrt(p) times as likely; p is the word's frequency in the corpus."""
         senses, counts = sense_counts(word.text.lower(), word.pos)
         if not sum(counts):
             return None
@@ -243,9 +241,8 @@ def fix_articles(text, replacements):
 # Words that begin with another sound than their letter: "hour", "unicorn", "one".
 _SILENT_H = re.compile("hour|honest|honou?r|heir", re.IGNORECASE)
 _CONSONANT_SOUND = re.compile(
-    "uni[cflqtv]|union|unis|unanim|us[aeu]|util|uten|utop|eu|ewe|ubiq|uku|ur[ai]n"
-    r"|(?:one|once)\b", re.IGNORECASE
-)  # fmt: skip
+    r"uni[cflqstv]|union|unanim|us[aeu]|ut(il|en|op)|eu|ewe|ubiq|uku|ur[ai]n|onc?e\b", re.IGNORECASE
+)
 
 
 def begins_with_vowel_sound(word):
