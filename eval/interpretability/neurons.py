@@ -84,18 +84,20 @@ def coherence(top, stories, seed=0):
     bits; "rarity": the mean of -log2 of the tokens' frequencies; "readable": bool, whether it is
     above "threshold", the READABLE percentile of the coherence of random tokens, a float}.
     """
-    kinds = {"token": [np.array(one.ids) for one in stories]}
+    starts = np.cumsum([0, *(len(one.ids) for one in stories)])
+    kinds = {"token": np.concatenate([one.ids for one in stories])}
     if stories[0].pos is not None:
-        kinds["pos"] = [np.array([*map(POS.index, one.pos)]) for one in stories]
-    counts = np.bincount(np.concatenate([ids[1:] for ids in kinds["token"]]))
-    random_places = _random_places(kinds["token"], top.stories, seed)
+        kinds["pos"] = np.array([POS.index(pos) for one in stories for pos in one.pos])
+    counts = np.bincount(np.delete(kinds["token"], starts[:-1]))
+    places = starts[top.stories] + top.tokens  # (neurons, TOP)
+    random_places = _random_places(starts, top.stories, seed)
     scores, relative, random_relative = {}, [], []
     for name, values in kinds.items():
-        at = _look_up(values, top.stories, top.tokens)
+        at = values[places]
         if name == "token":
             scores["rarity"] = -np.log2(counts[at] / counts.sum()).mean(1)
         scores[f"{name}_entropy"] = entropies(at)
-        random = entropies(_look_up(values, *random_places))
+        random = entropies(values[random_places])
         typical = max(random.mean(), 1e-9)  # 0 only where all tokens are the same
         relative.append(scores[f"{name}_entropy"] / typical)
         random_relative.append(random / typical)
@@ -105,21 +107,15 @@ def coherence(top, stories, seed=0):
     return scores
 
 
-def _look_up(values, stories, tokens):
-    """values[story][token] of two arrays of indices (rows, n)."""
-    starts = np.cumsum([0, *map(len, values)])
-    return np.concatenate(values)[starts[stories] + tokens]
-
-
-def _random_places(ids, stories, seed):
-    """RANDOM_SETS rows of as many stories as a row of these has, different ones if there are so
-    many, and of a token in each: two arrays (RANDOM_SETS, n).
+def _random_places(starts, stories, seed):
+    """RANDOM_SETS rows of as many places as a row of stories has, in different ones if there are so
+    many. starts: where each story begins.
     """
     rng, n, stories, sets = np.random.default_rng(seed), stories.shape[1], np.unique(stories), []
     for _ in range(RANDOM_SETS):
         chosen = rng.choice(stories, n, replace=len(stories) < n)
-        sets.append((chosen, [rng.integers(1, len(ids[s])) for s in chosen]))
-    return np.array(sets).transpose(1, 0, 2)
+        sets.append([rng.integers(starts[s] + 1, starts[s + 1]) for s in chosen])
+    return np.array(sets)
 
 
 def rank(scores):
