@@ -57,13 +57,18 @@ def distance_bucket(distance):
 
 
 class PairFeatures:
-    """What may explain a TaggedStory's attention, for each pair of query and key, (n, n), without
-    its first token. scores: of its contents, (H, n, n). window: how many keys a query sees; 0: all.
-    query_step: 4 takes every fourth query alone.
+    """A TaggedStory's attention, for each pair of query and key, (n, n), without its first token,
+    and what may explain it.
+
+    whole, scores: its attention and the scores of its contents, (H, T, T). window: how many keys a
+    query sees; 0: all. query_step: 4 takes every fourth query alone.
     """
 
-    def __init__(self, story, scores=None, window=0, device="cpu", query_step=1):
-        ids, queries = torch.tensor(story.ids, device=device), slice(None, None, query_step)
+    def __init__(self, story, whole, scores, window=0, query_step=1):
+        device, queries = whole.device, slice(None, None, query_step)
+        self.whole, self.attention = whole, whole[:, 1:, 1:][:, queries]
+        self.mass = self.attention.sum(-1)  # what each query gives to these keys, (H, n)
+        self.scores, ids = scores[:, 1:, 1:][:, queries], torch.tensor(story.ids, device=device)
         self.ids, previous = ids[1:], ids[:-1]
         position = torch.arange(len(self.ids), device=device)
         self.distance = position[queries, None] - position  # query minus key
@@ -75,7 +80,6 @@ class PairFeatures:
         self.duplicate = earlier & (query_ids == self.ids)  # the same token
         self.induction = earlier & (query_ids == previous)  # it follows the same token
         self.repetition = self.duplicate + 2 * self.induction  # 0 to 3
-        self.scores = None if scores is None else scores[:, queries]
         self.pos = story.pos and torch.tensor([POS.index(x) for x in story.pos[1:]], device=device)
 
 
@@ -89,8 +93,8 @@ class AttentionPredictor:
         self.factors = dict(start.factors) if start else {}
         self.last_bucket = start.last_bucket if start else BUCKETS - 1
 
-    def predict(self, pairs, mass):
-        """P of a story, (H, n, n). mass: what each query gives to these keys, (H, n)."""
+    def predict(self, pairs):
+        """P of a story, (H, n, n)."""
         odds = self.factors["bucket"][:, pairs.bucket.clamp(max=self.last_bucket)] * pairs.visible
         if "repetition" in self.factors:
             odds = odds * self.factors["repetition"][:, pairs.repetition]
@@ -98,12 +102,12 @@ class AttentionPredictor:
             score = self.weight[:, None, None] * pairs.scores
             score = score.masked_fill(~pairs.visible, float("-inf"))
             odds = odds * (score - score.amax(-1, keepdim=True)).exp()
-        return odds * (mass / odds.sum(-1).clamp(min=1e-30))[..., None]
+        return odds * (pairs.mass / odds.sum(-1).clamp(min=1e-30))[..., None]
 
-    def fit(self, patterns, pairs):
-        """Fit to the patterns of some stories, (H, n, n) each, and their PairFeatures; itself."""
-        masses = [pattern.sum(-1) for pattern in patterns]
-        ones = masses[0].new_ones(len(masses[0]), 4)  # (H, 4)
+    def fit(self, pairs):
+        """Fit to the PairFeatures of some stories; returns itself."""
+        patterns = [one.attention for one in pairs]
+        ones = patterns[0].new_ones(len(patterns[0]), 4)  # (H, 4)
         if not self.factors:
             self._start(patterns, pairs)
         elif "repetition" not in self.factors:
@@ -113,12 +117,11 @@ class AttentionPredictor:
         observed = {name: self._sum_by_value(name, patterns, pairs) for name in self.factors}
         for _ in range(ROUNDS):
             for name in self.factors:
-                predicted = map(self.predict, pairs, masses)
+                predicted = self._sum_by_value(name, map(self.predict, pairs), pairs)
                 ratio = observed[name] + SMOOTHING
-                predicted = self._sum_by_value(name, predicted, pairs) + SMOOTHING
-                self.factors[name] = self.factors[name] * ratio / predicted
+                self.factors[name] = self.factors[name] * ratio / (predicted + SMOOTHING)
             if self.weight is not None:
-                self.weight = self._newton_step(patterns, pairs, masses)
+                self.weight = self._newton_step(pairs)
         return self
 
     def _start(self, patterns, pairs):
@@ -139,13 +142,13 @@ class AttentionPredictor:
             sums = sums + zeros.index_add_(1, values, pattern.flatten(1))
         return sums
 
-    def _newton_step(self, patterns, pairs, masses):
+    def _newton_step(self, pairs):
         """t one step nearer to its maximum likelihood: scores observed equal those predicted."""
         slope = curvature = 0
-        for pattern, one, mass in zip(patterns, pairs, masses, strict=True):
-            predicted = self.predict(one, mass)
-            mean = (predicted * one.scores).sum(-1, keepdim=True) / mass.clamp(min=1e-30)[..., None]
-            slope = slope + ((pattern - predicted) * one.scores).sum((-2, -1))
+        for one in pairs:
+            predicted, mass = self.predict(one), one.mass.clamp(min=1e-30)[..., None]
+            mean = (predicted * one.scores).sum(-1, keepdim=True) / mass
+            slope = slope + ((one.attention - predicted) * one.scores).sum((-2, -1))
             curvature = curvature + (predicted * (one.scores - mean) ** 2).sum((-2, -1))
         step = slope / (curvature + SMOOTHING)
         return (self.weight + step.clamp(-MAX_STEP, MAX_STEP)).clamp(0, MAX_WEIGHT)
@@ -164,18 +167,15 @@ def classify(patterns, scores, stories, window=0, seed=0):
     """
     if len(stories) < 2:
         raise ValueError("heads are fitted to one half of the stories and tested on the other")
-    inputs = [(one, x[:, 1:, 1:], window, x.device) for one, x in zip(stories, scores, strict=True)]
-    pairs = [PairFeatures(*one) for one in inputs]
-    text = [pattern[:, 1:, 1:] for pattern in patterns]
-    fitted = [x[:, ::QUERY_STEP] for x in text[::2]]
-    fitted_pairs = [PairFeatures(*one, QUERY_STEP) for one in inputs[::2]]
+    inputs = list(zip(stories, patterns, scores, strict=True))
+    pairs = [PairFeatures(*one, window) for one in inputs]
+    fitted = [PairFeatures(*one, window, QUERY_STEP) for one in inputs[::2]]
     predictor, predictors = None, {}
     for name in PREDICTORS:
-        predictor = AttentionPredictor(name, predictor).fit(fitted, fitted_pairs)
-        predictors[name] = predictor
-    columns = explained_variance(predictors, text[1::2], pairs[1::2], seed)
-    columns |= attention_statistics(predictors["distance"], patterns, text, pairs, seed)
-    columns |= top_tokens(predictors["repetition"], text, pairs)
+        predictor = predictors[name] = AttentionPredictor(name, predictor).fit(fitted)
+    columns = explained_variance(predictors, pairs[1::2], seed)
+    columns |= attention_statistics(predictors["distance"], pairs, seed)
+    columns |= top_tokens(predictors["repetition"], pairs)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return [{"kind": head_kind(row)} | row for row in rows]
 
@@ -185,16 +185,15 @@ def _floats(tensor):
     return tensor.cpu().double().numpy()
 
 
-def explained_variance(predictors, text, pairs, seed):
+def explained_variance(predictors, pairs, seed):
     """The fraction of each head's variance that each predictor explains beyond the one before it,
     and as "row_variance" that variance, the mean of a query's sum of squares.
     """
     errors = []  # a story's sums of squares: of the mean, then each predictor; (predictors + 1, H)
-    for pattern, one in zip(text, pairs, strict=True):
-        mass = pattern.sum(-1)
-        uniform = one.visible * (mass / one.visible.sum(-1))[..., None]
-        predicted = [uniform, *(predictor.predict(one, mass) for predictor in predictors.values())]
-        errors.append(torch.stack([((pattern - p) ** 2).sum((-2, -1)) for p in predicted]))
+    for one in pairs:
+        uniform = one.visible * (one.mass / one.visible.sum(-1))[..., None]
+        predicted = [uniform, *(predictor.predict(one) for predictor in predictors.values())]
+        errors.append(torch.stack([((one.attention - p) ** 2).sum((-2, -1)) for p in predicted]))
     heads, queries = _floats(torch.stack(errors)).T, [len(one.ids) for one in pairs]
     columns = {"row_variance": [bootstrap.ratio(x[0], queries, seed) for x in heads]}
     for i, name in enumerate(predictors):
@@ -202,7 +201,7 @@ def explained_variance(predictors, text, pairs, seed):
     return columns
 
 
-def attention_statistics(predictor, patterns, text, pairs, seed):
+def attention_statistics(predictor, pairs, seed):
     """Means over the queries: attention to the first token, the query's own, the previous one, an
     earlier duplicate and what followed one (induction); "entropy", a row's, in bits.
 
@@ -212,9 +211,9 @@ def attention_statistics(predictor, patterns, text, pairs, seed):
     and "median_distance" the distance within which half of the attention on the text lies.
     """
     stories, longest = [], max(len(one.ids) for one in pairs)
-    by_distance, queries = np.zeros((len(patterns[0]), longest)), np.zeros(longest)
-    for whole, pattern, one in zip(patterns, text, pairs, strict=True):
-        n = len(one.ids)
+    by_distance, queries = np.zeros((len(pairs[0].whole), longest)), np.zeros(longest)
+    for one in pairs:
+        n, whole, pattern = len(one.ids), one.whole, one.attention
         logs = torch.where(whole > 0, whole, 1).log2()
         sums = {  # (sum over the queries, (H,); number of queries)
             "first_token": (whole[:, 1:, 0].sum(-1), n),
@@ -222,7 +221,7 @@ def attention_statistics(predictor, patterns, text, pairs, seed):
             "previous_token": (pattern.diagonal(-1, 1, 2).sum(-1), n - 1),
             "entropy": (-(whole * logs)[:, 1:].sum((-2, -1)), n),
         }
-        predicted = predictor.predict(one, pattern.sum(-1))
+        predicted = predictor.predict(one)
         for name in REPEATS:
             mask = getattr(one, name)
             count = int(mask.any(-1).sum())
@@ -244,19 +243,18 @@ def attention_statistics(predictor, patterns, text, pairs, seed):
     }  # fmt: skip
 
 
-def top_tokens(predictor, text, pairs):
+def top_tokens(predictor, pairs):
     """The tokens that a head attends to most above what `predictor` predicts, and from which:
     "top_keys" [(token, attention, times the predicted)], "top_pairs" [(query's token, key's, ...)]
     and, where parts of speech are known, "top_pos" [(query's part of speech, key's, ...)].
     """
-    predicted = [predictor.predict(one, x.sum(-1)) for x, one in zip(text, pairs, strict=True)]
     vocab_size = 1 + max(int(one.ids.max()) for one in pairs)
     # All pairs of tokens that occur, numbered; and the attention of each, observed and predicted.
     codes = [(one.ids[:, None] * vocab_size + one.ids)[one.visible] for one in pairs]
     known, number = torch.unique(torch.cat(codes), return_inverse=True)
     queries, keys = known // vocab_size, known % vocab_size
     by_pair, by_key, by_pos = [], [], []
-    for patterns in (text, predicted):
+    for patterns in ([one.attention for one in pairs], [predictor.predict(one) for one in pairs]):
         flat = torch.cat([x[:, one.visible] for x, one in zip(patterns, pairs, strict=True)], 1)
         by_pair.append(flat.new_zeros(len(flat), len(known)).index_add_(1, number, flat))
         by_key.append(flat.new_zeros(len(flat), vocab_size).index_add_(1, keys, by_pair[-1]))

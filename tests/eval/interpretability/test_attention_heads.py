@@ -204,12 +204,12 @@ def test_distances_by_hand():
     """Tokens 0 | 1 1: query 2 sees keys 1 and 2 at distances 1 and 0, and gives them 0.6 and 0.2 of
     its attention; query 1 gives all, 0.9, to itself. So near : far must be 1 : 3.
     """
-    pairs = PairFeatures(TaggedStory([0, 1, 1]))
-    attention = torch.tensor([[[0.9, 0.0], [0.6, 0.2]]])
-    predictor = AttentionPredictor("distance").fit([attention], [pairs])
+    whole = torch.tensor([[[1.0, 0.0, 0.0], [0.1, 0.9, 0.0], [0.2, 0.6, 0.2]]])
+    pairs = PairFeatures(TaggedStory([0, 1, 1]), whole, whole)
+    predictor = AttentionPredictor("distance").fit([pairs])
     near, far = predictor.factors["bucket"][0, :2].tolist()
     assert far / near == pytest.approx(3, rel=0.02)
-    predicted = predictor.predict(pairs, attention.sum(-1))[0]
+    predicted = predictor.predict(pairs)[0]
     assert predicted.flatten().tolist() == pytest.approx([0.9, 0, 0.6, 0.2], abs=5e-3)
 
 
@@ -218,10 +218,9 @@ def test_statistics_by_hand():
     quarter of the second's; 1 bit and 1.5 bits of entropy.
     """
     whole = torch.tensor([[[1, 0, 0], [0.5, 0.5, 0], [0.25, 0.5, 0.25]]])
-    pairs, text = [PairFeatures(TaggedStory([0, 1, 1]))], [whole[:, 1:, 1:]]
-    columns = attention_heads.attention_statistics(
-        AttentionPredictor("distance").fit(text, pairs), [whole], text, pairs, seed=0
-    )
+    pairs = [PairFeatures(TaggedStory([0, 1, 1]), whole, whole)]
+    predictor = AttentionPredictor("distance").fit(pairs)
+    columns = attention_heads.attention_statistics(predictor, pairs, seed=0)
     row = {name: value for name, [value] in columns.items()}
     mean = {name: value["mean"] for name, value in row.items() if isinstance(value, dict)}
     assert mean["first_token"] == mean["own_token"] == 0.375 and mean["entropy"] == 1.25
@@ -253,16 +252,17 @@ def test_stories_longer_than_those_fitted_to(length):
 
 def test_pairs():
     """Tokens 0 | 7 8 7 9 8: what is the same, and what follows the same, over the causal region."""
-    pairs = PairFeatures(TaggedStory([0, 7, 8, 7, 9, 8]))
+    even = torch.ones(1, 6, 6)
+    pairs = PairFeatures(TaggedStory([0, 7, 8, 7, 9, 8]), even, even)
     where = lambda x: {tuple(pair) for pair in x.nonzero().tolist()}  # noqa: E731
     assert where(pairs.duplicate) == {(2, 0), (4, 1)}
     assert where(pairs.induction) == {(2, 1), (4, 2)}
     assert where(pairs.visible) == {(i, j) for i in range(5) for j in range(i + 1)}
-    near = PairFeatures(TaggedStory([0, 7, 8, 7, 9, 8]), None, window=2)
+    near = PairFeatures(TaggedStory([0, 7, 8, 7, 9, 8]), even, even, window=2)
     assert where(near.visible) == {(i, j) for i in range(5) for j in range(max(0, i - 1), i + 1)}
     assert where(near.duplicate) == set() and where(near.induction) == {(2, 1)}
     # The first token itself may be what a key follows: GPT-2's has no <|endoftext|>.
-    assert where(PairFeatures(TaggedStory([7, 8, 7])).induction) == {(1, 0)}
+    assert where(PairFeatures(TaggedStory([7, 8, 7]), even, even).induction) == {(1, 0)}
 
 
 def test_buckets():
@@ -275,12 +275,11 @@ def test_the_weight_of_content(world):
     stories, maps, _ = world
     for name, t in (("semantic", 3), ("semantic, few keys", 1), ("near by", 0)):
         h = list(HEADS).index(name)
-        text = [x[h : h + 1, 1:, 1:] for x in maps]
-        scores = [torch.tensor(np.array(contents_of(name, one)))[None, 1:, 1:] for one in stories]
-        pairs = [PairFeatures(one, x.float()) for one, x in zip(stories, scores, strict=True)]
-        predictor = AttentionPredictor(
-            "content", AttentionPredictor("distance").fit(text, pairs)
-        ).fit(text, pairs)
+        scores = [torch.tensor(np.array(contents_of(name, one)))[None].float() for one in stories]
+        whole = [x[h : h + 1] for x in maps]
+        pairs = [PairFeatures(*one) for one in zip(stories, whole, scores, strict=True)]
+        distance = AttentionPredictor("distance").fit(pairs)
+        predictor = AttentionPredictor("content", distance).fit(pairs)
         assert predictor.weight.item() == pytest.approx(t, abs=0.1)
 
 
