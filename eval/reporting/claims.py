@@ -46,9 +46,9 @@ def evaluate_claims(study):
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     scores, claims = Scores(study.grid), []
     for row in table["claim"]:
-        value, note = globals()[row["test"]](study, scores, *row.get("arguments", ()))
-        note = note or NOT_MEASURED * (value is None)
-        claims.append(Claim(row["text"], row["source"], row["measure"], value, note))
+        test, arguments = globals()[row.pop("test")], row.pop("arguments", ())
+        value, note = test(study, scores, *arguments)
+        claims.append(Claim(**row, value=value, note=note or NOT_MEASURED * (value is None)))
     return claims
 
 

@@ -16,13 +16,23 @@ from nanostories.training import huggingface
 
 # A training step takes as long as one of a model with this many more parameters and no overhead.
 OVERHEAD = 300_000
-# Evaluations; each writes eval/<name>.json in a run's folder, eval.judge with its mode in the name.
-EVALUATIONS = ("eval.skills", "eval.side_by_side", "eval.judge prompts", "eval.judge paper",
-               "eval.judge report", "eval.judge synonyms", "eval.judge instruct",
-               "eval.vocabulary", "eval.instruct", "eval.diversity", "eval.interpret",
-               "eval.reward")  # fmt: skip
-RESULTS = {name: name.removeprefix("eval.").replace(" ", "-") for name in EVALUATIONS}
-SCRIPTS = ("prepare.py", "synonyms.py", "reward.py", *EVALUATIONS)  # that take options
+# Evaluations of the first run of each size in a setting: the setting, the kind of the run's data, the
+# cost as a fraction of training a small model.
+EVALUATIONS = {
+    "eval.judge prompts": ("models", "", 0.1),  # without a judge, by probabilities
+    "eval.side_by_side": ("models", "", 0.1),
+    "eval.judge paper": ("models", "", 1),
+    "eval.judge report": ("models", "", 1),
+    "eval.instruct": ("instruct", "instruct", 0.5),
+    "eval.judge instruct": ("instruct", "instruct", 0.1),
+    "eval.diversity": ("diversity", "", 1),
+    "eval.interpret": ("interpret", "", 2),
+}
+FURTHER = ("eval.skills", "eval.judge synonyms", "eval.vocabulary", "eval.reward")
+# {evaluation: the name of its result file, in the folder eval of a run}
+RESULTS = {script: script.removeprefix("eval.").replace(" ", "-")
+           for script in (*EVALUATIONS, *FURTHER)}  # fmt: skip
+SCRIPTS = ("prepare.py", "synonyms.py", "reward.py", *RESULTS)  # that take options
 # Settings of train.py that the study sets itself, whatever the recipe says.
 SET_BY_STUDY = ("source", "tokenizer", "dataset", "n_embd", "n_layer", "n_head", "seed", "out_dir",
                 "save_steps", "resume", "init_from")  # fmt: skip
@@ -152,8 +162,7 @@ class Plan:
     def evaluate(self, script, model, *words, needs=(), cost=0.1):
         """Evaluate a Model; returns [the name of the job], or [] for one that only a judge can do.
 
-        script: of EVALUATIONS. needs: further jobs that come first. cost: how long it takes, as a
-        fraction of training a small model.
+        script: of RESULTS. cost: as in EVALUATIONS. needs: further jobs that come first.
         """
         module, _, mode = script.partition(" ")
         if module == "eval.judge" and mode != "prompts" and not self.judge:
@@ -164,19 +173,6 @@ class Plan:
         command += [f"--mode={mode}"] if mode else []
         name, needs = f"{script} {model.label}", (*model.needs, *needs)
         return [self.add(name, command, output, needs, cost * OVERHEAD)]
-
-
-# Evaluations of the first run of each size in a setting: (setting, kind of its data, script, cost).
-OF_FIRST_RUNS = (
-    ("models", "", "eval.judge prompts", 0.1),  # without a judge, by probabilities
-    ("models", "", "eval.side_by_side", 0.1),
-    ("models", "", "eval.judge paper", 1),
-    ("models", "", "eval.judge report", 1),
-    ("instruct", "instruct", "eval.instruct", 0.5),
-    ("instruct", "instruct", "eval.judge instruct", 0.1),
-    ("diversity", "", "eval.diversity", 1),
-    ("interpret", "", "eval.interpret", 2),
-)
 
 
 def plan_jobs(settings, recipe):
@@ -190,8 +186,8 @@ def plan_jobs(settings, recipe):
             if seed == 1 and size in models:
                 plan.evaluate("eval.skills", model, "--steps", cost=0.5 * large)
             plan.evaluate("eval.skills", model, cost=0.1 * large)
-    for name, kind, script, cost in OF_FIRST_RUNS:
-        for size in sizes(getattr(settings, name), name):
+    for script, (setting, kind, cost) in EVALUATIONS.items():
+        for size in sizes(getattr(settings, setting), setting):
             plan.evaluate(script, plan.train(size, kind=kind), cost=cost)
     for size in syn:
         plain, other = plan.train(size), plan.train(size, kind="syn")

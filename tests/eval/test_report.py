@@ -278,6 +278,7 @@ def test_the_same_study_makes_the_same_page(page, quick):
 def test_cells():
     assert cell(None).text == "not measured" and cell(None).sort_key is None
     assert cell(interval(0.5)) == Cell("0.500", 0.5, below="0.490 to 0.510")
+    assert cell({"good": 12, "bad": 3}).text == "12, 3"  # counts
     assert cell(1234).text == "1,234" and cell(0.5).text == "0.500" and cell("x").sort_key == "x"
 
 
