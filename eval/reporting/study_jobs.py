@@ -16,8 +16,8 @@ from nanostories.training import huggingface
 
 # A training step takes as long as one of a model with this many more parameters and no overhead.
 OVERHEAD = 300_000
-# Evaluations of the first run of each size in a setting: the setting, the kind of the run's data, the
-# cost as a fraction of training a small model.
+# Evaluations of the first run of each size in a setting: (setting, kind of the data, cost as a
+# fraction of training a small model).
 EVALUATIONS = {
     "eval.judge prompts": ("models", "", 0.1),  # without a judge, by probabilities
     "eval.side_by_side": ("models", "", 0.1),
