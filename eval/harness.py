@@ -211,11 +211,9 @@ def log_likelihood_margins(loaded, prompts):
     """log p(right | prompt) - log p(wrong | prompt) in nats, of each pair of continuations of each
     knowledge_prompts.Prompt: a list of lists of float. UserError where one exceeds the block_size.
     """
-    starts, ends = [], []
-    for prompt in prompts:
-        for continuation in itertools.chain(*prompt.pairs):
-            starts.append(loaded.encode_prompt(prompt.text))
-            ends.append(Completion(loaded.tokenizer.encode(continuation)))
+    texts = [(one.text, end) for one in prompts for end in itertools.chain(*one.pairs)]
+    starts = [loaded.encode_prompt(text) for text, _ in texts]
+    ends = [Completion(loaded.tokenizer.encode(end)) for _, end in texts]
     longest = max(len(start) + len(end.ids) for start, end in zip(starts, ends, strict=True))
     if longest > (block_size := loaded.model.config.block_size):
         raise UserError(f"a prompt has {longest} tokens, but the model ends at {block_size}")

@@ -132,10 +132,6 @@ def parse_neurons(settings, config):
     return numbers
 
 
-# ----------------------------------------------------------------------------------------------
-# measures
-
-
 def measure_heads(model, stories, others, decode, seed):
     """A dict for each head: its layer, its number and what `classify` returns, with tokens as text.
     Over `others`, stories, each token's residual stream is averaged.

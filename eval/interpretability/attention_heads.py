@@ -68,7 +68,8 @@ class PairFeatures:
         device, queries = whole.device, slice(None, None, query_step)
         self.whole, self.attention = whole, whole[:, 1:, 1:][:, queries]
         self.mass = self.attention.sum(-1)  # what each query gives to these keys, (H, n)
-        self.scores, ids = scores[:, 1:, 1:][:, queries], torch.tensor(story.ids, device=device)
+        self.scores = scores[:, 1:, 1:][:, queries]
+        ids = torch.tensor(story.ids, device=device)
         self.ids, previous = ids[1:], ids[:-1]
         position = torch.arange(len(self.ids), device=device)
         self.distance = position[queries, None] - position  # query minus key
@@ -88,10 +89,10 @@ class AttentionPredictor:
 
     def __init__(self, knowledge, start=None):
         """start: a fitted predictor with less knowledge, from which to go on."""
-        self.knowledge, self.weight = knowledge, None  # t, (H,)
-        # u "bucket", r "repetition": (H, values)
-        self.factors = dict(start.factors) if start else {}
+        self.knowledge = knowledge
+        self.factors = dict(start.factors) if start else {}  # u and r, by name, (H, values)
         self.last_bucket = start.last_bucket if start else BUCKETS - 1
+        self.weight = None  # t, (H,)
 
     def predict(self, pairs):
         """P of a story, (H, n, n)."""
@@ -152,10 +153,6 @@ class AttentionPredictor:
             curvature = curvature + (predicted * (one.scores - mean) ** 2).sum((-2, -1))
         step = slope / (curvature + SMOOTHING)
         return (self.weight + step.clamp(-MAX_STEP, MAX_STEP)).clamp(0, MAX_WEIGHT)
-
-
-# ----------------------------------------------------------------------------------------------
-# measures of a layer's heads
 
 
 def classify(patterns, scores, stories, window=0, seed=0):

@@ -90,10 +90,6 @@ def token_blocks(data, first, last, tokens=BLOCK):
         first = stop
 
 
-# ----------------------------------------------------------------------------------------------
-# building a segment
-
-
 class ChunkNumbering:
     """Numbers the chunks of stories, the text between blanks, straight from their tokens: each is
     cut into words only once. texts: the chunks by number; 0 is <|endoftext|>, "".
