@@ -125,8 +125,8 @@ def encode_block(tokenizer, seed, records, block, held_out, val_limit):
     """What a worker process does: (tokens, index, counts) of a block, the first two as of
     Writer.add. A story is in val if the first 8 bytes of its hash are below val_limit."""
     texts, counts = readers.texts(block), Counter()
-    kept = [x for text in texts if (x := clean(text, counts, seed if records else None))]
-    counts["read"] = len(texts)
+    cleaned = (clean(text, counts, seed if records else None) for text in texts)
+    kept, counts["read"] = [text for text in cleaned if text], len(texts)
     index = np.ones(len(kept), STORY)
     hashes = b"".join(story_hash(text, seed) for text in kept)
     index["hash"] = np.frombuffer(hashes, "<u8").reshape(-1, 2)

@@ -65,7 +65,8 @@ class Record:
 
     def entries(self, name):
         """The entries of the comma-separated values of the fields of this name, list of str."""
-        return [x.strip() for value in self.values(name) for x in value.split(",") if x.strip()]
+        entries = (entry.strip() for value in self.values(name) for entry in value.split(","))
+        return [entry for entry in entries if entry]
 
     def has_fields(self, names):
         return set(names) <= {name for name, _ in self.fields}
@@ -75,7 +76,6 @@ class Record:
         return _format_fields(self.fields) + "Story: \n\n"
 
     def text(self):
-        """The text to train on: instruction and story."""
         return self.prompt() + self.story
 
 
@@ -108,9 +108,11 @@ def split_story(text):
 def _parse_fields(label, text):
     """The (name, value) pairs of a text of fields, each of which begins with a match of `label`."""
     _, *parts = label.split(text)  # "", label, value, label, value, ...
-    names = [_FIELD_OF_LABEL[part] for part in parts[::2]]
-    pairs = zip(names, map(str.strip, parts[1::2]), strict=True)
-    return tuple((x, _normalize_features(v) if x == "features" else v) for x, v in pairs)
+    fields = []
+    for label_text, value in zip(parts[::2], map(str.strip, parts[1::2]), strict=True):
+        name = _FIELD_OF_LABEL[label_text]
+        fields.append((name, _normalize_features(value) if name == "features" else value))
+    return tuple(fields)
 
 
 def _normalize_features(features):
@@ -122,8 +124,8 @@ def _normalize_features(features):
 def make_instruction(words="", sentence="", features="", summary=""):
     """The Record of an instruction, its fields in this order. words, features: comma-separated, the
     features in any spelling. ValueError for an unknown feature, or a value with another field."""
-    values = (words, sentence, features, summary)
-    fields = [(name, x) for name, x in zip(LABELS, values, strict=True) if x.strip()]
+    pairs = zip(LABELS, (words, sentence, features, summary), strict=True)
+    fields = [(name, value) for name, value in pairs if value.strip()]
     record = parse_record(_format_fields(fields) + "Story:")
     if not record or record.story or len(record.fields) != len(fields):
         raise ValueError("a line within a field's value begins like another field")

@@ -51,10 +51,9 @@ class PackedDataLoader:
     epochs make one endless stream of rows. Batch i is rows i * batch_size to (i + 1) * batch_size
     - 1 of it. With shuffle=False rows come once, as they were filled.
 
-    data: a Dataset. eot: the id of <|endoftext|>. answers: int64 (stories,); if given, only targets
-    from that token of each story on count (the story of an Instruct record). device: where batches
-    are made. A GPU keeps the corpus too, as uint16, if that takes at most a tenth of its memory;
-    then only the table of chunks is copied, four numbers a chunk.
+    data: a Dataset. answers: int64 (stories,); if given, only targets from that token of each story
+    on count (the story of an Instruct record). device: where batches are made; a GPU keeps the
+    corpus too, if that takes at most a tenth of its memory, and then only chunk tables are copied.
     """
 
     def __init__(

@@ -75,8 +75,9 @@ class Writer:
 
 def write_manifest(folder, facts):
     """manifest.json of a finished folder: `facts`, and size and sha256 of every file in it."""
-    paths = sorted(Path(folder).iterdir())
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
+    files = {}
+    for path in sorted(Path(folder).iterdir()):
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_json(Path(folder) / "manifest.json", {"format": 1, **facts, "files": files})
 
 
@@ -88,7 +89,6 @@ class InMemoryDataset:
         self.stories, self.answers = len(starts) - 1, answers
 
     def read(self, offset, length):
-        """`length` tokens from token `offset` on, uint16."""
         return self.ids[offset : offset + length]
 
     def story(self, i):

@@ -116,7 +116,7 @@ class Tokenizer:
         characters = _byte_characters()
         written = {token: "".join(map(characters.get, token)) for token in self.tokens}
         merges = (merge_parts(token, self.ranks) for token in self.tokens if len(token) > 1)
-        filled["model"]["vocab"] = {x: i for i, x in enumerate([*written.values(), EOT])}
+        filled["model"]["vocab"] = {token: i for i, token in enumerate([*written.values(), EOT])}
         filled["model"]["merges"] = [f"{written[a]} {written[b]}" for a, b in merges]
         text = json.dumps(filled, ensure_ascii=False, indent=1)
         Path(path).write_text(text, encoding="utf-8")
@@ -143,8 +143,7 @@ class Tokenizer:
             if not all(bytes([byte]) in ranks for byte in range(256)):
                 raise ValueError("not every byte is a token")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            why = f"{type(error).__name__}: {error}"
-            raise UserError(f"'{path}' is not a byte-level BPE like GPT-2's ({why})") from error
+            raise UserError(f"'{path}' is not a byte-level BPE like GPT-2's ({error!r})") from error
         # The format has no place for the name.
         names = {256: "bytes", TOP_10K - 1: "gpt2-10k"}
         name = names.get(len(ranks), "gpt2") if patterns == GPT2_PATTERN else "bpe"

@@ -155,7 +155,8 @@ class ContextSynonyms:
         fit, *fits = self.log_likelihoods(text, word, [word.text, *forms])
         if fit == -math.inf:
             return []
-        gains = [x - fit + math.log(count / n) for x, n in zip(fits, counts, strict=True)]
+        pairs = zip(fits, counts, strict=True)
+        gains = [new_fit - fit + math.log(count / new_count) for new_fit, new_count in pairs]
         best = max(gains)
         return [forms[gains.index(best)]] if best >= -MAX_LOSS else []
 
@@ -190,7 +191,7 @@ def description(sense):
 def frequent_names(sense, pos):
     """The single words that have a sense among their TOP_SENSES, base forms: list of str."""
     names = dict.fromkeys(name.lower() for name in sense.lemma_names() if name.isalpha())
-    return [x for x in names if sense in wordnet.reader().synsets(x, pos)[:TOP_SENSES]]
+    return [name for name in names if sense in wordnet.reader().synsets(name, pos)[:TOP_SENSES]]
 
 
 @cache

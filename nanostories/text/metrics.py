@@ -62,11 +62,10 @@ def drop_marks(text):
 
 
 def mtld_factors(text, threshold=0.72):
-    """The number of MTLD factors of a text without its marks, float, the mean of reading it
-    forwards and backwards. A factor ends where the share of different words in it falls to
-    `threshold`; the rest at the end counts by how far its share has fallen. The MTLD of one text is
-    the mean of words / factors both ways; of short texts, some without a factor, we take all words
-    / all factors."""
+    """The number of MTLD factors of a text without its marks, float, the mean of reading it both
+    ways. A factor ends where the share of different words in it falls to `threshold`; the rest
+    counts by how far its share has fallen. The MTLD of one text is the mean of words / factors both
+    ways; of many short texts, some without a factor, we take all words / all factors."""
     words = drop_marks(text)
     return (_factors(words, threshold) + _factors(words[::-1], threshold)) / 2
 
