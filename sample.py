@@ -8,9 +8,7 @@
     python sample.py --words "come, road, sad" --features dialogue    # for an Instruct model
     python sample.py --serve                               # a page to try it, in the browser
 
-Stories are generated `batch_size` at a time; the terminal shows them in order, token by token. A
-story ends with <|endoftext|>, and models trained here see it first.
-
+Stories are generated `batch_size` at a time; the terminal shows them in order, token by token.
 words, sentence, features and summary make an instruction in the format that Instruct models are
 trained on; `start` is then how the story begins.
 """
@@ -74,10 +72,8 @@ def make_instruction(settings):
 
 
 def completions_in_order(decoder, loaded, prompts, settings):
-    """Generate all prompts; yields (index of the prompt, new token ids, Completion or None).
-
-    Prompts follow in order, each with as many items as it takes: the ids are those since its item
-    before. The last item of a prompt has the finished Completion.
+    """Yield (index of the prompt, its token ids since the last time, Completion or None), one
+    prompt after the other; the last item of each has the finished Completion.
     """
     ids, eot = [loaded.encode_prompt(prompt) for prompt in prompts], loaded.tokenizer.eot
     lengths = {"max_new_tokens": settings.max_new_tokens, "max_length": loaded.max_length}
@@ -104,10 +100,10 @@ def completions_in_order(decoder, loaded, prompts, settings):
             shown = len(completions[current].ids)
 
 
-def print_stories(decoder, loaded, prompts, settings):
-    """Print each story while it is generated."""
+def print_stories(loaded, prompts, items):
+    """Print each story while it is generated; items: of `completions_in_order`."""
     current = None
-    for i, ids, completion in completions_in_order(decoder, loaded, prompts, settings):
+    for i, ids, completion in items:
         if i != current:
             # A token may end inside a character: its bytes wait until the character is complete.
             characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -118,14 +114,14 @@ def print_stories(decoder, loaded, prompts, settings):
         if completion and not completion.ended:
             length = len(loaded.encode_prompt(prompts[i])) + len(completion.ids)
             if length >= loaded.max_length:
-                note = f"[stopped at {length} tokens, the longest story in training]"
-                print(f"\n{note}", end="", file=sys.stderr, flush=True)
+                note = f"\n[stopped at {length} tokens, the longest story in training]"
+                print(note, end="", file=sys.stderr, flush=True)
     print()
 
 
-def print_json(decoder, loaded, prompts, settings):
-    """Print each story as a JSON line when it is complete."""
-    for i, _, completion in completions_in_order(decoder, loaded, prompts, settings):
+def print_json(loaded, prompts, items):
+    """Print each story as a JSON line when it is complete; items: of `completions_in_order`."""
+    for i, _, completion in items:
         if completion:
             text = prompts[i] + loaded.tokenizer.decode(completion.ids)
             line = {"prompt": prompts[i], "text": text, "ended": completion.ended}
@@ -163,9 +159,9 @@ def main():
         defaults = {name: getattr(settings, name) for name in names}
         title = Path(loaded.out_dir).name
         serve(decoder, loaded, title, defaults, host=settings.host, port=settings.port)
-    else:
-        show = print_json if settings.json else print_stories
-        show(decoder, loaded, prompts, settings)
+        return
+    show = print_json if settings.json else print_stories
+    show(loaded, prompts, completions_in_order(decoder, loaded, prompts, settings))
 
 
 if __name__ == "__main__":

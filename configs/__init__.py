@@ -3,11 +3,10 @@
     python train.py configs/ts_33m.py --batch_size=32 --compile
 
 The order is defaults < config files, left to right < command line. A script declares its settings
-once, in a dataclass called `Settings`; the comment beside a field is its --help. A config file is
-plain Python, `name = value` lines run in their own namespace, and may hold settings of several
-scripts (prepare, train, sample): each script takes its own. A name that no script knows is an
-error that offers the nearest name. Command-line text is converted by the declared type and never
-evaluated, so `--start=12` stays text.
+once, in a dataclass called `Settings`; the comment beside a field is its --help. A config file,
+`name = value` lines, may hold settings of several scripts: each takes its own, and a name that no
+script knows is an error. Command-line text is converted by the declared type and never evaluated,
+so `--start=12` stays text.
 """
 
 import ast
@@ -23,7 +22,6 @@ import runpy
 import signal
 import sys
 import time
-import types
 import typing
 from pathlib import Path
 
@@ -60,10 +58,9 @@ def run(main):
 
 
 def declared(path):
-    """{setting: help text} of the Settings classes in the Python file at `path`, {} without one.
+    """{setting: help text} of the classes called *Settings in a Python file.
 
-    Classes whose name ends in Settings count, so that several scripts can share some. Read from the
-    source, so that one script knows the others' names without importing them.
+    Read from the source: one script knows the others' names without importing them.
     """
     source, help_texts = Path(path).read_text(encoding="utf-8"), {}
     if "Settings" not in source:  # most files: not worth parsing
@@ -86,7 +83,6 @@ def known_names():
 
 
 def unknown_setting(name, where, names):
-    """The error for a setting nobody declares, with the nearest name there is."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the settings"
     return UserError(f"{where}: unknown setting '{name}'{hint}")
@@ -101,7 +97,7 @@ TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False", s
 
 
 def plain_types(declared_type):
-    """The plain types that a declared type admits: `int | None` -> (int, NoneType)."""
+    """`int | None` -> (int, NoneType)"""
     return typing.get_args(declared_type) or (declared_type,)
 
 
@@ -147,22 +143,16 @@ def read_config_file(path):
         names = runpy.run_path(str(path))
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    return {
-        name: value
-        for name, value in names.items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
-    }
+    modules = [name for name, value in names.items() if inspect.ismodule(value)]
+    return {name: names[name] for name in names if name[0] != "_" and name not in modules}
 
 
 def load(cls, argv=None, positional=None):
-    """Resolve the settings of a script from config files and command line.
+    """The settings of a script, a `cls`, and {name: "default", a config file or "command line"}.
 
-    cls: the script's frozen dataclass. argv: the words after the script's name (default
-    sys.argv[1:]). positional: the field that a bare word sets, for `python -m eval.loss out/run`,
-    or a tuple of those that bare words set in turn; words that end in .py are config files. A
-    field declared as a tuple collects all that it is given.
-    Returns (settings, origin): origin maps each name to "default", a config file or "command line".
-    Raises UserError for a name nobody knows or a value of the wrong type; exits after --help.
+    argv: default sys.argv[1:]. positional: the field that a bare word not ending in .py sets, for
+    `python -m eval.loss out/run`, or those that bare words set in turn. A field declared as a tuple
+    collects all that it is given. Raises UserError for what does not fit; exits after --help.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     hints = typing.get_type_hints(cls)
@@ -232,20 +222,15 @@ POSITIVE, NOT_NEGATIVE, FRACTION = "at least 1", "0 or more", "at least 0 and be
 
 
 def check_ranges(settings, ranges=None, choices=None):
-    """Raise UserError for the first setting that lies outside its range.
+    """Raise UserError for the first setting outside its range, as nan and infinity always are.
 
-    ranges: {POSITIVE, NOT_NEGATIVE or FRACTION: names of numeric settings}; nan and infinity lie in
-    none. choices: {name: the values it may take}.
+    ranges: {POSITIVE, NOT_NEGATIVE or FRACTION: names}. choices: {name: the values it may take}.
     """
-    inside = {
-        POSITIVE: lambda x: 1 <= x < math.inf,
-        NOT_NEGATIVE: lambda x: 0 <= x < math.inf,
-        FRACTION: lambda x: 0 <= x < 1,
-    }
+    bounds = {POSITIVE: (1, math.inf), NOT_NEGATIVE: (0, math.inf), FRACTION: (0, 1)}
     for range_, names in (ranges or {}).items():
+        low, high = bounds[range_]
         for name in names:
-            value = getattr(settings, name)
-            if not inside[range_](value):
+            if not low <= (value := getattr(settings, name)) < high:
                 raise UserError(f"{name} must be {range_}, not {value}")
     for name, allowed in (choices or {}).items():
         if (value := getattr(settings, name)) not in allowed:

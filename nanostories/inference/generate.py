@@ -22,15 +22,13 @@ from nanostories.inference.kv_cache import BatchedKVCache
 
 
 def check_sampling_settings(settings):
-    """Raise UserError for a sampling setting of a script, of those it has, that is out of range."""
+    """Raise UserError for a sampling setting, of those that a script has, that is out of range."""
     ranges = {
         POSITIVE: ("num_samples", "max_new_tokens", "batch_size"),
         NOT_NEGATIVE: ("temperature", "top_k", "beams", "seed"),
     }
-    present = {
-        range_: [x for x in names if hasattr(settings, x)] for range_, names in ranges.items()
-    }
-    check_ranges(settings, present, {"weights": ("auto", "float32", "bfloat16", "int8")})
+    ranges = {key: [x for x in names if hasattr(settings, x)] for key, names in ranges.items()}
+    check_ranges(settings, ranges, {"weights": ("auto", "float32", "bfloat16", "int8")})
     if not 0 < settings.top_p <= 1:
         raise UserError("top_p must be above 0 and at most 1")
 
@@ -67,14 +65,13 @@ def available_tokens(decoder, prompt, max_new_tokens=500, max_length=0):
 def stream(
     decoder, prompts, eot, seeds, max_new_tokens=500, max_length=0, batch_size=64, **sampling_kwargs
 ):
-    """Generate a completion for each prompt, `batch_size` at a time; yields the tokens of each
-    step.
+    """Generate a completion for each prompt, `batch_size` at a time, and yield for each step a list
+    of (index of the prompt, token id, whether it is the last); the id is None where <|endoftext|>
+    ends the story.
 
-    prompts: lists of token ids, with <|endoftext|> first where the model expects it. eot: the id
-    that ends a story. seeds: one for each prompt. max_length: tokens of prompt and completion,
-    default all positions of the model. sampling_kwargs: temperature, top_k, top_p. Yields lists of
-    (index of the prompt, token id, whether it is the last); the id is None where <|endoftext|> ends
-    the story. Raises UserError for a prompt that fills all positions.
+    prompts: lists of token ids, with <|endoftext|>, the id `eot`, first where the model expects it.
+    max_length: tokens of prompt and completion, default all positions of the model.
+    sampling_kwargs: temperature, top_k, top_p. Raises UserError like `available_tokens`.
     """
     left = [available_tokens(decoder, prompt, max_new_tokens, max_length) for prompt in prompts]
     longest = max((len(p) + new for p, new in zip(prompts, left, strict=True)), default=0)
@@ -110,9 +107,9 @@ def generate(decoder, prompts, eot, seeds, **options):
 def beam_search(decoder, prompt, eot, beams=5, max_new_tokens=500, max_length=0):
     """The likeliest Completion that beam search with `beams` hypotheses finds.
 
-    prompt, eot, max_length: as for `stream`. The score of a finished hypothesis is its
-    log-probability divided by its length in tokens, <|endoftext|> included (length_penalty=1, the
-    default of transformers). The search stops when `beams` have finished, or at max_length.
+    The score of a finished hypothesis is its log-probability divided by its length in tokens,
+    <|endoftext|> included (length_penalty=1, the default of transformers). The search stops when
+    `beams` have finished, or at max_length.
     """
     steps = available_tokens(decoder, prompt, max_new_tokens, max_length)
     cache = BatchedKVCache(decoder, beams, len(prompt) + steps)
@@ -146,12 +143,11 @@ def read_prompts(start):
     """The prompts that --start names: itself, or the lines of FILE:path that are not empty."""
     if not start.startswith("FILE:"):
         return [start]
-    path = Path(start.removeprefix("FILE:"))
+    path = start.removeprefix("FILE:")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts cannot be read from '{path}': {error}") from None
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"no prompts in '{path}'")
-    return prompts
+    if prompts := [line for line in lines if line.strip()]:
+        return prompts
+    raise UserError(f"no prompts in '{path}'")

@@ -29,9 +29,8 @@ class BatchedKVCache:
         self.batch_size, self.max_length = batch_size, max_length
         H, D = config.n_head, config.n_embd // config.n_head
         floats = {"device": device, "dtype": decoder.cache_dtype}
-        # Keys and values of each layer, the tokens of a head side by side: both products with them
-        # are then row vectors times matrices, on CPUs 1.5 to 2 times as fast as any other layout
-        # tried.
+        # Keys and values of each layer, the tokens of a head side by side: both products are then
+        # row vectors times matrices, on CPUs 1.5 to 2 times as fast as any other layout tried.
         self.kv = torch.zeros(config.n_layer, 2, batch_size, H, D, max_length, **floats)
         # Added to the attention scores: 0 where a slot attends to a column, else -inf. One row for
         # each head, as the scores have it. window_mask is for GPT-Neo's local layers.
@@ -52,23 +51,20 @@ class BatchedKVCache:
 
         prompts: lists of token ids. seeds: an int or a list of int for each; it decides every draw.
         """
-        first = len(self.lengths)
+        first, device = len(self.lengths), self.slots.device
         lengths = [len(prompt) - 1 for prompt in prompts]  # the last token is read by the next step
         new = slice(first, first + len(prompts))
         noise = np.zeros((len(prompts), self.max_length), np.float32)
         for row, length, seed in zip(noise, lengths, seeds, strict=True):
             row[length:] = np.random.default_rng(seed).random(self.max_length - length, np.float32)
         noise *= 1 - 2**-20  # `sample_token` says why
-        device = self.slots.device
         self.uniform_noise[new] = torch.from_numpy(noise).to(device)
         self.last_tokens[new] = torch.tensor([prompt[-1] for prompt in prompts]).to(device)
         self.positions[new] = positions = torch.tensor(lengths).to(device)
         distance = positions[:, None] - torch.arange(self.max_length, device=device)
         window = self.decoder.config.window or self.max_length
-        for mask, visible in (
-            (self.causal_mask, distance > 0),
-            (self.window_mask, (distance > 0) & (distance < window)),
-        ):
+        for mask, limit in ((self.causal_mask, self.max_length), (self.window_mask, window)):
+            visible = (distance > 0) & (distance < limit)
             mask[new] = torch.where(visible, 0.0, float("-inf"))[:, None].to(mask.dtype)
         self.lengths += lengths
 
@@ -81,10 +77,8 @@ class BatchedKVCache:
         self._prefill(group, prompts, first)
 
     def _prefill(self, group, prompts, first):
-        """Compute the keys and values of distinct prompts, without their last tokens.
-
-        group: these prompts, packed into one row of N tokens. prompts: all that `add_requests` got;
-        they take slots from `first` on.
+        """Compute the keys and values of a group of distinct prompts, without their last tokens,
+        packed into one row of N tokens; `prompts`, all of them, take slots from `first` on.
         """
         lengths = torch.tensor([len(prompt) - 1 for prompt in group])
         N, decoder, device = int(lengths.sum()), self.decoder, self.decoder.device
@@ -101,10 +95,10 @@ class BatchedKVCache:
         # Which of the packed tokens each slot gets: equal prompts get the same ones.
         row = {prompt: i for i, prompt in enumerate(group)}
         copies = [(slot, row[tuple(p)]) for slot, p in enumerate(prompts, first) if tuple(p) in row]
-        slots = torch.tensor([slot for slot, _ in copies])
-        slots = slots.repeat_interleave(lengths[[i for _, i in copies]]).to(device)
-        bounds = list(zip(offsets.tolist(), (offsets + lengths).tolist(), strict=True))
-        source = torch.cat([torch.arange(*bounds[i]) for _, i in copies]).to(device)
+        slots, rows = torch.tensor(copies).unbind(1)
+        slots = slots.repeat_interleave(lengths[rows]).to(device)
+        source = torch.arange(N).split(lengths.tolist())
+        source = torch.cat([source[i] for i in rows.tolist()]).to(device)
         columns = positions[source]
 
         def attend(layer, qkv):
@@ -197,9 +191,8 @@ class BatchedKVCache:
     def _layer_views(self, n, S):
         """For each layer (keys (n H, D, S), values (n H, S, D), mask (n H, 1, S)), all views."""
         if self.views[0] != (n, S):
-            masks = [
-                mask[:n, :, None, :S].flatten(0, 1) for mask in (self.causal_mask, self.window_mask)
-            ]
+            masks = self.causal_mask, self.window_mask
+            masks = [mask[:n, :, None, :S].flatten(0, 1) for mask in masks]
             keys, values = self.kv[:, :, :n, ..., :S].flatten(2, 3).unbind(1)
             masks = [masks[bool(self.decoder.window(layer))] for layer in range(len(keys))]
             self.views = (n, S), list(zip(keys, values.mT, masks, strict=True))

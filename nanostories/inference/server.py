@@ -12,8 +12,7 @@ answers with the others, each sent as soon as its token is sampled:
 
 p is the model's probability before temperature and top_p; others are the five likeliest tokens. A
 bad request gets 4xx or 503 and {"error": "one line"}. By default only this computer reaches the
-page; requests that another website sends through its browser are refused by their Host (a domain
-name that points here), Origin or Content-Type.
+page; what another website sends through its browser is refused by its Host, Origin or Content-Type.
 """
 
 import codecs
@@ -55,11 +54,9 @@ class FairLock:
 
 
 class Server(ThreadingHTTPServer):
-    """A server that listens at `address` and answers within `serve_forever()`.
-
-    loaded: a LoadedModel; decoder: the Decoder of its model. title: of the page. defaults: a dict
-    of temperature, top_p and max_new_tokens. port: 0 takes a free one. Raises UserError if it
-    cannot listen.
+    """A server at `address`. decoder: of the model of `loaded`, a LoadedModel. title: of the page.
+    defaults: a dict of temperature, top_p and max_new_tokens. port: 0 takes a free one. Raises
+    UserError if it cannot listen.
     """
 
     allow_reuse_port = False  # newer Pythons have True, and two servers would share a port
@@ -74,8 +71,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
-            line = f"no page at {host}, port {port}: {error}; choose another port"
-            raise UserError(line) from None
+            raise UserError(f"no page at {host}, port {port}: {error}; choose another") from None
         bound, port = self.server_address
         self.address = f"http://{host}:{port}/"
         local = {"localhost", "127.0.0.1", "[::1]", host}
@@ -89,32 +85,29 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def parse_body(self, body):
-        """The arguments for `generate` from a request's body (bytes); UserError if it is bad."""
+        """The arguments for `generate`, of a request's body; UserError if it is bad."""
         try:
             request = json.loads(body)
             (prompt := request["prompt"]).encode()  # half a surrogate pair is JSON, but no text
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
             raise UserError("the request must be a JSON object with a prompt, valid text") from None
         request.setdefault("seed", secrets.randbelow(2**32))
-        for name, types, low, high in (
-            ("temperature", (int, float), 0, 5),
-            ("top_p", (int, float), 1e-6, 1),
-            ("max_new_tokens", (int,), 1, self.loaded.max_length),
-            ("seed", (int,), 0, 2**63 - 1),
+        max_length = self.loaded.max_length
+        for name, kind, low, high in (
+            ("temperature", float, 0, 5),
+            ("top_p", float, 1e-6, 1),
+            ("max_new_tokens", int, 1, max_length),
+            ("seed", int, 0, 2**63 - 1),
         ):
             # type(), as isinstance takes True for an int. NaN is in no range.
-            if type(request.get(name)) not in types or not low <= request[name] <= high:
-                number = "a number" if float in types else "a whole number"
+            if type(request.get(name)) not in (int, kind) or not low <= request[name] <= high:
+                number = "a number" if kind is float else "a whole number"
                 raise UserError(f"{name} must be {number} from {low} to {high}")
         ids = self.loaded.encode_prompt(prompt)
-        max_new_tokens, max_length = request["max_new_tokens"], self.loaded.max_length
-        steps = available_tokens(self.decoder, ids, max_new_tokens, max_length)
+        steps = available_tokens(self.decoder, ids, request["max_new_tokens"], max_length)
         # Rounded, a temperature too close to 0 to divide float32 by is 0: the likeliest token.
-        sampling_kwargs = {
-            "temperature": round(request["temperature"], 6),
-            "top_p": request["top_p"],
-        }
-        return prompt, ids, steps, request["seed"], sampling_kwargs
+        kwargs = {"temperature": round(request["temperature"], 6), "top_p": request["top_p"]}
+        return prompt, ids, steps, request["seed"], kwargs
 
     @torch.no_grad()
     def generate(self, prompt, ids, steps, seed, sampling_kwargs):
@@ -177,8 +170,7 @@ class Handler(BaseHTTPRequestHandler):
             raise UserError(f"the request is longer than {MAX_BODY_BYTES:,} bytes", 413)
         request = self.server.parse_body(self.rfile.read(int(length)))
         if not self.server.free_slots.acquire(blocking=False):
-            line = f"{MAX_REQUESTS} stories are being generated already; try again soon"
-            raise UserError(line, 503)
+            raise UserError(f"{MAX_REQUESTS} stories are being generated already; try again", 503)
         try:
             self.reply(200, "application/x-ndjson")
             for line in self.server.generate(*request):

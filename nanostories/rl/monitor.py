@@ -3,8 +3,8 @@
     baseline = story_metrics(texts, ended, token_counts, log_ref, "cat")     # of the reference
     alarms(story_metrics(...) | {...}, baseline)                             # ["repetition"]
 
-A policy can earn a reward without writing stories: "cat cat cat". The reward then rises, and the
-other metrics leave their normal range. Each is compared with the reference's own stories.
+A policy can earn a reward without writing stories: "cat cat cat". The reward then rises, and other
+metrics leave their normal range.
 """
 
 import math
@@ -43,11 +43,10 @@ def is_about(word, text):
 
 
 def story_metrics(texts, ended, token_counts, log_ref, word):
-    """Metrics of some stories, {name: float}; distinct_2 is nan where they are too short.
+    """Metrics of completions, {name: float}; distinct_2 is nan where they are too short.
 
-    texts: completions, without their prompts. ended, token_counts, log_ref: of each, whether it
-    ended, its tokens, and its log-likelihood in nats under the reference at the temperature of
-    sampling, as the perplexity is. word: the word of the reward.
+    texts: without their prompts. log_ref: the log-likelihood of each in nats under the reference,
+    like the perplexity at the temperature of sampling. word: the word of the reward.
     """
     n = len(texts)
     repeated, trigrams = zip(*map(repeated_ngrams, texts), strict=True)
@@ -75,7 +74,7 @@ MAX_KL_PER_TOKEN = 0.25  # nats
 
 
 def alarms(metrics, baseline):
-    """The names of the metrics outside their normal range, a list of str.
+    """The names of the metrics outside their normal range.
 
     metrics: of `story_metrics`, with reward, kl and tokens per story. baseline: the reference's,
     with reward and reward_error.
@@ -94,18 +93,15 @@ def alarms_of_recent(lines, baseline):
     """`alarms` of the mean over the last AVERAGED_STEPS lines of metrics.jsonl, none if there are
     fewer. The last line has all metrics; a metric that another lacks is nan, which is silent.
     """
-    recent = lines[-AVERAGED_STEPS:]
-    if len(recent) < AVERAGED_STEPS:
+    if len(recent := lines[-AVERAGED_STEPS:]) < AVERAGED_STEPS:
         return []
-    means = {name: sum(line.get(name, math.nan) for line in recent) / AVERAGED_STEPS
-             for name in recent[-1]}  # fmt: skip
-    return alarms(means, baseline)
+    sums = {name: sum(line.get(name, math.nan) for line in recent) for name in recent[-1]}
+    return alarms({name: total / AVERAGED_STEPS for name, total in sums.items()}, baseline)
 
 
 def plot(settings, baseline, lines):
-    """monitor.png in the run folder: the metrics of the steps, lines of metrics.jsonl.
-
-    Dashed is the reference's value; red is where an alarm was raised. settings: reward.py's.
+    """monitor.png in the run folder: the metrics of the steps, lines of metrics.jsonl; dashed is
+    the reference's value, red is where an alarm was raised. settings: reward.py's.
     """
     out = Path(settings.out_dir)
     with plot_to(out / "monitor.png", 3, 3, size=(11, 7.5), dpi=110) as (figure, panels):

@@ -48,10 +48,8 @@ def target_log_probs(logs, targets):
 
 
 def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=False):
-    """(log pi, log ref, KL_t) of a PaddedBatch, each (N, T) float32 and 0 outside the completions.
-
-    policy, reference: GPTs, both at this temperature. log pi has a gradient; KL_t has one with
-    kl_in_loss.
+    """(log pi, log ref, KL_t) of a PaddedBatch at a temperature, each (N, T) float32 and 0 outside
+    the completions. log pi has a gradient; KL_t has one with kl_in_loss.
     """
     policy_logs = log_probs(policy, tokens, temperature)  # (N, T, V)
     with torch.no_grad():
@@ -64,7 +62,7 @@ def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=Fals
 
 
 def advantages(method, rewards, log_ratios, beta, group_size):
-    """The advantage A_i of each completion: the loss has -A_i log pi(y_i), (N,).
+    """The advantages A_i, (N,): the loss has -A_i log pi(y_i).
 
     rewards: (N,) R_i. log_ratios: (N,) log(pi(y_i) / ref(y_i)). group_size: so many completions in
     a row belong to one prompt. Raises ValueError for an unknown method or a group of one.

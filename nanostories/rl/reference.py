@@ -29,7 +29,7 @@ BASELINE_SIZE = 256  # completions of the reference that the baseline is measure
 
 
 def read_settings(out_dir):
-    """The settings of a run of reward.py, a dict; raises UserError if there is none in out_dir."""
+    """The settings of the run of reward.py in out_dir, a dict; UserError if it is no such run."""
     settings = checkpoint.read_config(out_dir)["train"]
     if "max_similarity" not in settings:
         raise UserError(f"'{out_dir}' is not a run of reward.py, or one of an older version")
@@ -51,43 +51,36 @@ class Reference:
         seeds = [[settings.seed, 0, i] for i in range(BASELINE_SIZE)]  # a step's have 1, 2, ...
         completions = self.generate(self.model, prompts, seeds)
         texts = self.decode(completions)
-        self.reward_function = self._make_reward_function(texts)
-        self.rewards = self.reward_function(texts)
-        self.baseline_metrics = self._baseline_metrics(prompts, completions, texts)
-
-    def _make_reward_function(self, texts):
-        """The RewardFunction that the settings describe; texts: of the reference's completions."""
-        settings = self.settings
+        repeated, trigrams = zip(*map(repeated_ngrams, texts), strict=True)
         if settings.embedder == "model":
             embed = TokenEmbedder(self.loaded, texts)
         else:
-            embed = SentenceEmbedder(settings.embedder, self.device)
-        repeated, trigrams = zip(*map(repeated_ngrams, texts), strict=True)
-        return RewardFunction(
+            embed = SentenceEmbedder(settings.embedder, device)
+        self.reward_function = RewardFunction(
             settings.word, embed, settings.top_sentences, settings.max_similarity,
             settings.min_words, settings.repetition_penalty, sum(repeated) / max(1, sum(trigrams)),
         )  # fmt: skip
+        self.rewards = self.reward_function(texts)
+        self.baseline_metrics = self._baseline_metrics(prompts, completions, texts)
 
+    @torch.no_grad()
     def _baseline_metrics(self, prompts, completions, texts):
         """{name: float} of the reference's completions: `story_metrics`, reward and KL."""
-        size, log_ref = self.settings.micro_batch_size, []
         batch = pad_batch(prompts, completions, self.loaded.tokenizer.eot, self.device)
-        for i in range(0, len(completions), size):
-            with torch.no_grad():
-                logs = policy_gradient.log_probs(
-                    self.model, batch.tokens[i : i + size], self.settings.temperature
-                )
-            targets = batch.targets[i : i + size]
+        settings, log_ref = self.settings, []
+        parts = (rows.split(settings.micro_batch_size) for rows in (batch.tokens, batch.targets))
+        for tokens, targets in zip(*parts, strict=True):
+            logs = policy_gradient.log_probs(self.model, tokens, settings.temperature)
             log_ref += policy_gradient.target_log_probs(logs, targets).sum(1).tolist()
         ended, token_counts = [x.ended for x in completions], batch.completion_mask.sum(1).tolist()
-        metrics = story_metrics(texts, ended, token_counts, log_ref, self.settings.word)
+        metrics = story_metrics(texts, ended, token_counts, log_ref, settings.word)
         # The standard error of the mean reward of a step.
-        error = statistics.stdev(self.rewards) / math.sqrt(self.settings.batch_size)
+        error = statistics.stdev(self.rewards) / math.sqrt(settings.batch_size)
         reward = statistics.fmean(self.rewards)
         return metrics | {"reward": reward, "reward_error": error, "kl": 0.0}
 
     def generate(self, model, prompts, seeds):
-        """A Completion of each prompt, lists of token ids, by a model; one seed for each."""
+        """A model's Completion of each prompt, lists of token ids; one seed for each."""
         settings, batch_size = self.settings, max(64, self.settings.micro_batch_size)
         return generate(
             open_decoder(model, "float32", self.device), prompts, self.loaded.tokenizer.eot, seeds,
@@ -107,7 +100,5 @@ class Reference:
     def check_same(self, out_dir):
         """Raise UserError unless the run of reward.py in out_dir started from this very model."""
         if checkpoint.read_state(out_dir)["reference"] != self.loaded.identity():
-            raise UserError(
-                f"'{self.settings.init_from}' is no longer the model that '{out_dir}' started "
-                "from; the run needs the same reference"
-            )
+            name = self.settings.init_from
+            raise UserError(f"'{name}' is no longer the model that '{out_dir}' started from")

@@ -36,10 +36,9 @@ SHRINKAGE = 0.1  # of the mean variance, added to the variance of each direction
 
 
 class TokenEmbedder:
-    """Mean token embeddings of a LoadedModel, whitened over the tokens of its own texts.
-
-    Whitening subtracts the mean and multiplies by the covariance to the power -1/2. So what all
-    tokens have in common, and the few directions of large variance, do not drown the meaning.
+    """Mean token embeddings of a LoadedModel, whitened over the tokens of its own texts: minus
+    their mean, times their covariance to the power -1/2. So what all tokens have in common, and the
+    few directions of large variance, do not drown the meaning.
     """
 
     def __init__(self, loaded, texts):
@@ -73,9 +72,7 @@ class SentenceEmbedder:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
-            raise UserError(
-                f"embedder '{name}' needs a library: pip install sentence-transformers"
-            ) from None
+            raise UserError(f"embedder '{name}': pip install sentence-transformers") from None
         package = name.replace("-", "_")
         may_be_package = package.isidentifier() and not package.startswith("_")
         if may_be_package and (spec := importlib.util.find_spec(package)) and spec.origin:
@@ -83,8 +80,8 @@ class SentenceEmbedder:
         try:
             self.model = SentenceTransformer(name, device=str(device))
         except (OSError, ValueError, RuntimeError) as error:
-            message = f"embedder '{name}' cannot be loaded: {error}"
-            raise UserError(message.splitlines()[0]) from None
+            why = str(error).partition("\n")[0]
+            raise UserError(f"embedder '{name}' cannot be loaded: {why}") from None
 
     def __call__(self, texts):
         """Unit vectors (texts, C)."""
@@ -109,7 +106,7 @@ class RewardFunction:
         self.target = self.embed([self.word])[0]  # (C,)
 
     def __call__(self, texts):
-        """The rewards of texts, a list of float, each at most 1."""
+        """A reward for each text, at most 1."""
         split = [sentences(text) for text in texts]
         flat = [sentence for part in split for sentence in part]
         cosines = iter((self.embed(flat) @ self.target).tolist() if flat else [])
