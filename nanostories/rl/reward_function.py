@@ -85,9 +85,8 @@ class SentenceEmbedder:
 
     def __call__(self, texts):
         """Unit vectors (texts, C)."""
-        return self.model.encode(
-            texts, normalize_embeddings=True, show_progress_bar=False, convert_to_tensor=True
-        )
+        options = {"normalize_embeddings": True, "show_progress_bar": False}
+        return self.model.encode(texts, convert_to_tensor=True, **options)
 
 
 @dataclass

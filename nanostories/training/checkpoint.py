@@ -173,8 +173,8 @@ def prune(out_dir):
     """Point `latest` at the newest complete checkpoint and `best` at the best it knows of; remove
     the others, but for the one before the newest and those kept, and what is half-written.
     """
-    out, steps = Path(out_dir), steps_of(out_dir)
-    if steps:
+    out = Path(out_dir)
+    if steps := steps_of(out_dir):
         state = read_json(verified_path(out / "checkpoints" / str(steps[-1]), "state.json"))
         for name, step in (("latest", steps[-1]), ("best", state["best_step"])):
             if step in steps:

@@ -5,9 +5,9 @@
     AutoModelForCausalLM.from_pretrained("ts_cpu"), AutoTokenizer.from_pretrained("ts_cpu")
     python ts_cpu/to_gguf.py ../llama.cpp                  # llama.cpp's own converter -> model.gguf
 
-The folder holds the weights in GPT-2's layout (a fine-tuned GPT-Neo keeps its own) without the
-padding of the vocabulary, the tokenizer, which puts <|endoftext|> before every text, the settings
-of generation, and a model card made from the run's own files. It is written whole or not at all.
+The folder holds the weights in GPT-2's layout (a fine-tuned GPT-Neo keeps its own), the tokenizer,
+which puts <|endoftext|> before every text, the settings of generation, and a model card made from
+the run's own files. It is written whole or not at all.
 """
 
 from dataclasses import dataclass

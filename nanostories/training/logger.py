@@ -70,7 +70,6 @@ class RunLogger:
         self.write(step=step, val_loss=loss, val_bpb=bits_per_byte, seconds=state["seconds"])
 
     def sample(self, step, text):
-        """A generated story for samples.txt."""
         self._append("samples.txt", f"--- step {step}\n{text}\n")
 
     def plot(self):

@@ -77,7 +77,7 @@ def complete(settings, origin):
 
 def like_init_from(settings, origin):
     """The settings with the shape and, unless one was named, the tokenizer of init_from."""
-    base, tokenizer = settings.init_from, settings.init_from
+    base = tokenizer = settings.init_from
     if checkpoint.is_run_folder(base):
         stored = checkpoint.read_config(base)["model"]
     else:
