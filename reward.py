@@ -67,8 +67,8 @@ class Settings:
     # the reward
     embedder: str = "model"  # model: the reference's embeddings; or one of sentence-transformers
     top_sentences: int = 0  # the closest sentences of a story, whose mean counts; 0: all
-    max_similarity: float = 1.0  # highest cosine similarity of a sentence that counts
-    min_words: int = 60  # a shorter story loses the fraction of them it lacks; 0: no minimum
+    max_similarity: float = 1.0  # a sentence counts for at most this cosine similarity
+    min_words: int = 60  # a shorter story loses 1 - words / min_words of reward; 0: no minimum
     repetition_penalty: float = 0.0  # times the fraction of repeated 3-grams above the reference's
     # the policy gradient
     method: str = "rloo"  # naive, reinforce, rloo or grpo
@@ -185,9 +185,10 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     ranks. Where metrics["grad_norm"] is not finite, no weight has changed.
     """
     # Rollout: the policy generates this rank's part of the batch. Groups take the prompts in turn.
-    n, group_size, prompts = settings.batch_size, settings.group_size, reference.prompts
-    indices = range(rank() * n // world_size(), (rank() + 1) * n // world_size())
-    prompts = [prompts[(step * n + i) // group_size % len(prompts)] for i in indices]
+    batch_size, group_size, prompts = settings.batch_size, settings.group_size, reference.prompts
+    first = rank() * batch_size // world_size()
+    indices = range(first, first + batch_size // world_size())
+    prompts = [prompts[(step * batch_size + i) // group_size % len(prompts)] for i in indices]
     seeds = [[settings.seed, step + 1, i] for i in indices]
     completions = reference.generate(policy, prompts, seeds)
 
@@ -197,9 +198,10 @@ def train_step(policy, reference, optimizers, settings, step, lr):
 
     # Advantages: each completion against its group, which may span ranks. The log-ratio is part of
     # the reward and carries no gradient: `tolist` detaches it.
+    # log_pi, log_ref, kl: (completions, T).
     batch = pad_batch(prompts, completions, reference.loaded.tokenizer.eot, reference.device)
     log_pi, log_ref, kl = compare_in_micro_batches(policy, reference.model, batch, settings)
-    log_ratios = (log_pi - log_ref).sum(1).tolist()  # log_pi, log_ref, kl: (n / ranks, T)
+    log_ratios = (log_pi - log_ref).sum(1).tolist()
     all_rewards, all_log_ratios = (torch.tensor(all_gather(x)) for x in (rewards, log_ratios))
     advantages = policy_gradient.advantages(
         settings.method, all_rewards, all_log_ratios, settings.kl_factor, group_size
@@ -209,7 +211,7 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     losses = policy_gradient.loss(
         settings.method, advantages, log_pi, kl, batch.completion_mask, settings.kl_factor
     )
-    (losses.sum() / n).backward()
+    (losses.sum() / batch_size).backward()
     grad_norm = update(policy, optimizers, settings.grad_clip, lr)
 
     # Metrics: for each name a list, of the completions of all ranks.

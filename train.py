@@ -9,9 +9,9 @@
 
 A step has batch_size x gradient_accumulation_steps rows, whatever the number of ranks; each rank
 computes an equal share of them, at most batch_size at a time. A row holds row_tokens tokens of
-whole stories. Everything lands in the run
-folder (nanostories/training/checkpoint.py says what is in it). Ctrl-C or SIGTERM saves after the
-step under way; --resume then goes on as if nothing had happened.
+whole stories. Everything lands in the run folder (nanostories/training/checkpoint.py says what is
+in it). Ctrl-C or SIGTERM saves after the current step; --resume then continues as if nothing had
+happened.
 """
 
 import contextlib

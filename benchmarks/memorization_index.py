@@ -221,7 +221,7 @@ def main():
                 command += ["--val_fraction=0.0005"]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             rows.append(measure(folder, texts, code, cores))
-        result = {"machine": device.environment("cpu"), "cores": cores, "rows": rows}
+        result = {"environment": device.environment("cpu"), "cores": cores, "rows": rows}
         if args.storybook:
             folder = top / "storybook"
             command = [sys.executable, ROOT / "prepare.py", "--source=storybook", f"--out={folder}"]

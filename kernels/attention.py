@@ -16,15 +16,15 @@ Three implementations, equal to rounding:
 
 Forward (FlashAttention-2: Dao 2023, algorithm 1). P has T x T entries a head, and writing it to
 memory would cost far more than the matrix products. But one sweep over the keys, a block at a time,
-is enough for a softmax, with a running maximum m, sum z and output a:
+is enough for a softmax, with a running maximum m, sum z and weighted sum of values acc:
 
-    m' = max(m, max_j S_j)     z' = z e^(m - m') + sum_j e^(S_j - m')
-                               a' = a e^(m - m') + sum_j e^(S_j - m') V_j
+    m' = max(m, max_j S_j)     z'   = z e^(m - m')   + sum_j e^(S_j - m')
+                               acc' = acc e^(m - m') + sum_j e^(S_j - m') V_j
 
-and O = a / z at the end. P exists for one block at a time, in registers. L = m + log z is kept for
-the backward pass, which recomputes any P_ij = exp(S_ij - L_i) from it. The kernels work in base 2,
-because a GPU has exp2 and not exp: with S' = S log2(e) and LSE = L log2(e), P_ij = exp2(S'_ij -
-LSE_i).
+and O = acc / z at the end. P exists for one block at a time, in registers. L = m + log z is kept
+for the backward pass, which recomputes any P_ij = exp(S_ij - L_i) from it. The kernels work in base
+2, because a GPU has exp2 and not exp: with S' = S log2(e) and LSE = L log2(e),
+P_ij = exp2(S'_ij - LSE_i).
 
 Backward. Write dX for the gradient of the loss with respect to X; dO is given. From O = P V,
 
@@ -46,23 +46,24 @@ two programs ever write to the same place: no atomics, and the same bits every t
 has few queries after it and many keys before it, so under a plain causal mask programs have nearly
 the same work: 4 products for each later block, 3 for each earlier one.
 
-Lower bounds of the memory traffic and the arithmetic: N = B T tokens of C = H D channels in a
-2-byte type have M pairs (i, j) with start_i <= j <= i, N (T + 1) / 2 under a plain causal mask. On
-the right for 32,768 tokens, 768 channels and T = 512, with the time that an H200's data sheet
-allows (4.8 TB/s, 989 TFLOP/s):
+Lower bounds. N = B T tokens of C = H D channels in a 2-byte type have M pairs (i, j) with start_i
+<= j <= i; under a plain causal mask M = N (T + 1) / 2. The kernels must at least
 
-    forward     8 N C bytes (qkv in; O out)                     201 MB   42 us
-                4 M C FLOPs                                    26 GFLOP   26 us
-    backward   18 N C bytes (O, dO; qkv, dO in; dqkv out)       453 MB   94 us
-               14 M C FLOPs                                    90 GFLOP   91 us
+    forward    read qkv, write O                               8 N C bytes   201 MB     42 us
+               compute 2 products                              4 M C FLOPs    26 GFLOP  26 us
+    backward   read O, dO, then qkv, dO; write dqkv           18 N C bytes   453 MB     94 us
+               compute 7 products                             14 M C FLOPs    90 GFLOP  91 us
+
+at N = 32,768, C = 768 and T = 512. The times are computed from an H200's data sheet (4.8 TB/s, 989
+TFLOP/s); measured times are from an H100 (results/bench/kernels_h100.json).
 
 Blocks in which every pair crosses stories are skipped. start never decreases along a row, so a
 block's first query has the smallest one: a sweep over keys begins there, rounded down to STEP and
 masked. A sweep over queries ends where `span_ends` says that no later query attends to the block.
 
 Limits: D a multiple of 4 up to 128; float32, bfloat16 and float16; any T. Tested and timed on an
-H100 with Triton 3.6 (results/bench/kernels_h100.json); tested in Triton's interpreter; compiled for
-sm_80, sm_90 and sm_100 (`python -m benchmarks.kernel_compile`).
+H100 with Triton 3.6; tested in Triton's interpreter; compiled for sm_80, sm_90 and sm_100
+(`python -m benchmarks.kernel_compile`).
 """
 
 import itertools
@@ -101,8 +102,9 @@ def span_ends(start):
 
 
 def attention_span(start, implementation):
-    """(start, end) as `attention` takes them, once for all layers: end = span_ends(start) where
-    Triton needs it.
+    """(start, end) as `attention` takes them; end = span_ends(start) for Triton, else None.
+
+    Call it once per forward pass: every layer uses the same pair.
     """
     needed = start is not None and implementation == "triton"
     return start, span_ends(start) if needed else None
@@ -141,7 +143,7 @@ def attention_math(qkv, start=None, scale=None):
 
 def attention_sdpa(qkv, start=None, scale=None):
     """torch's scaled_dot_product_attention; shapes as in `attention`."""
-    if start is not None and qkv.device.type == "cpu" and _only_stories(start):
+    if start is not None and qkv.device.type == "cpu" and _no_window(start):
         return attention_by_story(qkv, start, scale)
     q, k, v = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
     mask = None if start is None else attention_mask(start)
@@ -149,8 +151,8 @@ def attention_sdpa(qkv, start=None, scale=None):
     return out.transpose(1, 2)
 
 
-def _only_stories(start):
-    """True if no window has raised `start`: every start is its own start."""
+def _no_window(start):
+    """Without a window a story's first token starts at itself: start[start[i]] == start[i]."""
     return bool((start.gather(1, start.long()) == start).all())
 
 
@@ -158,6 +160,7 @@ def attention_by_story(qkv, start, scale=None):
     """`attention_sdpa` with one call per story, for CPUs: no pair across stories is computed."""
     B, T, _, H, D = qkv.shape
     first = start == torch.arange(T, dtype=start.dtype, device=start.device)  # (B, T) bool
+    # In the flattened batch: every row's first column starts a story, so no piece crosses rows.
     bounds = [*first.flatten().nonzero().flatten().tolist(), B * T]
     lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
     # In float32: torch's bfloat16 attention takes twice as long on a CPU for short stories.
@@ -180,9 +183,10 @@ def attention_by_story(qkv, start, scale=None):
 # True. tl.constexpr arguments are constants: each set of them is compiled by itself. num_warps x 32
 # threads run a program; num_stages is how many steps of a loop have their loads under way.
 #
-# The 33M model's heads of 48, padded to 64, would waste a quarter of the work, so a head's tile is
-# a tuple of one matrix or two side by side, 32 + 16 columns. Only the functions of this section
-# know; the code after them reads as if a tile were one (rows, D) matrix.
+# The 33M model's heads of 48, padded to 64, would waste a quarter of the work. So a head's tile is
+# a tuple of one matrix or of two side by side: 48 = 32 + 16 columns, 80 = 64 + 16. Only this
+# section's functions know; the code after them reads as if a tile were one (rows, D) matrix. How
+# many rows it has is a launch setting, BLOCK or STEP: see `tiles`.
 
 
 @triton.constexpr_function
@@ -199,7 +203,10 @@ def _right(D):
 
 @triton.jit
 def _columns(D: tl.constexpr, SECOND: tl.constexpr):
-    """The columns of one of the two matrices, (1, width), and which of them are no padding."""
+    """The columns of one of the two matrices, (1, width), and which of them are no padding.
+
+    Without padding, `| (...)` makes the mask the constant True: it then costs nothing.
+    """
     if SECOND:
         columns = _left(D) + tl.arange(0, _right(D))[None, :]
         return columns, (columns < D) | (_left(D) + _right(D) <= D)
@@ -211,7 +218,7 @@ def _columns(D: tl.constexpr, SECOND: tl.constexpr):
 @triton.jit
 def _load(matrix, rows, n_rows, STRIDE: tl.constexpr, D: tl.constexpr, CHECK: tl.constexpr):
     """A tile of rows of `matrix`, STRIDE elements apart. CHECK: rows from n_rows on become 0."""
-    valid = (rows[:, None] < n_rows) | (not CHECK)
+    valid = (rows[:, None] < n_rows) | (not CHECK)  # constant True without CHECK, as in _columns
     columns, real = _columns(D, False)
     x = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=valid & real, other=0.0)
     if _right(D) == 0:
@@ -244,7 +251,7 @@ def _zeros(ROWS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def _scale(tile, factor):
+def _times(tile, factor):
     """tile * factor; factor: (rows, 1) or a number."""
     if len(tile) == 1:
         return (tile[0] * factor,)
@@ -278,57 +285,59 @@ def _add_dot(tile, p, b):
 
 @triton.jit
 def _forward(
-    QKV, OUT, LSE, START, T, scale,
-    H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
+    QKV, OUT, LSE, START, T, scale_log2,
+    H: tl.constexpr, D: tl.constexpr, HAS_START: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Attention of BLOCK queries of one head to their keys, STEP at a time.
 
-    QKV (B, T, 3, H, D), OUT (B, T, H, D), LSE (B, H, T) float32, START (B, T) int32, read only
-    with STORIES. scale: of the scores, times log2(e). Grid: (H, blocks, B).
+    QKV (B, T, 3, H, D), OUT (B, T, H, D), LSE (B, H, T) float32, in base 2, START (B, T) int32,
+    read only with HAS_START. scale_log2 = scale log2(e). Grid: (H, blocks, B).
     """
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK  # the longest sweeps come first
+    # Long programs (late blocks) start first, so that no long one is left at the end.
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK
     # Element (b, t, part, h, d) of qkv lies at ((b T + t) 3 + part) H D + h D + d.
     ROW: tl.constexpr = 3 * H * D
     Q = QKV + batch * T * ROW + head * D
     K, V = Q + H * D, Q + 2 * H * D
 
-    queries, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
+    queries, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
     q = _load(Q, queries, T, ROW, D, True)
     m = tl.full((BLOCK,), -1e38, tl.float32)  # not -inf: s - m must not be -inf - -inf = nan
     z = tl.zeros((BLOCK,), tl.float32)
-    a = _zeros(BLOCK, D)
+    acc = _zeros(BLOCK, D)
     begin = 0
-    if STORIES:
+    if HAS_START:
         start = tl.load(START + batch * T + queries, mask=queries < T, other=0)
         begin = tl.load(START + batch * T + first) // STEP * STEP
 
-    # Every key before the block is in every query's past; only the block's own keys need the causal
-    # mask, and only they may reach past T. static_range unrolls at compile time: two loops, with
-    # each `if DIAGONAL` decided. Masks compare places within the tile, which fit into 32 bits.
+    # DIAGONAL = 0: keys before the block, each in every query's past; 1: the block's own keys. Only
+    # these need the causal mask, and only these may reach past T. static_range unrolls at compile
+    # time: two loops, with each `if DIAGONAL` decided. Masks compare offsets within the step:
+    # offsets >= start - key means keys >= start.
     for DIAGONAL in tl.static_range(2):
         low, high = begin, first
         if DIAGONAL:
             low, high = first, tl.minimum(first + BLOCK, T)
         for key in range(low, high, STEP):
-            keys = key + place
+            keys = key + offsets
             k = _load(K, keys, T, ROW, D, DIAGONAL)
             s = _dot_transposed(q, k)  # (queries, keys)
-            if STORIES:
-                s = tl.where(place[None, :] >= (start - key)[:, None], s, float("-inf"))
+            if HAS_START:
+                s = tl.where(offsets[None, :] >= (start - key)[:, None], s, float("-inf"))
             if DIAGONAL:
-                s = tl.where(place[None, :] <= (queries - key)[:, None], s, float("-inf"))
-            new_m = tl.maximum(m, tl.max(s, 1) * scale)
-            p = tl.exp2(s * scale - new_m[:, None])  # one multiply-add and one exp2 a pair
-            shrink = tl.exp2(m - new_m)
+                s = tl.where(offsets[None, :] <= (queries - key)[:, None], s, float("-inf"))
+            new_m = tl.maximum(m, tl.max(s, 1) * scale_log2)
+            p = tl.exp2(s * scale_log2 - new_m[:, None])  # one multiply-add and one exp2 a pair
+            rescale = tl.exp2(m - new_m)
             v = _load(V, keys, T, ROW, D, DIAGONAL)
-            a = _add_dot(_scale(a, shrink[:, None]), p, v)
-            z = z * shrink + tl.sum(p, 1)
+            acc = _add_dot(_times(acc, rescale[:, None]), p, v)
+            z = z * rescale + tl.sum(p, 1)
             m = new_m
 
     out = OUT + batch * T * (H * D) + head * D
-    _store(out, queries, T, _scale(a, 1 / z[:, None]), H * D, D)
+    _store(out, queries, T, _times(acc, 1 / z[:, None]), H * D, D)
     tl.store(LSE + (batch * H + head) * T + queries, m + tl.log2(z), mask=queries < T)
 
 
@@ -352,48 +361,51 @@ def _delta(OUT, D_OUT, DELTA, T, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def _key_gradients(
-    Q, DO, LSE, DELTA, DQ, START, END, batch, first, last, T, scale, scale_log2,
-    H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
+    Q, DO, LSE, DELTA, DQ, START, END, first, last, T, scale, scale_log2,
+    H: tl.constexpr, D: tl.constexpr, HAS_START: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of the keys from `first` to `last`; pointers and shapes as in _backward."""
+    """dK and dV of the keys from `first` to `last`; the pointers are moved as in _backward."""
     ROW: tl.constexpr = 3 * H * D
-    rows, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
-    # Tiles are (keys, queries), P^T = K Q^T: dV = P^T dO and dK = dS^T Q need it in that layout.
-    # START points at this row of the batch already, END at the first one.
+    rows, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
+    # We compute P^T = K Q^T, (keys, queries), because dV = P^T dO and dK = dS^T Q need that layout:
+    # P and dS are never transposed.
     k = _load(Q + H * D, rows, T, ROW, D, True)
     v = _load(Q + 2 * H * D, rows, T, ROW, D, True)
     dk, dv = _zeros(BLOCK, D), _zeros(BLOCK, D)
     end = T
-    if STORIES:
-        end = tl.load(END + batch * T + last - 1)
+    if HAS_START:
+        end = tl.load(END + last - 1)
+    # DIAGONAL = 0: queries after the block; 1: the block's own. Order does not matter for a sum.
+    # The last step may go beyond `end`: `start` masks those queries. Past T, q and dO are loaded as
+    # zeros and add nothing.
     for DIAGONAL in tl.static_range(2):
         low, high = first + BLOCK, end
         if DIAGONAL:
             low, high = first, last
         for query in range(low, high, STEP):
-            queries = query + place
-            q = _load(Q, queries, T, ROW, D, True)  # past T q and dO are 0, and so is what they add
+            queries = query + offsets
+            q = _load(Q, queries, T, ROW, D, True)
             do = _load(DO, queries, T, H * D, D, True)
             lse = tl.load(LSE + queries, mask=queries < T, other=0.0)
             delta = tl.load(DELTA + queries, mask=queries < T, other=0.0)
-            p = tl.exp2(_dot_transposed(k, q) * scale_log2 - lse[None, :])
-            if STORIES:
+            p_t = tl.exp2(_dot_transposed(k, q) * scale_log2 - lse[None, :])
+            if HAS_START:
                 start = tl.load(START + queries, mask=queries < T, other=0)
-                p = tl.where(rows[:, None] >= start[None, :], p, 0.0)
+                p_t = tl.where(rows[:, None] >= start[None, :], p_t, 0.0)
             if DIAGONAL:
-                p = tl.where(rows[:, None] <= queries[None, :], p, 0.0)
-            dv = _add_dot(dv, p, do)
-            ds = p * (_dot_transposed(v, do) - delta[None, :])
-            dk = _add_dot(dk, ds, q)
-    _store(DQ + H * D, rows, T, _scale(dk, scale), ROW, D)
+                p_t = tl.where(rows[:, None] <= queries[None, :], p_t, 0.0)
+            dv = _add_dot(dv, p_t, do)
+            ds_t = p_t * (_dot_transposed(v, do) - delta[None, :])
+            dk = _add_dot(dk, ds_t, q)
+    _store(DQ + H * D, rows, T, _times(dk, scale), ROW, D)
     _store(DQ + 2 * H * D, rows, T, dv, ROW, D)
 
 
 @triton.jit
 def _backward(
     QKV, D_OUT, LSE, DELTA, D_QKV, START, END, T, scale, scale_log2,
-    H: tl.constexpr, D: tl.constexpr, STORIES: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, HAS_START: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of BLOCK keys of one head, then dQ of the same BLOCK tokens as queries.
@@ -401,7 +413,7 @@ def _backward(
     Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e).
     """
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    first = tl.program_id(1) * BLOCK
+    first = tl.program_id(1) * BLOCK  # no order needed: all take about equally long
     last = tl.minimum(first + BLOCK, T)  # one past the block
     ROW: tl.constexpr = 3 * H * D
     Q = QKV + batch * T * ROW + head * D
@@ -411,19 +423,20 @@ def _backward(
     LSE += (batch * H + head) * T
     DELTA += (batch * H + head) * T
     START += batch * T
+    END += batch * T
     _key_gradients(
-        Q, DO, LSE, DELTA, DQ, START, END, batch, first, last, T, scale, scale_log2,
-        H, D, STORIES, BLOCK, STEP,
+        Q, DO, LSE, DELTA, DQ, START, END, first, last, T, scale, scale_log2,
+        H, D, HAS_START, BLOCK, STEP,
     )  # fmt: skip
 
-    rows, place = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
+    rows, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
     q = _load(Q, rows, T, ROW, D, True)
     do = _load(DO, rows, T, H * D, D, True)
     lse = tl.load(LSE + rows, mask=rows < T, other=0.0)
     delta = tl.load(DELTA + rows, mask=rows < T, other=0.0)
     dq = _zeros(BLOCK, D)
     begin = 0
-    if STORIES:
+    if HAS_START:
         start = tl.load(START + rows, mask=rows < T, other=0)
         begin = tl.load(START + first) // STEP * STEP
     for DIAGONAL in tl.static_range(2):
@@ -431,17 +444,17 @@ def _backward(
         if DIAGONAL:
             low, high = first, last
         for key in range(low, high, STEP):
-            keys = key + place
+            keys = key + offsets
             k = _load(K, keys, T, ROW, D, DIAGONAL)
             v = _load(V, keys, T, ROW, D, DIAGONAL)
             p = tl.exp2(_dot_transposed(q, k) * scale_log2 - lse[:, None])
-            if STORIES:
-                p = tl.where(place[None, :] >= (start - key)[:, None], p, 0.0)
+            if HAS_START:
+                p = tl.where(offsets[None, :] >= (start - key)[:, None], p, 0.0)
             if DIAGONAL:
-                p = tl.where(place[None, :] <= (rows - key)[:, None], p, 0.0)
+                p = tl.where(offsets[None, :] <= (rows - key)[:, None], p, 0.0)
             ds = p * (_dot_transposed(do, v) - delta[:, None])
             dq = _add_dot(dq, ds, k)
-    _store(DQ, rows, T, _scale(dq, scale), ROW, D)
+    _store(DQ, rows, T, _times(dq, scale), ROW, D)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -449,13 +462,14 @@ def _backward(
 
 
 def tiles(head_size, dtype, backward, device):
-    """The tile shape of a pass: BLOCK and STEP in tokens, and the compiler's settings, for
-    `launch`.
+    """The launch settings of a pass: {"BLOCK", "STEP" (in tokens), "num_warps", "num_stages"} and
+    perhaps "maxnreg", registers a thread. STEP divides BLOCK.
 
-    The fastest on an H100 (benchmarks.kernel_tuning) of those that compile with next to no spilled
-    registers for the device's kind of tensor cores (benchmarks.kernel_compile). STEP divides BLOCK.
+    A tile that needs more registers than there are spills the rest to slow memory. Of the settings
+    that spill next to nothing on the device's kind of tensor cores (benchmarks.kernel_compile),
+    these are the fastest on an H100 (benchmarks.kernel_tuning).
     """
-    wide = warpgroups(device)
+    wide = warpgroups(device)  # four warps share a matrix product
     if dtype == torch.float32:
         block, step, warps, stages = 32, 16, 8, 2
     elif head_size > 64 and not wide:
@@ -465,7 +479,8 @@ def tiles(head_size, dtype, backward, device):
     else:
         block, step, warps, stages = 64, 64, 4, 2 if backward or not wide else 3
     settings = {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}
-    if warps == 8 or not wide:  # or the assembler sometimes spills rather than use all there are
+    # Without maxnreg the assembler sometimes spills although registers are free.
+    if warps == 8 or not wide:
         settings["maxnreg"] = 255
     return settings
 
@@ -474,19 +489,21 @@ def tiles(head_size, dtype, backward, device):
 def flash_attention(
     qkv: torch.Tensor, start: torch.Tensor | None, end: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention` in Triton: (out (B, T, H, D), LSE (B, H, T) float32). `end` serves the backward
-    pass alone.
+    """`attention` in Triton: (out (B, T, H, D), LSE (B, H, T) float32, in base 2).
+
+    `end` is only for the backward pass.
     """
     qkv = qkv.contiguous()
     B, T, _, H, D = qkv.shape
     out, lse = qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
-    tile = tiles(D, qkv.dtype, False, qkv.device)
-    grid = (H, triton.cdiv(T, tile["BLOCK"]), B)
-    stories = start is not None
-    start = start.contiguous() if stories else lse  # without stories any tensor: it is not read
+    settings = tiles(D, qkv.dtype, False, qkv.device)
+    grid = (H, triton.cdiv(T, settings["BLOCK"]), B)
+    has_start = start is not None
+    start = start.contiguous() if has_start else lse  # without start any tensor: it is not read
     launch(
-        _forward, grid, qkv, out, lse, start, T, scale * LOG2_E, H=H, D=D, STORIES=stories, **tile
-    )
+        _forward, grid, qkv, out, lse, start, T, scale * LOG2_E,
+        H=H, D=D, HAS_START=has_start, **settings,
+    )  # fmt: skip
     return out, lse
 
 
@@ -499,14 +516,14 @@ def flash_attention_backward(
     qkv, d_out = qkv.contiguous(), d_out.contiguous()
     B, T, _, H, D = qkv.shape
     delta, d_qkv = torch.empty_like(lse), torch.empty_like(qkv)
-    tile = tiles(D, qkv.dtype, True, qkv.device)
-    grid = (H, triton.cdiv(T, tile["BLOCK"]), B)
-    launch(_delta, grid, out, d_out, delta, T, H=H, D=D, BLOCK=tile["BLOCK"])
-    stories = start is not None
-    span = (start.contiguous(), end.contiguous()) if stories else (lse, lse)
+    settings = tiles(D, qkv.dtype, True, qkv.device)
+    grid = (H, triton.cdiv(T, settings["BLOCK"]), B)
+    launch(_delta, grid, out, d_out, delta, T, H=H, D=D, BLOCK=settings["BLOCK"])
+    has_start = start is not None
+    span = (start.contiguous(), end.contiguous()) if has_start else (lse, lse)
     launch(
         _backward, grid, qkv, d_out, lse, delta, d_qkv, *span, T, scale, scale * LOG2_E,
-        H=H, D=D, STORIES=stories, **tile,
+        H=H, D=D, HAS_START=has_start, **settings,
     )  # fmt: skip
     return d_qkv
 

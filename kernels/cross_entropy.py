@@ -85,7 +85,7 @@ def _sweep_words(
     """Loss of BLOCK tokens, and with GRAD its gradient, from all V words, STEP at a time.
 
     HIDDEN, D_HIDDEN (N, C), WEIGHT (V, C), TARGETS (N,); LOSS (N,) and LSE (N,), the log2 of each
-    row's sum, float32. WIDTH: C rounded up to a power of two. m, z and a: as in attention.py.
+    row's sum, float32. WIDTH: C rounded up to a power of two. m, z and acc: as in attention.py.
     """
     tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
@@ -94,7 +94,7 @@ def _sweep_words(
     h = _rows(HIDDEN, tokens, N, C, WIDTH)
     m = tl.full((BLOCK,), -1e38, tl.float32)
     z = tl.zeros((BLOCK,), tl.float32)
-    a = tl.zeros((BLOCK, WIDTH), tl.float32)
+    acc = tl.zeros((BLOCK, WIDTH), tl.float32)
     for LAST in tl.static_range(2):  # whole steps, then what is left of the vocabulary
         low, high = 0, V // STEP * STEP
         if LAST:
@@ -107,11 +107,11 @@ def _sweep_words(
                 s = tl.where(words[None, :] < V, s, float("-inf"))
             new_m = tl.maximum(m, tl.max(s, 1) * LOG2_E)
             p = tl.exp2(s * LOG2_E - new_m[:, None])
-            shrink = tl.exp2(m - new_m)
-            z = z * shrink + tl.sum(p, 1)
+            rescale = tl.exp2(m - new_m)
+            z = z * rescale + tl.sum(p, 1)
             if GRAD:
                 p = tl.where(words[None, :] == target[:, None], 0.0, p).to(w.dtype)
-                a = tl.dot(p, w, a * shrink[:, None], input_precision="ieee")
+                acc = tl.dot(p, w, acc * rescale[:, None], input_precision="ieee")
             m = new_m
     lse = m + tl.log2(z)
     w_target = _rows(WEIGHT, target, V, C, WIDTH).to(tl.float32)
@@ -119,7 +119,7 @@ def _sweep_words(
     tl.store(LSE + tokens, lse, mask=tokens < N)
     tl.store(LOSS + tokens, tl.where(scored, (lse - s_target) * LN_2, 0.0), mask=tokens < N)
     if GRAD:
-        d = a / z[:, None] + (tl.exp2(s_target - lse) - 1)[:, None] * w_target
+        d = acc / z[:, None] + (tl.exp2(s_target - lse) - 1)[:, None] * w_target
         d = tl.where(scored[:, None], d, 0.0)
         columns = tl.arange(0, WIDTH)[None, :]
         place = D_HIDDEN + tokens[:, None].to(tl.int64) * C + columns
@@ -209,7 +209,7 @@ def _softmax_gradient(
 
 
 def tiles(n_embd, dtype, backward, device):
-    """The tile shape of a sweep: its constexprs, num_warps and num_stages, for `launch`.
+    """The launch settings of a sweep: its constexprs, num_warps and num_stages.
 
     backward: of _sweep_tokens, else of _sweep_words. For n_embd up to 64 the fastest on an H100
     (`python -m benchmarks.kernel_tuning`).
@@ -221,8 +221,8 @@ def tiles(n_embd, dtype, backward, device):
         block, step, stages = 128 if backward else 64, 32, 3
     else:
         block, step = 64, 32 if width > 64 and not warpgroups(device) else 64
-    shape = {"C": n_embd, "WIDTH": width, "BLOCK": block, "STEP": step}
-    return shape | {"num_warps": 4, "num_stages": stages}
+    settings = {"C": n_embd, "WIDTH": width, "BLOCK": block, "STEP": step}
+    return settings | {"num_warps": 4, "num_stages": stages}
 
 
 def _add_product(total, a, b):
@@ -255,9 +255,9 @@ def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, 
         if implementation == "torch":
             _softmax_gradient_torch(*args, ignore_index, grad)
         else:
-            tile = {"BLOCK": 4096, "num_warps": 8}
+            settings = {"BLOCK": 4096, "num_warps": 8}
             grid = (len(logits),)
-            launch(_softmax_gradient, grid, *args, width, ignore_index, GRAD=grad, **tile)
+            launch(_softmax_gradient, grid, *args, width, ignore_index, GRAD=grad, **settings)
         if grad:
             torch.mm(logits, weight, out=d_hidden[rows])
             _add_product(d_weight[:width], logits.T, hidden[rows])
@@ -283,10 +283,10 @@ def fused_loss(
             return losses, torch.empty_like(losses[:0]), d_hidden, d_weight
         losses, lse = (h.new_empty(len(h), dtype=torch.float32) for _ in range(2))
         d_hidden = torch.empty_like(h) if grad else h.new_empty(0)
-        tile = tiles(h.shape[1], dtype, False, h.device)
-        grid = (triton.cdiv(len(h), tile["BLOCK"]),)
+        settings = tiles(h.shape[1], dtype, False, h.device)
+        grid = (triton.cdiv(len(h), settings["BLOCK"]),)
         args = (h, w, targets, losses, lse, d_hidden, len(h), vocab_size, ignore_index)
-        launch(_sweep_words, grid, *args, GRAD=grad, **tile)
+        launch(_sweep_words, grid, *args, GRAD=grad, **settings)
         return losses, lse, d_hidden, torch.empty_like(losses[:0])
 
 
@@ -305,10 +305,10 @@ def fused_loss_backward(
         h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
         if implementation == "recompute":
             d_weight = torch.empty_like(w, dtype=torch.float32)
-            tile = tiles(h.shape[1], dtype, True, h.device)
-            grid = (triton.cdiv(len(w), tile["BLOCK"]),)
+            settings = tiles(h.shape[1], dtype, True, h.device)
+            grid = (triton.cdiv(len(w), settings["BLOCK"]),)
             args = (h, w, targets, lse, d_losses, d_weight, len(h), vocab_size, len(w))
-            launch(_sweep_tokens, grid, *args, ignore_index, **tile)
+            launch(_sweep_tokens, grid, *args, ignore_index, **settings)
             d_hidden = d_hidden * d_losses[:, None]
         else:
             args = (h, w, targets, d_losses, vocab_size, ignore_index, True, implementation)
