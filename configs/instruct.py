@@ -1,4 +1,4 @@
-"""Stories told to order, on a CPU: a small model on storybook's stories, each with an instruction.
+"""Following instructions, on a CPU: a small model of storybook's stories, each with an instruction.
 
 python prepare.py configs/instruct.py && python train.py configs/instruct.py
 python sample.py --words "kite, river" --features dialogue
@@ -11,8 +11,8 @@ vocab_size = 2048
 stories = 100_000  # about as many as a quarter of an hour takes, so each is seen once
 val_fraction = 0.02
 
-# Loss on all tokens, and many small heads: with it on the story alone and 4 heads, 12 minutes did
-# not teach the model to use the words that are seldom asked for, places: it guessed them.
+# Loss on all tokens, and many small heads: with loss on the story alone and 4 heads, the model did
+# not learn in 12 minutes to use the required words that are rare, the places.
 loss_on = "all"
 block_size = 384
 n_layer = 2

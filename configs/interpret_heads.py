@@ -6,9 +6,7 @@ python train.py configs/interpret_heads.py --max_minutes=0 --batch_size=32
 
 source = "tinystories"
 tokenizer = "bpe"
-vocab_size = (
-    4096  # words are tokens as with GPT-2's 50,257, at a twelfth of the output layer's cost
-)
+vocab_size = 4096  # a twelfth of GPT-2's head; as with GPT-2's, most words are one token
 
 block_size = 512
 n_layer = 1
@@ -17,9 +15,7 @@ n_embd = 1024
 
 batch_size = 2  # 2,048 tokens a step
 row_tokens = 1024
-optimizer = (
-    "adamw"  # with few tokens and wide layers, Muon's iteration would cost more than the step
-)
+optimizer = "adamw"  # in so wide a layer Muon's iteration would cost more than the step
 learning_rate = 1e-3
 schedule = "linear"
 warmup_iters = 100
