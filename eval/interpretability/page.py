@@ -9,12 +9,12 @@ run.
 
 import base64
 import json
-import re
 from hashlib import sha256
-from html import escape
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Template
+from markupsafe import Markup
 
 LEVELS = 65535  # of a stored attention weight, from 0 to 1
 
@@ -49,6 +49,5 @@ def render(results, patterns, loaded):
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     nonce = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    values = {"{title}": escape(f"Heads and neurons of {name}"), "{nonce}": nonce, "{data}": text}
-    # In one pass: nothing that was put in is replaced again.
-    return re.sub("{title}|{nonce}|{data}", lambda match: values[match[0]], template)
+    page = Template(template, autoescape=True, keep_trailing_newline=True)
+    return page.render(title=f"Heads and neurons of {name}", nonce=nonce, data=Markup(text))

@@ -29,6 +29,7 @@ KINDS = ("exact", "template", "no_copy", "short")
 MIN_WORDS = 12  # shorter texts occur in real stories by chance, too
 N = (1, 2, 3, 4, 5)  # n-grams that are counted
 BINS = np.arange(-10, 0.25, 0.5)  # of log10 of an n-gram's frequency; the first holds new n-grams
+MIDDLES = BINS[:-1] + 0.25
 _TOKENS = 1 << 22  # training tokens processed together
 
 
@@ -100,12 +101,10 @@ def _count(rows, corpus):
 
 def _training_ngrams(index):
     """{n: n-grams of the training stories}."""
-    totals = dict.fromkeys(N, 0)
-    for segment in index.segments:
-        lengths = np.diff(np.flatnonzero(segment.stream == 0), append=len(segment.stream)) - 1
-        for n in N:
-            totals[n] += int(np.maximum(0, lengths - n + 1).sum())
-    return totals
+    streams = [segment.stream for segment in index.segments]
+    rows = [np.diff(np.flatnonzero(x == 0), append=len(x)) - 1 for x in streams]
+    lengths = np.concatenate(rows)  # of the stories, in words
+    return {n: int(np.maximum(0, lengths - n + 1).sum()) for n in N}
 
 
 def summarize(reports, training_ngrams, seed=0):

@@ -204,12 +204,9 @@ class Segment:
                 # np.memmap's own slices take ten times as long as those of plain arrays.
                 setattr(self, name, np.load(folder / f"{name}.npy", mode).view(np.ndarray))
             self.words = (folder / "words.txt").read_bytes().decode().split("\n")[:-1]
-            if not (
-                len(self.words) + 1 == len(self.word_counts)
-                and len(self.bigrams) == len(self.posting_ends)
-                and len(self.postings) == self.posting_ends.max(initial=0)
-                and len(self.stream) == self.word_counts[:, 0].sum()
-            ):
+            sizes = len(self.words) + 1, len(self.bigrams), len(self.postings), len(self.stream)
+            ends, occurrences = self.posting_ends, self.word_counts[:, 0]
+            if sizes != (len(occurrences), len(ends), ends.max(initial=0), occurrences.sum()):
                 raise ValueError
         except (FileNotFoundError, ValueError, EOFError):
             raise UserError(f"{folder} is damaged: remove it, to build it anew") from None

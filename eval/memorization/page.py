@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Template
 from markupsafe import Markup, escape
 
-from eval.memorization.copying import BINS, MIN_WORDS
+from eval.memorization.copying import MIDDLES, MIN_WORDS
 from nanostories.plotting import plot_to
 from nanostories.text.words import ngrams, word_spans, words_and_marks
 
@@ -114,11 +114,10 @@ def _histograms(ax, values, key, colors):
 
 def _ngrams(ax, ngram_results):
     """How often a model's n-grams occur in the training stories, a line for each n."""
-    centers = BINS[:-1] + 0.25
     for i, (n, row) in enumerate(ngram_results.items()):
         fractions = np.array(row["histogram"]) / max(1, sum(row["histogram"]))
         new = f", {row['new']['mean']:.0%} new" if row["new"] else ""
-        ax.plot(centers[1:], fractions[1:], "-", color=f"C{i}", label=f"{n}-grams{new}")
+        ax.plot(MIDDLES[1:], fractions[1:], "-", color=f"C{i}", label=f"{n}-grams{new}")
         ax.plot([-10], fractions[:1], "o", color=f"C{i}")
     ax.set(xlabel="log10 of the frequency among all training n-grams (-10: new)",
            ylabel="fraction of the completions' n-grams")  # fmt: skip

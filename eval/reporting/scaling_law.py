@@ -105,6 +105,5 @@ def curves_of(study):
     """The curves of a results.Study's grid, as `fit` takes them."""
     curves = {}
     for run in study.grid:
-        if run.curve:
-            curves.setdefault(run.name, (run.matmul_parameters, []))[1].append(run.curve)
+        curves.setdefault(run.name, (run.matmul_parameters, []))[1].append(run.curve)
     return curves

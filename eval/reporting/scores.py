@@ -82,8 +82,7 @@ class Scores:
 
 def relative_answers(run):
     """{kind: float64 (questions,)} of eval.skills: 1 is right, 0 is chance."""
-    skills = run.results.get("skills")
-    correct = skills["correct"] if skills else {}
+    correct = (run.results.get("skills") or {"correct": {}})["correct"]
     return {kind: (np.array(x) - CHANCE) / (1 - CHANCE) for kind, x in correct.items()}
 
 

@@ -5,13 +5,12 @@ takes.
 
 import textwrap
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from eval import published
-from eval.memorization.copying import BINS
+from eval.memorization.copying import MIDDLES
 from eval.memorization.page import highlight
 from eval.prompts import knowledge_prompts
 from eval.reporting import charts
@@ -43,8 +42,7 @@ def stories(study):
     for title, by_model in rows.items():
         completions = [(model, row["completion"].strip(), "") for model, row in by_model.items()]
         nearest, ours = None, [model for model in by_model if model not in baselines]
-        largest = by_model[ours[-1]] if ours else {"rouge_nearest": None}
-        if largest["rouge_nearest"] is not None:
+        if ours and (largest := by_model[ours[-1]])["rouge_nearest"] is not None:
             pairs = [set(ngrams(words_and_marks(largest[text]), 2))
                      for text in ("completion", "nearest_text")]  # fmt: skip
             text = highlight(largest["nearest_text"].strip(), pairs[0] & pairs[1])
@@ -104,8 +102,7 @@ def diversity(study):
     name, ngram_rows = next((name, row["ngrams"]) for name, row in sets.items() if "ngrams" in row)
     for n, row in ngram_rows.items():
         fractions = np.array(row["histogram"]) / max(1, sum(row["histogram"]))
-        middles = [(a + b) / 2 for a, b in pairwise(BINS)]
-        curves[f"{n}-grams"] = list(zip(middles, fractions, strict=True))
+        curves[f"{n}-grams"] = list(zip(MIDDLES, fractions, strict=True))
     labels = {"xlabel": "log10 of the frequency in the training stories; -10: new",
               "ylabel": "fraction of the completions' n-grams"}  # fmt: skip
     return {"sets": sets, "histograms": charts.panels(histograms, ylabel="completions"),
@@ -118,10 +115,10 @@ def interpret(study):
     runs = []
     for run in [run for run in study.runs if run.results.get("interpret")]:
         result = run.results["interpret"]
-        heads, layers = Counter(row["kind"] for row in result["heads"]), {}
-        for i, row in enumerate(result["neurons"]["coherence_held_out"]):
-            layers[f"layer {i}"] = row
-        draw = charts.draw_histograms(layers, np.linspace(-0.2, 1, 25))
+        heads = Counter(row["kind"] for row in result["heads"])
+        by_layer = enumerate(result["neurons"]["coherence_held_out"])
+        rows = {f"layer {i}": row for i, row in by_layer}
+        draw = charts.draw_histograms(rows, np.linspace(-0.2, 1, 25))
         svg = charts.chart(draw, xlabel="coherence", ylabel="neurons")
         shown = sorted(result["shown_neurons"], key=lambda row: -row["coherence_held_out"])[:4]
         examples = [(row, [("", mark_token(x), "") for x in row["examples"][:6]]) for row in shown]
@@ -133,7 +130,7 @@ def mark_token(example):
     """A neuron's example as HTML, the token at which it fires marked."""
     tokens, i = example["tokens"], example["peak"]
     parts = "".join(tokens[:i]), tokens[i], "".join(tokens[i + 1 :])
-    return Markup("{}<mark>{}</mark>{}").format(*map(escape, parts))
+    return Markup("{}<mark>{}</mark>{}").format(*parts)  # escapes them
 
 
 def syn(study):
@@ -143,8 +140,7 @@ def syn(study):
         plain, result = study.first(run.size), run.results.get("vocabulary")
         pair = {f"{run.name} plain": plain.curve if plain else [],
                 f"{run.name} with synonyms": run.curve}  # fmt: skip
-        labels = {"xlabel": "training tokens", "ylabel": "validation loss"}
-        curves = charts.lines(pair, False, "o-", **labels)
+        curves = charts.lines(pair, False, "o-", xlabel="training tokens", ylabel="validation loss")
         runs.append({"name": run.name, "curves": curves, "result": result})
     student = [[name, *map(grade_pair, plain, other)] for name, plain, other in published.REPORT]
     return {"runs": runs, "student": student}

@@ -139,24 +139,20 @@ class Plan:
         return self.add(name, command, output, needs, OVERHEAD), out
 
     def train(self, size, seed=1, kind=""):
-        """Train a Model of a size on a kind of data."""
-        data, folder = self.prepare(kind)
+        """Train a Model of a size on a kind of data; of kind "reward", fine-tune the plain one."""
         label = f"{kind}-{size}-s{seed}".strip("-")
         out = f"{self.settings.out_dir}/{label}"
-        command = ["train.py", *self.recipe, f"--dataset={folder}", f"--n_embd={size.width}"]
-        command += [f"--n_layer={size.layers}", f"--n_head={size.heads}", f"--seed={seed}"]
-        command += [f"--out_dir={out}", *["--save_steps=log"] * (seed == 1 and not kind)]
-        weight = OVERHEAD + size.parameters
-        job = self.add(f"train {label}", command, f"{out}/latest", [data], weight, out)
-        return Model(label, out, (out,), (job,))
-
-    def fine_tune(self, size):
-        """Fine-tune the first run of a size with reward.py."""
-        base, label = self.train(size), f"reward-{size}-s1"
-        out = f"{self.settings.out_dir}/{label}"
-        command = ["reward.py", *self.options.get("reward.py", []), f"--init_from={base.folder}",
-                   f"--out_dir={out}"]  # fmt: skip
-        job = self.add(f"reward {size}", command, f"{out}/latest", base.needs, 2 * OVERHEAD, out)
+        if kind == "reward":
+            base, name, weight = self.train(size, seed), f"reward {size}", 2 * OVERHEAD
+            needs, options = base.needs, self.options.get("reward.py", [])
+            command = ["reward.py", *options, f"--init_from={base.folder}", f"--out_dir={out}"]
+        else:
+            data, folder = self.prepare(kind)
+            needs, name, weight = [data], f"train {label}", OVERHEAD + size.parameters
+            command = ["train.py", *self.recipe, f"--dataset={folder}", f"--n_embd={size.width}"]
+            command += [f"--n_layer={size.layers}", f"--n_head={size.heads}", f"--seed={seed}"]
+            command += [f"--out_dir={out}", *["--save_steps=log"] * (seed == 1 and not kind)]
+        job = self.add(name, command, f"{out}/latest", needs, weight, out)
         return Model(label, out, (out,), (job,))
 
     def evaluate(self, script, model, *words, needs=(), cost=0.1):
@@ -195,7 +191,7 @@ def plan_jobs(settings, recipe):
         both = other._replace(words=(plain.folder, other.folder))
         plan.evaluate("eval.vocabulary", both, needs=[*plain.needs, *grades], cost=0.5)
     for size in reward:
-        model, words, needs = plan.fine_tune(size), [], []
+        model, words, needs = plan.train(size, kind="reward"), [], []
         if size in instruct:
             other = plan.train(size, kind="instruct")
             words, needs = [f"--instruct={other.folder}"], other.needs
