@@ -83,7 +83,7 @@ def plot(results, path):
     temperature = float(results["temperatures"].split(",")[0])
     first = [f"{model} at {temperature:g}" for model in results["models"]]
     colors = {name: f"C{i % 10}" for i, name in enumerate(first)}
-    colors |= {ORIGINALS: "0.35", UNSEEN: "0.6"}
+    colors |= {UNSEEN: "0.6", ORIGINALS: "0.35"}
     with plot_to(path, 3, 2, size=(12, 11), dpi=110) as (_, grid):
         axes = grid.flatten()
         for ax, (key, others, title) in zip(axes, HISTOGRAMS, strict=False):
@@ -128,17 +128,15 @@ def _by_temperature(ax, results, colors):
     sets = results["sets"]
     temperatures = sorted({float(x) for x in results["temperatures"].split(",")})
     measures = (
-        ("ROUGE-2 nearest", "-", "o", lambda row: (row["rouge_nearest"] or {}).get("mean")),
-        ("distinct-3", "--", "s", lambda row: row["distinct"]["3"]),
-        ("self-BLEU", ":", "^", lambda row: (row["self_bleu"] or {}).get("mean")),
+        ("ROUGE-2 nearest", "o-", lambda row: (row["rouge_nearest"] or {}).get("mean")),
+        ("distinct-3", "s--", lambda row: row["distinct"]["3"]),
+        ("self-BLEU", "^:", lambda row: (row["self_bleu"] or {}).get("mean")),
     )
-    for model, color in zip(results["models"], colors.values(), strict=False):
-        for name, line, marker, value in measures:
-            values = [value(sets[f"{model} at {x:g}"]) for x in temperatures]
-            ax.plot(temperatures, np.array(values, np.float64), line + marker, color=color, ms=4,
-                    label=f"{model}, {name}")  # fmt: skip
+    rows = {model: [sets[f"{model} at {x:g}"] for x in temperatures] for model in results["models"]}
     if UNSEEN in sets:
-        for name, line, _, value in measures:
-            ax.axhline(value(sets[UNSEEN]) or np.nan, color=colors[UNSEEN], lw=1, ls=line,
-                       label=f"{UNSEEN}, {name}")  # fmt: skip
+        rows[UNSEEN] = [sets[UNSEEN]] * len(temperatures)
+    for (name, row), color in zip(rows.items(), colors.values(), strict=False):
+        for measure, style, value in measures:
+            values = np.array([value(one) for one in row], np.float64)
+            ax.plot(temperatures, values, style, color=color, ms=4, label=f"{name}, {measure}")
     ax.set(xlabel="temperature", ylim=(0, 1.35))  # with room for the legend
