@@ -144,7 +144,8 @@ def choose_words(counts):
     """{kind: its words, the most frequent first} of `count_words`."""
     best = {}  # of each word, how often it is of its most frequent kind
     for (word, kind), count in counts.items():
-        if word.isalpha() and word.islower() and len(word) > 1 and word not in PRONOUNS:
+        plain = word.isalpha() and word.islower() and len(word) > 1 and word not in PRONOUNS
+        if plain and wordnet.is_child_safe(word):
             best[word] = max(best.get(word, (0, "")), (count, kind))
     ranked = sorted(best, key=lambda word: (-best[word][0], word))
     return {

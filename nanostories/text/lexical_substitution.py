@@ -144,6 +144,7 @@ class ContextSynonyms:
         forms = [inflect(name, word.tag) for name in self.base_forms(text, word)]
         least = MIN_FREQUENCY * self.total  # rules out "experter"
         forms = [form for form in forms if form != own and self.counts[form] >= least]
+        forms = [form for form in forms if wordnet.is_child_safe(form)]  # "ball" is, "balls" not
         forms = [form for form in forms if self.overlap(own, form) >= MIN_OVERLAP]
         return self.most_likely(text, word, forms) if self.log_likelihoods and forms else forms
 
@@ -189,8 +190,8 @@ def description(sense):
 
 @cache
 def frequent_names(sense, pos):
-    """The single words that have a sense among their TOP_SENSES, base forms: list of str."""
-    names = dict.fromkeys(name.lower() for name in sense.lemma_names() if name.isalpha())
+    """Those of wordnet.names(sense) that have it among their TOP_SENSES."""
+    names = wordnet.names(sense)
     return [name for name in names if sense in wordnet.reader().synsets(name, pos)[:TOP_SENSES]]
 
 

@@ -12,11 +12,12 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 
 import numpy as np
 
 from configs import UserError
-from nanostories.text.words import STOP_WORDS, dictionary_lemmas
+from nanostories.text.words import STOP_WORDS, dictionary_lemmas, lemmas
 
 # A run of letters, digits, combining accents and stray bytes is one token, so that no part of
 # "dog2" or "donâ€™t" is taken for a word.
@@ -109,12 +110,62 @@ def base_form(word, pos):
 
 @cache
 def synonyms(word, pos):
-    """The single words that share a sense of this part of speech with a word, most frequent senses
-    first: list of str, base forms in lower case, without the word's own."""
+    """The `names` of a word's senses of this part of speech, most frequent senses first, without
+    its own. A sense that WordNet writes with a capital is none of the word's: "er" is not "Er",
+    erbium."""
     base = base_form(word, pos)
-    lemmas = (lemma.name() for sense in reader().synsets(base, pos) for lemma in sense.lemmas())
-    names = dict.fromkeys(name.lower() for name in lemmas if name.isalpha())
-    return [name for name in names if name not in (base, word.lower())]
+    senses = (sense for sense in reader().synsets(base, pos) if base in sense.lemma_names())
+    merged = dict.fromkeys(name for sense in senses for name in names(sense))
+    return [name for name in merged if name not in (base, word.lower())]
+
+
+@cache
+def names(sense):
+    """The single words of a Synset that may be put into a story for children: list of str, base
+    forms in lower case."""
+    words = dict.fromkeys(name.lower() for name in sense.lemma_names() if name.isalpha())
+    return [word for word in words if is_child_safe(word)]
+
+
+# A sense is not for children where WordNet marks its use so, or its definition has such a word.
+_UNSAFE_DOMAINS = {
+    "obscenity", "vulgarism", "dirty_word", "disparagement", "ethnic_slur", "slang"
+}  # fmt: skip
+_UNSAFE_DEFINITION = re.compile(
+    r"offensive (?:\w+ )?(?:term|name|word)|ethnic slur|derogatory|disparag|obscene"
+    r"|vulgar (?:term|slang|word)|sexual|genital|male reproductive gland|vagina|penis|testic"
+    r"|copulat|prostitut|excrement|feces|bowel movement|\burin|defecat"
+)
+
+
+@cache
+def _listed_words():
+    """The words of the package better-profanity (MIT license), frozenset of str."""
+    path = files("better_profanity") / "profanity_wordlist.txt"
+    return frozenset(path.read_text(encoding="utf-8").lower().split("\n"))
+
+
+@cache
+def is_child_safe(word):
+    """Whether a lower-case word may be put into a story for children.
+
+    It may not where better-profanity lists the word or a base form of it, nor where a third of its
+    senses are not for children and WordNet counts none of the others in its texts: "screw" is
+    listed, "crapper" has no other sense, "tool" has.
+    """
+    bases = lemmas(word)
+    if bases & _listed_words():
+        return False
+    unsafe, others = 0, []
+    for lemma in (lemma for base in bases for lemma in reader().lemmas(base)):
+        sense = lemma.synset()
+        marks = [*lemma.usage_domains(), *(x for y in sense.usage_domains() for x in y.lemmas())]
+        marked = _UNSAFE_DOMAINS & {mark.name() for mark in marks}
+        if marked or _UNSAFE_DEFINITION.search(sense.definition()):
+            unsafe += 1
+        else:
+            others.append(lemma.count())
+    return sum(others) > 0 or 2 * unsafe < len(others) or not unsafe
 
 
 @cache

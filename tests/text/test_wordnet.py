@@ -2,20 +2,27 @@
 
 import re
 import sys
+from importlib.resources import files
+from pathlib import Path
 
 import nltk
 import pytest
+from better_profanity import profanity
 from chat_server import ChatServer
+from lemminflect import getAllInflections
 from nltk.tag import PerceptronTagger
 
 from configs import UserError
 from eval import judge
+from eval.teacher import WORDS
 from nanostories.dataset import storybook
 from nanostories.text import wordnet
-from nanostories.text.wordnet import base_form, content_words, synonyms
+from nanostories.text.wordnet import base_form, content_words, is_child_safe, synonyms
 
 TEXT = "Lily was happy. She ran to the big park and quickly found a small dog."
 
+
+STORIES = Path(__file__).parents[3] / "shared" / "data" / "tinystories" / "valid_v2.txt"
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
 
@@ -116,3 +123,56 @@ def test_without_the_data_one_line_says_how_to_get_it(monkeypatch):
         assert "\n" not in str(error.value)
     wordnet._tagger.cache_clear()
     wordnet.reader.cache_clear()
+
+
+# ----------------------------------------------------------------------------------------------
+# words for children
+
+
+def lists_of_profanity():
+    """The single words of better-profanity's list, lower case."""
+    path = files("better_profanity") / "profanity_wordlist.txt"
+    return {word for word in path.read_text("utf-8").lower().splitlines() if word.isalpha()}
+
+
+def test_no_listed_word_is_safe_in_any_inflection():
+    for word in lists_of_profanity():
+        forms = {form for tags in getAllInflections(word).values() for form in tags}
+        assert not any(map(is_child_safe, forms | {word})), word
+
+
+@pytest.mark.parametrize(
+    "word, safe",
+    [
+        ("crapper", False), ("jigaboo", False), ("ballock", False), ("bonk", False),
+        ("wop", False), ("sluttish", False), ("bastards", False), ("pissing", False),
+        ("tool", True), ("queen", True), ("boy", True), ("large", True), ("know", True),
+        ("automobile", True),
+    ],
+)  # fmt: skip
+def test_words_not_for_children(word, safe):
+    assert is_child_safe(word) == safe
+
+
+def test_no_synonym_of_the_stories_words_is_profane():
+    """Checked by the matcher of better-profanity, which is another program than ours."""
+    profanity.load_censor_words()
+    assert profanity.contains_profanity("he said fuck")
+    text = STORIES.read_text(encoding="utf-8")[:400_000]
+    words = {(word.text.lower(), word.pos) for word in content_words(text)}
+    names = {name for word, pos in words for name in synonyms(word, pos)}
+    assert len(words) > 3000 and len(names) > 5000
+    assert [name for name in sorted(names) if profanity.contains_profanity(name)] == []
+
+
+def test_a_capital_is_another_word():
+    assert synonyms("er", "n") == [] != synonyms("doctor", "n")
+
+
+def test_what_we_write_ourselves_is_for_children():
+    simple = re.findall("[a-z]+", WORDS.read_text(encoding="utf-8"))
+    grammar = Path(storybook.__file__).with_suffix(".txt").read_text(encoding="utf-8")
+    lower = set(re.findall(r"(?<![A-Za-z'])[a-z]+", grammar.partition("----")[2]))
+    assert [word for word in simple if not is_child_safe(word)] == []
+    # A child's word, which WordNet has as slang.
+    assert [word for word in lower if not is_child_safe(word)] == ["tummy"]
