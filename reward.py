@@ -265,7 +265,7 @@ def train(settings):
     """Train as complete and checked settings say; returns the state of the run at its end."""
     # ---- 1. the reference: the model to start from, its prompts, the reward and the baseline
     reference = Reference(settings, pick_device(settings.device))
-    baseline = reference.baseline_metrics
+    baseline = reference.metrics
     print0("reference: " + ", ".join(f"{name} {value:.3g}" for name, value in baseline.items()))
 
     # ---- 2. the policy: new from the reference, or resumed
@@ -335,8 +335,8 @@ def start_or_resume(settings, reference):
         optimizer_state = checkpoint.read_optimizer_state(settings.out_dir)
     else:
         data = checkpoint.read_state(loaded.out_dir)["data"] if loaded.is_run() else {}
-        state = {"step": 0, "seconds": 0.0, "tokens": 0, "evaluated": 0, "best": None,
-                 "best_step": 0, "kept": [], "data": data, "longest": loaded.max_length,
+        state = {"step": 0, "seconds": 0.0, "tokens": 0, "last_evaluation": 0, "best": None,
+                 "best_step": 0, "kept_steps": [], "data": data, "max_length": loaded.max_length,
                  "reference": loaded.identity()}  # fmt: skip
     start = settings.out_dir if settings.resume else settings.init_from
     policy = checkpoint.load_model(start, "latest", reference.device, settings.revision).model
@@ -364,11 +364,11 @@ def report(logger, state, word, metrics, alarms, progress):
 
 def end_interval(logger, state, kl_factor, texts):
     """Log three completions, and note in the state whether the interval is the best so far."""
-    lines = [line for line in logger.lines if line["step"] > state["evaluated"]]
+    lines = [line for line in logger.lines if line["step"] > state["last_evaluation"]]
     score = sum(line["reward"] - kl_factor * line["kl"] for line in lines) / len(lines)
     if state["best"] is None or score > state["best"]:
         state |= {"best": score, "best_step": state["step"]}
-    state["evaluated"] = state["step"]
+    state["last_evaluation"] = state["step"]
     logger.sample(state["step"], "\n\n".join(texts[:3]))
 
 

@@ -308,7 +308,7 @@ def train(settings):
     # ---- 6. log and checkpoint saver
     data_hashes = checkpoint.data_hashes(train_data.manifest)
     state |= {"model": asdict(model.config), "data": data_hashes}
-    state["longest"] = max(state["longest"], train_loader.longest_chunk)
+    state["max_length"] = max(state["max_length"], train_loader.longest_chunk)
     peak = peak_flops(device)
     peak_tokens_per_second = peak and peak * world_size() / model.flops_per_token(
         train_loader.mean_context
@@ -324,7 +324,7 @@ def train(settings):
         state["skipped"] += guard.skipped()
         state["scaler"] = scaler.state_dict()
         if is_kept(state["step"], settings):
-            state["kept"] = [*state["kept"], state["step"]]
+            state["kept_steps"] = [*state["kept_steps"], state["step"]]
         if is_main:
             saver.save(model, optimizers, state)
         return time.perf_counter()
@@ -342,13 +342,13 @@ def train(settings):
                 stop = result is None  # it was asked to stop meanwhile
                 if result:
                     loss, bits_per_byte = result
-                    state["evaluated"] = state["step"]
+                    state["last_evaluation"] = state["step"]
                     if loss < (state["best"] or math.inf):
                         state |= {"best": loss, "best_step": state["step"]}
                     if is_main:
                         logger.validation(state, loss, bits_per_byte)
                         story = generate_sample(
-                            model, tokenizer, val_data, state["longest"], settings.seed
+                            model, tokenizer, val_data, state["max_length"], settings.seed
                         )
                         logger.sample(state["step"], story)
                         logger.plot()

@@ -44,7 +44,7 @@ def small(dataset, out):
     loader, *_ = make_loaders(settings, train_data, val_data, tokenizer, device)
     model = build_model(settings, tokenizer, device).train()
     step, optimizers = training_step(model, loader, settings)
-    saver, state = checkpoint.CheckpointSaver(out), {"step": 0, "best_step": 0, "kept": []}
+    saver, state = checkpoint.CheckpointSaver(out), {"step": 0, "best_step": 0, "kept_steps": []}
 
     def save():
         state["step"] += 1
@@ -82,7 +82,7 @@ def large(out):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     saver = checkpoint.CheckpointSaver(out)
-    state = {"best_step": 1, "kept": []}
+    state = {"best_step": 1, "kept_steps": []}
     for step in (1, 2, 3):  # the first one also allocates memory
         wait = timed(lambda step=step: saver.save(model, [optimizer], state | {"step": step}))
         write = timed(saver.wait)

@@ -229,7 +229,8 @@ def test_the_gradient_is_of_the_mean_over_completions(reference, base, tmp_path,
 
 
 def test_the_best_interval_has_the_highest_penalized_reward(tmp_path):
-    state = {"step": 0, "seconds": 0.0, "tokens": 0, "evaluated": 0, "best": None, "best_step": 0}
+    state = {"step": 0, "seconds": 0.0, "tokens": 0, "last_evaluation": 0, "best": None}
+    state["best_step"] = 0
     log = RunLogger(tmp_path, state)
     for step, (mean, kl) in enumerate([(0.2, 0.0), (0.5, 0.0), (0.1, 0.0), (0.9, 50.0)], 1):
         state["step"] = step
@@ -255,7 +256,7 @@ def test_endoftext_precedes_every_prompt(base, tmp_path, monkeypatch):
 
 def test_the_standard_error_of_a_steps_mean_reward(reference):
     error = torch.tensor(reference.rewards).std() / reference.settings.batch_size**0.5
-    assert reference.baseline_metrics["reward_error"] == pytest.approx(error.item())
+    assert reference.metrics["reward_error"] == pytest.approx(error.item())
 
 
 @pytest.mark.slow
@@ -357,7 +358,7 @@ def test_stopped_between_checkpoints(finished, base, tmp_path, monkeypatch):
     state = train(replace(settings, resume=True))
     same(settings.out_dir, finished.out_dir, rtol=0, atol=0)
     expected = checkpoint.read_state(finished.out_dir)
-    for name in ("best", "best_step", "evaluated"):
+    for name in ("best", "best_step", "last_evaluation"):
         assert state[name] == expected[name], name
     texts = [Path(x.out_dir, "samples.txt").read_text() for x in (settings, finished)]
     assert texts[0] == texts[1]

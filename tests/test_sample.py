@@ -40,7 +40,8 @@ def run(tmp_path_factory, model):
     """A run folder with the random model and the bytes tokenizer."""
     out = tmp_path_factory.mktemp("out") / "random"
     checkpoint.create_run_folder(out, model.config, Settings(), build("bytes"), {})
-    state = {"step": 1, "best_step": 1, "kept": [], "longest": 40, "model": asdict(model.config)}
+    state = {"step": 1, "best_step": 1, "kept_steps": [], "max_length": 40}
+    state["model"] = asdict(model.config)
     state["data"] = {}
     checkpoint.write_checkpoint(out, model.state_dict(), {}, state)
     return out

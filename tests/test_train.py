@@ -79,7 +79,7 @@ def test_a_run_folder_holds_everything(data, tmp_path):
     val = Dataset(data, "val")
     nats = last["val_loss"] * val.tokens
     assert last["val_bpb"] == pytest.approx(nats / math.log(2) / (val.bytes + val.stories))
-    assert state["longest"] == 128
+    assert state["max_length"] == 128
     found = checkpoint.load_run(out)
     assert found.tokenizer.vocab_size == found.model.config.vocab_size == 512
     assert not any(name.startswith(("_orig_mod", "module")) for name in found.model.state_dict())

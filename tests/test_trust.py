@@ -216,7 +216,7 @@ def test_a_checkpoint_every_ten_minutes_unless_set_otherwise(data, tmp_path, mon
 def test_a_save_copies_first_and_writes_in_a_thread(tmp_path, monkeypatch):
     model = tiny.random_model()
     optimizers = make_optimizers(model, Settings())
-    state = {"best_step": 0, "kept": []}
+    state = {"best_step": 0, "kept_steps": []}
     saver = checkpoint.CheckpointSaver(tmp_path)
     saver.save(model, optimizers, state | {"step": 1})
     saver.wait()

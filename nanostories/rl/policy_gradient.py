@@ -8,6 +8,7 @@ where pi is the policy, the model that is trained, and ref the frozen reference.
 pi(y) = ref(y) exp(R(y) / beta) / Z, the gradient E[(R(y) - beta log(pi(y) / ref(y))) grad log
 pi(y)]. log pi(y) = sum_t log pi(y_t) over its tokens y_t, and <|endoftext|> where it ended. The n
 completions of one prompt are a group. R~_i = R_i - beta log(pi(y_i) / ref(y_i)) has no gradient.
+KL_t = sum_v pi(v) log(pi(v) / ref(v)), both after the prompt and the tokens before y_t.
 
     naive       L = mean_i [-R_i log pi(y_i) + beta sum_t KL_t]
                 The report's. The first term has no baseline: it is unbiased and noisy. The second

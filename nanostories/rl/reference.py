@@ -3,7 +3,7 @@
 reference = Reference(settings, device)          # settings: reward.py's
 completions = reference.generate(model, prompts, seeds)
 rewards = reference.reward_function(texts)
-reference.baseline_metrics                       # {"repetition": 0.14, "words": 120, ...}
+reference.metrics                       # {"repetition": 0.14, "words": 120, ...}
 """
 
 import math
@@ -61,10 +61,10 @@ class Reference:
             settings.min_words, settings.repetition_penalty, sum(repeated) / max(1, sum(trigrams)),
         )  # fmt: skip
         self.rewards = self.reward_function(texts)
-        self.baseline_metrics = self._baseline_metrics(prompts, completions, texts)
+        self.metrics = self._measure(prompts, completions, texts)
 
     @torch.no_grad()
-    def _baseline_metrics(self, prompts, completions, texts):
+    def _measure(self, prompts, completions, texts):
         """{name: float} of the reference's completions: `story_metrics`, reward and KL."""
         batch = pad_batch(prompts, completions, self.loaded.tokenizer.eot, self.device)
         settings, log_ref = self.settings, []

@@ -130,7 +130,7 @@ def write_checkpoint(out_dir, weights, optimizer_state, state):
     """Write checkpoints/<state["step"]> and point the symlinks at it.
 
     weights, optimizer_state: {name: tensor on the CPU}. state: a JSON-able dict with "step",
-    "best_step" (the best checkpoint so far) and "kept" (steps whose checkpoints `prune` never
+    "best_step" (the best checkpoint so far) and "kept_steps" (steps whose checkpoints `prune` never
     removes). If it fails, the older checkpoints are untouched.
     """
     folder = Path(out_dir) / "checkpoints" / str(state["step"])
@@ -179,7 +179,7 @@ def prune(out_dir):
         for name, step in (("latest", steps[-1]), ("best", state["best_step"])):
             if step in steps:
                 _point(out / name, step)
-        for step in {*steps[:-2]} - {state["best_step"], *state["kept"]}:
+        for step in {*steps[:-2]} - {state["best_step"], *state["kept_steps"]}:
             old = out / "checkpoints" / str(step)
             old.rename(f"{old}.part")  # first: a folder named by a step is always complete
     for part in out.glob("checkpoints/*.part"):
@@ -323,7 +323,7 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
             model = GPT(GPTConfig(**config | changes))
         weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
         model.to_empty(device=device).load_state_dict(weights)
-        max_length = min(state["longest"], model.config.block_size)
+        max_length = min(state["max_length"], model.config.block_size)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder} does not fit {out_dir}/config.json: {error}") from None
     if (size := tokenizer.vocab_size) != config["vocab_size"]:

@@ -21,11 +21,11 @@ class RunLogger:
                 line = json.loads(line)
             except ValueError:
                 continue  # the last line of a run killed while it wrote it
-            if line["step"] <= state["evaluated" if "val_loss" in line else "step"]:
+            if line["step"] <= state["last_evaluation" if "val_loss" in line else "step"]:
                 self.lines.append(line)
         write_text(self.out / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in self.lines))
         samples = re.split(r"^(?=--- step \d+$)", self._read("samples.txt"), flags=re.MULTILINE)
-        kept = [text for text in samples[1:] if int(text.split()[2]) <= state["evaluated"]]
+        kept = [text for text in samples[1:] if int(text.split()[2]) <= state["last_evaluation"]]
         write_text(self.out / "samples.txt", "".join(kept))
 
     def _read(self, name):

@@ -117,8 +117,9 @@ def resumed(settings, origin, out_dir):
     return replace(type(settings)(**stored), **changes | {"out_dir": out_dir})
 
 
-NEW_STATE = {"step": 0, "seconds": 0.0, "tokens": 0, "longest": 0, "evaluated": 0, "skipped": 0,
-             "best": None, "best_step": 0, "kept": [], "scaler": {}}  # fmt: skip
+NEW_STATE = {"step": 0, "seconds": 0.0, "tokens": 0, "max_length": 0, "skipped": 0,
+             "last_evaluation": 0, "best": None, "best_step": 0, "kept_steps": [],
+             "scaler": {}}  # fmt: skip
 
 
 def read_state(out_dir, data):

@@ -42,7 +42,7 @@ def time_left(seconds, progress):
 def evaluation_is_due(state, settings, progress):
     """True at every eval_interval steps and at the end; never at step 0, and never twice."""
     regular = state["step"] % settings.eval_interval == 0
-    return state["step"] > state["evaluated"] and (regular or progress >= 1)
+    return state["step"] > state["last_evaluation"] and (regular or progress >= 1)
 
 
 def save_is_due(step, settings, unsaved_seconds):

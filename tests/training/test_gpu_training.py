@@ -99,7 +99,7 @@ def test_a_checkpoint_holds_what_the_gpu_held(data, tmp_path):
     for name, weight in models[0].state_dict().items():
         assert torch.equal(saved[name], weight.cpu()), name
     saver = checkpoint.CheckpointSaver(tmp_path / "pinned")
-    saver.save(models[0], [], {"step": 1, "best_step": 1, "kept": []})
+    saver.save(models[0], [], {"step": 1, "best_step": 1, "kept_steps": []})
     saver.wait()
     assert all(copy.is_pinned() for copy in saver.copies.values())
 

@@ -334,7 +334,8 @@ def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch
 def run_of(model, tokenizer, out):
     """A run folder with this model, and a result in it."""
     checkpoint.create_run_folder(out, model.config, train.Settings(), tokenizer, {})
-    state = {"step": 1, "best_step": 1, "kept": [], "longest": 30, "model": asdict(model.config)}
+    state = {"step": 1, "best_step": 1, "kept_steps": [], "max_length": 30}
+    state["model"] = asdict(model.config)
     checkpoint.write_checkpoint(out, model.state_dict(), {}, state)
     (out / "eval").mkdir()
     storage.write_json(out / "eval" / "loss.json", {"bits_per_byte": 0.8625, "source": "a|b"})
