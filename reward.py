@@ -72,14 +72,14 @@ class Settings:
     repetition_penalty: float = 0.0  # times the fraction of repeated 3-grams above the reference's
     # the policy gradient
     method: str = "rloo"  # naive, reinforce, rloo or grpo
-    kl_factor: float = 0.02  # reward that a nat of KL divergence from the reference costs
+    kl_factor: float = 0.02  # weight of the KL penalty: reward that a nat costs, but for grpo
     batch_size: int = 32  # completions in a step, those of all ranks together
     group_size: int = 0  # completions of one prompt, compared with each other; 0: batch_size
     max_new_tokens: int = 300  # most tokens of a completion
     temperature: float = 1.0  # of sampling, and of policy and reference in the loss
     # the run
     out_dir: str = ""  # run folder; default out/<name of the config file>, or out/reward_<word>
-    dataset: str = ""  # data folder for evaluations of the run; default: the reference's
+    dataset: str = ""  # data folder for the commands of eval; default: the reference's
     resume: bool = False  # continue the run in out_dir
     max_iters: int = 200  # the run ends after so many steps; 0: no limit
     max_minutes: float = 0.0  # the run also ends after so many minutes; 0: no limit
@@ -89,16 +89,16 @@ class Settings:
     # the optimizer, as in train.py
     optimizer: str = "adamw"  # adamw, or muon: muon for the blocks' matrices, adamw for the rest
     learning_rate: float = 3e-4  # the highest, after the warm-up
-    min_lr: float = 0.0  # where the schedule ends
+    min_lr: float = 0.0  # where cosine and linear end
     schedule: str = "constant"  # cosine, linear or constant
     warmup_iters: int = 5  # steps of linear warm-up
-    lr_decay_iters: int = 0  # steps until min_lr; default: the whole run
+    lr_decay_iters: int = 0  # steps until min_lr; default: the run, by the clock with max_minutes
     weight_decay: float = 0.0  # of matrices; biases, gains and embeddings have none
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of their squares
     grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
     # the hardware
-    micro_batch_size: int = 32  # completions in one forward pass
+    micro_batch_size: int = 32  # completions in one forward pass of the loss
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
     attn: str = "auto"  # attention: auto, triton, sdpa or math
 
@@ -144,7 +144,7 @@ def complete(settings, origin):
         settings,
         dataset=dataset,
         group_size=settings.group_size or settings.batch_size,
-        # With max_minutes the learning rate follows the clock.
+        # 0, with max_minutes: the schedule follows the clock.
         lr_decay_iters=settings.lr_decay_iters or (not settings.max_minutes) * settings.max_iters,
     )
 
@@ -184,21 +184,23 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     Returns (texts, metrics): the completions of this rank, and {name: float} over those of all
     ranks. Where metrics["grad_norm"] is not finite, no weight has changed.
     """
-    # Rollout: the policy generates this rank's part of the batch. Groups take the prompts in turn.
-    batch_size, group_size, prompts = settings.batch_size, settings.group_size, reference.prompts
+    # Rollout: the policy generates this rank's part of the batch, as the reference's prompts and
+    # settings say. Groups take the prompts in turn.
+    batch_size, group_size = settings.batch_size, settings.group_size
     first = rank() * batch_size // world_size()
     indices = range(first, first + batch_size // world_size())
-    prompts = [prompts[(step * batch_size + i) // group_size % len(prompts)] for i in indices]
-    seeds = [[settings.seed, step + 1, i] for i in indices]
+    groups = [(step * batch_size + i) // group_size for i in indices]
+    prompts = [reference.prompts[group % len(reference.prompts)] for group in groups]
+    seeds = [[settings.seed, step + 1, i] for i in indices]  # 0 was the baseline's
     completions = reference.generate(policy, prompts, seeds)
 
     # Reward: of the completions without their prompts.
     texts = reference.decode(completions)
     rewards = reference.reward_function(texts)
 
-    # Advantages: each completion against its group, which may span ranks. The log-ratio is part of
-    # the reward and carries no gradient: `tolist` detaches it.
-    # log_pi, log_ref, kl: (completions, T).
+    # Advantages: each completion against its group, which may span ranks. For rloo and reinforce
+    # the log-ratios, without a gradient, carry the KL penalty; naive and grpo have it in the loss.
+    # (completions, T): log_pi and log_ref of the tokens; kl, exact, over the vocabulary.
     batch = pad_batch(prompts, completions, reference.loaded.tokenizer.eot, reference.device)
     log_pi, log_ref, kl = compare_in_micro_batches(policy, reference.model, batch, settings)
     log_ratios = (log_pi - log_ref).sum(1).tolist()
@@ -207,36 +209,36 @@ def train_step(policy, reference, optimizers, settings, step, lr):
         settings.method, all_rewards, all_log_ratios, settings.kl_factor, group_size
     )[indices.start : indices.stop].to(reference.device)
 
-    # Policy-gradient loss: the mean over the completions of all ranks.
+    # Loss: this rank's part of the mean over the completions of all ranks.
     losses = policy_gradient.loss(
         settings.method, advantages, log_pi, kl, batch.completion_mask, settings.kl_factor
     )
     (losses.sum() / batch_size).backward()
     grad_norm = update(policy, optimizers, settings.grad_clip, lr)
 
-    # Metrics: for each name a list, of the completions of all ranks.
+    # Metrics: for each name a list of this rank's completions, then of all ranks'.
     tensors = {"kl": kl.sum(1), **policy_gradient.kl_estimates(log_pi, log_ref), "loss": losses,
                "tokens": batch.completion_mask.sum(1), "log_ref": log_ref.sum(1)}  # fmt: skip
     columns = {name: x.detach().tolist() for name, x in tensors.items()} | {"reward": rewards}
     columns |= {"texts": texts, "ended": [completion.ended for completion in completions]}
     columns = {name: all_gather(column) for name, column in columns.items()}
-    all_texts, ended, log_ref = (columns.pop(name) for name in ("texts", "ended", "log_ref"))
-    metrics = monitor.story_metrics(all_texts, ended, columns["tokens"], log_ref, settings.word)
+    args = [columns.pop("texts"), columns.pop("ended"), columns["tokens"], columns.pop("log_ref")]
+    metrics = monitor.story_metrics(*args, settings.word)
     metrics |= {name: sum(column) / len(column) for name, column in columns.items()}
     return texts, metrics | {"lr": lr, "grad_norm": grad_norm}
 
 
-def compare_in_micro_batches(policy, reference, batch, settings):
+def compare_in_micro_batches(policy, reference_model, batch, settings):
     """`policy_gradient.compare` of a PaddedBatch, at most micro_batch_size rows a pass."""
     size, parts = settings.micro_batch_size, []
     kl_in_loss = settings.method in policy_gradient.KL_IN_LOSS
     for i in range(0, len(batch.tokens), size):
         rows = batch.tokens[i : i + size], batch.targets[i : i + size]
-        args = policy, reference, *rows, settings.temperature, kl_in_loss
+        args = policy, reference_model, *rows, settings.temperature, kl_in_loss
         if len(batch.tokens) <= size:
             return policy_gradient.compare(*args)
-        # The advantages need log pi of all completions before any backward pass: gradients cannot
-        # be accumulated. So a pass keeps no activations, and the backward computes them again.
+        # rloo and reinforce need log pi of all completions before any backward pass. So a pass
+        # keeps no activations, and the backward computes them again.
         parts.append(recompute(policy_gradient.compare, *args, use_reentrant=False))
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 

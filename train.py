@@ -8,10 +8,10 @@
     python train.py configs/ts_33m.py --profile            # where a step's time goes
 
 A step has batch_size x gradient_accumulation_steps rows, whatever the number of ranks; each rank
-computes an equal share of them, at most batch_size at a time. A row holds row_tokens tokens of
-whole stories. Everything lands in the run folder (nanostories/training/checkpoint.py says what is
-in it). Ctrl-C or SIGTERM saves after the current step; --resume then continues as if nothing had
-happened.
+computes an equal share of them, to within a row, at most batch_size at a time. A row holds up to
+row_tokens tokens of whole stories; one longer than block_size is cut into chunks. Everything lands
+in the run folder (nanostories/training/checkpoint.py says what is in it). Ctrl-C or SIGTERM saves
+after the current step; --resume then continues as if nothing had happened.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ class Settings:
     init_from: str = ""  # fine-tune a run folder, gpt2, or a model of the hub; default: none
     revision: str = ""  # which commit, tag or branch of a model of the hub
     resume: bool = False  # continue the run in out_dir
-    max_iters: int = 0  # optimizer steps; 0: one epoch
+    max_iters: int = 0  # optimizer steps; 0: one epoch, or as long as max_minutes
     max_minutes: float = 0.0  # stop after so many minutes, evaluations not counted; 0: none
     eval_interval: int = 1000  # steps between evaluations on the validation stories
     eval_stories: int = 0  # on so many of them, evenly spread; 0: on all
@@ -88,9 +88,9 @@ class Settings:
     log_interval: int = 10  # steps between progress lines
     seed: int = 1337  # decides weights, batches and dropout
     # the batch
-    batch_size: int = 32  # rows in one forward pass
+    batch_size: int = 32  # most rows in one forward pass
     row_tokens: int = 0  # tokens in a row, several stories; default: block_size, at least 1,024
-    gradient_accumulation_steps: int = 1  # such passes in a step, those of all ranks together
+    gradient_accumulation_steps: int = 1  # times batch_size: the rows of a step, of all ranks
     # the model
     block_size: int = 512  # longest chunk of a story, in tokens
     n_layer: int = 4  # transformer blocks
@@ -100,10 +100,10 @@ class Settings:
     # the optimizer
     optimizer: str = "adamw"  # adamw, or muon: muon for the blocks' matrices, adamw for the rest
     learning_rate: float = 5e-4  # the highest, after the warm-up
-    min_lr: float = 0.0  # where the schedule ends
+    min_lr: float = 0.0  # where cosine and linear end
     schedule: str = "cosine"  # cosine, linear or constant
     warmup_iters: int = 100  # steps of linear warm-up
-    lr_decay_iters: int = 0  # steps until min_lr; default: the whole run
+    lr_decay_iters: int = 0  # steps until min_lr; default: the run, by the clock with max_minutes
     weight_decay: float = 0.1  # of matrices; biases, gains and embeddings have none
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of their squares
@@ -157,13 +157,13 @@ def step_batches(loader, settings, first_step):
     stream = loader.stream(ranges, prefetch=2 * len(parts) + 2)  # a thread plans two steps ahead
     for step in itertools.count(first_step):
         step_rows = step * rows, (step + 1) * rows
-        targets, micro_batches = loader.target_count(*step_rows), []
+        step_targets, micro_batches = loader.target_count(*step_rows), []
         # `parts` stands first: zip then ends without taking a batch of the next step.
         for (first, _), batch in zip(parts, stream, strict=False):
-            # The seed depends on the micro-batch's first row, not on the rank: a step cut alike
-            # has the same dropout on any number of ranks.
+            # The seed depends on the micro-batch's first row, not on the rank: a step cut into the
+            # same micro-batches has the same dropout on any number of ranks.
             [seed] = np.random.SeedSequence([settings.seed, step, first]).generate_state(1)
-            micro_batches.append((int(seed), batch, batch.target_count / targets))
+            micro_batches.append((int(seed), batch, batch.target_count / step_targets))
         yield loader.token_count(*step_rows), micro_batches
 
 
@@ -177,10 +177,10 @@ def train_step(
     from 0. autocast: a function that returns the context to compute in. keep_gradients: zero them
     instead of freeing them, as CUDA graphs need. timed(name): the context to time a part in.
     Returns the mean loss over the step's targets, of all ranks, and the norm of the gradient before
-    clipping, as 0-D tensors: nothing here waits for the device.
+    clipping, as 0-D tensors: nothing here waits for the device, but on MPS for one flag.
     """
     ranks = world_size()
-    mean_loss = torch.zeros((), device=micro_batches[0][1].tokens.device)  # of this rank, so far
+    mean_loss = torch.zeros((), device=micro_batches[0][1].tokens.device)  # this rank's part of it
     for i, (dropout_seed, batch, weight) in enumerate(micro_batches):
         torch.manual_seed(dropout_seed)
         torch.compiler.cudagraph_mark_step_begin()  # a graph may overwrite the last pass's outputs
@@ -206,8 +206,8 @@ def train_step(
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
         for group in groups:
             group["lr"] = lr
-        # Where the loss or the norm is nan or inf, a flag on the device has the optimizers change
-        # nothing. MPS knows no such flag: there alone check() waits, and may return False.
+        # From the first nan or inf on the optimizers change nothing (with skip_nonfinite: in that
+        # step alone), by a flag on the device. On MPS check() reads it here, and may return False.
         call_optimizers = guard.check(step, mean_loss, norm)
         for optimizer in optimizers:
             if call_optimizers:
@@ -250,11 +250,11 @@ def train(settings):
     rows = settings.batch_size * settings.gradient_accumulation_steps  # in a step
     steps_per_epoch = math.ceil(train_loader.num_rows / rows)
     max_iters, decay_iters = settings.max_iters, settings.lr_decay_iters
-    if not settings.max_minutes:  # with max_minutes alone the schedule follows the clock
+    if not settings.max_minutes:  # else the schedule follows the clock, without lr_decay_iters
         max_iters = max_iters or steps_per_epoch
         decay_iters = decay_iters or max_iters
     limits = max_iters, settings.max_minutes  # the nearer one ends the run; 0 is none
-    settings = replace(settings, lr_decay_iters=decay_iters)  # stored as what it came to
+    settings = replace(settings, lr_decay_iters=decay_iters)  # a resumed run keeps its schedule
 
     # ---- 3. model: new, from the weights of init_from, or resumed
     if is_main and not settings.profile:
@@ -292,7 +292,7 @@ def train(settings):
     )
     if not decay_iters:
         print0("the learning rate follows the clock: this run cannot be repeated bit for bit")
-    elif decay_iters < max_iters:
+    elif decay_iters < max_iters and settings.schedule != "constant":
         print0(f"after step {decay_iters:,} the learning rate is {settings.min_lr}")
     if settings.profile:
 
@@ -320,8 +320,8 @@ def train(settings):
         saver = checkpoint.CheckpointSaver(settings.out_dir)
 
     def save():
-        """Start a checkpoint: copy the state for a thread that writes it. Returns when it was."""
-        state["skipped"] += guard.skipped()
+        """Start a checkpoint: copy the state for a thread to write. Returns the time."""
+        state["skipped"] += guard.skipped()  # raises where a step had a nan or inf
         state["scaler"] = scaler.state_dict()
         if is_kept(state["step"], settings):
             state["kept_steps"] = [*state["kept_steps"], state["step"]]
@@ -331,7 +331,7 @@ def train(settings):
 
     # ---- 7. the loop
     stop, saved_at = False, time.perf_counter()
-    started_at = saved_at - state["seconds"]  # so now - started_at is the time spent on steps
+    started_at = saved_at - state["seconds"]  # now - started_at: the time without evaluations
     progress = run_progress(state["step"], state["seconds"], *limits)
     with StopSignal() as signal:
         while True:
@@ -371,7 +371,7 @@ def train(settings):
             state["seconds"], unsaved, stop = all_reduce_max(*clocks, signal.received)
             progress = run_progress(state["step"], state["seconds"], *limits)
 
-            # log when due: between evaluations and saves the host waits for the device only here
+            # log when due: else the host waits for the device only to evaluate and save
             if state["step"] % settings.log_interval == 0 or progress >= 1:
                 state["skipped"] += guard.skipped()
                 loss, norm = loss.item(), norm.item()

@@ -5,13 +5,13 @@
     O_i = sum_j P_ij V_j,   P_ij = exp(S_ij) / sum_j' exp(S_ij'),   S_ij = scale * Q_i . K_j
 
 over start_i <= j <= i. A row of a batch holds several stories; start_i is the first key that query
-i may attend to, the first token of its story. A window of w tokens makes it max(start_i, i - w + 1)
-(`windowed`). `start=None` is plain causal attention. `qkv` is packed as the projection leaves it.
-Three implementations, equal to rounding:
+i may attend to, the first token of its story (or of its part, where a long one was cut). A window
+of w tokens makes it max(start_i, i - w + 1) (`windowed`). `start=None` is plain causal attention.
+`qkv` is packed as the projection leaves it. Three implementations, equal up to rounding:
 
     math     the formula, written out: the reference of every test
-    sdpa     torch's fused attention; on a CPU story by story, since a dense T x T mask would spend
-             most of its time on pairs of tokens from different stories
+    sdpa     torch's fused attention; on a CPU story by story (but for windows), since a dense T x T
+             mask would spend most of its time on pairs of tokens from different stories
     triton   the kernels below, for CUDA
 
 Forward (FlashAttention-2: Dao 2023, algorithm 1). P has T x T entries a head, and writing it to
@@ -47,7 +47,7 @@ has few queries after it and many keys before it, so under a plain causal mask p
 the same work: 4 products for each later block, 3 for each earlier one.
 
 Lower bounds. N = B T tokens of C = H D channels in a 2-byte type have M pairs (i, j) with start_i
-<= j <= i; under a plain causal mask M = N (T + 1) / 2. The kernels must at least
+<= j <= i; under a plain causal mask M = N (T + 1) / 2. These kernels must at least
 
     forward    read qkv, write O                               8 N C bytes   201 MB     42 us
                compute 2 products                              4 M C FLOPs    26 GFLOP  26 us
@@ -55,7 +55,7 @@ Lower bounds. N = B T tokens of C = H D channels in a 2-byte type have M pairs (
                compute 7 products                             14 M C FLOPs    90 GFLOP  91 us
 
 at N = 32,768, C = 768 and T = 512. The times are computed from an H200's data sheet (4.8 TB/s, 989
-TFLOP/s); measured times are from an H100 (results/bench/kernels_h100.json).
+TFLOP/s); measured times are an H100's, whose memory is slower (results/bench/kernels_h100.json).
 
 Blocks in which every pair crosses stories are skipped. start never decreases along a row, so a
 block's first query has the smallest one: a sweep over keys begins there, rounded down to STEP and
@@ -73,7 +73,7 @@ import torch.nn.functional as F
 
 from kernels.backend import launch, tl, triton, unavailable, warpgroups
 
-IMPLEMENTATIONS = ("auto", "triton", "sdpa", "math")
+IMPLEMENTATIONS = ("auto", "triton", "sdpa", "math")  # `choose_attention` resolves auto
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
 MAX_HEAD_SIZE = 128
 LOG2_E = 1.4426950408889634
@@ -93,8 +93,8 @@ def windowed(start, window, shape, device):
 def span_ends(start):
     """For each key j, one past the last query that attends to it: (B, T) int32.
 
-    Query i >= j attends to j if start_i <= j. As start (B, T) int32 never decreases in T, these
-    queries come before all others, and the end is the number of starts that are at most j.
+    start_i <= j holds for every i <= j and, as start (B, T) int32 never decreases in T, up to some
+    last i: the end is how many entries of start are at most j.
     """
     key = torch.arange(start.shape[1], dtype=start.dtype, device=start.device)
     keys = key.expand_as(start).contiguous()
@@ -185,8 +185,8 @@ def attention_by_story(qkv, start, scale=None):
 #
 # The 33M model's heads of 48, padded to 64, would waste a quarter of the work. So a head's tile is
 # a tuple of one matrix or of two side by side: 48 = 32 + 16 columns, 80 = 64 + 16. Only this
-# section's functions know; the code after them reads as if a tile were one (rows, D) matrix. How
-# many rows it has is a launch setting, BLOCK or STEP: see `tiles`.
+# section's functions and `_delta` know; the other code reads as if a tile were one (rows, D)
+# matrix. How many rows it has is a launch setting, BLOCK or STEP: see `tiles`.
 
 
 @triton.constexpr_function
@@ -329,7 +329,8 @@ def _forward(
             if DIAGONAL:
                 s = tl.where(offsets[None, :] <= (queries - key)[:, None], s, float("-inf"))
             new_m = tl.maximum(m, tl.max(s, 1) * scale_log2)
-            p = tl.exp2(s * scale_log2 - new_m[:, None])  # one multiply-add and one exp2 a pair
+            # P but for the factor 1 / z: one multiply-add and one exp2 a pair.
+            p = tl.exp2(s * scale_log2 - new_m[:, None])
             rescale = tl.exp2(m - new_m)
             v = _load(V, keys, T, ROW, D, DIAGONAL)
             acc = _add_dot(_times(acc, rescale[:, None]), p, v)
@@ -365,11 +366,12 @@ def _key_gradients(
     H: tl.constexpr, D: tl.constexpr, HAS_START: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of the keys from `first` to `last`; the pointers are moved as in _backward."""
+    """dK and dV of the keys from `first` to `last`. Q and DQ point at this head's q in QKV and
+    D_QKV; its k and v lie H D and 2 H D further. The other pointers are moved likewise."""
     ROW: tl.constexpr = 3 * H * D
     rows, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
-    # We compute P^T = K Q^T, (keys, queries), because dV = P^T dO and dK = dS^T Q need that layout:
-    # P and dS are never transposed.
+    # From P^T, (keys, queries), because dV = P^T dO and dK = dS^T Q need that layout: P and dS are
+    # never transposed.
     k = _load(Q + H * D, rows, T, ROW, D, True)
     v = _load(Q + 2 * H * D, rows, T, ROW, D, True)
     dk, dv = _zeros(BLOCK, D), _zeros(BLOCK, D)
@@ -413,7 +415,7 @@ def _backward(
     Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e).
     """
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    first = tl.program_id(1) * BLOCK  # no order needed: all take about equally long
+    first = tl.program_id(1) * BLOCK  # in any order: under a causal mask the work is 4 to 3 at most
     last = tl.minimum(first + BLOCK, T)  # one past the block
     ROW: tl.constexpr = 3 * H * D
     Q = QKV + batch * T * ROW + head * D

@@ -34,7 +34,7 @@ class Batch:
 
     tokens: torch.Tensor  # int64
     targets: torch.Tensor  # int64, the next token; IGNORE_INDEX where no loss is computed
-    positions: torch.Tensor  # int64, from 0 in each chunk
+    positions: torch.Tensor  # int64, from 0 in each chunk; 0 in padding
     doc_start: torch.Tensor  # int32, the column where the token's chunk begins
     target_count: int  # targets that are not IGNORE_INDEX
 
@@ -47,12 +47,12 @@ class PackedDataLoader:
     tokens apart (0: block_size; evaluation takes half of it, for context). Loss is computed only on
     targets that no earlier chunk has, so every token is a target once.
 
-    Chunks fill rows of row_tokens once. Each epoch visits the rows in an order of its own, and the
-    epochs make one endless stream of rows. Batch i is rows i * batch_size to (i + 1) * batch_size
-    - 1 of it. With shuffle=False rows come once, as they were filled.
+    Chunks are packed into rows of row_tokens here, for good. Each epoch visits the rows in an order
+    of its own, and the epochs make one endless stream of rows. Batch i is rows i * batch_size to
+    (i + 1) * batch_size - 1 of it. With shuffle=False there is one epoch, in the order of packing.
 
-    data: a Dataset. answers: int64 (stories,); if given, only targets from that token of each story
-    on count (the story of an Instruct record). device: where batches are made; a GPU keeps the
+    data: a Dataset. answers: int64 (stories,), where the answer of each Instruct record begins; if
+    given, only targets from there on count. device: where batches are made; a GPU keeps the
     corpus too, if that takes at most a tenth of its memory, and then only chunk tables are copied.
     """
 
@@ -67,7 +67,7 @@ class PackedDataLoader:
         chunks = split_into_chunks(data.starts, block_size, stride or block_size, answers)
         order = np.random.default_rng([seed, 0]).permutation(chunks.shape[1])
         rows = pack(chunks[1], order if shuffle else np.sort(order), row_tokens)
-        # (4, chunks), row after row: offset, length, skip, is_end; see split_into_chunks
+        # (4, chunks), row after row: offset, length, skip, is_end; see split_into_chunks.
         self.chunks = chunks[:, np.concatenate(rows)]
         self.row_ends = np.cumsum([len(row) for row in rows])  # row i: chunks up to row_ends[i]
         self.num_rows = len(rows)
@@ -76,15 +76,15 @@ class PackedDataLoader:
         self.row_targets = np.diff(np.cumsum(length - skip)[self.row_ends - 1], prepend=0)
         self.longest_chunk = int(length.max())  # in tokens
         self.padding = 1 - length.sum() / (self.num_rows * row_tokens)  # fraction of all positions
-        # Tokens before a token, on average over all tokens: sum(length^2) / sum(length) / 2.
+        # About how many tokens a token attends to, on average: sum(length^2) / sum(length) / 2.
         self.mean_context = float(length / length.sum() @ length) / 2
         self.device = torch.device(device)
         self.device_tokens = None
         if self.device.type == "cuda":
             memory = torch.cuda.get_device_properties(self.device).total_memory
-            if 2 * data.tokens < memory / 10:  # two bytes a token
+            if 2 * data.tokens <= memory / 10:  # two bytes each
                 self.device_tokens = self._load_to_device()
-        # Of this loader, the orders of two epochs: a batch may cross from one into the next.
+        # Cached for two epochs: a batch may cross from one into the next.
         self._epoch_order = functools.lru_cache(2)(self._epoch_order)
 
     def _load_to_device(self):
@@ -115,7 +115,7 @@ class PackedDataLoader:
         return int(self.row_lengths[self._rows(first, last)].sum())
 
     def row_range(self, i):
-        """(first, last) rows of batch number i."""
+        """(first, last) of batch number i in the stream of rows, last not included."""
         last = (i + 1) * self.batch_size
         return i * self.batch_size, last if self.shuffle else min(last, self.num_rows)
 
@@ -132,9 +132,9 @@ class PackedDataLoader:
             yield from (self._make_batch(*plan) for plan in plans)
 
     def _plan(self, first, last):
-        """The arguments of `_make_batch` for these rows: chunks (4, n), as in self.chunks, padding
-        being a chunk that skips all of its targets; the tokens that their offsets point into, int16
-        bits of uint16, or None where they are on the device; the number of rows, and of targets."""
+        """The arguments of `_make_batch` for these rows: (1) chunks (4, n) as in self.chunks, the
+        padding of a row a chunk with skip = length; (2) the tokens that the offsets index, int16
+        bits of uint16, or None where they are on the device; (3) how many rows; (4) targets."""
         columns, rows = [], self._rows(first, last)
         for row in rows:
             chunks = self.chunks[:, self.row_ends[row - 1] if row else 0 : self.row_ends[row]]
@@ -156,13 +156,13 @@ class PackedDataLoader:
         """The tensor, for a GPU in pinned memory, so that copying it does not block."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    def _make_batch(self, chunks, tokens, rows, target_count):
+    def _make_batch(self, chunks, tokens, num_rows, target_count):
         chunks = chunks.to(self.device, non_blocking=True)
         tokens = self.device_tokens if tokens is None else tokens.to(self.device, non_blocking=True)
-        size = rows * self.row_tokens
+        size = num_rows * self.row_tokens
         offset, length, skip, is_end = chunks  # each (n,)
         begin = length.cumsum(0) - length  # where each chunk begins in the rows, laid end to end
-        # (size,) the chunk of each token: 0, 0, 0, 1, 1, ... Given its size, no GPU has to wait.
+        # (size,) the chunk of each token: 0, 0, 0, 1, 1, ... Given its size, the CPU need not wait.
         chunk = torch.repeat_interleave(length, output_size=size)
         position = torch.arange(size, device=self.device) - begin[chunk]
         not_padding = (skip < length)[chunk]
@@ -172,7 +172,7 @@ class PackedDataLoader:
         # After a story comes <|endoftext|>: put in, for not every story is followed by another.
         is_last = is_end.bool()[chunk] & (position == length[chunk] - 1)
         targets = next_token.where(~is_last, self.eot).where(position >= skip[chunk], IGNORE_INDEX)
-        shape = (rows, self.row_tokens)
+        shape = (num_rows, self.row_tokens)
         return Batch(
             tokens=(tokens[source].long() & 0xFFFF).where(not_padding, self.eot).view(shape),
             targets=targets.view(shape),
@@ -192,7 +192,7 @@ def split_into_chunks(starts, block_size, stride, answers=None):
     story = np.repeat(np.arange(len(story_length)), chunks_per_story)  # of each chunk
     first_chunk = np.cumsum(chunks_per_story) - chunks_per_story  # of each story
     number = np.arange(len(story)) - first_chunk[story]  # of the chunk within its story
-    begin = number * stride  # in the story, as end
+    begin = number * stride  # in the story, like end
     end = np.minimum(begin + block_size, story_length[story])
     skip = np.where(number > 0, block_size - stride, 0)
     if answers is not None:
@@ -204,9 +204,9 @@ def split_into_chunks(starts, block_size, stride, answers=None):
 
 
 def pack(length, order, row_tokens, window=1024):
-    """Rows of at most row_tokens tokens: best fit decreasing among `window` chunks at a time, which
-    begin new rows. length: int (chunks,). order: int (chunks,), the chunks as drawn. Returns a list
-    of rows, each a list of chunk numbers."""
+    """Rows of at most row_tokens tokens: best fit decreasing in each `window` chunks of the order;
+    no row spans two windows. length: int (chunks,). order: int (chunks,), the chunks as drawn.
+    Returns a list of rows, each a list of chunk numbers."""
     rows = []
     for first in range(0, len(order), window):
         drawn = order[first : first + window]
@@ -225,9 +225,9 @@ def pack(length, order, row_tokens, window=1024):
 
 
 def split_rows_across_ranks(rows, batch_size, rank, world_size):
-    """The rows of a step that one rank computes: [(first, last), ...], one for each micro-batch of
-    at most batch_size rows, `last` not included. Ranks, and the passes of a rank, differ by a row
-    at most. Together the ranks compute the same rows, whatever world_size is."""
+    """One rank's part of the `rows` rows of a step, counted from its first: [(first, last), ...],
+    one for each micro-batch of at most batch_size rows, `last` not included. Ranks, and the
+    micro-batches of a rank, differ by a row at most. rows: at least world_size."""
     first, last = rows * rank // world_size, rows * (rank + 1) // world_size
     passes = -(-(last - first) // batch_size)
     edges = [first + (last - first) * i // passes for i in range(passes + 1)]
@@ -275,8 +275,8 @@ def open_data(settings):
 
 
 def make_loaders(settings, train, val, tokenizer, device):
-    """(PackedDataLoader of train, PackedDataLoader of val, bytes of the val text that is scored:
-    UTF-8, and one for each story's separator, the denominator of bits per byte)."""
+    """(PackedDataLoader of train, PackedDataLoader of val, the denominator of bits per byte:
+    the UTF-8 bytes of the val text that is scored, and one a story for <|endoftext|>)."""
     train_answers = val_answers = None
     val_bytes = val.bytes + val.stories
     if 0 < settings.eval_stories < val.stories:

@@ -167,10 +167,10 @@ def test_simple_words():
     assert not {"lily", "tim", "the", "ran", "dogs", "everyone"} & set(every)
 
 
-def test_words_are_chosen_by_frequency_and_part_of_speech():
-    """By hand: "run" is a verb three times and a noun once; "dogs" and "dog" are one word."""
+def test_words_are_chosen_by_frequency_and_part_of_speech(nltk_data):
+    """By hand: "run" is a verb three times and a noun once; "x" is no word, "crap" for no child."""
     counts = Counter({("run", "verb"): 3, ("run", "noun"): 1, ("dog", "noun"): 2, ("x", "noun"): 9,
-                     ("cat", "noun"): 5, ("big", "adjective"): 1})  # fmt: skip
+                     ("cat", "noun"): 5, ("big", "adjective"): 1, ("crap", "noun"): 7})  # fmt: skip
     chosen = script.choose_words(counts)
     assert chosen == {"noun": ["cat", "dog"], "verb": ["run"], "adjective": ["big"]}
 
