@@ -144,7 +144,7 @@ class ContextSynonyms:
         forms = [inflect(name, word.tag) for name in self.base_forms(text, word)]
         least = MIN_FREQUENCY * self.total  # rules out "experter"
         forms = [form for form in forms if form != own and self.counts[form] >= least]
-        forms = [form for form in forms if wordnet.is_child_safe(form)]  # "ball" is, "balls" not
+        forms = [form for form in forms if wordnet.is_child_safe(form)]  # "drink" is, "drunk" not
         forms = [form for form in forms if self.overlap(own, form) >= MIN_OVERLAP]
         return self.most_likely(text, word, forms) if self.log_likelihoods and forms else forms
 

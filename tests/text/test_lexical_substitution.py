@@ -294,6 +294,17 @@ def test_a(word):
     assert not begins_with_vowel_sound(word)
 
 
+@pytest.mark.parametrize(("tag", "synonyms"), [("VBD", ["drank"]), ("VBN", [])])
+def test_the_inflected_form_must_be_for_children_too(tag, synonyms):
+    """ "drink" and "drank" are, "drunk" is not."""
+    corpus = CorpusCounts()
+    corpus.add("had swallowed milk, drank milk, drunk milk. " * 20)
+    method = ContextSynonyms(corpus)
+    method.base_forms = lambda *_: ["drink"]
+    word = wordnet.Word(0, 9, "swallowed", "v", tag)
+    assert method.synonyms("swallowed", word) == synonyms
+
+
 # ----------------------------------------------------------------------------------------------
 # how often it is wrong
 
