@@ -103,8 +103,7 @@ class Settings:
     attn: str = "auto"  # attention: auto, triton, sdpa or math
 
 
-# ----------------------------------------------------------------------------------------------
-# settings
+# ---- settings ----------------------------------------------------------------------------------
 
 MIN_TEMPERATURE = 1e-5  # below it sampling is greedy: all completions of a prompt are the same
 
@@ -174,8 +173,7 @@ def check(settings):
         check_free(settings.out_dir)
 
 
-# ----------------------------------------------------------------------------------------------
-# one step
+# ---- one step ----------------------------------------------------------------------------------
 
 
 def train_step(policy, reference, optimizers, settings, step, lr):
@@ -259,8 +257,7 @@ def update(policy, optimizers, grad_clip, lr):
     return norm
 
 
-# ----------------------------------------------------------------------------------------------
-# the run
+# ---- the run -----------------------------------------------------------------------------------
 
 
 def train(settings):

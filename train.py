@@ -116,8 +116,7 @@ class Settings:
     attn: str = "auto"  # attention: auto, triton, sdpa or math
 
 
-# ----------------------------------------------------------------------------------------------
-# the model
+# ---- the model ---------------------------------------------------------------------------------
 
 
 def build_model(settings, tokenizer, device):
@@ -136,8 +135,7 @@ def build_model(settings, tokenizer, device):
     return loaded.model.train()
 
 
-# ----------------------------------------------------------------------------------------------
-# one step
+# ---- one step ----------------------------------------------------------------------------------
 
 
 def step_batches(loader, settings, first_step):
@@ -217,8 +215,7 @@ def train_step(
     return mean_loss, norm
 
 
-# ----------------------------------------------------------------------------------------------
-# a run
+# ---- a run -------------------------------------------------------------------------------------
 
 
 def generate_sample(model, tokenizer, data, max_length, seed):

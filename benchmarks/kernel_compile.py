@@ -69,8 +69,7 @@ class Report:
         return [problem for problem, present in checks.items() if present]
 
 
-# ----------------------------------------------------------------------------------------------
-# recording the launches
+# ---- recording the launches --------------------------------------------------------------------
 
 
 def attention_passes(head_size, dtype, stories):
@@ -126,8 +125,7 @@ def configurations():
     return launchers
 
 
-# ----------------------------------------------------------------------------------------------
-# compiling and inspecting
+# ---- compiling and inspecting ------------------------------------------------------------------
 
 
 def compile_launch(kernel, args, options, arch):

@@ -36,8 +36,7 @@ class Settings:
     device: str = "cuda"  # cuda; cpu runs tiny shapes, to test the script
 
 
-# ----------------------------------------------------------------------------------------------
-# timing
+# ---- timing ------------------------------------------------------------------------------------
 
 
 def capture_graph(function, stream, pool):
@@ -170,8 +169,7 @@ def environment(settings):
     return facts
 
 
-# ----------------------------------------------------------------------------------------------
-# the table and the plot
+# ---- the table and the plot --------------------------------------------------------------------
 
 
 def roofline_us(case, facts):

@@ -80,9 +80,10 @@ def random_stories(vocab_size, stories=20_000):
     return InMemoryDataset(ids, starts)
 
 
-# ----------------------------------------------------------------------------------------------
-# the two projects: each returns a function that trains one step and returns its number of tokens,
-# and the floating-point operations per token
+# ---- the two projects --------------------------------------------------------------------------
+#
+# Each returns a function that trains one step and returns its number of tokens, and the
+# floating-point operations per token.
 
 
 def training_step(model, loader, settings):
@@ -194,8 +195,7 @@ def worker(pipe, project, case, path, steps):
         pipe.send({"tokens_per_second": throughput, "flops_per_token": flops, "peak_bytes": peak})
 
 
-# ----------------------------------------------------------------------------------------------
-# rounds and the table
+# ---- rounds and the table ----------------------------------------------------------------------
 
 
 def matmul_rate(device, dtype):

@@ -53,8 +53,7 @@ def run(main):
         sys.exit(128 + signal.SIGINT)
 
 
-# ----------------------------------------------------------------------------------------------
-# what the scripts declare
+# ---- what the scripts declare ------------------------------------------------------------------
 
 
 def declared(path):
@@ -88,8 +87,7 @@ def unknown_setting(name, where, names):
     return UserError(f"{where}: unknown setting '{name}'{hint}")
 
 
-# ----------------------------------------------------------------------------------------------
-# values and their types
+# ---- values and their types --------------------------------------------------------------------
 
 BOOLS = {"true": True, "1": True, "false": False, "0": False}
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text",
@@ -131,8 +129,7 @@ def check_type(value, declared_type, where):
     raise wrong_type(value, declared_type, where)
 
 
-# ----------------------------------------------------------------------------------------------
-# loading
+# ---- loading -----------------------------------------------------------------------------------
 
 
 def read_config_file(path):
@@ -215,8 +212,7 @@ def print_help(cls):
         print(f"  --{field.name}={field.default!r}".ljust(40), help_text[field.name])
 
 
-# ----------------------------------------------------------------------------------------------
-# ranges
+# ---- ranges ------------------------------------------------------------------------------------
 
 POSITIVE, NOT_NEGATIVE, FRACTION = "at least 1", "0 or more", "at least 0 and below 1"
 

@@ -66,8 +66,7 @@ class Settings(harness.ModelSettings):
     workers: int = 0  # processes that build the index; 0: one per core, four at most
 
 
-# ----------------------------------------------------------------------------------------------
-# prompts and completions
+# ---- prompts and completions -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,7 @@ def generate_all(models, prompts, settings, temperatures):
     return generated
 
 
-# ----------------------------------------------------------------------------------------------
-# measures
+# ---- measures ----------------------------------------------------------------------------------
 
 
 def measure(index, prompts, generated, unseen, settings):

@@ -76,8 +76,7 @@ def val_texts(folder):
     return (tokenizer.decode(data.story(i)[1:]) for i in range(data.stories))
 
 
-# ----------------------------------------------------------------------------------------------
-# prompts
+# ---- prompts -----------------------------------------------------------------------------------
 
 
 def beginnings(name):
@@ -140,8 +139,7 @@ def fits(models, prompt):
     return min(room) >= MIN_STORY_TOKENS
 
 
-# ----------------------------------------------------------------------------------------------
-# completions and their log-likelihoods
+# ---- completions and their log-likelihoods -----------------------------------------------------
 
 
 def generate_completions(loaded, texts, settings, num_samples):
@@ -230,8 +228,7 @@ def margin_scores(margins):
     }
 
 
-# ----------------------------------------------------------------------------------------------
-# results
+# ---- results -----------------------------------------------------------------------------------
 
 
 def facts_of(loaded, settings, *names):

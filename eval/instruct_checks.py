@@ -103,8 +103,7 @@ def sounds_bad(story):
     return bad > good
 
 
-# ----------------------------------------------------------------------------------------------
-# storybook's stories, exactly
+# ---- storybook's stories, exactly --------------------------------------------------------------
 
 
 def _exact_scores(record, true, story):

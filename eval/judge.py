@@ -125,8 +125,7 @@ def evaluate(models, settings, folder, facts):
     harness.write_result(models[0].out_dir, f"judge-{settings.mode}", results, lines)
 
 
-# ----------------------------------------------------------------------------------------------
-# what is graded
+# ---- what is graded ----------------------------------------------------------------------------
 
 
 def make_items(models, settings, folder):
@@ -179,8 +178,7 @@ def mark_words(text, seed):
     return marked, "\n".join(dict.fromkeys(lines[::-1])) or "(none)"
 
 
-# ----------------------------------------------------------------------------------------------
-# grades
+# ---- grades ------------------------------------------------------------------------------------
 
 
 def mean_by_prompt(values, num_prompts, seed):
@@ -232,8 +230,7 @@ def print_grades(grades, ages):
         print("age group     " + ", ".join(shares))
 
 
-# ----------------------------------------------------------------------------------------------
-# pairs
+# ---- pairs -------------------------------------------------------------------------------------
 
 
 def pair_scores(items, verdicts):

@@ -89,8 +89,7 @@ def complete(settings):
     return settings, SimpleNamespace(**run_settings | {"word": settings.word})
 
 
-# ----------------------------------------------------------------------------------------------
-# the stories
+# ---- the stories -------------------------------------------------------------------------------
 
 
 def generate_stories(loaded, prompts, settings):
@@ -131,8 +130,7 @@ def measure_stories(model, prompts, stories, reference, settings):
     ]  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------
-# the verdicts
+# ---- the verdicts ------------------------------------------------------------------------------
 
 
 def thresholds(lines):
@@ -174,8 +172,7 @@ def judge_stories(lines, settings):
     return True
 
 
-# ----------------------------------------------------------------------------------------------
-# the table
+# ---- the table ---------------------------------------------------------------------------------
 
 
 def columns(lines, *names):

@@ -82,8 +82,7 @@ def main():
             print(f"{settings.judge}: {client.summary()}")
 
 
-# ----------------------------------------------------------------------------------------------
-# prompts and stories
+# ---- prompts and stories -----------------------------------------------------------------------
 
 
 def draw_prompt(words, seed, number):
@@ -125,8 +124,7 @@ def write_stories(client, words, settings):
     return counts[False], counts[True]
 
 
-# ----------------------------------------------------------------------------------------------
-# simple words
+# ---- simple words ------------------------------------------------------------------------------
 
 
 def count_words(texts):

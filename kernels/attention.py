@@ -79,8 +79,7 @@ MAX_HEAD_SIZE = 128
 LOG2_E = 1.4426950408889634
 
 
-# ----------------------------------------------------------------------------------------------
-# which keys a query attends to
+# ---- which keys a query attends to -------------------------------------------------------------
 
 
 def windowed(start, window, shape, device):
@@ -117,8 +116,7 @@ def attention_mask(start):
     return (causal & (position[None, None, :] >= start[:, :, None]))[:, None]
 
 
-# ----------------------------------------------------------------------------------------------
-# in torch: the reference, and its fused attention
+# ---- in torch: the reference, and its fused attention ------------------------------------------
 
 
 def attention_scores(qkv, scale=None):
@@ -173,8 +171,7 @@ def attention_by_story(qkv, start, scale=None):
     return torch.cat(outs).view(B, T, H, D).to(qkv.dtype)
 
 
-# ----------------------------------------------------------------------------------------------
-# Triton: a tile of a head
+# ---- Triton: a tile of a head ------------------------------------------------------------------
 #
 # A kernel is a function that the GPU runs once for each program of a grid; tl.program_id is its
 # number. A program computes on tiles: matrices whose sides are powers of two, at least 16 for
@@ -279,8 +276,7 @@ def _add_dot(tile, p, b):
         return x, tl.dot(p, b[1], tile[1], input_precision="ieee")
 
 
-# ----------------------------------------------------------------------------------------------
-# Triton: the forward pass
+# ---- Triton: the forward pass ------------------------------------------------------------------
 
 
 @triton.jit
@@ -342,8 +338,7 @@ def _forward(
     tl.store(LSE + (batch * H + head) * T + queries, m + tl.log2(z), mask=queries < T)
 
 
-# ----------------------------------------------------------------------------------------------
-# Triton: the backward pass
+# ---- Triton: the backward pass -----------------------------------------------------------------
 
 
 @triton.jit
@@ -459,8 +454,7 @@ def _backward(
     _store(DQ, rows, T, _times(dq, scale), ROW, D)
 
 
-# ----------------------------------------------------------------------------------------------
-# custom ops, which torch.compile keeps in one graph, and the public function
+# ---- custom ops, which torch.compile keeps in one graph, and the public function ---------------
 
 
 def tiles(head_size, dtype, backward, device):

@@ -49,8 +49,7 @@ CHUNK = {"cpu": 512, "cuda": 4096}  # tokens; of 50,304 words, 4,096 take 0.4 GB
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
-# ----------------------------------------------------------------------------------------------
-# Triton's work, in torch: the reference
+# ---- Triton's work, in torch: the reference ----------------------------------------------------
 
 
 def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_index, grad):
@@ -64,8 +63,7 @@ def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_
         logits.copy_(gradient.mul_(scored * d_loss[:, None]))
 
 
-# ----------------------------------------------------------------------------------------------
-# Triton: recompute
+# ---- Triton: recompute -------------------------------------------------------------------------
 
 
 @triton.jit
@@ -157,8 +155,7 @@ def _sweep_tokens(
     tl.store(place, d, mask=(words[:, None] < V_PADDED) & (columns < C))
 
 
-# ----------------------------------------------------------------------------------------------
-# Triton: chunks
+# ---- Triton: chunks ----------------------------------------------------------------------------
 
 
 @triton.jit
@@ -204,8 +201,7 @@ def _softmax_gradient(
             tl.store(LOGITS + words, d, mask=words < V_PADDED)
 
 
-# ----------------------------------------------------------------------------------------------
-# custom ops, which torch.compile keeps in one graph, and the public function
+# ---- custom ops, which torch.compile keeps in one graph, and the public function ---------------
 
 
 def tiles(n_embd, dtype, backward, device):

@@ -35,8 +35,7 @@ def packed_batch(lengths, row_tokens, seed=0):
     return tokens, targets, positions, start
 
 
-# ----------------------------------------------------------------------------------------------
-# the same numbers as transformers
+# ---- the same numbers as transformers ----------------------------------------------------------
 
 
 def copy_gpt2(theirs, ours):
@@ -123,8 +122,7 @@ def test_initial_weights_are_gpt2s():
             assert torch.equal(weight, torch.full_like(weight, name.endswith("weight"))), name
 
 
-# ----------------------------------------------------------------------------------------------
-# attention and loss
+# ---- attention and loss ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 97), (1, 128), (3, 200)])
@@ -182,8 +180,7 @@ def test_chunked_loss_equals_torch(n):
     assert gradients[1][300:].abs().max() == 0  # padding is never trained
 
 
-# ----------------------------------------------------------------------------------------------
-# what every later part relies on
+# ---- what every later part relies on -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False}])

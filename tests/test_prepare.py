@@ -59,8 +59,7 @@ def listing(folder):
     return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
-# ----------------------------------------------------------------------------------------------
-# the folder
+# ---- the folder --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
@@ -264,8 +263,7 @@ def test_hold_out_of_what_is_not_there(tmp_path, source, hold_out, message):
     assert not list(tmp_path.iterdir())
 
 
-# ----------------------------------------------------------------------------------------------
-# cleaning and the split
+# ---- cleaning and the split --------------------------------------------------------------------
 
 
 def test_cleaning_is_counted(tmp_path, capsys):
@@ -338,8 +336,7 @@ def test_sample_is_bounded_and_from_everywhere(tmp_path, monkeypatch):
     assert max(seen) > "This is story number 03700."
 
 
-# ----------------------------------------------------------------------------------------------
-# nothing half-written
+# ---- nothing half-written ----------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -31,8 +31,7 @@ def model():
     return model
 
 
-# ----------------------------------------------------------------------------------------------
-# the commands
+# ---- the commands ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +152,7 @@ def test_damaged_checkpoints_are_refused(run, tmp_path):
     checkpoint.load_run(run)
 
 
-# ----------------------------------------------------------------------------------------------
-# eval/loss.py
+# ---- eval/loss.py ------------------------------------------------------------------------------
 
 
 def test_bits_per_byte_of_a_text(run, tmp_path, model):

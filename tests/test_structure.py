@@ -55,7 +55,7 @@ MAX_TOTAL = 15_500  # Python lines outside tests and benchmarks
 ALLOWED_IMPORTS = set()
 ALLOWED_CIRCLES = set()
 ALLOWED_LINES = {}
-ALLOWED_TOTAL = 15_894
+ALLOWED_TOTAL = 15_841
 # To stay: a run of a script reads from top to bottom, its loop visible whole.
 ALLOWED_FUNCTIONS = {"train.py: train": 160}
 
@@ -69,8 +69,7 @@ PRIVATE_WORDS = {
 }  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------
-# reading the source
+# ---- reading the source ------------------------------------------------------------------------
 
 
 @functools.cache
@@ -117,8 +116,7 @@ def room_of(module):
     return max(fits)[1:] if fits else None
 
 
-# ----------------------------------------------------------------------------------------------
-# the checks: each returns its breaches, one line each
+# ---- the checks: each returns its breaches, one line each --------------------------------------
 
 
 def strange_files(files):
@@ -247,8 +245,7 @@ def private_sentences(files):
     return [f"{path}: {t}" for path, t in texts if words & set(re.findall("[a-z]+", t.lower()))]
 
 
-# ----------------------------------------------------------------------------------------------
-# the project keeps them
+# ---- the project keeps them --------------------------------------------------------------------
 
 
 def test_every_file_has_a_room():
@@ -305,8 +302,7 @@ def test_an_import_changes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ----------------------------------------------------------------------------------------------
-# and each check sees a breach
+# ---- and each check sees a breach --------------------------------------------------------------
 
 
 SOUND = {

@@ -30,8 +30,7 @@ from nanostories.training import checkpoint, run_config
 from nanostories.training.optim import make_optimizers
 from train import Settings
 
-# ----------------------------------------------------------------------------------------------
-# exact resume
+# ---- exact resume ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,8 +175,7 @@ def test_a_profile_leaves_a_run_alone(data, tmp_path):
     assert not parts[0].exists() and not parts[1].exists()
 
 
-# ----------------------------------------------------------------------------------------------
-# checkpoints, signals, kills
+# ---- checkpoints, signals, kills ---------------------------------------------------------------
 
 
 def test_log_spaced_checkpoints_stay_and_the_rest_is_bounded(data, tmp_path):
@@ -453,8 +451,7 @@ def test_a_pickle_among_the_data_is_refused(data, tmp_path):
     assert not mark.exists()
 
 
-# ----------------------------------------------------------------------------------------------
-# numbers that go wrong
+# ---- numbers that go wrong ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -38,8 +38,9 @@ def losses(out):
     return [line["loss"] for line in metrics(out) if "loss" in line]
 
 
-# ----------------------------------------------------------------------------------------------
-# other processes: forked from a server that has imported train already, so that each costs little
+# ---- other processes -----------------------------------------------------------------------------
+#
+# Forked from a server that has imported train already, so that each costs little.
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train"])

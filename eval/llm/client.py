@@ -43,8 +43,7 @@ class _PassingError(Exception):
     """Worth another try. args: the reason, seconds to wait or None, whether it may be charged."""
 
 
-# ----------------------------------------------------------------------------------------------
-# the client
+# ---- the client --------------------------------------------------------------------------------
 
 
 class Client:
@@ -277,8 +276,7 @@ def _seconds(retry_after):
     return None
 
 
-# ----------------------------------------------------------------------------------------------
-# the cache of paid replies
+# ---- the cache of paid replies -----------------------------------------------------------------
 
 
 class ReplyFile:

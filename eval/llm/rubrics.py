@@ -122,8 +122,7 @@ def _value(choices, text, scale, prose):
     return float(text)
 
 
-# ----------------------------------------------------------------------------------------------
-# the rubrics of rubrics.toml
+# ---- the rubrics of rubrics.toml ---------------------------------------------------------------
 
 
 def _rubric(turns, grades=(), choices=None, **others):

@@ -37,8 +37,7 @@ class JudgeSettings:
     dry_run: bool = False  # print one full prompt, the calls, tokens and cost; call nothing
 
 
-# ----------------------------------------------------------------------------------------------
-# requests, and what they cost
+# ---- requests, and what they cost --------------------------------------------------------------
 
 
 def request_fields(settings):
@@ -83,8 +82,7 @@ def worst_cost(settings, messages):
     return cost(settings, count_tokens(messages) * 4 / 3, reply_limit(settings) or 0)
 
 
-# ----------------------------------------------------------------------------------------------
-# checks
+# ---- checks ------------------------------------------------------------------------------------
 
 
 def check_judge(settings):

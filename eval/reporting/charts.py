@@ -91,8 +91,7 @@ def smooth(points, fraction=0.05):
     return list(zip(x[width - 1 :], means, strict=True))
 
 
-# ----------------------------------------------------------------------------------------------
-# functions that draw on matplotlib Axes
+# ---- functions that draw on matplotlib Axes ----------------------------------------------------
 
 
 def draw_lines(series, log=True, style="-"):

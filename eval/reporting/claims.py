@@ -52,8 +52,7 @@ def evaluate_claims(study):
     return claims
 
 
-# ----------------------------------------------------------------------------------------------
-# grammar, consistency, plot. Each test returns (interval or None, note).
+# ---- grammar, consistency, plot. Each test returns (interval or None, note). -------------------
 
 
 def grammar_plateaus(study, scores):
@@ -105,8 +104,7 @@ def consistency_threshold(study, scores):
     return bootstrap.interval(means[64] - others, len(means)), scores.seed_note
 
 
-# ----------------------------------------------------------------------------------------------
-# instructions
+# ---- instructions ------------------------------------------------------------------------------
 
 
 def instructed_runs(study):
@@ -140,8 +138,7 @@ def instructions_follow_depth(study, scores):
     return bootstrap.interval(layers - width, len(runs)), ONE_SEED
 
 
-# ----------------------------------------------------------------------------------------------
-# depth and width
+# ---- depth and width ---------------------------------------------------------------------------
 
 
 def gains_more(study, scores, kind, more, less):
@@ -167,8 +164,7 @@ def creativity_is_last(study, scores):
     return bootstrap.interval(gap, 1), ONE_SEED
 
 
-# ----------------------------------------------------------------------------------------------
-# baselines, the loss, heads, neurons
+# ---- baselines, the loss, heads, neurons -------------------------------------------------------
 
 
 def small_models_win(study, scores):

@@ -80,8 +80,7 @@ def headline(study, make):
                 ylabel=["validation loss, nats per token", "relative score"])  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------
-# sections
+# ---- sections ----------------------------------------------------------------------------------
 
 
 def models(study):

@@ -107,8 +107,7 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-# ----------------------------------------------------------------------------------------------
-# config.json
+# ---- config.json -------------------------------------------------------------------------------
 
 # The fields of GPTConfig, as the config.json of each architecture calls them.
 FIELDS = {
@@ -205,8 +204,7 @@ def hub_config(config):
     }
 
 
-# ----------------------------------------------------------------------------------------------
-# weights
+# ---- weights -----------------------------------------------------------------------------------
 
 
 def _hub_names(name, neo):
@@ -273,8 +271,7 @@ def read_tensors(files):
     return tensors
 
 
-# ----------------------------------------------------------------------------------------------
-# a whole model
+# ---- a whole model -----------------------------------------------------------------------------
 
 
 def load(name, device="cpu", revision="", block_size=0, dropout=0.0):

@@ -58,8 +58,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 7)
 
 
-# ----------------------------------------------------------------------------------------------
-# formats
+# ---- formats -----------------------------------------------------------------------------------
 
 
 def test_txt(tmp_path, small_blocks):
@@ -139,8 +138,7 @@ def test_storybook_is_seeded():
     assert not set(one) & set(read("storybook", stories=5, seed=1, split="val"))
 
 
-# ----------------------------------------------------------------------------------------------
-# names
+# ---- names -------------------------------------------------------------------------------------
 
 
 def test_slug(tmp_path, monkeypatch):
@@ -165,8 +163,7 @@ def test_pinned():
     assert Source("hub:a/b", revision="0" * 40).pinned().revision == "0" * 40
 
 
-# ----------------------------------------------------------------------------------------------
-# errors
+# ---- errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -256,8 +253,7 @@ def test_any_hub_data_set(monkeypatch):
     assert list(read("hub:a/b:validation")) == ["a/b validation", "None"]
 
 
-# ----------------------------------------------------------------------------------------------
-# cleaning
+# ---- cleaning ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,7 @@ def test_empty_completions(world):
     json.dumps(results, allow_nan=False)
 
 
-# ----------------------------------------------------------------------------------------------
-# the command
+# ---- the command -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +253,7 @@ def test_other_data_than_a_model_was_trained_on(runs, capsys, monkeypatch):
     assert results["trained_on_dataset"] == {str(runs / "plain"): False}
 
 
-# ----------------------------------------------------------------------------------------------
-# the page
+# ---- the page ----------------------------------------------------------------------------------
 
 
 def test_highlight():

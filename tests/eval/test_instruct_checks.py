@@ -101,8 +101,7 @@ def test_repeated_fields_all_count():
     assert check_story(record, "The bus went.") == {"words": 0.5, "summary": 0.5}
 
 
-# ----------------------------------------------------------------------------------------------
-# storybook, exactly
+# ---- storybook, exactly ------------------------------------------------------------------------
 
 
 def records(count=400):
@@ -211,8 +210,7 @@ def test_features_and_endings_are_read_off_the_story():
     assert scores_of_story("It was sad. He cried.") == {"dialogue": 0, "ending": 1, "features": 0}
 
 
-# ----------------------------------------------------------------------------------------------
-# intervals
+# ---- intervals ---------------------------------------------------------------------------------
 
 
 def test_intervals_against_theory():

@@ -95,8 +95,7 @@ def steady(body, name):
     return {"Grammar": 8, "Creativity": 6, "Age group": "C", "Better": "1"}.get(name, 5)
 
 
-# ----------------------------------------------------------------------------------------------
-# the modes
+# ---- the modes ---------------------------------------------------------------------------------
 
 
 def test_paper(runs, tmp_path, capfd, monkeypatch):
@@ -233,8 +232,7 @@ def test_prompts_without_a_judge_and_with_one(runs, capfd, monkeypatch):
     assert result["beams"] == 3 and len(result["models"][0]["completions"]) == 9
 
 
-# ----------------------------------------------------------------------------------------------
-# grades
+# ---- grades ------------------------------------------------------------------------------------
 
 
 def test_means_intervals_and_what_was_not_readable(runs, tmp_path, capfd, monkeypatch):
@@ -295,8 +293,7 @@ def test_two_orders_that_disagree_are_a_tie():
     assert list(script.pair_scores(items[:2], [None, {"better": "1"}]).values()) == [None]
 
 
-# ----------------------------------------------------------------------------------------------
-# trust
+# ---- trust -------------------------------------------------------------------------------------
 
 
 def test_hostile_stories_leave_their_grades_where_the_server_put_them(tmp_path, monkeypatch):
@@ -405,8 +402,7 @@ def test_completions_are_cached(runs, tmp_path, monkeypatch):
         harness.completions(loaded, ["One day", "A cat"], changed, 2, tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------
-# beginnings
+# ---- beginnings --------------------------------------------------------------------------------
 
 
 def test_our_beginnings():

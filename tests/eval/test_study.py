@@ -59,8 +59,7 @@ def no_words(monkeypatch):
     monkeypatch.setattr("nanostories.text.wordnet.reader", lambda: None)
 
 
-# ----------------------------------------------------------------------------------------------
-# the plan
+# ---- the plan ----------------------------------------------------------------------------------
 
 
 def test_sizes():
@@ -201,8 +200,7 @@ def test_a_judge_without_a_key(settings, monkeypatch):
     study.check(replace(settings, base_url="http://localhost:11434/v1"))
 
 
-# ----------------------------------------------------------------------------------------------
-# what is done
+# ---- what is done ------------------------------------------------------------------------------
 
 
 def shell(name, code, output, needs=(), weight=1.0):
@@ -366,8 +364,7 @@ def test_each_job_has_its_cores():
     assert study.split_cores(len(cores) + 1) == [None] * (len(cores) + 1)
 
 
-# ----------------------------------------------------------------------------------------------
-# the command
+# ---- the command -------------------------------------------------------------------------------
 
 
 def command(tmp_path, name, *words):

@@ -152,8 +152,7 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
         assert "23 calls (7 cached replies)" in text and len(server.bodies) == 7
 
 
-# ----------------------------------------------------------------------------------------------
-# the words
+# ---- the words ---------------------------------------------------------------------------------
 
 
 def test_simple_words():

@@ -49,8 +49,7 @@ def mixed_prompts(count, longest=20, seed=0):
     return prompts
 
 
-# ----------------------------------------------------------------------------------------------
-# the same as the model
+# ---- the same as the model ---------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -162,8 +161,7 @@ def test_dtypes_that_are_none(model):
         Decoder(elsewhere, "int8")
 
 
-# ----------------------------------------------------------------------------------------------
-# batches against one by one
+# ---- batches against one by one ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -238,8 +236,7 @@ def test_a_story_does_not_depend_on_how_long_others_may_be(decoder):
     assert longer.ids[:10] == one.ids
 
 
-# ----------------------------------------------------------------------------------------------
-# ends
+# ---- ends --------------------------------------------------------------------------------------
 
 
 def test_it_stops_where_the_positions_end(decoder):
@@ -276,8 +273,7 @@ def test_the_seed_decides(decoder):
     assert completions(1)[0] != completions(1)[1]
 
 
-# ----------------------------------------------------------------------------------------------
-# sampling
+# ---- sampling ----------------------------------------------------------------------------------
 
 
 def frequencies(logits, **sampling_kwargs):
@@ -339,8 +335,7 @@ def test_nucleus_of_a_flat_distribution():
     assert sample_token(peaked, torch.tensor([0.9]), top_p=0.5).item() == 5
 
 
-# ----------------------------------------------------------------------------------------------
-# beam search
+# ---- beam search -------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -383,8 +378,7 @@ def test_one_beam_is_greedy(decoder):
         assert story == generate(decoder, [[EOT, first]], EOT, [0], temperature=0, max_length=30)[0]
 
 
-# ----------------------------------------------------------------------------------------------
-# on a GPU
+# ---- on a GPU ----------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

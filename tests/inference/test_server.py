@@ -126,8 +126,7 @@ def until(condition, seconds=10):
     return value
 
 
-# ----------------------------------------------------------------------------------------------
-# stories
+# ---- stories -----------------------------------------------------------------------------------
 
 
 def test_a_story(server, decoder):
@@ -175,8 +174,7 @@ def test_what_is_just_allowed(server, extreme):
     assert lines[0]["prompt"] == (REQUEST | extreme)["prompt"] and "end" in lines[-1]
 
 
-# ----------------------------------------------------------------------------------------------
-# refusals
+# ---- refusals ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("body", "line"), [
@@ -275,8 +273,7 @@ def test_serve_until_ctrl_c(decoder, monkeypatch, capsys, host, warned):
     assert ("anybody on the network" in printed.err) == warned
 
 
-# ----------------------------------------------------------------------------------------------
-# several visitors
+# ---- several visitors --------------------------------------------------------------------------
 
 
 def test_the_lock_is_taken_in_the_order_of_arrival():
@@ -341,8 +338,7 @@ def test_a_visitor_who_leaves_frees_the_place(server, lasting, slow, monkeypatch
     read_lines(send(server, body=REQUEST | {"max_new_tokens": 1}))
 
 
-# ----------------------------------------------------------------------------------------------
-# the page
+# ---- the page ----------------------------------------------------------------------------------
 
 
 def test_the_page_is_sent_whole_and_locked(server):

@@ -195,8 +195,7 @@ def test_a_key_s_span_ends_after_its_last_query():
     assert torch.equal(span_ends(start), last.amax(1).int())
 
 
-# ----------------------------------------------------------------------------------------------
-# torch's side
+# ---- torch's side ------------------------------------------------------------------------------
 
 
 def test_opcheck():

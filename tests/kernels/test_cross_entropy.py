@@ -189,8 +189,7 @@ def test_the_logits_never_exist(implementation, monkeypatch):
     assert largest.nbytes == 32 * V * 4
 
 
-# ----------------------------------------------------------------------------------------------
-# torch's side
+# ---- torch's side ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -305,8 +305,7 @@ def test_the_inflected_form_must_be_for_children_too(tag, synonyms):
     assert method.synonyms("swallowed", word) == synonyms
 
 
-# ----------------------------------------------------------------------------------------------
-# how often it is wrong
+# ---- how often it is wrong ---------------------------------------------------------------------
 
 
 FILES = ["synonym_contexts.txt", "synonym_contexts_kept.txt", "synonym_contexts_fresh.txt"]

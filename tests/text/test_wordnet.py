@@ -125,8 +125,7 @@ def test_without_the_data_one_line_says_how_to_get_it(monkeypatch):
     wordnet.reader.cache_clear()
 
 
-# ----------------------------------------------------------------------------------------------
-# words for children
+# ---- words for children ------------------------------------------------------------------------
 
 
 def lists_of_profanity():

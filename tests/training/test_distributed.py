@@ -179,8 +179,7 @@ def test_more_ranks_than_rows_are_refused(data, tmp_path):
     assert "2 ranks cannot share a step of 1 rows" in errors.read_text()
 
 
-# ----------------------------------------------------------------------------------------------
-# torchrun
+# ---- torchrun ----------------------------------------------------------------------------------
 
 
 def torchrun(settings, *options):

@@ -102,8 +102,7 @@ def assert_same(ours, model, length):
     assert story.ids == expected
 
 
-# ----------------------------------------------------------------------------------------------
-# in
+# ---- in ----------------------------------------------------------------------------------------
 
 
 def test_a_published_model_computes_the_same(folder):
@@ -281,8 +280,7 @@ def test_from_the_hubs_cache_without_a_network(tmp_path, monkeypatch, capsys):
         assert "\n" not in str(error.value)
 
 
-# ----------------------------------------------------------------------------------------------
-# used
+# ---- used --------------------------------------------------------------------------------------
 
 
 def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch):
@@ -327,8 +325,7 @@ def test_fine_tuning_and_measuring_a_published_model(data, tmp_path, monkeypatch
         eval.loss.main()
 
 
-# ----------------------------------------------------------------------------------------------
-# out
+# ---- out ---------------------------------------------------------------------------------------
 
 
 def run_of(model, tokenizer, out):

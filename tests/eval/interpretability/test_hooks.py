@@ -185,8 +185,7 @@ def test_one_unit_is_replaced_by_its_mean():
     assert torch.equal(model(tokens), before)
 
 
-# ----------------------------------------------------------------------------------------------
-# a model whose heads and neuron do what they were made for
+# ---- a model whose heads and neuron do what they were made for ---------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -141,8 +141,7 @@ def test_random_neurons_are_rarely_readable():
     assert 0.002 < readable < 0.03
 
 
-# ----------------------------------------------------------------------------------------------
-# parts of speech
+# ---- parts of speech ---------------------------------------------------------------------------
 
 
 def parts(text, tokenizer):

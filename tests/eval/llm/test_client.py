@@ -51,8 +51,7 @@ def lines(path):
     return [json.loads(line) for line in (path / "replies.jsonl").read_text().splitlines()]
 
 
-# ----------------------------------------------------------------------------------------------
-# once
+# ---- once --------------------------------------------------------------------------------------
 
 
 def test_a_reply_is_paid_for_once(tmp_path):
@@ -154,8 +153,7 @@ def test_a_reply_is_on_the_disk_before_it_is_used(tmp_path, monkeypatch):
     assert done[-1][0]["reply"] == "yes"
 
 
-# ----------------------------------------------------------------------------------------------
-# again
+# ---- again -------------------------------------------------------------------------------------
 
 
 BUSY = (503, {"error": {"message": "busy"}}, {})
@@ -255,8 +253,7 @@ def test_a_refusal_ends_it_at_once_in_the_servers_words(tmp_path, status):
     assert len(server.bodies) == 1
 
 
-# ----------------------------------------------------------------------------------------------
-# many, and limits
+# ---- many, and limits --------------------------------------------------------------------------
 
 
 def test_so_many_at_a_time_and_no_more(tmp_path):
@@ -375,8 +372,7 @@ def test_servers_that_count_nothing_are_estimated(tmp_path):
             assert judge.cost == (10 + 4) + 10
 
 
-# ----------------------------------------------------------------------------------------------
-# the key, and where it may go
+# ---- the key, and where it may go --------------------------------------------------------------
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, capfd, monkeypatch):

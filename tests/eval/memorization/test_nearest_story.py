@@ -204,8 +204,7 @@ def test_large_segments_are_cut_by_tokens(quick, tmp_path, monkeypatch):
     assert StoryIndex(data, 1).nearest(["e", "f"]).matched == 0
 
 
-# ----------------------------------------------------------------------------------------------
-# kills
+# ---- kills -------------------------------------------------------------------------------------
 
 
 def _slow_build(folder, pause):
