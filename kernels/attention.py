@@ -364,11 +364,11 @@ def _key_gradients(
     """dK and dV of the keys from `first` to `last`. Q and DQ point at this head's q in QKV and
     D_QKV; its k and v lie H D and 2 H D further. The other pointers are moved likewise."""
     ROW: tl.constexpr = 3 * H * D
-    rows, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
+    keys, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
     # From P^T, (keys, queries), because dV = P^T dO and dK = dS^T Q need that layout: P and dS are
     # never transposed.
-    k = _load(Q + H * D, rows, T, ROW, D, True)
-    v = _load(Q + 2 * H * D, rows, T, ROW, D, True)
+    k = _load(Q + H * D, keys, T, ROW, D, True)
+    v = _load(Q + 2 * H * D, keys, T, ROW, D, True)
     dk, dv = _zeros(BLOCK, D), _zeros(BLOCK, D)
     end = T
     if HAS_START:
@@ -389,14 +389,14 @@ def _key_gradients(
             p_t = tl.exp2(_dot_transposed(k, q) * scale_log2 - lse[None, :])
             if HAS_START:
                 start = tl.load(START + queries, mask=queries < T, other=0)
-                p_t = tl.where(rows[:, None] >= start[None, :], p_t, 0.0)
+                p_t = tl.where(keys[:, None] >= start[None, :], p_t, 0.0)
             if DIAGONAL:
-                p_t = tl.where(rows[:, None] <= queries[None, :], p_t, 0.0)
+                p_t = tl.where(keys[:, None] <= queries[None, :], p_t, 0.0)
             dv = _add_dot(dv, p_t, do)
             ds_t = p_t * (_dot_transposed(v, do) - delta[None, :])
             dk = _add_dot(dk, ds_t, q)
-    _store(DQ + H * D, rows, T, _times(dk, scale), ROW, D)
-    _store(DQ + 2 * H * D, rows, T, dv, ROW, D)
+    _store(DQ + H * D, keys, T, _times(dk, scale), ROW, D)
+    _store(DQ + 2 * H * D, keys, T, dv, ROW, D)
 
 
 @triton.jit
@@ -426,15 +426,15 @@ def _backward(
         H, D, HAS_START, BLOCK, STEP,
     )  # fmt: skip
 
-    rows, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
-    q = _load(Q, rows, T, ROW, D, True)
-    do = _load(DO, rows, T, H * D, D, True)
-    lse = tl.load(LSE + rows, mask=rows < T, other=0.0)
-    delta = tl.load(DELTA + rows, mask=rows < T, other=0.0)
+    queries, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
+    q = _load(Q, queries, T, ROW, D, True)
+    do = _load(DO, queries, T, H * D, D, True)
+    lse = tl.load(LSE + queries, mask=queries < T, other=0.0)
+    delta = tl.load(DELTA + queries, mask=queries < T, other=0.0)
     dq = _zeros(BLOCK, D)
     begin = 0
     if HAS_START:
-        start = tl.load(START + rows, mask=rows < T, other=0)
+        start = tl.load(START + queries, mask=queries < T, other=0)
         begin = tl.load(START + first) // STEP * STEP
     for DIAGONAL in tl.static_range(2):
         low, high = begin, first
@@ -448,10 +448,10 @@ def _backward(
             if HAS_START:
                 p = tl.where(offsets[None, :] >= (start - key)[:, None], p, 0.0)
             if DIAGONAL:
-                p = tl.where(offsets[None, :] <= (rows - key)[:, None], p, 0.0)
+                p = tl.where(offsets[None, :] <= (queries - key)[:, None], p, 0.0)
             ds = p * (_dot_transposed(do, v) - delta[:, None])
             dq = _add_dot(dq, ds, k)
-    _store(DQ, rows, T, _times(dq, scale), ROW, D)
+    _store(DQ, queries, T, _times(dq, scale), ROW, D)
 
 
 # ---- custom ops, which torch.compile keeps in one graph, and the public function ---------------

@@ -9,6 +9,7 @@ agree on, so that agreeing never waits for a GPU.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -54,21 +55,15 @@ def print0(*words):
         print(*words, flush=True)
 
 
-def all_reduce_sum(*numbers):
-    """Each number's sum over the ranks, a list of floats."""
-    return _all_reduce(numbers, "SUM")
-
-
-def all_reduce_max(*numbers):
-    """Each number's maximum over the ranks, a list of floats."""
-    return _all_reduce(numbers, "MAX")
-
-
-def _all_reduce(numbers, operation):
+def _all_reduce(operation, *numbers):
+    """Each number's sum or maximum over the ranks, a list of floats."""
     numbers = torch.tensor(numbers, dtype=torch.float64)
     if _initialized():
         dist.all_reduce(numbers, getattr(dist.ReduceOp, operation))
     return numbers.tolist()
+
+
+all_reduce_sum, all_reduce_max = (functools.partial(_all_reduce, name) for name in ("SUM", "MAX"))
 
 
 def all_gather(items):
