@@ -38,6 +38,9 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# Two processes with a thread each: more threads than cores only wait for each other.
+test test-slow: export OMP_NUM_THREADS = 1
+
 test: lint
 	$(PY) -m pytest -q -n 2 -m "not slow"
 
@@ -46,7 +49,7 @@ test: lint
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $@ triton==3.6.0
 
 test-slow: .venv/ready .venv/triton-3.6
-	$(PY) -m pytest -q -m slow -rP
+	$(PY) -m pytest -q -n 2 -m slow -rP
 
 clean:
 	rm -rf .venv data out .pytest_cache .ruff_cache .hypothesis

@@ -84,7 +84,7 @@ def test_any_length(T):
 @pytest.mark.parametrize("D", range(4, 129, 4))
 def test_every_head_size(D, dtype):
     for mask in ("causal", "stories and window"):
-        check(1, 130, 2, D, dtype, mask)
+        check(1, 70, 2, D, dtype, mask)  # one whole block and a part, of every block size
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_every_head_size(D, dtype):
 @pytest.mark.parametrize("T", [1, 31, 97, 128, 200, 513, 1024])
 def test_every_length(D, T):
     for mask in masks(1, T):
-        check(1, T, 2, D, torch.bfloat16, mask)
+        check(1, T, 2 if T < 500 else 1, D, torch.bfloat16, mask)  # the interpreter takes seconds
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
