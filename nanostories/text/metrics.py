@@ -15,7 +15,7 @@ ROUGE-2's precision, which lets each k-gram of T2 match once, is 1/5.
 
 import math
 from collections import Counter
-from itertools import chain, permutations
+from itertools import permutations
 
 from nanostories.text.words import ngrams, words_and_marks
 
@@ -80,27 +80,16 @@ def _factors(words, threshold):
     return count + (1 - len(seen) / length) / (1 - threshold) if length else count
 
 
-def self_bleu(texts, max_n=4):
-    """BLEU of each text with all others as its references, list of float, 0 to 1; nan where it is
-    empty or alone. k-grams up to `max_n` words weigh the same, with the usual brevity penalty
-    (Papineni et al. 2002). Where no k-gram matches, 0.1 counts as matching (Chen & Cherry 2014,
+def self_bleu(texts):
+    """BLEU-4 of each text with all others as its references, by NLTK, list of float, 0 to 1; nan
+    where it is empty or alone. Where no k-gram matches, 0.1 counts as matching (Chen & Cherry 2014,
     smoothing 1), but a text that shares no word with the others has 0."""
-    logs = [0.0] * len(texts)
-    for k in range(1, max_n + 1):
-        counts = [Counter(ngrams(text, k)) for text in texts]
-        top = {}  # {k-gram: its second largest and its largest count in a text}
-        for gram, count in chain.from_iterable(grams.items() for grams in counts):
-            top[gram] = sorted((*top.get(gram, (0, 0)), count))[1:]
-        for i, grams in enumerate(counts):
-            # Clipped by the others' largest count: the second largest where a text has the largest.
-            matches = sum(n if n < top[gram][1] else top[gram][0] for gram, n in grams.items())
-            precision = (matches or (k > 1) * 0.1) / max(1, grams.total())
-            logs[i] += (math.log(precision) if precision else -math.inf) / max_n
-    lengths, scores = [len(text) for text in texts], [math.nan] * len(texts)
-    for i, length in enumerate(lengths):
-        if length and (others := lengths[:i] + lengths[i + 1 :]):
-            closest = min(others, key=lambda n: (abs(n - length), n))
-            scores[i] = math.exp(logs[i] + min(0, 1 - closest / length))
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # a second to import
+
+    smooth, scores = SmoothingFunction().method1, [math.nan] * len(texts)
+    for i, text in enumerate(texts):
+        if text and (others := texts[:i] + texts[i + 1 :]):
+            scores[i] = float(sentence_bleu(others, text, smoothing_function=smooth))
     return scores
 
 
