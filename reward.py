@@ -47,7 +47,7 @@ from nanostories.training.distributed import (
 )
 from nanostories.training.logger import RunLogger
 from nanostories.training.optim import make_optimizers
-from nanostories.training.run_config import check_free, resumed
+from nanostories.training.run_config import check_free, only_writer, resumed
 from nanostories.training.schedule import (
     SCHEDULES,
     get_lr,
@@ -386,10 +386,10 @@ def main():
     settings, origin = load(Settings)
     with process_group():
         settings = complete(settings, origin)
-        check(settings)
-        if rank() == 0:
-            show(settings, origin)
-        with checkpoint.full_disk_explained(settings.out_dir):
+        with only_writer(settings.out_dir), checkpoint.full_disk_explained(settings.out_dir):
+            check(settings)
+            if rank() == 0:
+                show(settings, origin)
             train(settings)
 
 

@@ -215,32 +215,33 @@ def main():
     train = Source(settings.source).pinned()
     val = Source(settings.val_source or settings.source, "val").pinned()
     splits, work = {"val": val, "train": train}, out.with_name(f".{out.name}.work")
-    open_work_folder(work, settings, splits)
+    with storage.lock(work):
+        open_work_folder(work, settings, splits)
 
-    # 2. Synonyms, block by block, on all cores.
-    counts = CorpusCounts()
-    if settings.mode == "context":
-        for block in itertools.islice(train.blocks(), COUNTED_BLOCKS):
-            for text in stories_of(block):
-                counts.add(text)
-    function = functools.partial(replace_words, settings, counts)
-    with worker_pool(function, settings.workers) as replace:
-        for split, source in splits.items():
-            (work / split).mkdir(exist_ok=True)
-            done = len(list((work / split).glob("*.jsonl")))
-            results = replace(itertools.islice(source.blocks(), done, None))
-            for number, lines in enumerate(build.progress(results, source), start=done):
-                storage.write_text(work / split / f"{number:06}.jsonl", "\n".join([*lines, ""]))
+        # 2. Synonyms, block by block, on all cores.
+        counts = CorpusCounts()
+        if settings.mode == "context":
+            for block in itertools.islice(train.blocks(), COUNTED_BLOCKS):
+                for text in stories_of(block):
+                    counts.add(text)
+        function = functools.partial(replace_words, settings, counts)
+        with worker_pool(function, settings.workers) as replace:
+            for split, source in splits.items():
+                (work / split).mkdir(exist_ok=True)
+                done = len(list((work / split).glob("*.jsonl")))
+                results = replace(itertools.islice(source.blocks(), done, None))
+                for number, lines in enumerate(build.progress(results, source), start=done):
+                    storage.write_text(work / split / f"{number:06}.jsonl", "\n".join([*lines, ""]))
 
-    # 3. The data folder.
-    texts = {split: Source(f"{glob.escape(str(work / split))}/*.jsonl") for split in splits}
-    build.build_dataset(
-        out, texts["train"], texts["val"],
-        build.make_tokenizer(settings.tokenizer, settings.vocab_size, texts["train"]),
-        workers=settings.workers, add_files=lambda folder: write_texts(work, folder, settings),
-        manifest={"source": f"{train} (synonyms)", "val_source": f"{val} (synonyms)"},
-    )  # fmt: skip
-    remove_work_folder(work)
+        # 3. The data folder.
+        texts = {split: Source(f"{glob.escape(str(work / split))}/*.jsonl") for split in splits}
+        build.build_dataset(
+            out, texts["train"], texts["val"],
+            build.make_tokenizer(settings.tokenizer, settings.vocab_size, texts["train"]),
+            workers=settings.workers, add_files=lambda folder: write_texts(work, folder, settings),
+            manifest={"source": f"{train} (synonyms)", "val_source": f"{val} (synonyms)"},
+        )  # fmt: skip
+        remove_work_folder(work)
 
 
 if __name__ == "__main__":

@@ -392,11 +392,12 @@ def main():
     settings, origin = load(Settings)
     with process_group():
         settings = run_config.complete(settings, origin)
-        run_config.check(settings)
-        if rank() == 0:
-            show(settings, origin)
+        out = Path(settings.out_dir, "profile" if settings.profile else "")
         try:
-            with checkpoint.full_disk_explained(settings.out_dir):
+            with run_config.only_writer(out), checkpoint.full_disk_explained(settings.out_dir):
+                run_config.check(settings)
+                if rank() == 0:
+                    show(settings, origin)
                 train(settings)
         except torch.OutOfMemoryError:
             raise UserError(

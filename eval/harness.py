@@ -240,11 +240,12 @@ def facts_of(loaded, settings, *names):
 def write_result(out_dir, name, results, lines=None):
     """Write out_dir/eval/<name>.json, and `lines`, dicts, as <name>.jsonl; print the path."""
     path = Path(out_dir) / "eval" / f"{name}.json"
-    if lines is not None:
-        # ASCII: a judge's reply may hold half a surrogate pair, which UTF-8 cannot encode.
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        storage.write_text(path.with_suffix(".jsonl"), text)
-    storage.write_json(path, results)
+    with storage.lock(path, wait=True):  # so that both files are of the same command
+        if lines is not None:
+            # ASCII: a judge's reply may hold half a surrogate pair, which UTF-8 cannot encode.
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            storage.write_text(path.with_suffix(".jsonl"), text)
+        storage.write_json(path, results)
     print(f"\n{path}")
 
 

@@ -11,8 +11,6 @@ a second call runs only what is missing, and trainings continue from their check
 fails stops only those that need it. The result is out/<study>/report.html, see eval.report.
 """
 
-import contextlib
-import fcntl
 import os
 import shlex
 import signal
@@ -30,6 +28,7 @@ from configs import ROOT, UserError, declared, load, read_config_file, run
 from eval.llm import settings as judge_settings
 from eval.reporting.study_jobs import plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState
+from nanostories import storage
 from nanostories.dataset.workers import cpu_count
 from nanostories.text import wordnet
 from nanostories.training import checkpoint
@@ -46,7 +45,7 @@ class Settings:
     instruct_val_source: str = ""  # validation records
     tokenizer: str = "gpt2"  # as in prepare.py: gpt2, gpt2-10k, bpe, bytes, or a path
     vocab_size: int = 4096  # of bpe, <|endoftext|> included
-    dataset: str = ""  # token folder to make; default data/<name of the study>
+    dataset: str = ""  # token folder to make; default data/<study> for out/<study>, else in out_dir
     # the models: width-layers-heads, separated by commas
     models: str = "64-2-4"  # the grid
     seeds: int = 3  # training runs of each
@@ -80,10 +79,7 @@ def split_cores(jobs):
 
 
 class Runner:
-    """Runs the pending jobs of a study, `count` at a time.
-
-    lock: an open file that all commands inherit, see `only_study_in`.
-    """
+    """Runs the pending jobs of a study, `count` at a time. lock: of storage.lock, for them all."""
 
     def __init__(self, settings, state, count, lock):
         self.settings, self.state, self.count, self.lock = settings, state, count, lock
@@ -146,7 +142,7 @@ class Runner:
                 return False
             process = subprocess.Popen(
                 [sys.executable, *words], cwd=ROOT, env=env, stdout=out, stderr=out,
-                start_new_session=True, pass_fds=(self.lock.fileno(),),
+                start_new_session=True, pass_fds=self.lock,
             )  # fmt: skip
             self.processes[process] = 0
             code = process.wait()
@@ -175,21 +171,6 @@ class Runner:
         print(f"{count} {name}{failure} | about {eta} left", flush=True)
 
 
-@contextlib.contextmanager
-def only_study_in(folder):
-    """Hold the lock of a study's folder and give the locked file; UserError if another study holds
-    it, or a command of one: they inherit it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            why = "or a command of a killed one has not ended yet: wait for it"
-            raise UserError(f"a study runs in '{folder}', {why}") from None
-        yield lock
-
-
 # ---- the command -------------------------------------------------------------------------------
 
 
@@ -207,8 +188,9 @@ def complete_settings(settings, argv):
     for path in files:
         recipe |= {k: v for k, v in read_config_file(path).items() if k in known}
     out_dir = settings.out_dir or f"out/{Path(files[-1]).stem}"
-    dataset = settings.dataset or f"data/{Path(out_dir).name}"
-    return replace(settings, out_dir=out_dir, dataset=dataset), recipe
+    in_out = Path(os.path.abspath(ROOT / out_dir)).parent == ROOT / "out"  # no two of one name
+    own = f"data/{Path(out_dir).name}" if in_out else f"{out_dir}/data"
+    return replace(settings, out_dir=out_dir, dataset=settings.dataset or own), recipe
 
 
 def check(settings):
@@ -242,7 +224,7 @@ def main():
         return
     on_cpu = pick_device(settings.device).type == "cpu"
     count = settings.jobs or (cpu_count() if on_cpu else 1)
-    with only_study_in(Path(settings.out_dir)) as lock:
+    with storage.lock(settings.out_dir) as lock:
         state = StudyState(settings, jobs)
         state.write()
         print(f"{len(jobs)} jobs, {len(state.names(DONE))} of them done; {count} run at a time")

@@ -1,10 +1,11 @@
-"""Files and folders that appear whole or not at all, and their hashes.
+"""Files and folders that appear whole or not at all, their hashes, and the lock of their writer.
 
     with atomic_file("out/run/loss.png") as part:      # write to `part`; it becomes the file
         figure.savefig(part, format="png")
     with atomic_folder("data/mine") as part:           # the same for a folder
         (part / "a.txt").write_text("...")
     write_json("out/run/eval/loss.json", {"loss": 1.2})
+    with lock("out/run"): ...                          # a second writer is refused meanwhile
 
 Each is written under a temporary name beside its place, flushed to the disk and renamed last: a
 process killed at any moment leaves the old one or the new one, never half of one.
@@ -14,8 +15,12 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
+import sys
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from configs import UserError
 
@@ -37,10 +42,13 @@ def fsync(path):
 @contextlib.contextmanager
 def atomic_file(path):
     """Give the path to write to; when the block ends well, `path` becomes that file."""
-    part = Path(f"{path}.part")
-    yield part
-    fsync(part)
-    os.replace(part, path)
+    part = Path(f"{path}.{os.getpid()}.part")  # its own, where two commands write the file
+    try:
+        yield part
+        fsync(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -49,12 +57,11 @@ def atomic_folder(path, part=None):
 
     part: its temporary name, default one of this process beside `path`. An older folder at `path`
     steps aside only when the new one is complete, and comes back if the rename fails. When the
-    block raises, nothing of the new folder is left, nor a parent folder made for it.
+    block raises, nothing of the new folder is left.
     """
     path = Path(path)
     temporary = f".{path.name}.{os.getpid()}"
     part, old = Path(part or path.with_name(f"{temporary}.new")), path.with_name(f"{temporary}.old")
-    parent_is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -71,11 +78,46 @@ def atomic_folder(path, part=None):
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(part, ignore_errors=True)
-        if parent_is_new:
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(path, wait=False):
+    """Let no other command write to `path`, a file or a folder, while the block runs.
+
+    Raises UserError where one does; wait: waits for its end. The lock is on a hidden file beside
+    `path`, which may thus be replaced or removed, and ends with this process, however that ends.
+    Gives a list of its descriptor: a process that gets it as pass_fds holds the lock, too.
+    """
+    real, handles, holder = Path(os.path.realpath(path)), [], ""
+    file, parent_is_new = real.parent / f".{real.name}.lock", not real.parent.exists()
+    held = FileLock(file, thread_local=False, on_acquired=handles.append)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=0)
+    except Timeout:
+        with contextlib.suppress(OSError):
+            holder = file.read_text().rstrip()
+        line = f"another command is writing '{path}'{holder}, or one that it started"
+        if not wait:
+            raise UserError(f"{line} has not ended yet: wait for it, or stop it") from None
+        print(f"{line}: waiting for its end ...", flush=True)
+        held.acquire()
+    except OSError as error:  # a read-only folder, or a file system without locks
+        print(f"note: '{path}' is not locked, write nothing else there: {error}", file=sys.stderr)
+    try:
+        with contextlib.suppress(OSError, IndexError):  # a full disk, no lock
+            holder = f" (process {os.getpid()} on {platform.node()})".ljust(99)
+            os.write(handles[0], holder.encode())
+        yield handles
+    finally:
+        with contextlib.suppress(OSError):  # a parent folder that is in use
+            if held.is_locked or not handles:  # else this is a forked process
+                file.unlink(missing_ok=True)
+            if parent_is_new:
+                file.parent.rmdir()
+        held.release()
 
 
 def write_text(path, text):

@@ -14,7 +14,6 @@ The server's key is the environment's JUDGE_API_KEY. It goes into one header of 
 
 import contextlib
 import email.utils
-import fcntl
 import itertools
 import json
 import math
@@ -33,7 +32,7 @@ from tqdm import tqdm
 
 from configs import UserError
 from eval.llm import settings as judge_settings
-from nanostories.storage import fsync
+from nanostories.storage import fsync, lock
 
 FIRST_WAIT = 1.0  # seconds before the second try
 MAX_REPLY_BYTES = 1 << 22
@@ -286,22 +285,22 @@ class ReplyFile:
         self.lines, self.size, self.lock = {}, 0, threading.Lock()  # {key: (offset, length)}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock(path))
+            self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            stack.callback(os.close, self.file)
             with open(path, "rb") as lines:
-                for line in lines:
+                for number, line in enumerate(lines, 1):
                     if not line.endswith(b"\n"):
                         os.ftruncate(self.file, self.size)
                         break
-                    self._index(json.loads(line)["key"], line)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            os.close(self.file)
-            raise UserError(
-                f"another command is writing '{path}': wait for it" if isinstance(error, OSError)
-                else f"{path}: line {len(self.lines) + 1} is damaged; remove it to pay for it again"
-            ) from None  # fmt: skip
-        fsync(path.parent)
+                    try:
+                        self._index(json.loads(line)["key"], line)
+                    except (ValueError, KeyError, TypeError):
+                        what = f"line {number} is damaged; remove it to pay for it again"
+                        raise UserError(f"{path}: {what}") from None
+            fsync(path.parent)
+            self.close = stack.pop_all().close  # lets other commands have the file
 
     def _index(self, key, line):
         self.lines[key] = (self.size, len(line))
@@ -324,7 +323,3 @@ class ReplyFile:
                 os.ftruncate(self.file, self.size)
                 raise
             self._index(line["key"], data)
-
-    def close(self):
-        """Let other commands have the file."""
-        os.close(self.file)

@@ -20,7 +20,6 @@ ones. The folder's name holds the sha256 of the shards: an index always belongs 
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -230,12 +229,7 @@ def open_index(data, workers=0):
 def _build_missing(data, folder, blocks, workers):
     """Build the blocks (first story, last story, folder) that have no folder yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another command that writes to {folder.parent} ...", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with storage.lock(folder.parent, wait=True):
         outdated = [path for path in folder.parent.glob(f"{data.split}-*") if path != folder]
         for path in [*outdated, *folder.glob(".*")]:  # other data's, and what a kill left
             old = path.with_name(f".{path.name}.removed")

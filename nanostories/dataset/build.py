@@ -21,7 +21,7 @@ from nanostories.dataset import tokenizer as tokenizers
 from nanostories.dataset.cleaning import clean, story_hash
 from nanostories.dataset.shards import STORY, Writer, write_manifest
 from nanostories.dataset.workers import worker_pool
-from nanostories.storage import atomic_folder
+from nanostories.storage import atomic_folder, lock
 
 SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from
 DUPLICATE, IN_VAL = 1, 2  # why a story is dropped once all are encoded; 0 keeps it
@@ -83,7 +83,7 @@ def build_dataset(
     if out.exists():
         print(f"{out} exists: it is replaced when the new one is complete")
     records = sources.is_instruct(train.name)
-    with atomic_folder(out) as folder:
+    with lock(out), atomic_folder(out) as folder:
         if add_files:
             add_files(folder)
         tokenizer.save(folder / "tokenizer.json")

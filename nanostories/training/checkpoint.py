@@ -189,7 +189,8 @@ def recover(out_dir):
     """`prune`, and remove what a killed run left half-written in the run folder itself."""
     prune(out_dir)
     for name in RUN_FILES:
-        Path(out_dir, f"{name}.part").unlink(missing_ok=True)
+        for part in Path(out_dir).glob(f"{name}*.part"):
+            part.unlink()
 
 
 def _point(link, step):

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from configs import ROOT, UserError, load, run
 from nanostories.dataset.tokenizer import BPE_PATTERN, EOT
-from nanostories.storage import atomic_folder, read_json, write_json, write_text
+from nanostories.storage import atomic_folder, lock, read_json, write_json, write_text
 from nanostories.training import checkpoint, huggingface
 
 
@@ -32,9 +32,10 @@ def main(argv=None):
     settings, origin = load(Settings, argv, positional="out_dir")
     loaded = checkpoint.load_from_settings(settings, origin, "cpu")
     out = Path(settings.out or Path(loaded.out_dir) / "hf")
-    if out.exists():
-        raise UserError(f"'{out}' exists already: remove it, or name another with --out")
-    export(loaded, out)
+    with lock(out):
+        if out.exists():
+            raise UserError(f"'{out}' exists already: remove it, or name another with --out")
+        export(loaded, out)
     print(f"{out}: {loaded.model.num_params():,} parameters; its README.md says how to use it")
 
 

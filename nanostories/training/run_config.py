@@ -4,13 +4,15 @@ A new run fills in what its settings leave open. With init_from the shape is tha
 starts from. A resumed run takes the settings it stored and refuses to become another run.
 """
 
+import contextlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from configs import FRACTION, NOT_NEGATIVE, POSITIVE, UserError, check_ranges
 from nanostories.dataset.sources import dataset_folder
+from nanostories.storage import lock
 from nanostories.training import checkpoint, huggingface
-from nanostories.training.distributed import world_size
+from nanostories.training.distributed import all_gather, rank, world_size
 from nanostories.training.schedule import SCHEDULES
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
@@ -45,6 +47,21 @@ def check(settings):
         raise UserError(f"{ranks} ranks cannot share a step of {rows} rows: raise batch_size")
     if not (settings.resume or settings.profile):
         check_free(settings.out_dir)
+
+
+@contextlib.contextmanager
+def only_writer(out_dir):
+    """Rank 0 holds storage.lock of the run folder; where it is refused, every rank raises that."""
+    with contextlib.ExitStack() as stack:
+        refusals = []
+        try:
+            if rank() == 0:
+                stack.enter_context(lock(out_dir))
+        except UserError as error:
+            refusals.append(str(error))
+        for line in all_gather(refusals):
+            raise UserError(line)
+        yield
 
 
 def check_free(out_dir):

@@ -17,7 +17,8 @@ from configs import ROOT, UserError
 from eval import study
 from eval.reporting.study_jobs import Job, Size, parse_options, plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState, hash_commands
-from eval.study import Runner, Settings, only_study_in
+from eval.study import Runner, Settings
+from nanostories import storage
 from nanostories.training import checkpoint
 
 TINY = """
@@ -212,7 +213,7 @@ def made(path):
 
 
 def go(settings, jobs, count=2):
-    with only_study_in(Path(settings.out_dir)) as lock:
+    with storage.lock(settings.out_dir) as lock:
         state = StudyState(settings, jobs)
         Runner(settings, state, count, lock).run()
     return state
@@ -340,10 +341,27 @@ def test_the_longest_chain_comes_first(settings, tmp_path):
     assert state.ready({"long"}) == ["on base", "short"]
 
 
-def test_one_study_at_a_time(settings):
-    with (only_study_in(Path(settings.out_dir)), pytest.raises(UserError, match="a study runs in"),
-          only_study_in(Path(settings.out_dir))):  # fmt: skip
-        pass
+def test_one_study_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", command(tmp_path, "one")[2:])
+    with storage.lock(tmp_path / "one"), pytest.raises(UserError, match="another command is writ"):
+        study.main()
+    assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize(
+    "out_dir, dataset",
+    [
+        ("out/paper", "data/paper"),
+        (str(ROOT / "out" / "paper"), "data/paper"),
+        ("a/paper", "a/paper/data"),
+        ("out/b/paper", "out/b/paper/data"),
+        ("/big/out/paper", "/big/out/paper/data"),
+        ("paper", "paper/data"),
+    ],
+)
+def test_studies_of_one_name_share_no_data(out_dir, dataset):
+    settings, _ = study.complete_settings(Settings(out_dir=out_dir), ["configs/study_small.py"])
+    assert settings.dataset == dataset
 
 
 def test_a_damaged_state(settings):
@@ -393,7 +411,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_report(tmp_path):
     again = subprocess.run(command(tmp_path, two), cwd=ROOT, capture_output=True, text=True)
     if again.returncode:  # what the killed one had started still held the lock
         assert "has not ended yet" in again.stderr
-        wait_for(lambda: not locked(tmp_path / two / "lock"))
+        wait_for(lambda: not locked(tmp_path / f".{two}.lock"))
         run = subprocess.Popen(command(tmp_path, two), cwd=ROOT, stderr=subprocess.PIPE, text=True)
         time.sleep(8)
         run.send_signal(signal.SIGTERM)
