@@ -40,10 +40,9 @@ class Settings:
 def prepare(settings):
     """Make the data folder that the settings describe; returns its path."""
     # 1. settings
+    configs.check_ranges(settings)
     if settings.vocab_size > MAX_VOCAB:
         raise UserError(f"vocab_size may be at most {MAX_VOCAB:,}: ids are uint16")
-    if not 0 < settings.val_fraction < 1:
-        raise UserError(f"val_fraction must lie between 0 and 1, not {settings.val_fraction}")
     held_out = settings.hold_out.split("+") if settings.hold_out else []
     if held_out and not sources.is_instruct(settings.source):
         none = f"hold_out is for Instruct records, which '{settings.source}' has none of"

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint as recompute
 
-from configs import FRACTION, NOT_NEGATIVE, POSITIVE, UserError, check_ranges, load, run, show
+from configs import UserError, check_ranges, load, run, show
 from nanostories.dataset.packing import pad_batch
 from nanostories.rl import monitor, policy_gradient
 from nanostories.rl.reference import Reference, read_settings
@@ -102,18 +102,12 @@ class Settings:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
     attn: str = "auto"  # attention: auto, triton, sdpa or math
 
+    # Colder sampling is greedy: all completions of a prompt are the same, and teach nothing.
+    temperature_range = 1e-5, 100
+
 
 # ---- settings ----------------------------------------------------------------------------------
 
-MIN_TEMPERATURE = 1e-5  # below it sampling is greedy: all completions of a prompt are the same
-
-RANGES = {
-    POSITIVE: ("batch_size", "group_size", "micro_batch_size", "max_new_tokens", "eval_interval"),
-    NOT_NEGATIVE: ("top_sentences", "max_similarity", "min_words", "repetition_penalty",
-                   "kl_factor", "max_iters", "max_minutes", "seed", "learning_rate", "min_lr",
-                   "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip"),
-    FRACTION: ("beta1", "beta2"),
-}  # fmt: skip
 CHOICES = {
     "method": policy_gradient.METHODS,
     "optimizer": ("adamw", "muon"),
@@ -150,9 +144,7 @@ def complete(settings, origin):
 
 def check(settings):
     """Raise UserError for settings that cannot work, before anything is loaded or written."""
-    check_ranges(settings, RANGES, CHOICES)
-    if not MIN_TEMPERATURE <= settings.temperature < math.inf:
-        raise UserError("temperature must be above 0: equal completions teach nothing")
+    check_ranges(settings, CHOICES)
     if not split_words(settings.word):
         raise UserError("name the word that the stories are to be about: --word=cat")
     if not settings.embedder:
@@ -278,19 +270,23 @@ def train(settings):
         checkpoint.create_run_folder(settings.out_dir, policy.config, settings, tokenizer, facts)
         reference.save(settings.out_dir)
         logger = RunLogger(settings.out_dir, state)
-        saver = checkpoint.CheckpointSaver(settings.out_dir)
+    saver = checkpoint.CheckpointSaver(settings.out_dir)
 
     # ---- 4. the loop
-    stop, finite, alarms = False, True, []
+    stop, alarms = False, []
     started_at = time.perf_counter() - state["seconds"]  # the clock stands still in plots and saves
     progress = run_progress(state["step"], state["seconds"], *limits)
-    with StopSignal() as signal:
+    with StopSignal() as signal, saver:
         while progress < 1 and not stop:
             step = state["step"]
             lr = get_lr(settings, step, schedule_progress(settings, step, state["seconds"]))
             texts, metrics = train_step(policy, reference, optimizers, settings, step, lr)
-            if not (finite := math.isfinite(metrics["grad_norm"])):
-                break
+            if not math.isfinite(metrics["grad_norm"]):
+                if step:  # keep what was learned before
+                    saver.save(policy, optimizers, state)
+                saver.wait()
+                barrier()
+                raise FloatingPointError(f"step {step + 1}: the gradient is nan or inf")
             state["step"] += 1
             state["tokens"] += round(metrics["tokens"] * settings.batch_size)
             if rank() == 0:
@@ -309,16 +305,13 @@ def train(settings):
                     end_interval(logger, state, settings.kl_factor, texts)
                 if interval_ends or stop:
                     monitor.plot(settings, baseline, logger.lines)
-                    saver.save(policy, optimizers, state)
             if interval_ends or stop:
+                saver.save(policy, optimizers, state)
                 barrier()
                 started_at = time.perf_counter() - state["seconds"]
-        if rank() == 0:
-            if not finite and state["step"]:  # keep what was learned before
-                saver.save(policy, optimizers, state)
-            saver.wait()
-        barrier()
-    report_end(state, settings.out_dir, finite, progress)
+    barrier()
+    end = "done with" if progress >= 1 else "stopped after"
+    print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
     return state
 
 
@@ -369,17 +362,6 @@ def end_interval(logger, state, kl_factor, texts):
         state |= {"best": score, "best_step": state["step"]}
     state["last_evaluation"] = state["step"]
     logger.sample(state["step"], "\n\n".join(texts[:3]))
-
-
-def report_end(state, out_dir, finite, progress):
-    """Print how the run ended; raises UserError where a gradient was not finite."""
-    if not finite:
-        raise UserError(
-            f"step {state['step'] + 1}: the gradient is nan or inf; no weight has changed since "
-            "the step before. A lower learning_rate may help"
-        )
-    end = "done with" if progress >= 1 else "stopped after"
-    print0(f"{end} step {state['step']}; to go on: --resume --out_dir={out_dir}")
 
 
 def main():

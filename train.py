@@ -314,7 +314,7 @@ def train(settings):
         facts = environment(device) | {"data": data_hashes}
         checkpoint.create_run_folder(settings.out_dir, model.config, settings, tokenizer, facts)
         logger = RunLogger(settings.out_dir, state)
-        saver = checkpoint.CheckpointSaver(settings.out_dir)
+    saver = checkpoint.CheckpointSaver(settings.out_dir)
 
     def save():
         """Start a checkpoint: copy the state for a thread to write. Returns the time."""
@@ -322,15 +322,14 @@ def train(settings):
         state["scaler"] = scaler.state_dict()
         if is_kept(state["step"], settings):
             state["kept_steps"] = [*state["kept_steps"], state["step"]]
-        if is_main:
-            saver.save(model, optimizers, state)
+        saver.save(model, optimizers, state)
         return time.perf_counter()
 
     # ---- 7. the loop
     stop, saved_at = False, time.perf_counter()
     started_at = saved_at - state["seconds"]  # now - started_at: the time without evaluations
     progress = run_progress(state["step"], state["seconds"], *limits)
-    with StopSignal() as signal:
+    with StopSignal() as signal, saver:
         while True:
             # evaluate when due; a resumed run first does the evaluation that it missed
             if evaluation_is_due(state, settings, progress):
@@ -339,6 +338,8 @@ def train(settings):
                 stop = result is None  # it was asked to stop meanwhile
                 if result:
                     loss, bits_per_byte = result
+                    if not math.isfinite(loss):
+                        raise FloatingPointError(f"step {state['step']}: validation loss {loss}")
                     state["last_evaluation"] = state["step"]
                     if loss < (state["best"] or math.inf):
                         state |= {"best": loss, "best_step": state["step"]}
@@ -381,8 +382,6 @@ def train(settings):
                 stop or save_is_due(state["step"], settings, unsaved)
             ):
                 saved_at = save()
-        if is_main:
-            saver.wait()
     end = "done with" if progress >= 1 else "stopped after"
     print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
     return state

@@ -99,9 +99,17 @@ def plain_types(declared_type):
     return typing.get_args(declared_type) or (declared_type,)
 
 
+def shorten(value):
+    """A value as it is shown in an error, in one short line."""
+    try:
+        return " ".join(repr(value).split())[:80]
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "so large a number"
+
+
 def wrong_type(value, declared_type, where):
     names = " or ".join(TYPE_NAMES[kind] for kind in plain_types(declared_type))
-    return UserError(f"{where} takes {names}, not {value!r}")
+    return UserError(f"{where} takes {names}, not {shorten(value)}")
 
 
 def parse_text(text, declared_type, where):
@@ -124,7 +132,7 @@ def check_type(value, declared_type, where):
     kinds = plain_types(declared_type)
     if type(value) in kinds:
         return value
-    if type(value) is int and float in kinds:
+    if type(value) is int and float in kinds and abs(value) < 2**1023:
         return float(value)
     raise wrong_type(value, declared_type, where)
 
@@ -192,7 +200,9 @@ def load(cls, argv=None, positional=None):
         is_tuple = hints[name] is tuple
         command_line[name] = command_line.get(name, ()) + value if is_tuple else value
     origin |= dict.fromkeys(command_line, "command line")
-    return cls(**values | command_line), origin
+    settings = cls(**values | command_line)
+    check_ranges(settings)
+    return settings, origin
 
 
 def show(settings, origin):
@@ -214,21 +224,60 @@ def print_help(cls):
 
 # ---- ranges ------------------------------------------------------------------------------------
 
-POSITIVE, NOT_NEGATIVE, FRACTION = "at least 1", "0 or more", "at least 0 and below 1"
+# {(lowest, highest): settings}: the values that a number may have, in whichever script it is one.
+# The highest are beyond any use: they keep slips of the keyboard from taking hours or all memory.
+_RANGES = {
+    (0, 2**63 - 1): "seed",  # what numpy, torch and the page's JSON all take
+    (0, 1 - 2**-53): "dropout beta1 beta2",
+    (2**-53, 1 - 2**-53): "val_fraction prompt_fraction",
+    (0, 1): "max_similarity story_fraction word_fraction",
+    (1e-9, 1): "top_p",
+    (0, 10): "learning_rate min_lr",
+    (0, 100): "temperature judge_temperature weight_decay",
+    (1e-3, 600): "timeout",
+    (0, 1000): "repetition_penalty kl_factor beams arch",
+    (0, 1024): "workers jobs",
+    (1, 1024): "n_layer n_head concurrency tries seeds",
+    (1, 2**16): "n_embd",
+    (0, 2**16 - 1): "port",
+    (2, 2**20): "block_size",
+    (4, 10**6): "head_stories",
+    (2, 10**6): "prompts questions",
+    (1, 10**6): "batch_size micro_batch_size group_size gradient_accumulation_steps row_tokens "
+    "num_samples num_prompts max_new_tokens max_tokens distinct_words count length rounds steps",
+    (0, 10**6): "minutes grad_clip min_words top_sentences top_neurons random_neurons shown",
+    (1, 10**9): "eval_interval log_interval stories tokens vocab_size",
+    (0, 10**9): "max_iters max_minutes eval_stories save_interval warmup_iters "
+    "lr_decay_iters top_k max_calls max_cost price_in price_out",
+}
+RANGES = {name: key for key, names in _RANGES.items() for name in names.split()}
 
 
-def check_ranges(settings, ranges=None, choices=None):
-    """Raise UserError for the first setting outside its range, as nan and infinity always are.
+def check_ranges(settings, choices=None):
+    """Raise UserError for the first number outside its range, as nan and infinity always are.
 
-    ranges: {POSITIVE, NOT_NEGATIVE or FRACTION: names}. choices: {name: the values it may take}.
+    settings: a dataclass. A default may lie outside: 0 for "all", say. Where `x` has another range
+    than in other scripts, the class has an attribute `x_range`. choices: {name: allowed values}.
     """
-    bounds = {POSITIVE: (1, math.inf), NOT_NEGATIVE: (0, math.inf), FRACTION: (0, 1)}
-    for range_, names in (ranges or {}).items():
-        low, high = bounds[range_]
-        for name in names:
-            if not low <= (value := getattr(settings, name)) < high:
-                raise UserError(f"{name} must be {range_}, not {value}")
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        if {int, float} & {*plain_types(hints[name])}:
+            low, high = getattr(settings, f"{name}_range", None) or RANGES[name]
+            value = check_type(value, hints[name], name)
+            if value != field.default and not low <= value <= high:
+                wrong = f"{range_text(value, low, high)}, not {shorten(value)}"
+                raise UserError(f"{name} must be {wrong}")
     for name, allowed in (choices or {}).items():
         if (value := getattr(settings, name)) not in allowed:
             *rest, last = [choice or "nothing" for choice in allowed]
             raise UserError(f"{name} must be {', '.join(rest)} or {last}, not '{value}'")
+
+
+def range_text(value, low, high):
+    """What is wrong with a value outside of low..high, in words: "at least 1", "0 or more", ..."""
+    if high < 1:
+        return "between 0 and 1" if low else "at least 0 and below 1"
+    if high < value < math.inf:
+        return "below 2^63" if high == 2**63 - 1 else f"at most {high:,}"
+    return f"at least {low:,}" if low >= 1 else "above 0" if low else "0 or more"

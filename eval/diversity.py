@@ -35,7 +35,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from configs import NOT_NEGATIVE, POSITIVE, UserError, check_ranges, load, run
+from configs import UserError, check_ranges, load, run
 from eval import bootstrap, harness
 from eval.memorization import page
 from eval.memorization.copying import find_copies, summarize
@@ -64,6 +64,7 @@ class Settings(harness.ModelSettings):
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
     distinct_words: int = 2000  # words of a portion in which distinct-n is counted
     workers: int = 0  # processes that build the index; 0: one per core, four at most
+    num_prompts_range = 2, 10**6
 
 
 # ---- prompts and completions -------------------------------------------------------------------
@@ -294,13 +295,9 @@ def completion_rows(index, prompts, generated, reports, results):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     temperatures = parse_temperatures(settings.temperatures)
+    check_sampling_settings(settings)
     for temperature in temperatures:
-        check_sampling_settings(sampling_settings(settings, temperature))
-    check_ranges(settings, {POSITIVE: ("distinct_words",), NOT_NEGATIVE: ("workers",)})
-    if settings.num_prompts < 2:
-        raise UserError("num_prompts must be at least 2")
-    if not 0 < settings.prompt_fraction < 1:
-        raise UserError("prompt_fraction must be between 0 and 1")
+        check_ranges(harness.SamplingSettings(temperature=temperature))
 
     models = harness.open_models(settings, origin)
     folder = settings.dataset or checkpoint.data_folder(models[0])

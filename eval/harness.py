@@ -169,7 +169,7 @@ def completions(loaded, texts, settings, num_samples, folder):
     key = blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=6).hexdigest()
     path = Path(folder) / f"completions-{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads(path.read_text(encoding="utf-8"))["completions"]
+        return storage.from_json(path.read_text(encoding="utf-8"))["completions"]
     samples = generate_completions(loaded, texts, settings, num_samples)
     decoded = [[loaded.tokenizer.decode(one.ids) for one in some] for some in samples]
     storage.write_json(path, {"request": request, "completions": decoded})
@@ -243,7 +243,7 @@ def write_result(out_dir, name, results, lines=None):
     with storage.lock(path, wait=True):  # so that both files are of the same command
         if lines is not None:
             # ASCII: a judge's reply may hold half a surrogate pair, which UTF-8 cannot encode.
-            text = "".join(json.dumps(line) + "\n" for line in lines)
+            text = "".join(storage.to_json(line, path) + "\n" for line in lines)
             storage.write_text(path.with_suffix(".jsonl"), text)
         storage.write_json(path, results)
     print(f"\n{path}")

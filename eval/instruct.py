@@ -45,8 +45,6 @@ class Settings(harness.SamplingSettings):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     check_sampling_settings(settings)
-    if settings.prompts < 2:
-        raise UserError("prompts must be at least 2")
     if len(harness.beside_names(settings)) > 1:
         raise UserError("beside takes one run or model")
     pair = settings.pair.split("+")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import NOT_NEGATIVE, ROOT, UserError, check_ranges, load, run
+from configs import ROOT, UserError, load, run
 from eval import bootstrap, harness
 from eval.interpretability import hooks, neurons
 from eval.interpretability.attention_heads import PREDICTORS, classify
@@ -56,6 +56,7 @@ class Settings(harness.ModelSettings):
     top_neurons: int = 5  # most coherent neurons of a layer to show
     random_neurons: int = 3  # random neurons of a layer to show
     seed: int = 1337  # of the choice of stories and neurons, and of the intervals
+    stories_range = 0, 10**9
 
 
 def read_stories(loaded, settings):
@@ -280,9 +281,6 @@ def show(results):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check_ranges(settings, {NOT_NEGATIVE: ("stories", "top_neurons", "random_neurons")})
-    if settings.head_stories < 4:
-        raise UserError("head_stories must be at least 4")
     [loaded] = harness.open_models(settings, origin)
     model, decode = loaded.model, loaded.tokenizer.decode
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import NOT_NEGATIVE, UserError, check_ranges, load, run
+from configs import UserError, check_ranges, load, run
 from eval import bootstrap, harness, knowledge, published
 from eval.llm import grading, rubrics
 from eval.llm.rubrics import AGES, JudgeItem
@@ -80,7 +80,7 @@ def main():
 
 def resolve(settings):
     """The settings with the mode's own numbers where there are none; UserError for wrong ones."""
-    check_ranges(settings, {NOT_NEGATIVE: ("num_prompts",)}, {"mode": tuple(MODES)})
+    check_ranges(settings, {"mode": tuple(MODES)})
     _, num_prompts, num_samples = MODES[settings.mode]
     changes = {"num_samples": settings.num_samples or num_samples,
                "num_prompts": settings.num_prompts or num_prompts}  # fmt: skip

@@ -77,7 +77,7 @@ def score(model, groups, eot, batch_size, autocast):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check_ranges(settings, choices={"loss_on": ("all", "story", "")})
+    check_ranges(settings, {"loss_on": ("all", "story", "")})
     [loaded] = harness.open_models(settings, origin)
     device, loss_on = loaded.model.wte.weight.device, settings.loss_on or "all"
     if source := settings.source:

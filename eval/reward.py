@@ -71,14 +71,13 @@ class Settings(JudgeSettings):
     weights: str = "float32"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
     max_tokens: int = 300  # most tokens of a judge's reply
     beams, top_p = 0, 1.0  # what the harness reads too: sample from all tokens; not settings
+    stories_range = 2, 10**6
 
 
 def complete(settings):
     """(settings with the run's word, prompt and sampling filled in, the run's own settings)."""
     if not settings.out_dir:
         raise UserError("usage: python -m eval.reward out/<run of reward.py>")
-    if settings.stories < 2 or settings.shown < 0:
-        raise UserError("stories must be at least 2, shown at least 0")
     run_settings = read_settings(settings.out_dir)
     names = ("word", "start", "temperature", "max_new_tokens")
     filled_in = {name: getattr(settings, name) or run_settings[name] for name in names}

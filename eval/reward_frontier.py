@@ -15,7 +15,6 @@ With several prompts, the lines are computed for each one and averaged: a policy
 prompt.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +75,8 @@ def read_runs(folders):
     runs = []
     for folder in folders:
         settings, reference = read_settings(folder), read_json(Path(folder) / "reference.json")
-        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        steps = np.array([[line["kl"], line["reward"]] for line in map(json.loads, lines)])
+        lines = read_json(Path(folder) / "metrics.jsonl", lines=True)
+        steps = np.array([[line["kl"], line["reward"]] for line in lines])
         runs.append((folder, settings, reference, steps))
         differ = [name for name in SHARED if settings[name] != runs[0][1][name]]
         differ += ["reference"] if reference["model"] != runs[0][2]["model"] else []

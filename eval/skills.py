@@ -38,8 +38,6 @@ class Settings(harness.ModelSettings):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    if settings.questions < 2:
-        raise UserError("questions must be at least 2")
     (loaded,) = harness.open_models(settings, origin)
     if settings.steps and not loaded.is_run():
         raise UserError("steps are those of a run: name its folder")

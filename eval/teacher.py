@@ -28,7 +28,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import POSITIVE, ROOT, UserError, check_ranges, load, run
+from configs import ROOT, UserError, load, run
 from eval.llm.client import Client
 from eval.llm.settings import JudgeSettings, check_judge
 from nanostories import storage
@@ -61,7 +61,6 @@ def main():
     if settings.count_words:
         write_words(settings.words or WORDS, sources.read(settings.count_words, split="train"))
         return
-    check_ranges(settings, {POSITIVE: ("count",)})
     check_judge(settings)
     words = read_words(settings.words or WORDS)
 

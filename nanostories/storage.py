@@ -14,6 +14,7 @@ process killed at any moment leaves the old one or the new one, never half of on
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -127,16 +128,39 @@ def write_text(path, text):
         part.write_text(text, encoding="utf-8")
 
 
+def to_json(value, path, **options):
+    """A value as JSON text for a file; UserError for nan or infinity, which JSON does not have."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        what = "a number in it is nan or infinite, as of a model whose weights are far too large"
+        raise UserError(f"{path} is not written: {what}") from None
+
+
+def from_json(text):
+    """The value of a JSON text; ValueError for other text, nan and infinity included."""
+
+    def finite(number):
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number:.20} is no finite number")
+        return float(number)
+
+    return json.loads(text, parse_float=finite, parse_constant=finite)
+
+
 def write_json(path, value):
     """`write_text` of a value as JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, path, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path, missing=None):
-    """The value in a JSON file; or UserError, with the line `missing` where there is no file."""
+def read_json(path, missing=None, lines=False):
+    """The value in a JSON file, with `lines` a list of each line's; UserError where it cannot be
+    read, with the line `missing` where there is no file.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        return [*map(from_json, filter(None, text.split("\n")))] if lines else from_json(text)
     except OSError as error:
         raise UserError(missing or f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None

@@ -5,12 +5,12 @@ A script that calls one declares `class Settings(JudgeSettings)`.
 
 import contextlib
 import ipaddress
-import json
 import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from configs import NOT_NEGATIVE, POSITIVE, UserError, check_ranges
+from configs import UserError, check_ranges
+from nanostories.storage import from_json
 
 KEY_VARIABLE = "JUDGE_API_KEY"
 MAX_WAIT = 600.0  # seconds; a server that asks for a longer wait ends the command
@@ -45,16 +45,12 @@ def request_fields(settings):
     fields = {"model": settings.judge, "temperature": settings.judge_temperature,
               "max_tokens": settings.max_tokens}  # fmt: skip
     try:
-        fields |= (extra := json.loads(settings.extra or "{}"))
+        fields |= (extra := from_json(settings.extra or "{}"))
         if "messages" in extra or extra.get("stream") or extra.get("n", 1) != 1:
             raise UserError("extra must not set messages, stream or n")
     except (ValueError, TypeError, AttributeError):
         raise UserError("""extra must be a JSON object: '{"reasoning_effort": "low"}'""") from None
     fields = {name: value for name, value in fields.items() if value is not None}
-    try:
-        json.dumps(fields, allow_nan=False)
-    except ValueError:
-        raise UserError("judge_temperature and extra must not hold nan or infinity") from None
     for name in TOKEN_LIMITS:
         if name in fields and (type(fields[name]) is not int or fields[name] < 1):
             raise UserError(f"{name} must be a whole number of at least 1, not {fields[name]!r}")
@@ -89,12 +85,7 @@ def check_judge(settings):
     """Raise UserError for JudgeSettings that mean nothing, or would be unsafe."""
     if not settings.judge:
         raise UserError("name the model that the server is to use: --judge=<model>")
-    check_ranges(settings, {
-        POSITIVE: ("concurrency", "tries", "max_tokens"),
-        NOT_NEGATIVE: ("max_calls", "max_cost", "price_in", "price_out"),
-    })  # fmt: skip
-    if not 0 < settings.timeout <= MAX_WAIT:
-        raise UserError(f"timeout must be above 0 and at most {MAX_WAIT:g} seconds")
+    check_ranges(settings)
     if settings.max_cost and not settings.price_in + settings.price_out:
         raise UserError("max_cost needs prices: --price_in and --price_out, per million tokens")
     if reply_limit(settings) is None and settings.max_cost:

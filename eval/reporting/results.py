@@ -9,7 +9,6 @@ Only what study.json calls done is read: a file that an older command left is no
 """
 
 import contextlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def read_study(out_dir):
             run.results[name] = _read_json(output) if done.get(output) == digest(output) else None
         grades = Path(run.out_dir) / "eval" / "judge-paper.jsonl"
         if run.results["judge-paper"] and grades.exists():
-            run.results["grades"] = _read_lines(grades)
+            run.results["grades"] = storage.read_json(grades, lines=True)
     runs = [run for run in runs if run.kind != "baseline" or any(run.results.values())]
     manifests = [Path(job["output"]) for job in jobs if job["output"].endswith("/manifest.json")]
     data = {str(path.parent): facts for path in manifests if (facts := _read_json(path))}
@@ -113,17 +112,13 @@ def _read_json(path):
         return storage.read_json(path)
 
 
-def _read_lines(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
 def read_run(folder):
     """The Run of a run folder, [kind-]width-layers-heads-s<seed>; None if missing or damaged."""
     *kind, width, layers, heads, seed = Path(folder).name.split("-")
     kind, size = "-".join(kind), Size(int(width), int(layers), int(heads))
     try:
         config, state = checkpoint.read_config(folder), checkpoint.read_state(folder)
-        lines = _read_lines(Path(folder) / "metrics.jsonl")
+        lines = storage.read_json(Path(folder) / "metrics.jsonl", lines=True)
     except (UserError, OSError):
         return None
     with torch.device("meta"):

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from configs import UserError
+from configs import RANGES, UserError
 from nanostories.inference.generate import available_tokens
 from nanostories.inference.kv_cache import BatchedKVCache
 
@@ -95,9 +95,9 @@ class Server(ThreadingHTTPServer):
         max_length = self.loaded.max_length
         for name, kind, low, high in (
             ("temperature", float, 0, 5),
-            ("top_p", float, 1e-6, 1),
+            ("top_p", float, *RANGES["top_p"]),
             ("max_new_tokens", int, 1, max_length),
-            ("seed", int, 0, 2**63 - 1),
+            ("seed", int, *RANGES["seed"]),
         ):
             # type(), as isinstance takes True for an int. NaN is in no range.
             if type(request.get(name)) not in (int, kind) or not low <= request[name] <= high:

@@ -18,6 +18,7 @@ read. Tensors are safetensors, everything else is JSON: nothing is ever unpickle
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from model import GPT, GPTConfig
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.storage import atomic_file, atomic_folder, read_json, sha256, write_json
 from nanostories.training import huggingface
+from nanostories.training.distributed import rank
 from nanostories.training.huggingface import LoadedModel
 
 CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json")
@@ -96,16 +98,37 @@ class CheckpointSaver:
     """Saves the checkpoints of a run in a thread, one at a time.
 
     `save` copies the tensors to host memory, which stays for the next save; the thread writes them.
+    A `with` block waits for the last save; a FloatingPointError in it, of nan or infinity in this
+    run, becomes a UserError that says what is saved.
     """
 
     def __init__(self, out_dir):
         self.out_dir, self.copies = out_dir, {}
         self.thread, self.saving = ThreadPoolExecutor(1), None
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.wait()
+        if kind is FloatingPointError:
+            steps = steps_of(self.out_dir)
+            saved = f"step {steps[-1]} is saved, no later one" if steps else "no step is saved"
+            line = f"{error}; in '{self.out_dir}' {saved}. A lower learning_rate may help"
+            raise UserError(line) from None
+
     def save(self, model, optimizers, state):
-        """Wait for the last save, then start `write_checkpoint`; raises what `wait` does."""
+        """Wait for the last save, then start `write_checkpoint`; raises what `wait` does, and
+        FloatingPointError where a tensor to be saved holds nan or infinity.
+        """
         self.wait()
         tensors = (model.state_dict(), optimizer_state_dict(model, optimizers))
+        present = [x for part in tensors for x in part.values() if x.numel()]
+        # The largest magnitude: one pass on the device, one number to the host; nan is never lost.
+        if not torch.nn.utils.get_total_norm(present, math.inf).isfinite():
+            raise FloatingPointError(f"step {state['step']}: a weight or moment is nan or inf")
+        if rank():
+            return  # all ranks check, so that all stop together; the first one saves
         copies = [{name: self._copy(x, name) for name, x in part.items()} for part in tensors]
         if torch.cuda.is_available():
             torch.cuda.synchronize()

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from nanostories.plotting import plot_to
-from nanostories.storage import write_text
+from nanostories.storage import from_json, write_text
 
 
 class RunLogger:
@@ -18,7 +18,7 @@ class RunLogger:
         self.last = state["seconds"], state["tokens"]  # at the last progress line
         for line in self._read("metrics.jsonl").splitlines():
             try:
-                line = json.loads(line)
+                line = from_json(line)
             except ValueError:
                 continue  # the last line of a run killed while it wrote it
             if line["step"] <= state["last_evaluation" if "val_loss" in line else "step"]:

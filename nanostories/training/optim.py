@@ -16,8 +16,6 @@ from functools import partial
 
 import torch
 
-from configs import UserError
-
 
 def make_optimizers(model, settings):
     """The optimizers of all parameters of a GPT, a list of one or two. Only the blocks' matrices
@@ -116,13 +114,14 @@ class NonFiniteGuard:
         optimizer.found_inf = self.found_inf
 
     def skipped(self):
-        """Bad steps since the last call, read from the device; UserError unless skip=True."""
+        """Bad steps since the last call, read from the device; FloatingPointError for any unless
+        skip=True.
+        """
         count = int(self.bad_steps)
         if count and not self.skip:
-            raise UserError(
-                f"step {int(self.first_bad)}: the loss or the gradient is nan or inf; no weight "
-                "has changed since the step before. A lower learning_rate may help, or --resume "
-                "with --skip_nonfinite"
+            raise FloatingPointError(
+                f"step {int(self.first_bad)}: the loss or the gradient is nan or inf "
+                "(--skip_nonfinite would leave the step out)"
             )
         self.bad_steps.zero_()
         return count

@@ -8,7 +8,7 @@ import contextlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from configs import FRACTION, NOT_NEGATIVE, POSITIVE, UserError, check_ranges
+from configs import UserError, check_ranges
 from nanostories.dataset.sources import dataset_folder
 from nanostories.storage import lock
 from nanostories.training import checkpoint, huggingface
@@ -21,14 +21,6 @@ MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", 
               "cuda_graphs", "attn", "skip_nonfinite", "profile")  # fmt: skip
 FILLED_IN = ("dataset", "row_tokens", "lr_decay_iters")  # stored as what 0 or "" came to
 
-RANGES = {
-    POSITIVE: (*SHAPE, "batch_size", "gradient_accumulation_steps", "eval_interval",
-               "log_interval"),
-    NOT_NEGATIVE: ("row_tokens", "max_iters", "max_minutes", "eval_stories", "save_interval",
-                   "seed", "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters",
-                   "weight_decay", "grad_clip"),
-    FRACTION: ("dropout", "beta1", "beta2"),
-}  # fmt: skip
 CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": SCHEDULES,
@@ -39,7 +31,7 @@ CHOICES = {
 
 def check(settings):
     """Raise UserError for settings that cannot work, before anything is loaded or written."""
-    check_ranges(settings, RANGES, CHOICES)
+    check_ranges(settings, CHOICES)
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
     rows = settings.batch_size * settings.gradient_accumulation_steps
