@@ -19,7 +19,6 @@ import configs
 from configs import UserError
 from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset.build import build_dataset, make_tokenizer
-from nanostories.dataset.tokenizer import MAX_VOCAB
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,6 @@ def prepare(settings):
     """Make the data folder that the settings describe; returns its path."""
     # 1. settings
     configs.check_ranges(settings)
-    if settings.vocab_size > MAX_VOCAB:
-        raise UserError(f"vocab_size may be at most {MAX_VOCAB:,}: ids are uint16")
     held_out = settings.hold_out.split("+") if settings.hold_out else []
     if held_out and not sources.is_instruct(settings.source):
         none = f"hold_out is for Instruct records, which '{settings.source}' has none of"

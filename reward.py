@@ -284,8 +284,6 @@ def train(settings):
             if not math.isfinite(metrics["grad_norm"]):
                 if step:  # keep what was learned before
                     saver.save(policy, optimizers, state)
-                saver.wait()
-                barrier()
                 raise FloatingPointError(f"step {step + 1}: the gradient is nan or inf")
             state["step"] += 1
             state["tokens"] += round(metrics["tokens"] * settings.batch_size)

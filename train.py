@@ -287,6 +287,8 @@ def train(settings):
         f"device: {device}, {str(dtype).removeprefix('torch.')}, "
         f"attention {model.attn} ({attention_reason})"
     )
+    if 0 < decay_iters < settings.warmup_iters:
+        print0(f"step {decay_iters:,}, the schedule's last, is still within the warm-up")
     if not decay_iters:
         print0("the learning rate follows the clock: this run cannot be repeated bit for bit")
     elif decay_iters < max_iters and settings.schedule != "constant":
@@ -392,17 +394,11 @@ def main():
     with process_group():
         settings = run_config.complete(settings, origin)
         out = Path(settings.out_dir, "profile" if settings.profile else "")
-        try:
-            with run_config.only_writer(out), checkpoint.full_disk_explained(settings.out_dir):
-                run_config.check(settings)
-                if rank() == 0:
-                    show(settings, origin)
-                train(settings)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                "out of memory: halve batch_size and double gradient_accumulation_steps (the same "
-                "training), or lower row_tokens, n_embd or n_layer"
-            ) from None
+        with run_config.only_writer(out), checkpoint.full_disk_explained(settings.out_dir):
+            run_config.check(settings)
+            if rank() == 0:
+                show(settings, origin)
+            train(settings)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,11 @@ def run(main):
         if error.errno != errno.ENOSPC:
             raise
         sys.exit(f"{name}: the disk is full; free some space and run the command again ({error})")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "alloc" not in str(error):
+            raise
+        what = f"{name}: out of memory, lower batch_size or the model's size: {error}"
+        sys.exit(" ".join(what.split())[:300])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
@@ -238,7 +243,6 @@ _RANGES = {
     (0, 1000): "repetition_penalty kl_factor beams arch",
     (0, 1024): "workers jobs",
     (1, 1024): "n_layer n_head concurrency tries seeds",
-    (1, 2**16): "n_embd",
     (0, 2**16 - 1): "port",
     (2, 2**20): "block_size",
     (4, 10**6): "head_stories",
@@ -246,7 +250,8 @@ _RANGES = {
     (1, 10**6): "batch_size micro_batch_size group_size gradient_accumulation_steps row_tokens "
     "num_samples num_prompts max_new_tokens max_tokens distinct_words count length rounds steps",
     (0, 10**6): "minutes grad_clip min_words top_sentences top_neurons random_neurons shown",
-    (1, 10**9): "eval_interval log_interval stories tokens vocab_size",
+    (1, 2**16): "n_embd vocab_size",
+    (1, 10**9): "eval_interval log_interval stories tokens",
     (0, 10**9): "max_iters max_minutes eval_stories save_interval warmup_iters "
     "lr_decay_iters top_k max_calls max_cost price_in price_out",
 }

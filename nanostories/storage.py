@@ -139,13 +139,13 @@ def to_json(value, path, **options):
 
 def from_json(text):
     """The value of a JSON text; ValueError for other text, nan and infinity included."""
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
 
-    def finite(number):
-        if not math.isfinite(float(number)):
-            raise ValueError(f"{number:.20} is no finite number")
-        return float(number)
 
-    return json.loads(text, parse_float=finite, parse_constant=finite)
+def _finite(text):
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(f"{text:.20} is no finite number")
 
 
 def write_json(path, value):

@@ -278,7 +278,7 @@ def test_likelihood(data, tmp_path):
     (["--out=/"], "out must name a folder, not '/'"),
     (["--out=."], "out must name a folder, not '.'"),
     (["--tokenizer=nope"], "nope"),
-    (["--tokenizer=bpe", "--vocab_size=999999"], "vocab_size must be 257"),
+    (["--tokenizer=bpe", "--vocab_size=999999"], "vocab_size must be at most 65,536"),
     (["--source=nowhere.txt"], "nowhere.txt"),
 ])  # fmt: skip
 def test_wrong_settings(words, why, stories, tmp_path, monkeypatch):

@@ -36,6 +36,13 @@ def pick_device(name):
     return torch.device(name)
 
 
+def memory_of(device):
+    """The bytes of memory of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def reuse_freed_memory():
     """Have glibc keep freed blocks below 32 MB for the next step. By default it gives them back to
     the kernel, which zeroes each page again: up to a third of a small model's training time.

@@ -114,9 +114,7 @@ class NonFiniteGuard:
         optimizer.found_inf = self.found_inf
 
     def skipped(self):
-        """Bad steps since the last call, read from the device; FloatingPointError for any unless
-        skip=True.
-        """
+        """Bad steps since the last call, read from the device: an error unless skip=True."""
         count = int(self.bad_steps)
         if count and not self.skip:
             raise FloatingPointError(

@@ -12,6 +12,7 @@ from configs import UserError, check_ranges
 from nanostories.dataset.sources import dataset_folder
 from nanostories.storage import lock
 from nanostories.training import checkpoint, huggingface
+from nanostories.training.device import memory_of, pick_device
 from nanostories.training.distributed import all_gather, rank, world_size
 from nanostories.training.schedule import SCHEDULES
 
@@ -35,8 +36,18 @@ def check(settings):
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
     rows = settings.batch_size * settings.gradient_accumulation_steps
-    if rows < (ranks := world_size()):
-        raise UserError(f"{ranks} ranks cannot share a step of {rows} rows: raise batch_size")
+    if not (ranks := world_size()) <= rows <= 10**6:
+        raise UserError(f"{ranks} ranks cannot share a step of {rows} rows: change batch_size")
+    # 16 bytes a weight: itself, its gradient and two moments; 20 or more an activation.
+    width, device = settings.n_embd, pick_device(settings.device)
+    size = 16 * (12 * settings.n_layer * width + settings.block_size) * width
+    rows = min(settings.batch_size, -(-rows // ranks))
+    size += 20 * rows * settings.row_tokens * settings.n_layer * width
+    if size > (memory := memory_of(device)):
+        sizes = (
+            f"takes {size / 1e9:,.1f} GB of memory or more, and {device} has {memory / 1e9:,.1f}"
+        )
+        raise UserError(f"this training {sizes}: lower batch_size, n_embd or n_layer")
     if not (settings.resume or settings.profile):
         check_free(settings.out_dir)
 
