@@ -377,6 +377,22 @@ def test_what_was_learned_before_a_nan_is_kept(base, tmp_path, monkeypatch):
     assert checkpoint.steps_of(tmp_path / "run") == [3]
 
 
+def test_weights_that_are_nan_are_never_saved(base, tmp_path, monkeypatch):
+    """Those of step 3: step 4 finds them, and its gradient is nan, too."""
+    step_of = reward.train_step
+
+    def spoiled(policy, reference, optimizers, settings, step, lr):
+        result = step_of(policy, reference, optimizers, settings, step, lr)
+        if step == 2:
+            policy.ln_f.weight.data[0] = math.nan
+        return result
+
+    monkeypatch.setattr(reward, "train_step", spoiled)
+    with pytest.raises(UserError, match=r"step 3: a weight or moment is nan .* step 2 is saved"):
+        train(reward_settings(base, tmp_path / "run"))
+    assert checkpoint.steps_of(tmp_path / "run") == [2]
+
+
 @pytest.mark.parametrize("words, why", [
     (["--init_from="], "name the model to start from"),
     (["--init_from=./nowhere"], "nowhere"),
