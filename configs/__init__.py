@@ -37,7 +37,7 @@ def run(main):
     name = Path(sys.argv[0]).name
     try:
         main()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":  # what all ranks meet, the first one says; torchrun then ends the others
             time.sleep(1)

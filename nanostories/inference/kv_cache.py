@@ -115,12 +115,19 @@ class BatchedKVCache:
         return self._logits(*self._advance())
 
     def step(self, **sampling_kwargs):
-        """The next token of each live slot, int64 (n,); sampling_kwargs: of `sample_token`."""
+        """The next token of each live slot, int64 (n,); sampling_kwargs: of `sample_token`.
+
+        FloatingPointError where the logits are nan: one number that is makes all of a row so.
+        """
         n, S, position = self._advance()
         if self.decoder.device.type != "cuda":
-            return self._step(n, S, position, sampling_kwargs)
-        with torch.cuda.device(self.decoder.device):  # threads begin on the first one
-            return self._graph_step(n, S, sampling_kwargs)
+            tokens = self._step(n, S, position, sampling_kwargs)
+        else:
+            with torch.cuda.device(self.decoder.device):  # threads begin on the first one
+                tokens = self._graph_step(n, S, sampling_kwargs)
+        if not self.last_logits[:n, 0].isfinite().all():
+            raise FloatingPointError("the model's output is nan or inf")
+        return tokens
 
     def _advance(self):
         """(live slots n, cached columns S they attend to, their position if all share one)."""

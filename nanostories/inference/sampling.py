@@ -42,4 +42,4 @@ def _draw(p, uniform_noise):
     """The first index in each row of p (B, K), not normalized, whose cumulative sum is above it."""
     cumulative = p.cumsum(-1)
     threshold = cumulative[:, -1:] * uniform_noise[:, None]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=p.shape[1] - 1)
