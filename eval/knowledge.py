@@ -15,6 +15,7 @@ import numpy as np
 from configs import UserError
 from eval import bootstrap, harness
 from eval.llm import grading
+from eval.llm.redact import printable
 from eval.llm.rubrics import KNOWLEDGE, JudgeItem
 from eval.prompts import knowledge_prompts
 
@@ -128,14 +129,15 @@ def print_tables(tables):
     """Print the colored table of prompts x models, if they are few, and the scores."""
     rows, names = tables[0]["completions"], [Path(table["model"]).name for table in tables]
     for i, prompt in enumerate(rows if len(rows) <= MAX_TABLE else ()):
-        print(f"\n{prompt['kind']}: {prompt['prompt']}")
+        print(printable(f"\n{prompt['kind']}: {prompt['prompt']}"))
         for name, table in zip(names, tables, strict=True):
             row = table["completions"][i]
             verdict = row.get("rating", row["verdict"]) or "unreadable"
             cell = f" {verdict:10} "
             if sys.stdout.isatty() and verdict in COLORS:
                 cell = f"\033[30;{COLORS[verdict]}m{cell}\033[0m"
-            print(f"  {name:20.20} {cell} {' '.join(row['completion'].split())[:100]}")
+            completion = printable(" ".join(row["completion"].split()))[:100]
+            print(f"  {name:20.20} {cell} {completion}")
     print()
     harness.print_table(["prompts", "model", "accuracy", "margin, nats", "rating"], [
         [kind, name[:22], *map(table["scores"][kind].get, ("accuracy", "margin", "rating"))]

@@ -37,6 +37,7 @@ import numpy as np
 from configs import UserError, load, run
 from eval import bootstrap, harness
 from eval.llm import grading
+from eval.llm.redact import printable
 from eval.llm.rubrics import TOPIC, JudgeItem
 from eval.llm.settings import JudgeSettings, check_judge
 from nanostories.dataset import instruct
@@ -223,7 +224,8 @@ def show(results, lines, shown):
     harness.print_table(["", *results["models"]], rows)
     for name in results["models"]:
         for line in [line for line in lines if line["model"] == name][:shown]:
-            print(f"\n--- {name}, {line['verdict']}\n{line['start']}{line['text']}")
+            story = printable(line["start"] + line["text"])
+            print(f"\n--- {name}, {line['verdict']}\n{story}")
 
 
 def main():

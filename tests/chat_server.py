@@ -1,5 +1,6 @@
 """A server on loopback that speaks OpenAI's chat completions, and misbehaves on cue."""
 
+import contextlib
 import json
 import threading
 import time
@@ -19,7 +20,8 @@ class ChatServer:
     """with ChatServer(script) as server: server.url, server.bodies, server.headers, server.times
 
     script(body, number) says what request `number` gets: a str, the text of a reply; a dict, the
-    JSON of one; (status, JSON or bytes, headers); or "HANG", "HALF", "DRIP", "CLOSE".
+    JSON of one; (status, JSON or bytes, headers); a function that answers with the handler it is
+    given; or "HANG", "HALF", "DRIP", "CLOSE".
     """
 
     def __init__(self, script, delay=0.0):
@@ -67,6 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
                 chat.now -= 1
 
     def answer(self, what):
+        if callable(what):
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                what(self)
+            return
         if what == "CLOSE":
             self.close_connection = True
             return

@@ -13,8 +13,6 @@ The server's key is the environment's JUDGE_API_KEY. It goes into one header of 
 """
 
 import contextlib
-import email.utils
-import itertools
 import json
 import math
 import os
@@ -22,8 +20,10 @@ import random
 import re
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from email.utils import mktime_tz, parsedate_tz
 from hashlib import blake2b
+from multiprocessing import TimeoutError as NoReply
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from configs import UserError
 from eval.llm import settings as judge_settings
+from eval.llm.redact import quote, redact
 from nanostories.storage import fsync, lock
 
 FIRST_WAIT = 1.0  # seconds before the second try
@@ -53,6 +54,7 @@ class Client:
         judge_settings.check_judge(settings)
         self.settings, self.version, self.api_key = settings, version, judge_settings.api_key()
         self.request = judge_settings.request_fields(settings)
+        self.accepted = self.request  # without what the server has refused
         self.url = settings.base_url.rstrip("/") + "/chat/completions"
         no_file = settings.dry_run and not Path(path).exists()
         self.replies = None if no_file else ReplyFile(path)
@@ -60,6 +62,7 @@ class Client:
         self.tokens_to_read = 0  # of a dry run
         self.cost = 0.0  # of the calls that have ended
         self.reserved = []  # the most that each of the calls in flight may cost
+        self.locks = {}  # of the requests, by their keys
         self.changed, self.stop = threading.Condition(), threading.Event()
         self.resume_at = 0.0  # no call begins before: a server asked for a pause
 
@@ -67,6 +70,7 @@ class Client:
         return self
 
     def __exit__(self, *_):
+        self.stop.set()
         if self.replies:
             self.replies.close()
 
@@ -85,15 +89,18 @@ class Client:
         conversations that need a reply each. Raises UserError where the server refuses or keeps
         failing, and at --max_calls and --max_cost.
         """
-        line = self.cached(messages, number)
-        hit = line is not None
-        if not hit and self.settings.dry_run:
-            with self.changed:
-                self.calls += 1
-                self.tokens_to_read += judge_settings.count_tokens(messages)
-            return "x" * 4 * self.settings.max_tokens  # as long as a reply may be
-        line = line or self._call(messages, number)
+        key = self._hash(messages, number)
+        with self.locks.setdefault(key, threading.Lock()):  # of equal requests, one is paid for
+            line = self.cached(messages, number)
+            hit = line is not None
+            if not hit and self.settings.dry_run:
+                with self.changed:
+                    self.calls += 1
+                    self.tokens_to_read += judge_settings.count_tokens(messages)
+                return "x" * 4 * self.settings.max_tokens  # as long as a reply may be
+            line = line or self._call(messages, number)
         with self.changed:
+            self.accepted = line.get("request", self.accepted)
             self.cache_hits += hit
             self.truncated += line["finish"] == "length"
             self.empty += not line["reply"].strip()
@@ -109,9 +116,9 @@ class Client:
             spent = 0.0
             try:
                 line |= self._post(messages)
+                spent = judge_settings.cost(self.settings, **line["usage"])
                 line["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 self.replies.append(line)
-                spent = judge_settings.cost(self.settings, **line["usage"])
                 return line
             except _PassingError as error:
                 reason, delay, billed = error.args
@@ -123,7 +130,7 @@ class Client:
                     self.changed.notify_all()
             if delay is not None and delay > judge_settings.MAX_WAIT:
                 raise UserError(f"{reason}; the server asks to wait {delay:.0f} seconds: come back")
-            backoff = min(FIRST_WAIT * 2**attempt, 60.0) * random.uniform(0.5, 1)
+            backoff = min(FIRST_WAIT * 2 ** min(attempt, 6), 60.0) * random.uniform(0.5, 1)
             with self.changed:  # an overloaded server is so for every thread
                 self.resume_at = max(self.resume_at, time.monotonic() + (delay or backoff))
         raise UserError(f"gave up after {self.settings.tries} tries: {reason}; {self._progress()}")
@@ -153,34 +160,19 @@ class Client:
         return f"{len(self.replies.lines)} replies are cached, the same command continues"
 
     def _post(self, messages):
-        """{"reply", "finish", "usage"} of one request; `timeout` bounds each wait and the whole."""
-        timeout = self.settings.timeout
-        deadline, body = time.monotonic() + timeout, bytearray()
-        try:
-            session = requests.Session()  # a new one: threads must not share them
-            host = urlsplit(self.url).hostname
-            session.trust_env = not judge_settings.is_loopback(host)  # no proxy to here
-            session.get_redirect_target = lambda _: None  # not even parsed
-            with session, session.post(
-                self.url, json=self.request | {"messages": messages}, auth=self._sign, stream=True,
-                allow_redirects=False, timeout=(min(10, timeout), timeout),
-            ) as response:  # fmt: skip
-                # Byte by byte: a server that sends slowly must not hide behind a larger buffer.
-                for byte in response.iter_content(1):
-                    body += byte
-                    if time.monotonic() > deadline:
-                        raise _PassingError(f"no reply in {timeout:g} seconds", None, True)
-                    if len(body) > MAX_REPLY_BYTES:
-                        raise UserError("the server's reply has no end")
-        except (requests.RequestException, ValueError) as error:
-            begun = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
-            cause = re.search(r"\[Errno -?\d+\] [^'\")]+", str(error))  # inside three other errors
-            cause = cause[0] if cause else self._redact(f"{type(error).__name__}: {error}")[:200]
-            raise _PassingError(f"{self.url}: {cause}", None, isinstance(error, begun)) from None
-        text, status = body.decode("utf-8", "replace"), response.status_code
-        message = self._redact(_error_message(text))
+        """{"request", "reply", "finish", "usage"} of one request, in the form the server takes."""
+        timeout, changed = self.settings.timeout, self.accepted
+        while changed:
+            self.accepted = request = changed
+            with ThreadPool(1) as pool:  # its thread is left behind, whatever the server sends it
+                try:
+                    answer = pool.apply_async(self._send, (request, messages)).get(timeout)
+                except NoReply:
+                    raise _PassingError(f"no reply in {timeout:g} seconds", None, True) from None
+            status, delay, text = answer
+            changed = status in (400, 422) and judge_settings.without_refused(request, text)
+        message = quote(_error_message(text), self.api_key)
         if status in (408, 429) or status >= 500:
-            delay = _seconds(response.headers.get("Retry-After"))
             raise _PassingError(f"the server answers {status}: {message}", delay, False)
         if status != 200:
             hint = " (redirects are not followed)" if 300 <= status < 400 else ""
@@ -188,20 +180,43 @@ class Client:
                 hint = f" (${judge_settings.KEY_VARIABLE} is not set)"
             raise UserError(f"{self.url} refused, {status}: {message}{hint}")
         try:
-            return self._parse(json.loads(text), messages)
+            return {"request": request} | self._parse(json.loads(text), messages)
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             reason = f"the server's reply is no chat completion: {message}"
             raise _PassingError(reason, None, True) from None
+
+    def _send(self, request, messages):
+        """(status, seconds to wait or None, text) of the answer to one request."""
+        timeout, body = self.settings.timeout, bytearray()
+        try:
+            session = requests.Session()  # a new one: threads must not share them
+            host = urlsplit(self.url).hostname
+            session.trust_env = not judge_settings.is_loopback(host)  # no proxy to here
+            session.get_redirect_target = lambda _: None  # not even parsed
+            with session, session.post(
+                self.url, json=request | {"messages": messages}, auth=self._sign, stream=True,
+                allow_redirects=False, timeout=(min(10, timeout), timeout),
+            ) as response:  # fmt: skip
+                for data in response.iter_content(1024):
+                    body += data
+                    if len(body) > MAX_REPLY_BYTES:
+                        raise UserError(f"{self.url}: the server's reply has no end")
+        except UserError:
+            raise
+        except Exception as error:  # requests lets some of urllib3 and http.client through
+            begun = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
+            cause = quote(f"{type(error).__name__}: {error}", self.api_key, 2000)
+            errno = re.search(r"\[Errno -?\d+\] [^'\")]+", cause)  # inside three other errors
+            cause = f"{self.url}: {errno[0] if errno else cause[:200]}"
+            raise _PassingError(cause, None, isinstance(error, begun)) from None
+        delay = _seconds(response.headers.get("Retry-After"))
+        return response.status_code, delay, body.decode("utf-8", "replace")
 
     def _sign(self, request):
         """The only place the key goes to. As `auth`, so that no .netrc replaces it."""
         if self.api_key:
             request.headers["Authorization"] = f"Bearer {self.api_key}"
         return request
-
-    def _redact(self, text):
-        # Local servers take any key, such as "x" or "none": a word and no secret.
-        return text.replace(self.api_key, "***") if len(self.api_key) >= 8 else text
 
     def _parse(self, answer, messages):
         """The fields of a chat completion that matter. Raises all sorts of errors for others."""
@@ -217,26 +232,28 @@ class Client:
             name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimate
             for name, estimate in estimates.items()
         }
-        finish = self._redact(str(choice.get("finish_reason")))
-        return {"reply": self._redact(reply), "finish": finish, "usage": counts}
+        finish = quote(str(choice.get("finish_reason")), self.api_key)
+        return {"reply": redact(reply, self.api_key), "finish": finish, "usage": counts}
 
     def map(self, function, items):
-        """[function(item)], `concurrency` at a time. An error ends it after the calls in flight."""
-        waiting, running, results = iter(enumerate(items)), {}, {}
-        bar = tqdm(total=len(items), unit="story", disable=None)
-        with ThreadPoolExecutor(self.settings.concurrency) as pool, bar:
+        """[function(item)], `concurrency` at a time. An error ends it after the calls in flight;
+        Ctrl-C at once, as the threads are daemons."""
+        results, errors = {}, []
+
+        def call(i):
             try:
-                while len(results) < len(items):
-                    free = self.settings.concurrency - len(running)
-                    for i, item in itertools.islice(waiting, free):
-                        running[pool.submit(function, item)] = i
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        results[running.pop(future)] = future.result()
-                        bar.set_postfix_str(self.summary(), refresh=False)
-                        bar.update()
-            except BaseException:
+                results[i] = None if self.stop.is_set() else function(items[i])
+            except BaseException as error:
+                errors.append(error)
                 self.stop.set()  # no new call begins
-                raise
+
+        bar = tqdm(total=len(items), unit="story", disable=None)
+        with ThreadPool(min(self.settings.concurrency, len(items)) or 1) as pool, bar:
+            for _ in pool.imap_unordered(call, range(len(items))):
+                bar.set_postfix_str(self.summary(), refresh=False)
+                bar.update(not errors)
+        if errors:
+            raise errors[0]
         return [results[i] for i in range(len(items))]
 
     def summary(self):
@@ -251,6 +268,8 @@ class Client:
                 f"at most {written:,} to write{price * has_price}"
             )
         parts = [f"{calls} calls", f"{self.cache_hits} cached replies"]
+        if self.accepted != self.request:
+            parts.append(f"sent with no more than {', '.join(self.accepted)}")
         if has_price:
             parts.insert(1, f"cost {self.cost:.4f}")
         faults = {"cut off by max_tokens": self.truncated, "empty": self.empty}
@@ -258,20 +277,19 @@ class Client:
 
 
 def _error_message(text):
-    """What a server says of an error, in one short line."""
+    """What a server says of an error."""
     with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
         error = json.loads(text)["error"]
         text = error if isinstance(error, str) else str(error["message"])
-    text = " ".join(text.split())
-    return text[:297] + "..." if len(text) > 300 else text or "nothing"
+    return text
 
 
 def _seconds(retry_after):
     """A Retry-After header, seconds or a date, as seconds from now; None where there is none."""
     with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, float(retry_after))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+        return min(max(0.0, float(retry_after)), 1e9)
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, mktime_tz(parsedate_tz(retry_after)) - time.time())
     return None
 
 
@@ -288,17 +306,20 @@ class ReplyFile:
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock(path))
             self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            stack.callback(os.close, self.file)
+            stack.callback(self._close)
             with open(path, "rb") as lines:
                 for number, line in enumerate(lines, 1):
-                    if not line.endswith(b"\n"):
-                        os.ftruncate(self.file, self.size)
-                        break
                     try:
-                        self._index(json.loads(line)["key"], line)
-                    except (ValueError, KeyError, TypeError):
+                        _, key = (reply := json.loads(line))["reply"].strip, reply["key"]
+                        self._index(key, line)
+                    except (ValueError, LookupError, TypeError, AttributeError):
+                        if not line.endswith(b"\n"):
+                            os.ftruncate(self.file, self.size)
+                            break
                         what = f"line {number} is damaged; remove it to pay for it again"
                         raise UserError(f"{path}: {what}") from None
+            if self.size and os.pread(self.file, 1, self.size - 1) != b"\n":
+                self.size += os.write(self.file, b"\n")
             fsync(path.parent)
             self.close = stack.pop_all().close  # lets other commands have the file
 
@@ -323,3 +344,8 @@ class ReplyFile:
                 os.ftruncate(self.file, self.size)
                 raise
             self._index(line["key"], data)
+
+    def _close(self):
+        with self.lock:  # a thread that Ctrl-C has left behind writes nothing any more
+            os.close(self.file)
+            self.file = -1

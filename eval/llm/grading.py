@@ -3,6 +3,7 @@
 import sys
 
 from eval.llm.client import Client
+from eval.llm.redact import printable
 
 
 def grade(settings, rubric, items, path):
@@ -12,7 +13,8 @@ def grade(settings, rubric, items, path):
     turns = range(len(rubric.turns))
     if settings.dry_run:
         for turn in turns:
-            print(f"--- turn {turn + 1} of the first item\n{rubric.prompt(turn, items[0])}\n")
+            prompt = printable(rubric.prompt(turn, items[0]))
+            print(f"--- turn {turn + 1} of the first item\n{prompt}\n")
 
     def grade_one(item):
         messages = []

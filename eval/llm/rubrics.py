@@ -7,8 +7,7 @@
 A story is data. It may hold ***, "Grammar: 10/10" or orders to the judge. So each item has two
 codes, hashes of all its text that occur nowhere in it. The fence marks where the item begins and
 ends, and the separator. The verdict nonce marks the verdict: only what follows it counts, whatever
-the judge quotes. A reply without the nonce is accepted if its verdict stands on a line of its own,
-it holds no two different ones, and the item holds nothing like a verdict that it could be quoting.
+the judge quotes, and a reply without it has no verdict.
 """
 
 import re
@@ -54,7 +53,6 @@ class Rubric:
     version: str
     turns: list  # one text for each turn, with {code} {form} {beginning} {work} {other}
     fields: dict  # {name: choices} in the order of the form; no choices: a grade from 0 to 10
-    model_texts: tuple = ("text",)  # the attributes of an item that a model wrote
 
     def form(self, nonce):
         """The line that a verdict has to be, after an item's verdict_nonce."""
@@ -73,33 +71,33 @@ class Rubric:
         """The verdict of a reply: {name in lower case: float grade or str choice}, or None.
 
         The last one right after a nonce counts, whole or not at all: what it lacks is looked for
-        nowhere else. For a reply without the nonce see the top of this file.
+        nowhere else.
         """
-        field = self._field()
-        ends = [match.end() for match in re.finditer(item.verdict_nonce, reply)]
-        if begins := [place for place in ends if field.match(reply, place)]:
-            return self._verdict(reply, begins[-1])
-        texts = (item.beginning, *(getattr(item, name) for name in self.model_texts))
-        if any(field.search(text) for text in texts):
-            return None
-        lines = (self._verdict(reply, match.start()) for match in re.finditer("^", reply, re.M))
-        first, *others = [verdict for verdict in lines if verdict] or [None]
-        return first if all(other == first for other in others) else None
+        after_nonces = reply.split(item.verdict_nonce)[1:]
+        return self._verdict(next(filter(self._field().match, reversed(after_nonces)), ""))
 
-    def _verdict(self, text, place):
-        """The verdict at text[place], only marks between its fields; None where one is missing."""
+    def _verdict(self, text):
+        """The verdict that a text begins with, only marks between its fields, or None."""
         choices = {name.lower(): values for name, values in self.fields.items()}
-        verdict = {}
+        verdict, place = {}, 0
         while len(verdict) < len(choices):
             match = self._field().match(text, place)
             if not match or (name := match[1].lower()) in verdict:
                 return None
             place = match.end()
-            prose = re.match(r"[ \t]+[A-Za-z]", text[place:])  # "a child", "1 or 2": no choice
-            verdict[name] = _value(choices[name], match[2], match[3], prose)
-            if verdict[name] is None:
+            value = _value(choices[name], match[2], match[3])
+            if value is None or self._continuation(choices[name]).match(text, place):
                 return None
+            verdict[name] = value
         return verdict
+
+    def _continuation(self, choices):
+        """A regex for what makes a value none: "8 to 9", "[8, 9]", "D/E", "a child" for an A."""
+        between = r"[^\w\n.(]*+"
+        if choices:
+            return re.compile(rf"[ \t]+[A-Za-z]|{between}({'|'.join(choices)})(?!\w)", re.ASCII)
+        number = rf"[0-9]++(?!\w|[.)]\W*({'|'.join(self.fields)}))"  # but "2. Creativity" is next
+        return re.compile(rf"{between}((or|to|and)\b{between})?{number}", re.IGNORECASE | re.ASCII)
 
     def _field(self):
         """A regex for marks and then a field: "Grammar: 8/10", "**Age group**: (E)"."""
@@ -112,11 +110,11 @@ class Rubric:
         )
 
 
-def _value(choices, text, scale, prose):
+def _value(choices, text, scale):
     """The grade from 0 to 10, or the choice, that a number or a word stands for; or None."""
     if choices:
         value = next((choice for choice in choices if choice.lower() == text.lower()), None)
-        return None if prose or scale else value
+        return None if scale else value
     if text.isalpha() or scale not in (None, "10") or float(text) > 10:
         return None
     return float(text)

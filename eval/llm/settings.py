@@ -6,6 +6,7 @@ A script that calls one declares `class Settings(JudgeSettings)`.
 import contextlib
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -15,6 +16,9 @@ from nanostories.storage import from_json
 KEY_VARIABLE = "JUDGE_API_KEY"
 MAX_WAIT = 600.0  # seconds; a server that asks for a longer wait ends the command
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # of a reply, in a request
+# What newer models refuse, by a pattern of their refusal.
+REFUSED = {"max_tokens": "max_completion_tokens",
+           "temperature": "(?i)unsupp|n.t (supp|perm|all)|only|unknown|unexp|deprec"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,15 @@ def request_fields(settings):
     return fields
 
 
+def without_refused(fields, refusal):
+    """A request's fields as a newer model takes them, by a server's refusal; None for others."""
+    for name, pattern in REFUSED.items():
+        if name in fields and name in refusal and re.search(pattern, refusal):
+            renamed = {"max_completion_tokens": fields[name]} if name == "max_tokens" else {}
+            return {key: value for key, value in (renamed | fields).items() if key != name}
+    return None
+
+
 def reply_limit(settings):
     """The most tokens that a request allows its reply; None where it sets no limit."""
     fields = request_fields(settings)
@@ -74,8 +87,8 @@ def cost(settings, prompt_tokens, completion_tokens):
 
 
 def worst_cost(settings, messages):
-    """The most that a request may cost, if its messages have a third more tokens than estimated."""
-    return cost(settings, count_tokens(messages) * 4 / 3, reply_limit(settings) or 0)
+    """The most that a request may cost: in every language, a token has at least one byte."""
+    return cost(settings, count_tokens(messages) * 4, reply_limit(settings) or 0)
 
 
 # ---- checks ------------------------------------------------------------------------------------
