@@ -17,7 +17,6 @@ import pytest
 from chat_server import ChatServer, completion
 
 from configs import ROOT, UserError
-from eval import knowledge, reward
 from eval.llm import client, grading, rubrics
 from eval.llm.redact import printable, redact
 from eval.llm.settings import KEY_VARIABLE, JudgeSettings, without_refused
@@ -148,6 +147,8 @@ def test_no_escape_sequence_reaches_the_terminal(tmp_path):
 
 def test_no_story_commands_the_terminal(tmp_path, capfd):
     """Neither in the prompt of a dry run, nor in the tables of knowledge and reward."""
+    from eval import knowledge, reward  # here: the commands of other tests need no torch
+
     settings = JudgeSettings(judge="tiny", base_url="http://127.0.0.1:9", dry_run=True)
     grading.grade(settings, rubrics.REPORT, [rubrics.JudgeItem(OBEYED, OBEYED)], tmp_path / "none")
     row = {"kind": "facts", "prompt": OBEYED, "completion": OBEYED, "verdict": "success"}
@@ -313,7 +314,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_paid(tmp_path, name):
         begin = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert time.monotonic() - begin < 5 and process.returncode == 130
+    assert time.monotonic() - begin < 20 and process.returncode == 130  # not 60
     assert out == b"kept 5\n" and b"Traceback" not in err
     assert len(lines(tmp_path)) == 5
 
