@@ -20,9 +20,9 @@ import random
 import re
 import threading
 import time
+from concurrent.futures import Future
 from email.utils import mktime_tz, parsedate_tz
 from hashlib import blake2b
-from multiprocessing import TimeoutError as NoReply
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -164,12 +164,13 @@ class Client:
         timeout, changed = self.settings.timeout, self.accepted
         while changed:
             self.accepted = request = changed
-            with ThreadPool(1) as pool:  # its thread is left behind, whatever the server sends it
-                try:
-                    answer = pool.apply_async(self._send, (request, messages)).get(timeout)
-                except NoReply:
-                    raise _PassingError(f"no reply in {timeout:g} seconds", None, True) from None
-            status, delay, text = answer
+            # The thread is left behind at the timeout, whatever the server sends it until then.
+            answer, fields = Future(), request | {"messages": messages}
+            threading.Thread(target=self._send, args=(fields, answer), daemon=True).start()
+            try:
+                status, delay, text = answer.result(timeout)
+            except TimeoutError:
+                raise _PassingError(f"no reply in {timeout:g} seconds", None, True) from None
             changed = status in (400, 422) and judge_settings.without_refused(request, text)
         message = quote(_error_message(text), self.api_key)
         if status in (408, 429) or status >= 500:
@@ -185,8 +186,8 @@ class Client:
             reason = f"the server's reply is no chat completion: {message}"
             raise _PassingError(reason, None, True) from None
 
-    def _send(self, request, messages):
-        """(status, seconds to wait or None, text) of the answer to one request."""
+    def _send(self, fields, answer):
+        """Give a Future (status, seconds to wait or None, text), the server's answer to fields."""
         timeout, body = self.settings.timeout, bytearray()
         try:
             session = requests.Session()  # a new one: threads must not share them
@@ -194,23 +195,23 @@ class Client:
             session.trust_env = not judge_settings.is_loopback(host)  # no proxy to here
             session.get_redirect_target = lambda _: None  # not even parsed
             with session, session.post(
-                self.url, json=request | {"messages": messages}, auth=self._sign, stream=True,
-                allow_redirects=False, timeout=(min(10, timeout), timeout),
+                self.url, json=fields, auth=self._sign, stream=True, allow_redirects=False,
+                timeout=(min(10, timeout), timeout),
             ) as response:  # fmt: skip
                 for data in response.iter_content(1024):
                     body += data
                     if len(body) > MAX_REPLY_BYTES:
                         raise UserError(f"{self.url}: the server's reply has no end")
-        except UserError:
-            raise
+            delay = _seconds(response.headers.get("Retry-After"))
+            answer.set_result((response.status_code, delay, body.decode("utf-8", "replace")))
+        except UserError as error:
+            answer.set_exception(error)
         except Exception as error:  # requests lets some of urllib3 and http.client through
             begun = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
             cause = quote(f"{type(error).__name__}: {error}", self.api_key, 2000)
             errno = re.search(r"\[Errno -?\d+\] [^'\")]+", cause)  # inside three other errors
             cause = f"{self.url}: {errno[0] if errno else cause[:200]}"
-            raise _PassingError(cause, None, isinstance(error, begun)) from None
-        delay = _seconds(response.headers.get("Retry-After"))
-        return response.status_code, delay, body.decode("utf-8", "replace")
+            answer.set_exception(_PassingError(cause, None, isinstance(error, begun)))
 
     def _sign(self, request):
         """The only place the key goes to. As `auth`, so that no .netrc replaces it."""
