@@ -8,7 +8,8 @@
     python sample.py --words "come, road, sad" --features dialogue    # for an Instruct model
     python sample.py --serve                               # a page to try it, in the browser
 
-Stories are generated `batch_size` at a time; the terminal shows them in order, token by token.
+Stories are generated `batch_size` at a time; the terminal shows them in order, token by token. A
+prompt may end in a blank or within a word: nanostories/inference/healing.py goes on from there.
 words, sentence, features and summary make an instruction in the format that Instruct models are
 trained on; `start` is then how the story begins.
 """
@@ -24,12 +25,16 @@ from nanostories.dataset import instruct
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import (
     Completion,
+    StopStrings,
+    available_tokens,
     beam_search,
     check_sampling_settings,
     read_prompts,
     request_seeds,
     stream,
 )
+from nanostories.inference.healing import Healer
+from nanostories.inference.kv_cache import NO_PENALTIES
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
 
@@ -49,6 +54,9 @@ class Settings(checkpoint.ModelSettings):
     temperature: float = 0.8  # 0: always the likeliest token; higher: more surprising stories
     top_k: int = 0  # sample from the k likeliest tokens; 0: from all
     top_p: float = 1.0  # sample from the likeliest tokens that together have this probability
+    repetition_penalty: float = 1.0  # above 1, tokens that occurred are less likely; try 1.2
+    no_repeat_ngram: int = 0  # tokens in a sequence that may not occur twice; 0: all may
+    stop: tuple = ()  # a text that ends a story, too; may be given several times
     beams: int = 0  # width of a beam search in place of sampling; the paper's tables used 5
     seed: int = 1337  # of the sampling
     batch_size: int = 64  # stories generated at a time
@@ -56,8 +64,11 @@ class Settings(checkpoint.ModelSettings):
     serve: bool = False  # open a page to try the model in the browser
     host: str = "127.0.0.1"  # for serve: 0.0.0.0 lets the whole network in
     port: int = 8000  # for serve
+    allow_host: tuple = ()  # for serve: a name that a proxy has for it; may be given several times
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
     weights: str = "auto"  # float32, bfloat16 or, on CPUs, int8; auto: bfloat16 on CUDA
+
+    repetition_penalty_range = 1e-2, 100  # reward.py's is another
 
 
 def make_instruction(settings):
@@ -71,76 +82,124 @@ def make_instruction(settings):
         raise UserError(str(error)) from None
 
 
-def completions_in_order(decoder, loaded, prompts, settings):
-    """Yield (index of the prompt, its token ids since the last time, Completion or None), one
-    prompt after the other; the last item of each has the finished Completion.
+def check_settings(settings, origin):
+    """Raise UserError for settings that are out of range, or mean nothing beside the others."""
+    check_sampling_settings(settings)
+    if "" in settings.stop:
+        raise UserError("stop must be a text, not nothing")
+    named = {name for name, where in origin.items() if where == "command line"}
+    greedy = settings.temperature == 0 or settings.top_k == 1
+    for applies, names, why in (
+        (settings.beams, {"temperature", "top_k", "top_p", "seed"}, "a beam search draws nothing"),
+        (settings.beams or greedy, {"num_samples"}, "without sampling all stories are the same"),
+        (settings.serve, {"start", "num_samples", "beams", "seed", "json"}, "serve opens a page"),
+        (not settings.serve, {"host", "port", "allow_host"}, "it is for --serve"),
+        (not settings.init_from, {"revision"}, "it is for --init_from"),
+    ):
+        for name in sorted(names & named) if applies else ():
+            if getattr(settings, name) != getattr(Settings, name):
+                raise UserError(f"{name} has no effect here: {why}")
+
+
+def fitting_prompts(decoder, loaded, prompts):
+    """[(prompt, its token ids)] of those in {name: prompt} that leave room for a story; the others
+    are named on stderr. UserError if there is none.
     """
-    ids, eot = [loaded.encode_prompt(prompt) for prompt in prompts], loaded.tokenizer.eot
-    lengths = {"max_new_tokens": settings.max_new_tokens, "max_length": loaded.max_length}
-    if settings.beams:
-        for i, prompt in enumerate(ids):
-            completion = beam_search(decoder, prompt, eot, settings.beams, **lengths)
-            yield i, completion.ids, completion
-        return
-    names = ("temperature", "top_k", "top_p", "batch_size")
-    sampling_kwargs = {name: getattr(settings, name) for name in names}
+    fitting, problems = [], []
+    for name, prompt in prompts.items():
+        fitting.append((prompt, loaded.encode_prompt(prompt)))
+        try:
+            available_tokens(decoder, fitting[-1][1], max_length=loaded.max_length)
+        except UserError as error:
+            fitting.pop()
+            problems.append(f"{name}{error}")
+    if not fitting:
+        raise UserError(problems[0])
+    for problem in problems:
+        print(f"{problem}; it is left out", file=sys.stderr, flush=True)
+    return fitting
+
+
+def completions_in_order(decoder, loaded, ids, settings, options):
+    """Yield (index of the prompt, bytes of the story since the last time, Completion or None), one
+    prompt after the other; the last item of each has the finished Completion. ids: of the prompts,
+    lists, of which healing exchanges the last tokens. options: stop and penalties.
+    """
+    tokenizer, eot = loaded.tokenizer, loaded.tokenizer.eot
+    options |= {"max_new_tokens": settings.max_new_tokens, "max_length": loaded.max_length}
+    typed = [len(tokenizer.decode_bytes(prompt)) for prompt in ids]
     completions, finished = [Completion([]) for _ in ids], set()
+
+    def story(i, first=0):
+        """The bytes of story i from its token `first` on; 0: from where the prompt ends."""
+        new = tokenizer.decode_bytes(completions[i].ids[first:])
+        return new if first else tokenizer.decode_bytes(ids[i])[typed[i] :] + new
+
+    if settings.beams:
+        options["heal"] = Healer(tokenizer, temperature=0)
+        for i, prompt in enumerate(ids):
+            completions[i] = beam_search(decoder, prompt, eot, settings.beams, **options)
+            yield i, story(i), completions[i]
+        return
+    sampling = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
+    options |= {"batch_size": settings.batch_size, "heal": Healer(tokenizer, **sampling)}
     current, shown = 0, 0  # the first prompt not yet finished, and how many of its ids were yielded
     seeds = request_seeds(settings.seed, len(ids))
-    for step in stream(decoder, ids, eot, seeds, **lengths, **sampling_kwargs):
+    for step in stream(decoder, ids, eot, seeds, **options, **sampling):
         for i, token, is_last in step:
             completions[i].append(token)
             if is_last:
                 finished.add(i)
         while current in finished:
-            yield current, completions[current].ids[shown:], completions[current]
+            yield current, story(current, shown), completions[current]
             current, shown = current + 1, 0
-        if current < len(ids):
-            yield current, completions[current].ids[shown:], None
+        if current < len(ids) and completions[current].ids:
+            yield current, story(current, shown), None
             shown = len(completions[current].ids)
 
 
-def print_stories(loaded, prompts, items):
+def print_stories(loaded, prompts, ids, items):
     """Print each story while it is generated; items: of `completions_in_order`."""
     current = None
-    for i, ids, completion in items:
+    for i, data, completion in items:
         if i != current:
             # A token may end inside a character: its bytes wait until the character is complete.
             characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
             print((SEPARATOR if i else "") + prompts[i], end="", flush=True)
             current = i
-        data = loaded.tokenizer.decode_bytes(ids)
         print(characters.decode(data, final=completion is not None), end="", flush=True)
         if completion and not completion.ended:
-            length = len(loaded.encode_prompt(prompts[i])) + len(completion.ids)
+            length = len(ids[i]) + len(completion.ids)
             if length >= loaded.max_length:
                 note = f"\n[stopped at {length} tokens, the longest story in training]"
                 print(note, end="", file=sys.stderr, flush=True)
     print()
 
 
-def print_json(loaded, prompts, items):
+def print_json(loaded, prompts, ids, items):
     """Print each story as a JSON line when it is complete; items: of `completions_in_order`."""
-    for i, _, completion in items:
+    story, ascii_only = b"", not sys.stdout.encoding.lower().startswith("utf")
+    for i, data, completion in items:
+        story += data
         if completion:
-            text = prompts[i] + loaded.tokenizer.decode(completion.ids)
+            text = prompts[i] + story.decode("utf-8", errors="replace")
             line = {"prompt": prompts[i], "text": text, "ended": completion.ended}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            print(json.dumps(line, ensure_ascii=ascii_only), flush=True)
+            story = b""
 
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check_sampling_settings(settings)
+    check_settings(settings, origin)
 
     # 1. The prompts.
     instruction = make_instruction(settings)
-    prompts = [instruction + start for start in read_prompts(settings.start)]
+    prompts = {name: instruction + start for name, start in read_prompts(settings.start).items()}
     if settings.dry_run:
-        print(*prompts, sep=SEPARATOR)
+        print(*prompts.values(), sep=SEPARATOR)
         return
     if settings.serve and instruction:
         raise UserError("serve takes no instruction: write it on the page, as --dry_run prints it")
-    prompts = [prompt for prompt in prompts for _ in range(settings.num_samples)]
 
     # 2. The model.
     device = pick_device(settings.device)
@@ -152,16 +211,25 @@ def main():
     decoder = open_decoder(loaded.model, settings.weights, device)
 
     # 3. The stories: in the browser, as JSON lines, or on the terminal.
+    stop = StopStrings(settings.stop, loaded.tokenizer) if settings.stop else None
+    options = {"stop": stop, "penalties": {name: getattr(settings, name) for name in NO_PENALTIES}}
     if settings.serve:
         from nanostories.inference.server import serve
 
         names = ("temperature", "top_p", "max_new_tokens")
         defaults = {name: getattr(settings, name) for name in names}
-        title = Path(loaded.out_dir).name
-        serve(decoder, loaded, title, defaults, host=settings.host, port=settings.port)
+        options |= {
+            name: getattr(settings, name) for name in ("host", "port", "allow_host", "top_k")
+        }
+        serve(decoder, loaded, Path(loaded.out_dir).name, defaults, **options)
         return
+    requests = fitting_prompts(decoder, loaded, prompts)
+    texts = [text for text, _ in requests for _ in range(settings.num_samples)]
+    ids = [list(ids) for _, ids in requests for _ in range(settings.num_samples)]
     show = print_json if settings.json else print_stories
-    show(loaded, prompts, completions_in_order(decoder, loaded, prompts, settings))
+    show(loaded, texts, ids, completions_in_order(decoder, loaded, ids, settings, options))
+    if len(requests) < len(prompts):
+        sys.exit(1)  # `fitting_prompts` said why
 
 
 if __name__ == "__main__":

@@ -119,8 +119,10 @@ class Settings:
 # ---- the model ---------------------------------------------------------------------------------
 
 
-def build_model(settings, tokenizer, device):
-    """A GPT: with new random weights, with those of init_from, or with the run's to be resumed."""
+def build_model(settings, tokenizer, device, state=None):
+    """A GPT: with new random weights, with those of init_from, or with the run's to be resumed.
+    The run's state learns how long the stories are that the model can generate already.
+    """
     if not (settings.resume or settings.init_from):
         shape = {name: getattr(settings, name) for name in (*run_config.SHAPE, "dropout")}
         return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
@@ -132,6 +134,8 @@ def build_model(settings, tokenizer, device):
             f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
             f"--tokenizer={settings.tokenizer}"
         )
+    if state:
+        state["max_length"] = loaded.max_length
     return loaded.model.train()
 
 
@@ -261,7 +265,7 @@ def train(settings):
     if settings.resume:
         state, optimizer_state = run_config.read_state(settings.out_dir, train_data)
     torch.manual_seed(settings.seed)
-    model = build_model(settings, tokenizer, device)
+    model = build_model(settings, tokenizer, device, state)
     attention_reason = select_attention(model, settings.attn, dtype)
 
     # ---- 4. optimizer

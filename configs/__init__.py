@@ -35,6 +35,8 @@ class UserError(Exception):
 def run(main):
     """Call a script's main(): what a user can mend ends in one line, not in a traceback."""
     name = Path(sys.argv[0]).name
+    if hasattr(sys.stdout, "reconfigure"):  # a character that its encoding lacks is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (UserError, FloatingPointError) as error:
@@ -253,7 +255,7 @@ _RANGES = {
     (1, 2**16): "n_embd vocab_size",
     (1, 10**9): "eval_interval log_interval stories tokens",
     (0, 10**9): "max_iters max_minutes eval_stories save_interval warmup_iters "
-    "lr_decay_iters top_k max_calls max_cost price_in price_out",
+    "lr_decay_iters top_k no_repeat_ngram max_calls max_cost price_in price_out",
 }
 RANGES = {name: key for key, names in _RANGES.items() for name in names.split()}
 

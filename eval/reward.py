@@ -242,7 +242,7 @@ def main():
             models[name] = checkpoint.load_model(folder, settings.checkpoint, device)
 
     # ---- their stories; only the Instruct model gets an instruction
-    prompts = read_prompts(settings.start)
+    prompts = list(read_prompts(settings.start).values())
     prompts = [prompts[i % len(prompts)] for i in range(settings.stories)]
     instruction, by_model = instruct.make_instruction(words=settings.word).prompt(), {}
     for name, loaded in models.items():

@@ -111,6 +111,69 @@ def test_prompts_from_a_file(run, tmp_path, capsys, monkeypatch):
     assert [json.loads(line)["prompt"] for line in lines] == ["Tom", "Sue had"]
 
 
+def test_prompts_end_where_lines_do(run, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "prompts.txt"
+    text = "\ufeffA\u2028b\x0cc\r\nD\x85e\x1cf\u2029g \n\n  \r\nh"
+    path.write_bytes(text.encode())
+    dry = main(capsys, monkeypatch, f"--start=FILE:{path}", "--dry_run").out
+    assert dry.split(sample.SEPARATOR) == ["A\u2028b\x0cc", "D\x85e\x1cf\u2029g ", "h\n"]
+
+
+def test_a_prompt_that_is_too_long_is_named_and_the_others_are_done(run, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("Tom\n\n" + "long " * 20 + "\nSue\n")
+    done = call("sample.py", run, f"--start=FILE:{path}", "--json", "--num_samples=2")
+    prompts = [json.loads(line)["prompt"] for line in done.stdout.splitlines()]
+    assert prompts == ["Tom", "Tom", "Sue", "Sue"] and done.returncode == 1
+    problem = "line 3: the prompt has 101 tokens, but the model ends at 40; it is left out"
+    assert done.stderr == f"{path}, {problem}\n"
+    path.write_text("long " * 20)
+    done = call("sample.py", run, f"--start=FILE:{path}")
+    assert done.stderr.startswith(f"sample.py: {path}, line 1: the prompt has") and not done.stdout
+
+
+def test_characters_that_the_terminal_lacks(run, monkeypatch):
+    """Its encoding, or the file's that stdout is: shown as escapes; JSON stays JSON."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = call("sample.py", run, "--start=Zoé 😀", "--max_new_tokens=5")
+    assert done.returncode == 0 and done.stdout.startswith("Zo\\xe9 \\U0001f600")
+    done = call("sample.py", run, "--start=Zoé 😀", "--max_new_tokens=5", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["prompt"] == "Zoé 😀"
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")  # and half of a surrogate pair, in any
+    done = call("sample.py", run, "--start=a\udcff", "--max_new_tokens=5")
+    assert done.returncode == 0 and done.stdout.startswith("a\\udcff")
+
+
+def test_penalties_and_stop_strings(run, capsys, monkeypatch):
+    def texts(*arguments):
+        printed = main(capsys, monkeypatch, run, "--start=ab", "--json", *arguments).out
+        return [json.loads(line)["text"] for line in printed.splitlines()]
+
+    for arguments in (["--temperature=0"], ["--beams=2"]):
+        [plain] = texts(*arguments)
+        [other] = (text.replace("\ufffd", "") for text in texts(*arguments, "--no_repeat_ngram=1"))
+        assert len(set(other)) == len(other) > 5 and other not in plain
+        assert texts(*arguments, "--repetition_penalty=3") not in ([plain], [other])
+    [plain] = texts("--temperature=1")
+    stop = next(c for c in plain[4:] if c != "\ufffd")
+    stopped = texts("--temperature=1", "--stop=never", f"--stop={stop}")
+    assert stopped == [plain[: plain.index(stop, 2) + 1]]
+
+
+@pytest.mark.parametrize("arguments", [
+    "num_samples --beams=2 --num_samples=3", "num_samples --temperature=0 --num_samples=3",
+    "num_samples --top_k=1 --num_samples=3", "temperature --beams=2 --temperature=1.5",
+    "seed --beams=2 --seed=3", "top_p --beams=2 --top_p=0.5", "host --host=0.0.0.0",
+    "port --port=80", "allow_host --allow_host=a", "start --serve --start=a", "json --serve --json",
+    "beams --serve --beams=2", "seed --serve --seed=7", "num_samples --serve --num_samples=2",
+    "revision --revision=main",
+])  # fmt: skip
+def test_settings_that_mean_nothing_together(run, capsys, monkeypatch, arguments):
+    name, *arguments = arguments.split()
+    with pytest.raises(UserError, match=f"^{name} has no effect here: "):
+        main(capsys, monkeypatch, f"--out_dir={run}", *arguments)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -121,6 +184,10 @@ def test_prompts_from_a_file(run, tmp_path, capsys, monkeypatch):
         (["--weights=int4"], "weights must be auto, float32, bfloat16 or int8, not 'int4'"),
         (["--batch_size=0"], "batch_size must be at least 1"),
         (["--num_samples=0"], "num_samples must be at least 1"),
+        (["--repetition_penalty=0"], "repetition_penalty must be above 0"),
+        (["--repetition_penalty=inf"], "repetition_penalty must be above 0"),
+        (["--no_repeat_ngram=-1"], "no_repeat_ngram must be 0 or more"),
+        (["--stop="], "stop must be a text, not nothing"),
         (["--strat=a"], "unknown setting 'strat'; did you mean 'start'?"),
         (["--start=FILE:nowhere.txt"], "prompts cannot be read from 'nowhere.txt'"),
         (["--start=" + "long " * 20], "the prompt has 101 tokens, but the model ends at 40"),

@@ -164,6 +164,24 @@ def test_fine_tuning_starts_from_the_run(data, tmp_path):
     assert losses(tmp_path / "tuned")[0] < losses(tmp_path / "base")[10]
 
 
+def test_a_fine_tuned_run_generates_as_long_stories_as_its_base(data, tmp_path):
+    """Also where its own stories are shorter."""
+    base, source = tmp_path / "base", tmp_path / "short.txt"
+    tiny.train(settings_for(data, base, max_iters=1))
+    texts = [f"Tom has {i} hats." for i in range(40)]
+    source.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
+    options = {"tokenizer": str(base), "workers": 1, "val_fraction": 0.2}
+    options |= {"source": str(source), "out": str(tmp_path / "short")}
+    short = prepare.prepare(prepare.Settings(**options))
+    tuned = tmp_path / "tuned"
+    tiny.train(settings_for(str(short), tuned, init_from=str(base), max_iters=1))
+    assert checkpoint.load_run(base).max_length == checkpoint.load_run(tuned).max_length == 128
+    tiny.train(settings_for(str(short), tuned, resume=True, max_iters=2))
+    assert checkpoint.load_run(tuned).max_length == 128
+    tiny.train(settings_for(str(short), tmp_path / "own", max_iters=1))
+    assert checkpoint.load_run(tmp_path / "own").max_length < 40
+
+
 def test_max_minutes_counts_time_on_steps_only(data, tmp_path, monkeypatch):
     """With a clock of our own: a step takes 10 s, an evaluation 1,000 s; 2 minutes are 12 steps."""
     clock, validate = [0.0], train.validate

@@ -70,12 +70,16 @@ class Tokenizer:
         return [i for part in _split_blanks(text) for i in self.encoding.encode_ordinary(part)]
 
     def encode_prompt(self, text):
-        """The ids of a text that a story continues: the first ids of the whole. Line ends before a
-        word are split differently from those at the end of a text: GPT-2's tokens of " \\n\\n" are
-        " ", "\\n\\n", but before a word they are " ", "\\n", "\\n"."""
-        if not text.endswith("\n"):
-            return self.encode(text)
-        return self.encode(text + "A")[:-1]  # "A" is one token, and never joins a line end
+        """The ids of a text that a story continues: the first ids of the whole. Blanks and line
+        ends before a word are split differently from those at the end of a text: GPT-2's tokens of
+        " \\n\\n" are " ", "\\n\\n", but before a word they are " ", "\\n", "\\n"."""
+        if text[-1:].isspace():
+            *ids, last = self.encode(text + "A")
+            if self.tokens[last] == b"A":
+                return ids
+            if self.tokens[last] == (text[-1] + "A").encode():  # a blank joins the word
+                return ids + self.encode(text[-1])
+        return self.encode(text)
 
     def encode_stories(self, stories):
         """(tokens, lengths) of a list of str as they are stored: the ids of all stories, uint16,

@@ -13,20 +13,22 @@ import numpy as np
 import torch
 
 from kernels.attention import attention, attention_span, windowed
-from nanostories.inference.sampling import sample_token
+from nanostories.inference.sampling import penalize, sample_token
 
 PREFILL = 4096  # tokens of prompts computed in one pass
+NO_PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram": 0}
 
 
 class BatchedKVCache:
     """One slot for each story being generated: slots 0 to n - 1 are live, the others are free.
 
     batch_size: the number of slots. max_length: tokens of the longest story, its prompt included.
+    penalties: of `sampling.penalize`.
     """
 
-    def __init__(self, decoder, batch_size, max_length):
+    def __init__(self, decoder, batch_size, max_length, **penalties):
         config, device, self.decoder = decoder.config, decoder.device, decoder
-        self.batch_size, self.max_length = batch_size, max_length
+        self.batch_size, self.max_length, self.penalties = batch_size, max_length, penalties
         H, D = config.n_head, config.n_embd // config.n_head
         floats = {"device": device, "dtype": decoder.cache_dtype}
         # Keys and values of each layer, the tokens of a head side by side: both products are then
@@ -40,25 +42,42 @@ class BatchedKVCache:
         self.zero, self.minus_inf = torch.zeros((), **floats), torch.tensor(-torch.inf, **floats)
         self.last_tokens = torch.zeros(batch_size, device=device, dtype=torch.int64)  # to read next
         self.positions = torch.zeros_like(self.last_tokens)  # of these; all before are cached
+        # By position the prompt's tokens and, where `penalize` needs them, those generated.
+        self.history = torch.zeros(batch_size, max_length, device=device, dtype=torch.int64)
         self.uniform_noise = torch.zeros(batch_size, max_length, device=device)  # by position
         self.slots = torch.arange(batch_size, device=device)
         self.lengths = []  # cached tokens of each live slot: its position, as the host knows it
         self.last_logits = None  # float32 (n, vocab_size) of the latest step
         self.views, self.graphs, self.graph_pool = (None,), {}, None
 
-    def add_requests(self, prompts, seeds):
+    def add_requests(self, prompts, seeds, heal=None):
         """Start a story in each of the next free slots; equal prompts are computed once.
 
         prompts: lists of token ids. seeds: an int or a list of int for each; it decides every draw.
+        heal: a healing.Healer, which may exchange the last tokens of prompts, in place.
         """
-        first, device = len(self.lengths), self.slots.device
+        first, device, hidden = len(self.lengths), self.slots.device, {}
+        group, size = [], 0
+        for prompt in dict.fromkeys(map(tuple, prompts)):
+            if group and size + len(prompt) > PREFILL:
+                hidden |= self._prefill(group, prompts, first)
+                group, size = [], 0
+            group, size = [*group, prompt], size + len(prompt)
+        hidden |= self._prefill(group, prompts, first)
+        if heal:
+            heal(self.decoder, prompts, seeds, hidden)
+
         lengths = [len(prompt) - 1 for prompt in prompts]  # the last token is read by the next step
         new = slice(first, first + len(prompts))
         noise = np.zeros((len(prompts), self.max_length), np.float32)
-        for row, length, seed in zip(noise, lengths, seeds, strict=True):
-            row[length:] = np.random.default_rng(seed).random(self.max_length - length, np.float32)
+        history = np.zeros(noise.shape, np.int64)
+        for row, (length, seed) in enumerate(zip(lengths, seeds, strict=True)):
+            rng = np.random.default_rng(seed)
+            noise[row, length:] = rng.random(self.max_length - length, np.float32)
+            history[row, : length + 1] = prompts[row]
         noise *= 1 - 2**-20  # `sample_token` says why
         self.uniform_noise[new] = torch.from_numpy(noise).to(device)
+        self.history[new] = torch.from_numpy(history).to(device)
         self.last_tokens[new] = torch.tensor([prompt[-1] for prompt in prompts]).to(device)
         self.positions[new] = positions = torch.tensor(lengths).to(device)
         distance = positions[:, None] - torch.arange(self.max_length, device=device)
@@ -68,22 +87,15 @@ class BatchedKVCache:
             mask[new] = torch.where(visible, 0.0, float("-inf"))[:, None].to(mask.dtype)
         self.lengths += lengths
 
-        group, size = [], 0
-        for prompt in dict.fromkeys(map(tuple, prompts)):
-            if group and size + len(prompt) > PREFILL:
-                self._prefill(group, prompts, first)
-                group, size = [], 0
-            group, size = [*group, prompt], size + len(prompt)
-        self._prefill(group, prompts, first)
-
     def _prefill(self, group, prompts, first):
         """Compute the keys and values of a group of distinct prompts, without their last tokens,
         packed into one row of N tokens; `prompts`, all of them, take slots from `first` on.
+        Returns {prompt: what the last layer gives for its tokens}.
         """
         lengths = torch.tensor([len(prompt) - 1 for prompt in group])
         N, decoder, device = int(lengths.sum()), self.decoder, self.decoder.device
         if not N:
-            return
+            return {}
         offsets = lengths.cumsum(0) - lengths
         doc_start = offsets.repeat_interleave(lengths)  # (N,)
         positions = (torch.arange(N) - doc_start).to(device)
@@ -108,7 +120,8 @@ class BatchedKVCache:
             return attention(qkv[None], start, decoder.scale, decoder.attn, end).reshape(N, -1)
 
         tokens = torch.tensor([token for prompt in group for token in prompt[:-1]], device=device)
-        decoder.hidden(tokens, positions, attend)
+        x = decoder.hidden(tokens, positions, attend)
+        return dict(zip(group, x.split(lengths.tolist()), strict=True))
 
     def logits(self):
         """Read each live slot's last token: float32 (n, vocab_size), for the token after it."""
@@ -163,8 +176,17 @@ class BatchedKVCache:
         else:
             noise = self.uniform_noise[:n, position]
         self.last_logits = self._logits(n, S, position)
-        self.last_tokens[:n] = tokens = sample_token(self.last_logits, noise, **sampling_kwargs)
+        scores = self.penalize(self.last_logits)
+        self.last_tokens[:n] = tokens = sample_token(scores, noise, **sampling_kwargs)
         return tokens
+
+    def penalize(self, scores):
+        """The scores (n, V) that `logits` led to after `sampling.penalize`."""
+        if self.penalties in ({}, NO_PENALTIES):
+            return scores
+        n, positions = len(scores), self.positions[: len(scores)]
+        self.history[self.slots[:n], positions - 1] = self.last_tokens[:n]
+        return penalize(scores, self.history[:n], positions, **self.penalties)
 
     def _logits(self, n, S, position):
         """`logits` of the first n slots over S columns; a `position` they share saves indexing."""
@@ -225,7 +247,8 @@ class BatchedKVCache:
         source = torch.tensor([order[i] for i in moved], device=device)
         self.kv[:, :, target, ..., :S] = self.kv[:, :, source, ..., :S]
         masks = {self.causal_mask, self.window_mask}  # one tensor where there is no window
-        for state in {self.last_tokens, self.positions, self.uniform_noise} | masks:
+        states = {self.last_tokens, self.positions, self.uniform_noise, self.history}
+        for state in states | masks:
             state[target] = state[source]
 
 

@@ -1,12 +1,41 @@
 """Sampling: the next token of each row, by temperature, top-k and top-p.
 
-    tokens = sample_token(logits, uniform_noise, temperature=0.8, top_p=0.95)    # (B, V) -> (B,)
+    scores = penalize(logits, history, lengths, repetition_penalty=1.2)          # (B, V)
+    tokens = sample_token(scores, uniform_noise, temperature=0.8, top_p=0.95)    # (B, V) -> (B,)
 
 The uniform numbers come from outside, one a row, so a row's token depends on nothing else in the
 batch, and is the same on every device.
 """
 
 import torch
+import torch.nn.functional as F
+
+
+def penalize(scores, history, lengths, repetition_penalty=1.0, no_repeat_ngram=0):
+    """The scores (B, V) after transformers' two processors against repetition.
+
+    history: (B, T) int64; in each row the first `lengths` (B,) are the tokens so far, prompt
+    included. repetition_penalty divides positive scores of these tokens and multiplies negative
+    ones (Keskar et al. 2019). no_repeat_ngram: the number of tokens in a sequence that may not
+    occur twice; where that leaves no token at all, the row is not held to it.
+    """
+    T = history.shape[1]
+    end = torch.arange(1, T + 1, device=history.device)  # the tokens up to and with each column
+    # Columns that are not filled yet repeat the first token.
+    history = torch.where(end <= lengths[:, None], history, history[:, :1])
+    if repetition_penalty != 1:
+        seen = scores.gather(1, history)
+        seen = torch.where(seen < 0, seen * repetition_penalty, seen / repetition_penalty)
+        scores = scores.scatter(1, history, seen)
+    if 0 < (n := no_repeat_ngram) <= T:
+        last = lengths[:, None] - end[: n - 1].flip(0)  # columns of the n - 1 latest tokens
+        ngrams = history.unfold(1, n, 1)  # (B, T - n + 1, n)
+        repeats = (ngrams[..., :-1] == history.gather(1, last.clamp(min=0))[:, None]).all(-1)
+        repeats &= end[n - 1 :] <= lengths[:, None]
+        banned = torch.where(repeats, ngrams[..., -1], scores.shape[1])  # V: none, a column to drop
+        left = F.pad(scores, (0, 1)).scatter(1, banned, float("-inf"))[:, :-1]
+        scores = torch.where((left > float("-inf")).any(-1, keepdim=True), left, scores)
+    return scores
 
 
 def sample_token(logits, uniform_noise, temperature=1.0, top_k=0, top_p=1.0):

@@ -12,15 +12,20 @@ answers with the others, each sent as soon as its token is sampled:
 
 p is the model's probability before temperature and top_p; others are the five likeliest tokens. A
 bad request gets 4xx or 503 and {"error": "one line"}. By default only this computer reaches the
-page; what another website sends through its browser is refused by its Host, Origin or Content-Type.
+page, or who has an SSH tunnel to it; what another website sends through its browser is refused by
+its Host, Origin or Content-Type. A proxy may serve it by HTTPS and under any path that ends in "/",
+by the names in allow_host.
 """
 
 import codecs
+import contextlib
 import json
+import re
 import secrets
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -30,10 +35,16 @@ import torch
 
 from configs import RANGES, UserError
 from nanostories.inference.generate import available_tokens
-from nanostories.inference.kv_cache import BatchedKVCache
+from nanostories.inference.healing import Healer
+from nanostories.inference.kv_cache import NO_PENALTIES, BatchedKVCache
 
 MAX_REQUESTS = 8  # stories generated at the same time
 MAX_BODY_BYTES = 64 * 1024
+MAX_UNREAD = 100  # connections that have not sent a whole request yet
+
+
+def without_port(host):
+    return re.sub(r":\d*$", "", host)
 
 
 class FairLock:
@@ -55,29 +66,58 @@ class FairLock:
 
 class Server(ThreadingHTTPServer):
     """A server at `address`. decoder: of the model of `loaded`, a LoadedModel. title: of the page.
-    defaults: a dict of temperature, top_p and max_new_tokens. port: 0 takes a free one. Raises
-    UserError if it cannot listen.
+    defaults: a dict of temperature, top_p and max_new_tokens. port: 0 takes a free one. allow_host:
+    names that a proxy has for it. stop, top_k, penalties: of every story. Raises UserError if it
+    cannot listen.
     """
 
     allow_reuse_port = False  # newer Pythons have True, and two servers would share a port
+    request_queue_size = MAX_UNREAD
 
-    def __init__(self, decoder, loaded, title, defaults, host="127.0.0.1", port=8000):
+    def __init__(
+        self, decoder, loaded, title, defaults, host="127.0.0.1", port=8000, allow_host=(),
+        stop=None, top_k=0, penalties=NO_PENALTIES,
+    ):  # fmt: skip
         self.decoder, self.loaded = decoder, loaded
+        self.stop, self.top_k, self.penalties = stop, top_k, penalties
         # The settings stand in a script element, where nothing but "<" could end the JSON.
         settings = json.dumps(defaults | {"title": title, "max_length": loaded.max_length})
         page = Path(__file__).with_name("page.html").read_text("utf-8")
         self.page = page.replace("{settings}", settings.replace("<", "\\u003c"))
         self.model_lock, self.free_slots = FairLock(), threading.Semaphore(MAX_REQUESTS)
+        self.unread = {}  # {connection: since when}, the oldest first
+        for name in allow_host:
+            if not re.fullmatch(r"[\w.-]+(:\d+)?", name):
+                raise UserError(f"allow_host is a name such as stories.example, not '{name}'")
         try:
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise UserError(f"no page at {host}, port {port}: {error}; choose another") from None
         bound, port = self.server_address
-        self.address = f"http://{host}:{port}/"
-        local = {"localhost", "127.0.0.1", "[::1]", host}
-        names = local if ip_address(bound).is_loopback else set()
-        # The Host headers to accept; empty: any, as a computer on a network has unknown names.
-        self.hosts = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        self.address, self.is_local = f"http://{host}:{port}/", ip_address(bound).is_loopback
+        # The Host headers to accept, whatever their port, as a tunnel may have another; empty: all,
+        # as a computer on a network has unknown names. sites: the page's own, port included.
+        local = {"localhost", "127.0.0.1", "[::1]", host} if self.is_local or allow_host else set()
+        self.sites = {name.lower() for name in allow_host}
+        self.names = local | {without_port(site) for site in self.sites}
+        self.sites |= {f"{name}:{port}" for name in local} | (local if port == 80 else set())
+
+    def process_request(self, request, client_address):
+        self.unread[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        self.unread.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self):
+        """End connections that take too long to send a request; where they are too many, the
+        oldest: so they keep nobody out."""
+        for connection, since in list(self.unread.items()):
+            if len(self.unread) > MAX_UNREAD or time.monotonic() - since > Handler.timeout:
+                self.unread.pop(connection, None)
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address):
         """Print a traceback, unless the browser only closed the connection."""
@@ -107,18 +147,22 @@ class Server(ThreadingHTTPServer):
         steps = available_tokens(self.decoder, ids, request["max_new_tokens"], max_length)
         # Rounded, a temperature too close to 0 to divide float32 by is 0: the likeliest token.
         kwargs = {"temperature": round(request["temperature"], 6), "top_p": request["top_p"]}
+        kwargs["top_k"] = self.top_k
         return prompt, ids, steps, request["seed"], kwargs
 
     @torch.no_grad()
     def generate(self, prompt, ids, steps, seed, sampling_kwargs):
         """Yield the objects of an answer. ids: the prompt's; steps: most new tokens."""
         yield {"seed": seed, "prompt": prompt}
+        tokenizer, typed = self.loaded.tokenizer, self.loaded.tokenizer.decode_bytes(ids)
+        heal = Healer(tokenizer, **sampling_kwargs)
         with self.model_lock:
-            cache = BatchedKVCache(self.decoder, 1, len(ids) + steps)
-            cache.add_requests([ids], [[seed, 0]])  # as the first story of sample.py --seed
-        tokenizer = self.loaded.tokenizer
+            cache = BatchedKVCache(self.decoder, 1, len(ids) + steps, **self.penalties)
+            cache.add_requests([ids], [[seed, 0]], heal)  # as the first story of sample.py --seed
         # A token may end inside a character: its bytes wait until the character is complete.
         characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        if text := characters.decode(tokenizer.decode_bytes(ids)[len(typed) :]):
+            yield {"text": text, "p": heal.p, "others": []}
         for _ in range(steps):
             with self.model_lock:  # held while computing, never while waiting for a browser
                 token = cache.step(**sampling_kwargs).item()
@@ -130,7 +174,12 @@ class Server(ThreadingHTTPServer):
             others = [[tokenizer.decode([i]), q] for i, q in zip(others, others_p, strict=True)]
             text = characters.decode(tokenizer.decode_bytes([token]))
             yield {"text": text, "p": token_p, "others": others}
-        yield {"end": "finished" if token == tokenizer.eot else "max_length"}
+            ids.append(token)
+            if self.stop and self.stop(ids):
+                break
+        else:
+            return (yield {"end": "max_length"})
+        yield {"end": "finished"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -140,11 +189,14 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # a token is sent at once
 
     def answer(self):
-        routes = {("GET", "/"): self.send_page, ("POST", "/story"): self.send_story}
+        # Before the last "/" stands what a proxy has the page under, if it passes that on.
+        routes = {("GET", ""): self.send_page, ("POST", "story"): self.send_story}
+        action = routes.get((self.command, self.path.partition("?")[0].rpartition("/")[2]))
+        self.host, names = self.headers.get("Host", "").lower(), self.server.names
         try:
-            if self.server.hosts and self.headers.get("Host", "").lower() not in self.server.hosts:
-                raise UserError(f"the page is at {self.server.address} only", 403)
-            if not (action := routes.get((self.command, self.path))):
+            if names and without_port(self.host) not in names:
+                raise UserError(f"the page is at {self.server.address} only, or --allow_host", 403)
+            if not action:
                 raise UserError(f"nothing is here; the page is at {self.server.address}", 404)
             action()
         except UserError as error:
@@ -162,7 +214,10 @@ class Handler(BaseHTTPRequestHandler):
         origin, length = self.headers.get("Origin"), self.headers.get("Content-Length", "")
         if self.headers.get_content_type() != "application/json":
             raise UserError("the Content-Type must be application/json", 403)
-        if origin not in (None, f"http://{self.headers.get('Host')}"):
+        # A browser says where the page is from that posts. What says nothing has to know the port.
+        scheme, _, site = (origin or f"http://{self.host}").lower().partition("://")
+        sites = self.server.sites | ({self.host} if origin or not self.server.names else set())
+        if scheme not in ("http", "https") or site not in sites:
             raise UserError("other sites may not post here", 403)
         if not length.isdecimal():
             raise UserError("the Content-Length must be a number of bytes", 411)
@@ -171,10 +226,15 @@ class Handler(BaseHTTPRequestHandler):
         request = self.server.parse_body(self.rfile.read(int(length)))
         if not self.server.free_slots.acquire(blocking=False):
             raise UserError(f"{MAX_REQUESTS} stories are being generated already; try again", 503)
+        self.server.unread.pop(self.connection, None)
+        patience = self.timeout  # seconds that all the writing may wait for the browser
         try:
             self.reply(200, "application/x-ndjson")
             for line in self.server.generate(*request):
+                start = time.monotonic()
                 self.wfile.write(json.dumps(line).encode() + b"\n")
+                patience = max(1e-3, patience - (time.monotonic() - start))
+                self.connection.settimeout(patience)
         finally:
             self.server.free_slots.release()
 
@@ -186,6 +246,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Accel-Buffering", "no")  # a proxy shall pass on each token at once
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(text.encode())
@@ -206,7 +267,7 @@ def serve(*args, **options):
     """Start a Server(*args, **options), open its page in the browser, and run until Ctrl-C."""
     with Server(*args, **options) as server:
         print(f"the page is at {server.address} (Ctrl-C ends it)", flush=True)
-        if not server.hosts:
+        if not server.is_local:
             print("warning: anybody on the network can reach it", file=sys.stderr, flush=True)
         # In a thread: a browser in the terminal returns only when the user quits it.
         threading.Thread(target=webbrowser.open, args=[server.address], daemon=True).start()

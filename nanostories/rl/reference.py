@@ -46,7 +46,8 @@ class Reference:
         self.loaded = replace(loaded, bos_ids=[loaded.tokenizer.eot])
         self.model = self.loaded.model.requires_grad_(False)
         select_attention(self.model, settings.attn, torch.float32)
-        self.prompts = [self.loaded.encode_prompt(text) for text in read_prompts(settings.start)]
+        texts = read_prompts(settings.start).values()
+        self.prompts = [self.loaded.encode_prompt(text) for text in texts]
         prompts = [self.prompts[i % len(self.prompts)] for i in range(BASELINE_SIZE)]
         seeds = [[settings.seed, 0, i] for i in range(BASELINE_SIZE)]  # a step's have 1, 2, ...
         completions = self.generate(self.model, prompts, seeds)

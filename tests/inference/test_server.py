@@ -1,10 +1,12 @@
 """The server: its answers, its refusals, several requests at a time, and the page in a browser."""
 
 import codecs
+import contextlib
 import http.client
 import itertools
 import json
 import socket
+import socketserver
 import struct
 import threading
 import time
@@ -235,6 +237,118 @@ def test_who_is_not(server):
         read_lines(send(server, body=REQUEST, headers=headers | {"Origin": f"http://{host}"}))
 
 
+def test_a_tunnel_from_another_port(server):
+    """A browser at the end of `ssh -L 9000:localhost:8000` sees localhost:9000."""
+    for host in ("localhost:9000", "127.0.0.1:9000", "LOCALHOST:9000", "localhost"):
+        assert send(server, "GET", "/", headers={"Host": host}).status == 200
+        read_lines(
+            send(server, body=REQUEST, headers=JSON | {"Host": host, "Origin": f"http://{host}"})
+        )
+        for origin in (
+            "http://localhost:3000",
+            "http://evil.example",
+            f"ftp://{host}",
+            "null",
+            host,
+        ):
+            headers = JSON | {"Host": host, "Origin": origin}
+            assert send(server, body=REQUEST, headers=headers).status == 403
+
+
+@pytest.fixture
+def proxied(decoder, capsys):
+    """A server that a proxy has as https://stories.example."""
+    options = {"port": 0, "allow_host": ("Stories.example", "lab:8443"), "top_k": 1}
+    with serve.Server(decoder, LOADED, "ts", DEFAULTS, **options) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_behind_a_proxy(proxied):
+    """By HTTPS, with the outer name passed on or not, with the path passed on or not."""
+    own = f"127.0.0.1:{proxied.server_port}"
+    for host, origin, prefix in (
+        ("stories.example", "https://stories.example", "/"),
+        ("stories.example", "https://stories.example", "/models/a/"),
+        (own, "https://stories.example", "/"),
+        ("lab:8443", "https://lab:8443", "/?a=/b"),
+        ("stories.example", None, "/"),
+        (own, None, "/"),
+    ):
+        headers = {"Host": host} | ({"Origin": origin} if origin else {})
+        response = send(proxied, "GET", prefix, headers=headers)
+        assert response.status == 200 and response.headers["X-Accel-Buffering"] == "no"
+        path = prefix.partition("?")[0] + "story"
+        read_lines(send(proxied, path=path, body=REQUEST, headers=JSON | headers))
+    for host, origin in (
+        ("evil.example", "https://evil.example"), ("stories.example.evil", None),
+        ("stories.example", "https://evil.example"), (own, "https://evil.example"),
+        (own, "https://stories.example:444"), ("lab:8443", "https://stories.example.evil"),
+        ("stories.example:80@evil.example", None), ("", None),
+    ):  # fmt: skip
+        headers = JSON | {"Host": host} | ({"Origin": origin} if origin else {})
+        assert send(proxied, body=REQUEST, headers=headers).status == 403
+    for name in ("https://stories.example", "", "*", "a b", "stories.example/x"):
+        with pytest.raises(UserError, match="allow_host is a name such as"):
+            serve.Server(None, LOADED, "", DEFAULTS, allow_host=(name,))
+
+
+def test_settings_of_every_story(proxied, decoder):
+    """top_k of 1 is the likeliest token, whatever the temperature."""
+    lines = read_lines(send(proxied, body=REQUEST))
+    assert text_and_end(lines) == expected(decoder, REQUEST | {"temperature": 0})
+
+
+def test_silent_connections_keep_nobody_out(server):
+    """More of them than the server lets wait: the oldest give way."""
+    silent = [socket.create_connection(server.server_address, timeout=20) for _ in range(250)]
+    for number, visitor in enumerate(silent):
+        with contextlib.suppress(OSError):
+            visitor.sendall(b"POST /story HTTP/1.1\r\nHost: "[: number % 30])
+    assert read_lines(send(server, body=REQUEST))
+    until(lambda: len(server.unread) <= serve.MAX_UNREAD)
+    assert silent[0].recv(100) == b""  # closed
+    for visitor in silent:
+        visitor.close()
+    until(lambda: not server.unread)
+
+
+def test_a_request_that_drips(server, monkeypatch):
+    """Each byte is in time, the whole is not."""
+    monkeypatch.setattr(serve.Handler, "timeout", 0.6)
+    start = time.monotonic()
+    visitor = socket.create_connection(server.server_address, timeout=20)
+    with visitor, contextlib.suppress(OSError):
+        for _ in range(40):
+            visitor.sendall(b"G")
+            time.sleep(0.1)
+            if not server.unread:
+                break
+    assert time.monotonic() - start < 3
+
+
+def test_a_reader_who_dawdles_frees_the_place(server, lasting, monkeypatch):
+    """Each line is taken in time, the whole story is not."""
+    monkeypatch.setattr(serve.Handler, "timeout", 0.5)
+    write, lines = socketserver._SocketWriter.write, []
+
+    def slowly(writer, data):
+        lines.append(data)
+        time.sleep(0.15 if data.startswith(b"{") else 0)
+        if writer._sock.gettimeout() < 0.01:
+            raise TimeoutError
+        return write(writer, data)
+
+    monkeypatch.setattr(socketserver._SocketWriter, "write", slowly)
+    send(server, body=lasting[0][0]).read()
+    until(lambda: server.free_slots._value == serve.MAX_REQUESTS)
+    assert len(lines) < 15
+
+
 def test_a_body_that_ends_early(server):
     with socket.create_connection(server.server_address, timeout=20) as visitor:
         head = f"POST /story HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
@@ -376,7 +490,7 @@ def test_the_page_in_a_browser(server, lasting, slow, browser):
             by_id(name), value,
         )  # fmt: skip
 
-    browser.get(server.address)
+    browser.get(server.address + "under/a/path/")
     assert browser.title == f"ts {HOSTILE} – nanoStories"
     assert by_id("max_new_tokens").get_attribute("value") == "48"
     assert by_id("temperature").get_attribute("value") == "0.8"
