@@ -14,8 +14,8 @@ for each nat of KL divergence from the reference, the model that the policy star
 monitor.py tracks KL, repetition, length and more, plots them and raises alarms.
 
 The run folder is like that of train.py, and sample.py and eval take it; monitor.png replaces
-loss.png. Ctrl-C or SIGTERM saves after the current step; --resume continues as if nothing had
-happened.
+loss.png. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save after the current step; --resume continues as if
+nothing had happened.
 """  # noqa: E501  one line to copy
 
 import math
@@ -291,7 +291,7 @@ def train(settings):
                 alarms = monitor.alarms_of_recent([*logger.lines, metrics], baseline)
 
             # all ranks go by the slowest one's clock, and stop after the same step
-            clock = time.perf_counter() - started_at
+            clock = signal.awake(time.perf_counter()) - started_at  # without pauses
             state["seconds"], stop, alarmed = all_reduce_max(clock, signal.received, bool(alarms))
             progress = run_progress(state["step"], state["seconds"], *limits)
             done = progress >= 1 or (alarmed and settings.stop_on_alarm)
@@ -301,12 +301,12 @@ def train(settings):
                 report(logger, state, settings.word, metrics, alarms, progress)
                 if interval_ends:
                     end_interval(logger, state, settings.kl_factor, texts)
-                if interval_ends or stop:
-                    monitor.plot(settings, baseline, logger.lines)
             if interval_ends or stop:
                 saver.save(policy, optimizers, state)
+                if rank() == 0:
+                    monitor.plot(settings, baseline, logger.lines)
                 barrier()
-                started_at = time.perf_counter() - state["seconds"]
+                started_at = signal.awake(time.perf_counter()) - state["seconds"]
     barrier()
     end = "done with" if progress >= 1 else "stopped after"
     print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
@@ -340,13 +340,12 @@ def start_or_resume(settings, reference):
 def report(logger, state, word, metrics, alarms, progress):
     """Print a progress line and log it."""
     seconds_left = max(0, round(time_left(state["seconds"], progress)))
-    print(
+    print0(
         f"step {state['step']:>5} | reward {metrics['reward']:+.3f} | kl {metrics['kl']:6.2f} | "
         f"about {word} {metrics['about']:4.0%} | perplexity {metrics['perplexity']:6.2f} | "
         f"repetition {metrics['repetition']:5.1%} | words {metrics['words']:4.0f} | "
         f"eta {timedelta(seconds=seconds_left)}"
-        + (f" | ALARM: {', '.join(alarms)}" if alarms else ""),
-        flush=True,
+        + (f" | ALARM: {', '.join(alarms)}" if alarms else "")
     )
     raised = {f"alarm_{name}": 1 for name in alarms}
     logger.write(step=state["step"], **metrics, seconds=round(state["seconds"], 2), **raised)

@@ -10,8 +10,8 @@
 A step has batch_size x gradient_accumulation_steps rows, whatever the number of ranks; each rank
 computes an equal share of them, to within a row, at most batch_size at a time. A row holds up to
 row_tokens tokens of whole stories; one longer than block_size is cut into chunks. Everything lands
-in the run folder (nanostories/training/checkpoint.py says what is in it). Ctrl-C or SIGTERM saves
-after the current step; --resume then continues as if nothing had happened.
+in the run folder (nanostories/training/checkpoint.py says what is in it). Ctrl-C, SIGTERM, SIGHUP
+and SIGUSR1 save after the current step; --resume then continues as if nothing had happened.
 """
 
 import contextlib
@@ -312,10 +312,8 @@ def train(settings):
     data_hashes = checkpoint.data_hashes(train_data.manifest)
     state |= {"model": asdict(model.config), "data": data_hashes}
     state["max_length"] = max(state["max_length"], train_loader.longest_chunk)
-    peak = peak_flops(device)
-    peak_tokens_per_second = peak and peak * world_size() / model.flops_per_token(
-        train_loader.mean_context
-    )
+    flops_per_token = model.flops_per_token(train_loader.mean_context)
+    peak_tokens_per_second = (peak_flops(device) or 0) * world_size() / flops_per_token
     if is_main:
         facts = environment(device) | {"data": data_hashes}
         checkpoint.create_run_folder(settings.out_dir, model.config, settings, tokenizer, facts)
@@ -326,7 +324,7 @@ def train(settings):
         """Start a checkpoint: copy the state for a thread to write. Returns the time."""
         state["skipped"] += guard.skipped()  # raises where a step had a nan or inf
         state["scaler"] = scaler.state_dict()
-        if is_kept(state["step"], settings):
+        if is_kept(state["step"], settings) and state["step"] not in state["kept_steps"]:
             state["kept_steps"] = [*state["kept_steps"], state["step"]]
         saver.save(model, optimizers, state)
         return time.perf_counter()
@@ -339,6 +337,9 @@ def train(settings):
         while True:
             # evaluate when due; a resumed run first does the evaluation that it missed
             if evaluation_is_due(state, settings, progress):
+                if progress >= 1:  # a kill in the last evaluation costs nothing
+                    save()
+                    saver.wait()
                 state["skipped"] += guard.skipped()
                 result = validate(model, compiled, val_loader, val_bytes, autocast, signal)
                 stop = result is None  # it was asked to stop meanwhile
@@ -357,7 +358,7 @@ def train(settings):
                         logger.sample(state["step"], story)
                         logger.plot()
                 saved_at = save()
-                started_at = time.perf_counter() - state["seconds"]  # evaluations do not count
+                started_at = signal.awake(time.perf_counter()) - state["seconds"]  # not counted
             if progress >= 1 or stop:
                 break
 
@@ -371,7 +372,7 @@ def train(settings):
             state["tokens"] += tokens
 
             # all ranks go by the slowest one's clocks, and stop after the same step
-            clocks = time.perf_counter() - started_at, time.perf_counter() - saved_at
+            clocks = signal.awake(time.perf_counter()) - started_at, time.perf_counter() - saved_at
             state["seconds"], unsaved, stop = all_reduce_max(*clocks, signal.received)
             progress = run_progress(state["step"], state["seconds"], *limits)
 

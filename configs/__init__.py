@@ -34,11 +34,15 @@ class UserError(Exception):
 
 def run(main):
     """Call a script's main(): what a user can mend ends in one line, not in a traceback."""
-    name = Path(sys.argv[0]).name
+    name, debug = Path(sys.argv[0]).name, "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
     if hasattr(sys.stdout, "reconfigure"):  # a character that its encoding lacks is no error
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
     except (UserError, FloatingPointError) as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":  # what all ranks meet, the first one says; torchrun then ends the others
@@ -46,11 +50,15 @@ def run(main):
             name = f"{name}: rank {rank}"
         sys.exit(f"{name}: {error}")
     except BrokenPipeError:
-        sys.exit(128 + signal.SIGPIPE)  # the reader of our output, `| head` say, went away
+        sys.stdout = None  # else Python writes to it once more
+        sys.exit(128 + 13)  # SIGPIPE: the reader of our output, `| head` say, went away
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if debug:
             raise
-        sys.exit(f"{name}: the disk is full; free some space and run the command again ({error})")
+        sys.stdout, line = None, " ".join(str(error).split()) or type(error).__name__
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            line = f"the disk is full; free some space and run the command again ({line})"
+        sys.exit(f"{name}: {line}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "alloc" not in str(error):
             raise
@@ -227,6 +235,7 @@ def print_help(cls):
     help_text = {name: text for path in files for name, text in declared(path).items()}
     for field in dataclasses.fields(cls):
         print(f"  --{field.name}={field.default!r}".ljust(40), help_text[field.name])
+    print("  --debug".ljust(40), "show the traceback of an error of disk or network")
 
 
 # ---- ranges ------------------------------------------------------------------------------------

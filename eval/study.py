@@ -13,7 +13,6 @@ fails stops only those that need it. The result is out/<study>/report.html, see 
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from nanostories.dataset.workers import cpu_count
 from nanostories.text import wordnet
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
+from nanostories.training.distributed import StopSignal
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,17 @@ class Runner:
         self.settings, self.state, self.count, self.lock = settings, state, count, lock
         self.logs = Path(settings.out_dir) / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.signals, self.processes = 0, {}  # {Popen: how many signals it was sent}
+        self.processes = {}  # {Popen: how many signals it was sent}
+        # The first signal stops what runs, a second one kills it.
+        self.stop = StopSignal("stopping; trainings save a checkpoint first", exits=False)
         self.seconds = self.weight = 0.0  # of the jobs that have ended
 
     def run(self):
         """Run all jobs that are pending; UserError if a signal stops it."""
-        handlers = {n: signal.signal(n, self.on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         free_cores, started, running = split_cores(self.count), set(), {}
-        with ThreadPoolExecutor(self.count) as pool:
+        with self.stop, ThreadPoolExecutor(self.count) as pool:
             while True:
-                ready = [] if self.signals else self.state.ready(started)
+                ready = [] if self.stop.received else self.state.ready(started)
                 for name in ready[: len(free_cores)]:
                     started.add(name)
                     cores = free_cores.pop()
@@ -110,22 +111,15 @@ class Runner:
                     self.seconds += time.monotonic() - begin
                     self.weight += self.state.jobs[name].weight
                     self.record(name, future)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if self.signals:
+        if self.stop.received:
             raise UserError("stopped; the same command continues")
-
-    def on_signal(self, number, frame):
-        """The first signal stops what runs, a second one kills it."""
-        self.signals += 1
-        os.write(2, b"\nstopping; trainings save a checkpoint first\n")
 
     def forward_signals(self):
         """Send our signals on to the commands, each once."""
         for process, sent in list(self.processes.items()):
-            if sent < self.signals:
-                process.send_signal(signal.SIGTERM if self.signals == 1 else signal.SIGKILL)
-                self.processes[process] = self.signals
+            if sent < self.stop.received:
+                process.kill() if self.stop.received > 1 else process.terminate()
+                self.processes[process] = self.stop.received
 
     def run_job(self, job, cores):
         """Run a Job to its end on a set of CPU cores; returns whether it has made its output."""
@@ -138,7 +132,7 @@ class Runner:
             os.sched_setaffinity(0, cores)  # of this thread, and so of the command it starts
             env["OMP_NUM_THREADS"] = str(len(cores))
         with open(log, "wb") as out:
-            if self.signals:
+            if self.stop.received:
                 return False
             process = subprocess.Popen(
                 [sys.executable, *words], cwd=ROOT, env=env, stdout=out, stderr=out,
@@ -160,7 +154,7 @@ class Runner:
         if error:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
         done = not error and future.result()
-        if self.signals and not done:
+        if self.stop.received and not done:
             return
         state.set(name, DONE if done else FAILED)
         left = state.names(PENDING)

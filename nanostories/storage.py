@@ -12,6 +12,7 @@ process killed at any moment leaves the old one or the new one, never half of on
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -32,12 +33,22 @@ def sha256(path):
 
 
 def fsync(path):
-    """Flush a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush a file or a folder to the disk, where its file system can: Drive and SMB may not."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def _name(error, path):
+    """Let an OSError of write() or fsync(), which name no file, name one."""
+    if isinstance(error, OSError) and error.errno and not error.filename:
+        error.filename = str(path)
 
 
 @contextlib.contextmanager
@@ -48,6 +59,9 @@ def atomic_file(path):
         yield part
         fsync(part)
         os.replace(part, path)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -60,7 +74,7 @@ def atomic_folder(path, part=None):
     steps aside only when the new one is complete, and comes back if the rename fails. When the
     block raises, nothing of the new folder is left.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link to another disk stays one
     temporary = f".{path.name}.{os.getpid()}"
     part, old = Path(part or path.with_name(f"{temporary}.new")), path.with_name(f"{temporary}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +89,8 @@ def atomic_folder(path, part=None):
             path.rename(old)
         part.rename(path)
         fsync(path.parent)
-    except BaseException:
+    except BaseException as error:
+        _name(error, path)
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(part, ignore_errors=True)
@@ -105,7 +120,7 @@ def lock(path, wait=False):
             raise UserError(f"{line} has not ended yet: wait for it, or stop it") from None
         print(f"{line}: waiting for its end ...", flush=True)
         held.acquire()
-    except OSError as error:  # a read-only folder, or a file system without locks
+    except (OSError, NotImplementedError) as error:  # a read-only folder, or a file system without locks
         print(f"note: '{path}' is not locked, write nothing else there: {error}", file=sys.stderr)
     try:
         with contextlib.suppress(OSError, IndexError):  # a full disk, no lock
@@ -125,7 +140,7 @@ def write_text(path, text):
     """Write a text file atomically; its folder is made if it is missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON escapes them
 
 
 def to_json(value, path, **options):

@@ -208,7 +208,7 @@ def test_a_checkpoint_every_ten_minutes_unless_set_otherwise(data, tmp_path, mon
 
     with tiny.each_step(slow_step):
         tiny.train(settings_for(data, tmp_path / "run", max_iters=9))
-    assert saved == [3, 6, 9]
+    assert saved == [3, 6, 9, 9]  # before and after the last evaluation
 
 
 def test_a_save_copies_first_and_writes_in_a_thread(tmp_path, monkeypatch):
@@ -283,7 +283,7 @@ def test_a_signal_cuts_an_evaluation_short(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "validate", validate)
     tiny.train(replace(settings, resume=True))  # which makes up for it
     assert evaluations() == [2, 4]
-    # The checkpoint of step 2 knows nothing of it: whoever resumes there evaluates once more.
+    # The checkpoint of step 2 knows of it: whoever resumes there does not evaluate once more.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
     tiny.train(replace(settings, resume=True))
     assert evaluations() == [2, 4]

@@ -7,7 +7,7 @@
         metrics.jsonl     one line for each log and each evaluation; loss.png, samples.txt
         checkpoints/<step>/   model.safetensors, state.safetensors (optimizer), state.json,
                               SHA256SUMS of the three, which `sha256sum -c` checks too
-        latest, best      symlinks into checkpoints/
+        latest, best      symlinks into checkpoints/; where there are none, files with the step
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed; only then are the
 symlinks swapped. So whenever a run is killed, a folder named by a step is complete, and `prune`
@@ -156,9 +156,7 @@ def write_checkpoint(out_dir, weights, optimizer_state, state):
     removes). If it fails, the older checkpoints are untouched.
     """
     folder = Path(out_dir) / "checkpoints" / str(state["step"])
-    if folder.exists():  # saved when the run stopped, before its evaluation: the same weights
-        _point(Path(out_dir) / "best", state["best_step"])
-        return
+    # The folder may be there, from before the step's evaluation: then only the state is new.
     with atomic_folder(folder, part=f"{folder}.part") as part:
         save_file(weights, part / "model.safetensors")
         save_file(optimizer_state, part / "state.safetensors")
@@ -177,7 +175,9 @@ def full_disk_explained(out_dir):
         match = re.search(r"os error (\d+)", str(error))  # safetensors' own errors carry no errno
         number = int(match[1]) if match else getattr(error, "errno", None)
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+            if isinstance(error, OSError):
+                raise
+            raise UserError(f"'{out_dir}' cannot be written: {error}") from error
         what, then = "is no checkpoint yet", "run the command again"
         if steps := steps_of(out_dir):
             what, then = f"the checkpoint of step {steps[-1]} stands", "--resume"
@@ -205,11 +205,15 @@ def prune(out_dir):
             old = out / "checkpoints" / str(step)
             old.rename(f"{old}.part")  # first: a folder named by a step is always complete
     for part in out.glob("checkpoints/*.part"):
-        shutil.rmtree(part)
+        shutil.rmtree(part, ignore_errors=True)  # NFS keeps what somebody reads: next time
 
 
 def recover(out_dir):
     """`prune`, and remove what a killed run left half-written in the run folder itself."""
+    for old in Path(out_dir).glob("checkpoints/.*.old"):  # killed before the new one was in place
+        if not (folder := old.with_name(old.name.split(".")[1])).exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     prune(out_dir)
     for name in RUN_FILES:
         for part in Path(out_dir).glob(f"{name}*.part"):
@@ -217,10 +221,17 @@ def recover(out_dir):
 
 
 def _point(link, step):
-    """Point a symlink at the checkpoint of a step, in one atomic rename."""
+    """Point a symlink at the checkpoint of a step, in one atomic rename. Where the file system has
+    no symlinks (exFAT, Google Drive), a text file with the step takes its place.
+    """
     part = Path(f"{link}.part")
     part.unlink(missing_ok=True)
-    part.symlink_to(Path("checkpoints") / str(step))
+    try:
+        part.symlink_to(Path("checkpoints") / str(step))
+    except OSError:
+        part.write_text(f"{step}\n")
+    if link.is_dir() and not link.is_symlink():  # of a run that was copied with its links followed
+        shutil.rmtree(link)
     os.replace(part, link)
 
 
@@ -232,7 +243,7 @@ def newest_run(folder="out"):
     runs = [link.parent for link in Path(folder).glob("*/latest") if link.exists()]
     if not runs:
         raise UserError(f"no trained run in '{folder}/'; train one first: make story")
-    return str(max(runs, key=lambda run: (run / "latest" / "state.json").stat().st_mtime))
+    return str(max(runs, key=lambda run: (resolve_checkpoint(run) / "state.json").stat().st_mtime))
 
 
 def read_config(out_dir):
@@ -258,6 +269,11 @@ def data_folder(run, setting="dataset"):
 def resolve_checkpoint(out_dir, which="latest"):
     """The folder of a checkpoint: "latest", "best", or "checkpoints/<step>"; UserError if none."""
     folder = Path(out_dir) / which
+    if which in ("latest", "best") and folder.is_file():  # in place of a symlink; Git writes paths
+        step = folder.read_text(errors="replace").rpartition("/")[2].strip()
+        folder = Path(out_dir) / "checkpoints" / (step or which)
+    if not folder.is_dir() and which == "latest" and (steps := steps_of(out_dir)):  # lost in a copy
+        folder = Path(out_dir) / "checkpoints" / str(steps[-1])
     if not folder.is_dir():
         raise UserError(f"no checkpoint '{which}' in '{out_dir}'; the run has not saved one yet")
     return folder.resolve()

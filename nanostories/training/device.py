@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import subprocess
 
 import torch
@@ -110,10 +111,13 @@ def compile_model(model, settings, device):
     return compiled, ddp_model, cuda_graphs
 
 
-# Dense bf16 (fp16 on V100 and T4) matmul peaks of the makers' data sheets, in TFLOP/s.
+# Dense bf16 (fp16 on V100 and T4) matmul peaks of the makers' data sheets, in TFLOP/s, of these
+# names exactly: an "RTX 4090 Laptop GPU" or a MIG slice is another card.
 PEAKS = {
-    "H200": 989, "H100 PCIe": 756, "H100": 989, "B200": 2250, "A100": 312, "A10": 125, "A40": 150,
-    "L40S": 362, "L4": 121, "A6000": 155, "4090": 165, "3090": 71, "V100": 125, "T4": 65,
+    2250: "B200", 989: "H200|H100 80GB HBM3|H100 SXM5 80GB", 835: "H200 NVL|H100 NVL",
+    756: "H100 PCIe", 312: "A100-SXM4-[48]0GB|A100-PCIE-[48]0GB|A100 80GB PCIe", 150: "A40",
+    125: "A10|V100-SXM2-(16|32)GB", 112: "V100-PCIE-(16|32)GB", 362: "L40S", 121: "L4",
+    155: "RTX A6000", 165: "RTX 4090", 71: "RTX 3090", 65: "T4",
 }  # fmt: skip
 
 
@@ -121,8 +125,8 @@ def peak_flops(device):
     """The GPU's peak in FLOP/s, a float, or None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak * 1e12 for key, peak in PEAKS.items() if key in name), None)
+    name = re.sub(r"^(NVIDIA )?(GeForce |Tesla )?", "", torch.cuda.get_device_name(device))
+    return next((peak * 1e12 for peak, names in PEAKS.items() if re.fullmatch(names, name)), None)
 
 
 def environment(device):

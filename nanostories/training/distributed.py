@@ -10,9 +10,11 @@ agree on, so that agreeing never waits for a GPU.
 
 import contextlib
 import functools
+import math
 import os
 import signal
 import threading
+import time
 
 import torch
 import torch.distributed as dist
@@ -50,9 +52,10 @@ def barrier():
 
 
 def print0(*words):
-    """print, on rank 0 alone."""
+    """print, on rank 0 alone. A lost output, of a closed terminal or `| head`, stops no run."""
     if rank() == 0:
-        print(*words, flush=True)
+        with contextlib.suppress(OSError):
+            print(*words, flush=True)
 
 
 def _all_reduce(operation, *numbers):
@@ -76,25 +79,52 @@ def all_gather(items):
 
 
 class StopSignal:
-    """Within `with StopSignal() as stop:`, SIGTERM and the first Ctrl-C only set `stop.received`.
+    """Within `with StopSignal() as stop:`, a signal to end only counts in `stop.received`.
 
-    The second ends the process at once. torchrun passes the signal on, and kills 30 seconds later.
+    A second Ctrl-C, or another signal two seconds later, ends the process at once; until then it is
+    the same one, which torchrun, systemd and timeout send twice. torchrun kills 30 seconds later.
     """
 
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGCONT")  # Windows has the first two
+
+    def __init__(self, message="stopping after this step; once more to stop at once", exits=True):
+        self.message, self.exits, self.received, self.previous = message, exits, 0, {}
+        self.continued, self.paused, self.last, self.shortest = False, 0.0, 0.0, math.inf
+
     def __enter__(self):
-        self.received, self.previous = False, {}
         if threading.current_thread() is threading.main_thread():  # Python allows no other
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._handle)
+            for name in self.NAMES:
+                number = getattr(signal, name, None)
+                if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
+                    self.previous[number] = signal.signal(number, self._handle)  # not under nohup
         return self
 
     def __exit__(self, *_):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    def awake(self, now):
+        """`now`, in seconds, less the pauses of Ctrl-Z. Called after every step; one with a pause
+        counts as the shortest so far.
+        """
+        if self.continued:
+            self.paused += max(0.0, now - self.last - self.shortest)
+        else:
+            self.shortest = min(self.shortest, now - self.last)
+        self.last, self.continued = now, False
+        return now - self.paused
+
     def _handle(self, number, _frame):
-        if self.received:
-            os._exit(128 + number)
-        self.received = True
-        if rank() == 0:  # not with print: a signal may come in the middle of one
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        if signal.Signals(number).name == "SIGCONT":
+            self.continued = True
+        elif not self.received:
+            self.received, self.first = 1, (number, time.monotonic())
+            if rank() == 0:  # not with print: a signal may come in the middle of one
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    os.write(2, f"\n{self.message}\n".encode())
+        else:
+            ctrl_c_twice = number == self.first[0] == signal.SIGINT
+            if time.monotonic() - self.first[1] > (0.1 if ctrl_c_twice else 2):
+                if self.exits:
+                    os._exit(128 + number)
+                self.received += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nanostories.plotting import plot_to
 from nanostories.storage import from_json, write_text
+from nanostories.training.distributed import print0
 
 
 class RunLogger:
@@ -59,14 +60,13 @@ class RunLogger:
         if state["skipped"]:
             line["skipped"] = state["skipped"]
             text += f"skipped {line['skipped']} | "
-        print(f"{text}eta {timedelta(seconds=max(0, round(seconds_left)))}", flush=True)
+        print0(f"{text}eta {timedelta(seconds=max(0, round(seconds_left)))}")
         self.write(**line)
 
     def validation(self, state, loss, bits_per_byte):
         """An evaluation's result, printed and logged; loss in nats per token."""
         step = state["step"]
-        text = f"validation loss {loss:.4f} | bits per byte {bits_per_byte:.4f}"
-        print(f"step {step:>6} | {text}", flush=True)
+        print0(f"step {step:>6} | validation loss {loss:.4f} | bits per byte {bits_per_byte:.4f}")
         self.write(step=step, val_loss=loss, val_bpb=bits_per_byte, seconds=state["seconds"])
 
     def sample(self, step, text):

@@ -5,6 +5,7 @@ starts from. A resumed run takes the settings it stored and refuses to become an
 """
 
 import contextlib
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -68,10 +69,12 @@ def only_writer(out_dir):
 
 
 def check_free(out_dir):
-    """Raise UserError where a new run would overwrite another one, or out_dir is a file."""
-    if Path(out_dir).exists() and not Path(out_dir).is_dir():
-        raise UserError(f"'{out_dir}' is no folder")
-    if checkpoint.steps_of(out_dir):
+    """Raise UserError where a new run would overwrite another one, or out_dir is no folder."""
+    if str(out_dir) != str(out_dir).encode(errors="replace").decode():
+        raise UserError(f"'{out_dir}' is not UTF-8, which safetensors needs: name another out_dir")
+    if os.path.lexists(out_dir) and not Path(out_dir).is_dir():
+        raise UserError(f"'{out_dir}' is no folder, or a link to one that is missing")
+    if checkpoint.steps_of(out_dir) or (Path(out_dir) / "latest").is_dir():
         raise UserError(f"'{out_dir}' holds a run already: --resume it, or name another --out_dir")
 
 
