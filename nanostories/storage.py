@@ -120,7 +120,7 @@ def lock(path, wait=False):
             raise UserError(f"{line} has not ended yet: wait for it, or stop it") from None
         print(f"{line}: waiting for its end ...", flush=True)
         held.acquire()
-    except (OSError, NotImplementedError) as error:  # a read-only folder, or a file system without locks
+    except (OSError, NotImplementedError) as error:  # a read-only folder, or no locks there
         print(f"note: '{path}' is not locked, write nothing else there: {error}", file=sys.stderr)
     try:
         with contextlib.suppress(OSError, IndexError):  # a full disk, no lock
