@@ -102,7 +102,10 @@ def prompt_of(words, features):
 
 def story_rows(client, words, settings):
     """The row of each cached story, in order, as a dict; None of one that is cut off or empty."""
-    for number in range(settings.count):
+    # The replies in the file: at Ctrl-C a few of a million, and some threads are still writing.
+    lines = map(client.replies.get, list(client.replies.lines))
+    numbers = {n for line in lines if type(n := line.get("number")) is int}
+    for number in sorted(n for n in numbers if n < settings.count):
         drawn, features, prompt = draw_prompt(words, settings.seed, number)
         line = client.cached([{"role": "user", "content": prompt}], number)
         if line is None:

@@ -99,6 +99,7 @@ class Client:
                     self.tokens_to_read += judge_settings.count_tokens(messages)
                 return "x" * 4 * self.settings.max_tokens  # as long as a reply may be
             line = line or self._call(messages, number)
+        self.locks.pop(key, None)
         with self.changed:
             self.accepted = line.get("request", self.accepted)
             self.cache_hits += hit
@@ -239,20 +240,29 @@ class Client:
     def map(self, function, items):
         """[function(item)], `concurrency` at a time. An error ends it after the calls in flight;
         Ctrl-C at once, as the threads are daemons."""
-        results, errors = {}, []
-
-        def call(i):
-            try:
-                results[i] = None if self.stop.is_set() else function(items[i])
-            except BaseException as error:
-                errors.append(error)
-                self.stop.set()  # no new call begins
-
+        numbers, results, errors = iter(range(len(items))), {}, []
+        count = min(self.settings.concurrency, len(items)) or 1
         bar = tqdm(total=len(items), unit="story", disable=None)
-        with ThreadPool(min(self.settings.concurrency, len(items)) or 1) as pool, bar:
-            for _ in pool.imap_unordered(call, range(len(items))):
-                bar.set_postfix_str(self.summary(), refresh=False)
-                bar.update(not errors)
+
+        def work(_):
+            for i in numbers:  # the threads share them
+                if self.stop.is_set():
+                    break
+                try:
+                    results[i] = function(items[i])
+                except BaseException as error:
+                    errors.append(error)
+                    self.stop.set()  # no new call begins
+                with self.changed:
+                    bar.set_postfix_str(self.summary(), refresh=False)
+                    bar.update(not errors)
+
+        with ThreadPool(count) as pool, bar:
+            try:
+                pool.map(work, range(count), 1)
+            except KeyboardInterrupt:
+                self.stop.set()
+                raise
         if errors:
             raise errors[0]
         return [results[i] for i in range(len(items))]

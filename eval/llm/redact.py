@@ -1,11 +1,11 @@
 """What a server or a story says, made safe to print and to keep."""
 
+import html
 import re
 from base64 import b64encode
 
 PART = 8  # characters of a key in a row that give too much of it away
-# A character as URLs, JSON, Python and HTML may write it: %2d, \u002d, \x2d, &#x2d;
-ESCAPED = re.compile(r"(?:%|\\u00|\\x|&#x)([0-9a-f]{2});?", re.IGNORECASE)
+ESCAPED = re.compile(r"(?:%|\\u00|\\x)([0-9a-f]{2})", re.IGNORECASE)  # %2d, \u002d, \x2d
 
 
 def quote(text, key, limit=300):
@@ -31,7 +31,7 @@ def redact(text, key):
         return text
     data = key.encode()
     for _ in range(3):  # escapes of escapes
-        plain = ESCAPED.sub(lambda match: chr(int(match[1], 16)), plain)
+        plain = html.unescape(ESCAPED.sub(lambda match: chr(int(match[1], 16)), plain))
     codes = [key, data.hex(), *(b64encode(b"?" * n + data).decode() for n in range(3))]
     plain, *codes = (re.sub("[^A-Za-z0-9]+", "", one) for one in (plain, *codes))
     return "***" if any(part in plain for code in codes for part in _parts(code)) else text

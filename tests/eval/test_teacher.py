@@ -127,6 +127,19 @@ def test_what_was_cut_off_is_left_out_and_what_was_paid_for_stays(tmp_path, monk
         assert len(server.bodies) == 9 and len(rows(path)) == 3
 
 
+def test_the_stories_of_a_million_are_written_at_once(tmp_path, monkeypatch, capsys):
+    """At Ctrl-C: only those whose replies are cached are looked for."""
+    path, words = tmp_path / "stories.jsonl", script.read_words()
+    with ChatServer(author) as server:
+        main(monkeypatch, capsys, server, path, "--count=3")
+        settings = script.Settings(judge="tiny", base_url=server.url, out=str(path), count=10**6)
+        drawn, draw = [], script.draw_prompt
+        monkeypatch.setattr(script, "draw_prompt", lambda *of: drawn.append(of[2]) or draw(*of))
+        with client.Client(settings, f"{path}.replies", script.WORDING["version"]) as cached:
+            assert script.write_stories(cached, words, settings) == (3, 0)
+    assert len(rows(path)) == 3 == len(server.bodies) and drawn == [0, 1, 2, 0, 1, 2]
+
+
 def test_a_refusal_leaves_what_was_there(tmp_path, monkeypatch, capsys):
     path = tmp_path / "stories.jsonl"
     path.write_text("mine\n")

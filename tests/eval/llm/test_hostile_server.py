@@ -63,14 +63,16 @@ ECHOES = {
     "percent twice": "".join(f"%25{ord(c):02X}" for c in KEY), "JSON": escaped,
     "JSON in JSON": json.dumps(json.dumps(escaped)), "marks escaped": KEY.replace("-", "\\u002d"),
     "HTML": "".join(f"&#x{ord(c):x};" for c in KEY),
+    "decimal": "".join(f"&#{ord(c)};" for c in KEY),
+    "base64 in a URL": urllib.parse.quote(base64.b64encode(b":" + KEY.encode()).decode(), safe=""),
 }  # fmt: skip
 
 
 def holds_key(text):
     """Whether a part of the key is in a text: 8 characters in a row, plain or in some code."""
-    codes = [KEY, escaped, ECHOES["percent"], ECHOES["HTML"], KEY.encode().hex()]
+    codes = [KEY, escaped, ECHOES["percent"], ECHOES["HTML"], KEY.encode().hex(), ECHOES["decimal"]]
     codes += [base64.b64encode(b"?" * n + KEY.encode()).decode()[n + 1 :] for n in range(3)]
-    sizes = [8, 48, 24, 48, 16, 12, 12, 12]
+    sizes = [8, 48, 24, 48, 16, 40, 12, 12, 12]
     text += "".join(c for c in text if c.isascii() and (c.isalnum() or c in "-_"))  # in chunks
     return any(
         code[i : i + size] in text
@@ -177,8 +179,15 @@ def endless(data, head=b""):
     return answer
 
 
+def flood(handler):
+    """100-Continue as fast as it can be sent."""
+    while not handler.chat.closing.is_set():
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
 OK = b"HTTP/1.1 200 OK\r\n"
 ENDLESS = {
+    "flood": flood,
     "100-continue": endless(b"HTTP/1.1 100 Continue\r\n\r\n"),
     "status line": endless(b"H"),
     "header by header": endless(b"a", OK + b"X-A: "),
@@ -198,7 +207,7 @@ def test_a_call_ends_at_its_timeout(tmp_path, name):
         with open_client(server, tmp_path, timeout=0.5, price_out=1e6) as judge:
             begin = time.monotonic()
             assert judge.complete(user("a")) == "at last"
-            assert 0.5 <= time.monotonic() - begin < 5
+            assert 0.5 <= time.monotonic() - begin < 10
             assert judge.cost == 20 + 50  # the first one may have been paid for
 
 
@@ -289,7 +298,7 @@ run(main)
 """
 
 
-@pytest.mark.parametrize("name", ["100-continue", "slow body", "header by header", "hang", "wait"])
+@pytest.mark.parametrize("name", ["flood", "100-continue", "slow body", "hang", "wait"])
 def test_ctrl_c_ends_at_once_and_keeps_what_is_paid(tmp_path, name):
     """Whatever the calls in flight wait for: a server, or the pause that it asked for."""
     stuck, four = threading.Semaphore(0), ENDLESS.get(name, "HANG")
@@ -314,7 +323,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_paid(tmp_path, name):
         begin = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert time.monotonic() - begin < 20 and process.returncode == 130  # not 60
+    assert time.monotonic() - begin < 12 and process.returncode == 130  # not 20 or 60
     assert out == b"kept 5\n" and b"Traceback" not in err
     assert len(lines(tmp_path)) == 5
 
