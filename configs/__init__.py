@@ -296,4 +296,4 @@ def range_text(value, low, high):
         return "between 0 and 1" if low else "at least 0 and below 1"
     if high < value < math.inf:
         return "below 2^63" if high == 2**63 - 1 else f"at most {high:,}"
-    return f"at least {low:,}" if low >= 1 else "above 0" if low else "0 or more"
+    return f"at least {low:,}" if low >= 1 else f"above 0 ({low} or more)" if low else "0 or more"

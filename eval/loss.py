@@ -98,12 +98,13 @@ def main():
     scope = " of stories, without their instructions" if loss_on == "story" else ""
     print(f"{source}: {tokens.sum():,.0f} tokens, {num_bytes.sum():,.0f} bytes{scope}")
     print(f"loss per token {loss:.4f}" + (f" +- {loss_half:.4f}" if loss_half else ""))
-    print(f"perplexity {math.exp(loss):.4f}")
+    perplexity = math.exp(min(loss, 700.0))  # of a loss above it no float would hold it
+    print(f"perplexity {perplexity:.4f}")
     print(f"bits per byte {bits:.4f}")
     harness.write_result(loaded.out_dir, "loss", {
         "checkpoint": loaded.identity(), "source": source, "loss_on": loss_on,
         "tokens": int(tokens.sum()), "bytes": int(num_bytes.sum()),
-        "loss": loss, "loss_95": loss_half, "perplexity": math.exp(loss),
+        "loss": loss, "loss_95": loss_half, "perplexity": perplexity,
         "bits_per_byte": bits, "bits_per_byte_95": bits_half,
     })  # fmt: skip
 

@@ -191,7 +191,9 @@ def summarize(lines, seed):
     for name, pair in RATIOS.items():
         results[name] = bootstrap.ratio(*columns(lines, *pair), seed)
     if nll := results["perplexity"]:
-        results["perplexity"] = nll | {key: math.exp(nll[key]) for key in ("mean", "low", "high")}
+        results["perplexity"] = nll | {
+            key: math.exp(min(nll[key], 700.0)) for key in ("mean", "low", "high")
+        }
     distinct_2 = distinct_n([words_and_marks(line["text"]) for line in lines], 2, DISTINCT_WORDS)
     results["distinct_2"] = None if math.isnan(distinct_2) else distinct_2
     results["verdicts"] = count_verdicts(lines, "verdict")

@@ -19,6 +19,7 @@ import train
 from configs import RANGES, ROOT, UserError, check_ranges, load
 from nanostories.storage import from_json, read_json, write_json
 from nanostories.training import checkpoint, run_config
+from nanostories.training.logger import RunLogger
 
 HUGE = (10**30, -(10**30), 10**400, -(10**400))  # the larger ones are no float, either
 NONE_FINITE = (math.nan, math.inf, -math.inf)
@@ -218,3 +219,10 @@ def test_a_run_writes_no_nan(data, tmp_path):
         tiny.train(settings)
     for path in Path(tmp_path / "run").rglob("*.json*"):
         read_json(path, lines=path.suffix == ".jsonl")
+
+
+@pytest.mark.parametrize("line", ["3", "null", "[]", '{"a": 1}', '{"step": NaN}', '{"step": "x"}'])
+def test_a_line_of_the_log_that_is_none_is_left_out(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 2.5}}\n{line}\n')
+    state = {"seconds": 0.0, "tokens": 0, "step": 3, "last_evaluation": 3}
+    assert RunLogger(tmp_path, state).lines == [{"step": 1, "loss": 2.5}]

@@ -1,5 +1,6 @@
 """The log of a run: progress lines on the terminal, metrics.jsonl, loss.png and samples.txt."""
 
+import contextlib
 import json
 import math
 import re
@@ -18,12 +19,11 @@ class RunLogger:
         self.out, self.lines = Path(out_dir), []
         self.last = state["seconds"], state["tokens"]  # at the last progress line
         for line in self._read("metrics.jsonl").splitlines():
-            try:
+            # The last line of a run killed while it wrote it is no JSON.
+            with contextlib.suppress(ValueError, TypeError, KeyError):
                 line = from_json(line)
-            except ValueError:
-                continue  # the last line of a run killed while it wrote it
-            if line["step"] <= state["last_evaluation" if "val_loss" in line else "step"]:
-                self.lines.append(line)
+                if line["step"] <= state["last_evaluation" if "val_loss" in line else "step"]:
+                    self.lines.append(line)
         write_text(self.out / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in self.lines))
         samples = re.split(r"^(?=--- step \d+$)", self._read("samples.txt"), flags=re.MULTILINE)
         kept = [text for text in samples[1:] if int(text.split()[2]) <= state["last_evaluation"]]
