@@ -60,7 +60,7 @@ def run(main):
             line = f"the disk is full; free some space and run the command again ({line})"
         sys.exit(f"{name}: {line}")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "alloc" not in str(error):
+        if debug or (not isinstance(error, MemoryError) and "alloc" not in str(error)):
             raise
         what = f"{name}: out of memory, lower batch_size or the model's size: {error}"
         sys.exit(" ".join(what.split())[:300])
