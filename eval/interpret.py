@@ -121,7 +121,7 @@ def parse_neurons(settings, config):
     """The numbers, layer after layer, of the neurons in the setting `neurons`; or UserError."""
     numbers, width = [], 4 * config.n_embd
     for name in filter(None, map(str.strip, settings.neurons.split(","))):
-        if not (match := re.fullmatch(r"(\d+):(\d+)", name)):
+        if not (match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", name)):
             raise UserError(f"neurons are named layer:neuron, with commas, not '{name}'")
         layer, neuron = map(int, match.groups())
         if layer >= config.n_layer or neuron >= width:

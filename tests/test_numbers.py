@@ -8,7 +8,9 @@ import sys
 import typing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -17,6 +19,10 @@ from tiny import settings_for
 import configs
 import train
 from configs import RANGES, ROOT, UserError, check_ranges, load
+from eval import loss
+from eval.interpret import parse_neurons
+from eval.reporting.study_jobs import sizes
+from model import GPTConfig
 from nanostories.storage import from_json, read_json, write_json
 from nanostories.training import checkpoint, run_config
 from nanostories.training.logger import RunLogger
@@ -139,6 +145,31 @@ def test_another_runtime_error_keeps_its_traceback():
         configs.run(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "64-2-²",
+        "64-2-0",
+        "64-2",
+        f"{'9' * 5000}-2-4",
+        "64-2-4-1",
+        "-64-2-4",
+        "64-1000-4",
+        "nan-2-4",
+        "1e3-2-4",
+    ],
+)
+def test_sizes_of_a_study_are_numbers_that_can_be(text):
+    with pytest.raises(UserError, match=r"models: .* is not width-layers-heads"):
+        sizes(text, "models")
+
+
+@pytest.mark.parametrize("text", [f"0:{'9' * 5000}", f"{'9' * 5000}:0", "0:²", "0:1e3", "-1:0"])
+def test_neurons_are_numbers_that_can_be(text):
+    with pytest.raises(UserError, match="neurons are named layer:neuron"):
+        parse_neurons(SimpleNamespace(neurons=text), GPTConfig())
+
+
 # ---- weights -----------------------------------------------------------------------------------
 
 
@@ -226,3 +257,11 @@ def test_a_line_of_the_log_that_is_none_is_left_out(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 2.5}}\n{line}\n')
     state = {"seconds": 0.0, "tokens": 0, "step": 3, "last_evaluation": 3}
     assert RunLogger(tmp_path, state).lines == [{"step": 1, "loss": 2.5}]
+
+
+def test_a_loss_whose_perplexity_no_float_holds(data, tmp_path, monkeypatch):
+    tiny.train(settings_for(data, tmp_path / "run", max_iters=1))
+    monkeypatch.setattr(loss, "score", lambda *_: np.array([[9000.0, 9, 30]]))
+    monkeypatch.setattr(sys, "argv", ["loss.py", str(tmp_path / "run"), "--device=cpu"])
+    loss.main()
+    assert read_json(tmp_path / "run" / "eval" / "loss.json")["loss"] == 1000

@@ -7,6 +7,7 @@ per seed; syn-64-2-4-s1 is trained on stories with synonyms, instruct-64-2-4-s1 
 eval.skills scores every run; evaluations that cost more take the first seed of each size.
 """
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -70,10 +71,9 @@ def sizes(text, setting):
     """The Sizes in "64-2-4, 128-2-4", each once. `setting` is named in the UserError for others."""
     result = []
     for word in text.replace(",", " ").split():
-        numbers = word.split("-")
-        if len(numbers) != 3 or not all(n.isdigit() and int(n) for n in numbers):
+        if not re.fullmatch(r"[1-9]\d{0,4}(-[1-9]\d{0,2}){2}", word, re.ASCII):
             raise UserError(f"{setting}: '{word}' is not width-layers-heads, such as 64-2-4")
-        size = Size(*map(int, numbers))
+        size = Size(*map(int, word.split("-")))
         if size.width % size.heads:
             raise UserError(f"{setting}: the width of '{word}' is not a multiple of its heads")
         result.append(size)
