@@ -113,7 +113,7 @@ def story_rows(client, words, settings):
         story = line["reply"].strip()
         instruction = {"prompt:": prompt, "words": drawn, "features": features}
         row = {"story": story, "instruction": instruction, "source": settings.judge}
-        yield row if story and line["finish"] != "length" else None
+        yield row if story and line.get("finish") != "length" else None
 
 
 def write_stories(client, words, settings):

@@ -103,7 +103,7 @@ class Client:
         with self.changed:
             self.accepted = line.get("request", self.accepted)
             self.cache_hits += hit
-            self.truncated += line["finish"] == "length"
+            self.truncated += line.get("finish") == "length"
             self.empty += not line["reply"].strip()
         return line["reply"]
 
@@ -195,8 +195,11 @@ class Client:
             host = urlsplit(self.url).hostname
             session.trust_env = not judge_settings.is_loopback(host)  # no proxy to here
             session.get_redirect_target = lambda _: None  # not even parsed
+            if self.api_key:  # the only place that it goes to
+                session.headers["Authorization"] = f"Bearer {self.api_key}"
             with session, session.post(
-                self.url, json=fields, auth=self._sign, stream=True, allow_redirects=False,
+                self.url, json=fields, stream=True, allow_redirects=False,
+                auth=lambda prepared: prepared,  # else a .netrc would replace the key
                 timeout=(min(10, timeout), timeout),
             ) as response:  # fmt: skip
                 for data in response.iter_content(1024):
@@ -211,18 +214,12 @@ class Client:
             begun = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
             cause = quote(f"{type(error).__name__}: {error}", self.api_key, 2000)
             errno = re.search(r"\[Errno -?\d+\] [^'\")]+", cause)  # inside three other errors
-            cause = f"{self.url}: {errno[0] if errno else cause[:200]}"
+            cause = f"{self.url}: {(errno[0] if errno else cause)[:200]}"
             answer.set_exception(_PassingError(cause, None, isinstance(error, begun)))
-
-    def _sign(self, request):
-        """The only place the key goes to. As `auth`, so that no .netrc replaces it."""
-        if self.api_key:
-            request.headers["Authorization"] = f"Bearer {self.api_key}"
-        return request
 
     def _parse(self, answer, messages):
         """The fields of a chat completion that matter. Raises all sorts of errors for others."""
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        choice, usage = answer["choices"][0], answer.get("usage")
         reply = choice["message"].get("content") or ""  # null: a refusal, or all was reasoning
         if not isinstance(reply, str):
             raise TypeError
@@ -233,7 +230,7 @@ class Client:
         counts = {
             name: n if type(n := usage.get(name)) is int and 0 <= n < 10**9 else estimate
             for name, estimate in estimates.items()
-        }
+        } if isinstance(usage, dict) else estimates  # fmt: skip
         finish = quote(str(choice.get("finish_reason")), self.api_key)
         return {"reply": redact(reply, self.api_key), "finish": finish, "usage": counts}
 
@@ -245,9 +242,7 @@ class Client:
         bar = tqdm(total=len(items), unit="story", disable=None)
 
         def work(_):
-            for i in numbers:  # the threads share them
-                if self.stop.is_set():
-                    break
+            while not self.stop.is_set() and (i := next(numbers, None)) is not None:
                 try:
                     results[i] = function(items[i])
                 except BaseException as error:

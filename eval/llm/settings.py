@@ -52,7 +52,7 @@ def request_fields(settings):
         fields |= (extra := from_json(settings.extra or "{}"))
         if "messages" in extra or extra.get("stream") or extra.get("n", 1) != 1:
             raise UserError("extra must not set messages, stream or n")
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise UserError("""extra must be a JSON object: '{"reasoning_effort": "low"}'""") from None
     fields = {name: value for name, value in fields.items() if value is not None}
     for name in TOKEN_LIMITS:

@@ -348,6 +348,14 @@ def test_usage_that_cannot_be_is_estimated(tmp_path, usage):
             assert judge.cost == (10 + 4) + 5 and len(lines(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("usage", [[], [5], "none", 5, 0.5, True, float("nan")])
+def test_a_reply_with_a_usage_that_is_none_is_paid_for_once(tmp_path, usage):
+    with ChatServer(lambda body, n: completion("y" * 39) | {"usage": usage}) as server:
+        with open_client(server, tmp_path, price_in=1e6, price_out=1e6) as judge:
+            assert judge.complete(user("x" * 40)) == "y" * 39
+            assert judge.cost == (10 + 4) + 10 and len(server.bodies) == 1
+
+
 def test_truncated_and_empty_replies_are_counted(tmp_path):
     replies = [completion("", "stop"), completion("abc", "length"), completion("abc", "stop")]
     with ChatServer(lambda body, n: replies[n]) as server:
@@ -492,7 +500,8 @@ def test_addresses_that_are_taken(url):
         ({"extra": '{"max_tokens": "500"}'}, "max_tokens must be a whole number"),
         ({"extra": '{"max_tokens": null}', "max_cost": 1.0, "price_in": 1.0}, "needs a limit"),
         ({"extra": '{"seed": NaN}'}, "extra must be a JSON"),
-        ({"extra": "[1]"}, "extra must be a JSON"), ({"extra": '{"stream": true}'}, "must not set"),
+        ({"extra": "[1]"}, "extra must be a JSON"), ({"extra": "[" * 9999}, "extra must be a JSON"),
+        ({"extra": '{"stream": true}'}, "must not set"),
         ({"extra": '{"messages": []}'}, "must not set"), ({"extra": '{"n": 2}'}, "must not set"),
     ],
 )  # fmt: skip
