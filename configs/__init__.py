@@ -292,8 +292,8 @@ def check_ranges(settings, choices=None):
 
 def range_text(value, low, high):
     """What is wrong with a value outside of low..high, in words: "at least 1", "0 or more", ..."""
-    if high < 1:
-        return "between 0 and 1" if low else "at least 0 and below 1"
+    if high < 1 or (low, high) == (0, 1):
+        return "between 0 and 1" if low or high == 1 else "at least 0 and below 1"
     if high < value < math.inf:
         return "below 2^63" if high == 2**63 - 1 else f"at most {high:,}"
     return f"at least {low:,}" if low >= 1 else f"above 0 ({low} or more)" if low else "0 or more"
