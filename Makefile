@@ -3,12 +3,13 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help setup story test test-slow lint clean
+.PHONY: help setup story test test-slow lint clean clean-all
 
 help:
 	@echo "make story      train a small model on made-up stories and print three of its own (minutes, CPU)"
 	@echo "make test       lint and the test suite        make test-slow   the long tests"
 	@echo "make setup      the virtual environment in .venv that both use"
+	@echo "make clean      removes it and caches         make clean-all   asks, then removes data/ and out/ too"
 
 setup: .venv/ready
 
@@ -20,12 +21,13 @@ setup: .venv/ready
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
-data/storybook-bpe/manifest.json: .venv/ready
+# Data and a run that are there, whoever made them, are used and never replaced (so the |): a run
+# that was stopped before its first evaluation goes on.
+data/storybook-bpe/manifest.json: | .venv/ready
 	$(PY) prepare.py configs/storybook.py
 
-out/storybook/loss.png: data/storybook-bpe/manifest.json
-	@rm -rf out/storybook
-	$(PY) train.py configs/storybook.py
+out/storybook/loss.png: | data/storybook-bpe/manifest.json
+	$(PY) train.py $(if $(wildcard out/storybook/latest),--resume --out_dir=out/storybook,configs/storybook.py)
 
 story: out/storybook/loss.png
 	@for seed in 1 2 3; do \
@@ -52,4 +54,10 @@ test-slow: .venv/ready .venv/triton-3.6
 	$(PY) -m pytest -q -n 2 -m slow -rP
 
 clean:
-	rm -rf .venv data out .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+
+# Trained runs cannot be had back.
+clean-all:
+	@printf "Remove data/ and out/, with every trained run? [y/N] "; read answer; \
+	  if [ "$$answer" = y ]; then rm -rf data out; else echo "they stay"; fi
+	@$(MAKE) --no-print-directory clean

@@ -132,7 +132,7 @@ def complete(settings, origin):
         raise UserError("name the model to start from: --init_from=out/<run>")
     dataset = settings.dataset
     if not dataset and checkpoint.is_run_folder(settings.init_from):
-        dataset = checkpoint.data_folder(settings.init_from)
+        dataset = checkpoint.read_config(settings.init_from)["train"]["dataset"]
     return replace(
         settings,
         dataset=dataset,
@@ -325,9 +325,12 @@ def start_or_resume(settings, reference):
         optimizer_state = checkpoint.read_optimizer_state(settings.out_dir)
     else:
         data = checkpoint.read_state(loaded.out_dir)["data"] if loaded.is_run() else {}
+        own = loaded.is_run() and checkpoint.read_config(loaded.out_dir)["train"]["dataset"]
+        manifest = settings.dataset not in ("", own) and checkpoint.read_manifest(settings.dataset)
+        eval_data = checkpoint.data_hashes(manifest) if manifest else data  # what eval reads
         state = {"step": 0, "seconds": 0.0, "tokens": 0, "last_evaluation": 0, "best": None,
                  "best_step": 0, "kept_steps": [], "data": data, "max_length": loaded.max_length,
-                 "reference": loaded.identity()}  # fmt: skip
+                 "eval_data": eval_data, "reference": loaded.identity()}  # fmt: skip
     start = settings.out_dir if settings.resume else settings.init_from
     policy = checkpoint.load_model(start, "latest", reference.device, settings.revision).model
     policy.eval()  # no dropout: the loss is of the distribution that was sampled from

@@ -154,7 +154,7 @@ def open_work_folder(path, settings, splits):
     """Make the folder of finished blocks, or keep that of a killed command with the same key."""
     names = ("source", "val_source", "mode", "story_fraction", "word_fraction", "model", "seed")
     key = {name: getattr(settings, name) for name in names}
-    key["sources"] = {split: [str(one), one.total()] for split, one in splits.items()}
+    key["sources"] = {split: [str(one), one.fingerprint()] for split, one in splits.items()}
     loaded = ModelLikelihood(settings.model).loaded if settings.model else None
     key["checkpoint"] = loaded and loaded.identity()
     if not (path / "key.json").exists() or storage.read_json(path / "key.json") != key:
@@ -234,7 +234,8 @@ def main():
             out, texts["train"], texts["val"],
             build.make_tokenizer(settings.tokenizer, settings.vocab_size, texts["train"]),
             workers=settings.workers, add_files=lambda folder: write_texts(work, folder, settings),
-            manifest={"source": f"{train} (synonyms)", "val_source": f"{val} (synonyms)"},
+            manifest={"source": f"{train} (synonyms)", "val_source": f"{val} (synonyms)",
+                      "source_files": train.fingerprint()},
         )  # fmt: skip
         remove_work_folder(work)
 

@@ -243,11 +243,14 @@ def train(settings):
     autocast = autocast_for(device, dtype)
     is_main = rank() == 0  # rank 0 alone prints and writes
 
-    # ---- 2. data
-    train_data, val_data, tokenizer = open_data(settings)
-    train_loader, val_loader, val_bytes = make_loaders(
-        settings, train_data, val_data, tokenizer, device
-    )
+    # ---- 2. data; of a resumed run the same as before
+    if is_main and not settings.profile:
+        checkpoint.recover(settings.out_dir)  # removes what a killed run left half-written
+    barrier()
+    if settings.resume:
+        checkpoint.check_data(settings.out_dir, settings.dataset)
+    train_data, val_data, tokenizer = data = open_data(settings)
+    train_loader, val_loader, val_bytes = make_loaders(settings, *data, device)
     rows = settings.batch_size * settings.gradient_accumulation_steps  # in a step
     steps_per_epoch = math.ceil(train_loader.num_rows / rows)
     max_iters, decay_iters = settings.max_iters, settings.lr_decay_iters
@@ -258,12 +261,10 @@ def train(settings):
     settings = replace(settings, lr_decay_iters=decay_iters)  # a resumed run keeps its schedule
 
     # ---- 3. model: new, from the weights of init_from, or resumed
-    if is_main and not settings.profile:
-        checkpoint.recover(settings.out_dir)  # removes what a killed run left half-written
-    barrier()
     state, optimizer_state = dict(run_config.NEW_STATE), {}
     if settings.resume:
-        state, optimizer_state = run_config.read_state(settings.out_dir, train_data)
+        state = checkpoint.read_state(settings.out_dir)
+        optimizer_state = checkpoint.read_optimizer_state(settings.out_dir)
     torch.manual_seed(settings.seed)
     model = build_model(settings, tokenizer, device, state)
     attention_reason = select_attention(model, settings.attn, dtype)

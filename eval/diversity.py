@@ -117,7 +117,8 @@ def unseen_continuations(index, settings):
     """
     if not index.data.manifest["splits"].get("val", {}).get("stories"):
         return []
-    splits = split_stories(Dataset(index.data.folder, "val"), index.tokenizer, settings)
+    val = Dataset(index.data.folder, "val").verify()
+    splits = split_stories(val, index.tokenizer, settings)
     texts = [text for *_, text in itertools.islice(splits, settings.num_prompts)]
     return texts if len(texts) == settings.num_prompts else []
 
@@ -301,7 +302,7 @@ def main():
 
     models = harness.open_models(settings, origin)
     folder = settings.dataset or checkpoint.data_folder(models[0])
-    data = Dataset(folder, "train")
+    data = Dataset(folder, "train").verify()
     known = {model.out_dir: trained_on(model, data) for model in models}
     for name in (name for name, same in known.items() if same is False):
         print(f"{name} was trained on other data than {folder}")

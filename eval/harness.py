@@ -72,7 +72,7 @@ def beside_names(settings):
 
 def val_texts(folder):
     """The held-out stories of a token folder, an iterator of str."""
-    data, tokenizer = Dataset(folder, "val"), Tokenizer.load(folder)
+    data, tokenizer = Dataset(folder, "val").verify(), Tokenizer.load(folder)
     return (tokenizer.decode(data.story(i)[1:]) for i in range(data.stories))
 
 

@@ -65,7 +65,7 @@ def read_stories(loaded, settings):
         texts = sources.read(settings.source)
         return list(itertools.islice(texts, settings.stories or None)), settings.source
     folder = checkpoint.data_folder(loaded, "source")
-    data = Dataset(folder, "val")
+    data = Dataset(folder, "val").verify()
     order = np.random.default_rng(settings.seed).permutation(data.stories)
     chosen = order[: settings.stories or None].tolist()
     return [loaded.tokenizer.decode(data.story(i)[1:]) for i in chosen], folder

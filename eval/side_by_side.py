@@ -36,7 +36,7 @@ def main():
     check_sampling_settings(settings)
     (loaded,) = harness.open_models(settings, origin)
     dataset = settings.dataset or checkpoint.data_folder(loaded)
-    index = StoryIndex(Dataset(dataset, "train"))
+    index = StoryIndex(Dataset(dataset, "train").verify())
     prompts = {
         name: text for name, text in zip(NAMES, harness.beginnings(str(PROMPTS)), strict=True)
         if harness.fits([loaded], text)

@@ -13,6 +13,7 @@ Stories are cut into words and punctuation (words.words_and_marks), and indexed 
     posting_ends.npy    where the posting list of each bigram ends
     postings.npy        the posting lists, one after the other: the stories that hold the bigram,
                         ascending, each once
+    SHA256SUMS          the sha256 of each of these files
 
 A segment is written whole or not at all, so after a kill the next command builds only the missing
 ones. The folder's name holds the sha256 of the shards: an index always belongs to its data.
@@ -37,7 +38,7 @@ from nanostories.dataset.workers import cpu_count, worker_pool
 from nanostories.text.words import words_and_marks
 
 ARRAYS = ("stream", "word_counts", "bigrams", "posting_ends", "postings")
-VERSION = 3  # of the files above and of what a word is
+VERSION = 4  # of the files above and of what a word is
 STORIES = 1 << 16  # in a segment: their numbers in it are uint16
 TOKENS = 1 << 25  # in a segment at most, unless a single story has more: 0.5 GB to build
 MAX_WORKERS = 4  # by default: together they stay under 4 GB
@@ -186,27 +187,31 @@ def build(data_folder, split, block):
             for name, array in zip(ARRAYS, arrays, strict=True):
                 np.save(part / f"{name}.npy", array)
             (part / "words.txt").write_bytes("".join(f"{word}\n" for word in words).encode())
+            (part / "SHA256SUMS").write_bytes(_sums(part).encode())
     except OSError:
         if not folder.is_dir():  # else a worker that outlived its killed command was quicker
             raise
 
 
+def _sums(folder):
+    names = ["words.txt", *(f"{name}.npy" for name in ARRAYS)]
+    return "".join(f"{storage.sha256(folder / name)}  {name}\n" for name in names)
+
+
 class Segment:
     """A segment opened: its ARRAYS and `words`; size: of its word numbers, with 0; stories: how
-    many it has. Raises UserError where a file is missing or does not fit the others.
+    many it has. Raises UserError where a file is missing or does not match its sha256.
     """
 
     def __init__(self, folder):
         try:
+            if (folder / "SHA256SUMS").read_bytes() != _sums(folder).encode():
+                raise ValueError
             for name in ARRAYS:
                 mode = "r" if name in ("stream", "postings") else None  # the large ones are mapped
                 # np.memmap's own slices take ten times as long as those of plain arrays.
                 setattr(self, name, np.load(folder / f"{name}.npy", mode).view(np.ndarray))
             self.words = (folder / "words.txt").read_bytes().decode().split("\n")[:-1]
-            sizes = len(self.words) + 1, len(self.bigrams), len(self.postings), len(self.stream)
-            ends, occurrences = self.posting_ends, self.word_counts[:, 0]
-            if sizes != (len(occurrences), len(ends), ends.max(initial=0), occurrences.sum()):
-                raise ValueError
         except (FileNotFoundError, ValueError, EOFError):
             raise UserError(f"{folder} is damaged: remove it, to build it anew") from None
         self.size, self.stories = len(self.word_counts), int(self.word_counts[0, 0])

@@ -102,7 +102,8 @@ def read_study(out_dir):
             run.results["grades"] = storage.read_json(grades, lines=True)
     runs = [run for run in runs if run.kind != "baseline" or any(run.results.values())]
     manifests = [Path(job["output"]) for job in jobs if job["output"].endswith("/manifest.json")]
-    data = {str(path.parent): facts for path in manifests if (facts := _read_json(path))}
+    made = [path for path in manifests if done.get(str(path)) == digest(path)]
+    data = {str(path.parent): facts for path in made if (facts := _read_json(path))}
     return Study(settings, jobs, runs, data)
 
 

@@ -19,7 +19,7 @@ from configs import UserError
 from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset import tokenizer as tokenizers
 from nanostories.dataset.cleaning import clean, story_hash
-from nanostories.dataset.shards import STORY, Writer, write_manifest
+from nanostories.dataset.shards import STORY, Writer, read_manifest, write_manifest
 from nanostories.dataset.workers import worker_pool
 from nanostories.storage import atomic_folder, lock
 
@@ -35,8 +35,15 @@ def check_out(path):
     """Raise UserError where a data folder cannot be written: it has no name, or replaces others."""
     if not path.name:
         raise UserError(f"out must name a folder, not '{path}'")
-    if path.exists() and not (path / "manifest.json").is_file():
-        raise UserError(f"'{path}' exists and is no data folder (no manifest.json): not replaced")
+    if path.exists():
+        try:
+            made = {"manifest.json", "inverted_index", ".inverted_index.lock"}  # beside its files
+            made |= read_manifest(path)["files"].keys()
+        except UserError as error:
+            raise UserError(f"'{path}' exists and is not replaced: {error}") from None
+        for name in {file.name for file in path.iterdir()} - made:
+            not_ours = f"'{name}' is none of the files in its manifest.json"
+            raise UserError(f"'{path}' is not replaced: {not_ours}; move it, or name another --out")
 
 
 def make_tokenizer(name, vocab_size, source, seed=0, val_fraction=0.0):
@@ -82,7 +89,7 @@ def build_dataset(
     check_out(out)
     if out.exists():
         print(f"{out} exists: it is replaced when the new one is complete")
-    records = sources.is_instruct(train.name)
+    records, source_files = sources.is_instruct(train.name), train.fingerprint()
     with lock(out), atomic_folder(out) as folder:
         if add_files:
             add_files(folder)
@@ -107,12 +114,14 @@ def build_dataset(
             "vocab_size": tokenizer.vocab_size,
             "dtype": "uint16",
             "source": str(train),
+            "source_files": source_files,
             "val_source": str(val) if val else f"{val_fraction:g} of source",
             "seed": seed,
             "hold_out": "+".join(held_out),
             "splits": splits,
         }
         write_manifest(folder, entries | (manifest or {}))
+        check_out(out)  # nobody has put anything else there meanwhile
     for split, info in splits.items():
         stories, tokens = info["stories"], info["tokens"]
         density = f"{info['bytes'] / (tokens - stories):.2f} bytes/token"

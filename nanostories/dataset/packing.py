@@ -12,6 +12,7 @@ exactly what one chunk a row would, without the padding.
 import bisect
 import functools
 import itertools
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from configs import UserError
 from kernels.cross_entropy import IGNORE_INDEX
 from nanostories.dataset.shards import Dataset
+from nanostories.dataset.sources import Source, dataset_folder
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.dataset.workers import in_order
 
@@ -260,18 +262,28 @@ def pad_batch(prompts, completions, eot, device):
 
 
 def open_data(settings):
-    """(train Dataset, val Dataset, Tokenizer) of settings.dataset, their files verified."""
-    if not (Path(settings.dataset) / "manifest.json").exists():
-        options = f"--source={settings.source} --tokenizer={settings.tokenizer}"
-        options = next((word for word in sys.argv[1:] if word.endswith(".py")), options)
-        if "-without-" in settings.dataset:
-            options += f" --hold_out={settings.dataset.rpartition('-without-')[2]}"
-        command = f"python prepare.py {options}"
-        raise UserError(f"no data in '{settings.dataset}'; make it with: {command}")
-    train, val = (Dataset(settings.dataset, split) for split in ("train", "val"))
-    for data in (train, val):
-        data.verify()  # takes a second a gigabyte; damaged tokens would cost days
-    return train, val, Tokenizer.load(settings.dataset)
+    """(train Dataset, val Dataset, Tokenizer) of settings.dataset. UserError where a new run's
+    default folder was not made of the run's source and tokenizer, as they are now."""
+    folder, named = settings.dataset, settings.tokenizer
+    default, problem = dataset_folder(settings.source, named), ""
+    if not (Path(folder) / "manifest.json").exists():
+        problem = f"no data in '{folder}'"
+    elif folder == default and not settings.resume:  # sources may share the name of a folder
+        if not Source(settings.source).is_source_of(folder):
+            problem = f"'{folder}' was not made of '{settings.source}' as it is now"
+        elif Path(named).exists() and not Tokenizer.load(named).same_as(Tokenizer.load(folder)):
+            problem = f"'{folder}' has another tokenizer than '{named}'"
+    if problem:
+        words = [word for word in sys.argv[1:] if word.endswith(".py")]
+        words += [f"--source={settings.source}", f"--tokenizer={named}"]
+        if "+" in (held_out := folder.rpartition("-without-")[2]):
+            words.append(f"--hold_out={held_out}")
+        elif folder != default:
+            words.append(f"--out={folder}")
+        raise UserError(f"{problem}; make it with: {shlex.join(['python', 'prepare.py', *words])}")
+    # It takes a second a gigabyte; damaged tokens would cost days.
+    train, val = (Dataset(folder, split).verify() for split in ("train", "val"))
+    return train, val, Tokenizer.load(folder)
 
 
 def make_loaders(settings, train, val, tokenizer, device):

@@ -13,10 +13,12 @@ prepare.py turns it into its `texts`, so memory is bounded whatever the size of 
 import codecs
 import contextlib
 import errno
+import gzip
 import json
 import mmap
 import re
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,7 +160,7 @@ def read_parquet(path):
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             weight = Path(path).stat().st_size // max(1, file.metadata.num_rows)
             columns = _columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1024, columns=columns):
@@ -170,14 +172,19 @@ def read_parquet(path):
 def read_tar(path):
     """Yield (row, weight) of every .json in an archive; the weight is in compressed bytes."""
     try:
-        with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
-            before = 0
-            for member in archive:
-                if member.isfile() and member.name.endswith(".json"):
-                    for row, _ in read_json(path, archive.extractfile(member)):
-                        yield row, raw.tell() - before
-                        before = raw.tell()
-    except (tarfile.TarError, EOFError, OSError) as error:
+        with open(path, "rb") as raw:
+            # tarfile's own gzip compares no checksum.
+            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            with tarfile.open(fileobj=stream, mode="r|*") as archive:
+                before = 0
+                for member in archive:
+                    if member.isfile() and member.name.endswith(".json"):
+                        for row, _ in read_json(path, archive.extractfile(member)):
+                            yield row, raw.tell() - before
+                            before = raw.tell()
+            while stream.read(BLOCK_BYTES):  # to the end: there is the checksum
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"'{path}' is a damaged archive ({error})") from None

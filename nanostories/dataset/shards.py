@@ -9,6 +9,7 @@ manifest.json, which counts everything and has the sha256 of every file. A story
 <|endoftext|> and its tokens and never crosses a shard.
 """
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from configs import UserError
 from nanostories.storage import read_json, sha256, write_json
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
+HASHED = 1 << 18  # of them at a time, which a cache holds
+ENTRIES = {"format", "tokenizer", "vocab_size", "splits", "files"}  # of every manifest.json
 # Of a story being written: its length in tokens and in UTF-8 bytes, the token where its answer
 # starts, and a hash that only equal stories share.
 STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash", "<u8", 2)])
@@ -146,15 +149,28 @@ class Dataset(InMemoryDataset):
         return self.shards[shard][first : first + length]
 
     def verify(self):
-        """Compare every file of this split with its sha256; raises UserError naming one."""
-        for name, info in self.manifest["files"].items():
-            if name.startswith(self.split) and sha256(self.folder / name) != info["sha256"]:
-                raise UserError(f"{self.folder / name} does not match the sha256 in manifest.json")
+        """Compare every file of this split with its sha256, and the tokens with the vocabulary;
+        raises UserError naming a file. Returns the Dataset."""
+        for name in (name for name in self.manifest["files"] if name.startswith(f"{self.split}_")):
+            path, digest, highest = self.folder / name, hashlib.sha256(), 0
+            words = np.memmap(path, "<u2", mode="r")  # arrays, too, have an even size
+            for first in range(0, len(words), HASHED):
+                digest.update(part := words[first : first + HASHED])
+                highest = max(highest, int(part.max()))  # costs nothing beside the hash
+            if digest.hexdigest() != self.manifest["files"][name]["sha256"]:
+                raise UserError(f"{path} does not match the sha256 in manifest.json")
+            if path.suffix == ".bin" and highest >= (size := self.manifest["vocab_size"]):
+                raise UserError(f"{path} has token {highest}, of a vocabulary of {size}")
+        return self
 
 
 def read_manifest(folder):
-    missing = f"no data in '{folder}' (no manifest.json); make it with prepare.py"
-    return read_json(Path(folder) / "manifest.json", missing)
+    """manifest.json of a data folder; UserError where there is none that `write_manifest` wrote."""
+    path = Path(folder) / "manifest.json"
+    manifest = read_json(path, f"no data in '{folder}' (no manifest.json); make it with prepare.py")
+    if not isinstance(manifest, dict) or ENTRIES - manifest.keys():
+        raise UserError(f"'{folder}' is no data folder: {path} is not one of prepare.py's")
+    return manifest
 
 
 def _load(path):

@@ -8,9 +8,12 @@ stories.txt, "data/*.jsonl"          local files, in the formats of readers.py
 instruct:<any of these>              Instruct records made of its stories (instruct.py)
 """
 
+import contextlib
 import difflib
 import glob
+import hashlib
 import itertools
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -19,6 +22,8 @@ from pathlib import Path
 from configs import UserError
 from nanostories.dataset import instruct, readers, storybook
 from nanostories.dataset.cleaning import fix_facts, join_surrogates
+from nanostories.dataset.shards import read_manifest
+from nanostories.storage import sha256
 
 INSTRUCT = "instruct:"  # before the name of a source: Instruct records made of its stories
 
@@ -106,6 +111,28 @@ class Source:
         if self.base.startswith("hub:"):
             return None
         return sum(Path(path).stat().st_size for path in self.files())
+
+    def fingerprint(self):
+        """{"bytes", "sha256"} of all its local files together, {} of another source."""
+        if self.base in (*readers.NAMED, "storybook") or self.base.startswith("hub:"):
+            return {}
+        hashes = "".join([self.name.removesuffix(self.base), *map(sha256, self.files())])
+        return {"bytes": self.total(), "sha256": hashlib.sha256(hashes.encode()).hexdigest()}
+
+    def is_source_of(self, folder):
+        """Whether a data folder was made of this source, its local files as they are now. Of files
+        that are gone, or data of an older version, only the name is compared."""
+        manifest = read_manifest(folder)
+        stored, before = manifest["source"], manifest.get("source_files")
+        same_name = stored == self.name or stored.startswith(f"{self.name}@")  # its commit follows
+        if before and self.base not in readers.NAMED:
+            with contextlib.suppress(UserError):
+                if same_name and self.total() == before["bytes"]:
+                    changed = max(map(os.path.getctime, self.files()))
+                    if changed < os.path.getmtime(f"{folder}/manifest.json"):
+                        return True  # the same for sure: nothing to hash
+                return self.fingerprint() == before
+        return same_name
 
     def blocks(self):
         """Yield the readers.Blocks of the source, in order."""

@@ -14,6 +14,7 @@ reads too. <|endoftext|> is always the last id and separates stories: in a story
 are ordinary text.
 """
 
+import contextlib
 import errno
 import itertools
 import json
@@ -24,6 +25,7 @@ import numpy as np
 import tiktoken
 
 from configs import UserError
+from nanostories.storage import read_json, sha256
 
 EOT = "<|endoftext|>"
 NAMES = ("gpt2", "gpt2-10k", "bpe", "bytes")
@@ -135,6 +137,11 @@ class Tokenizer:
             path = path / ("vocab.json" if older else "tokenizer.json")
         if not path.is_file():
             raise UserError(f"no tokenizer at '{path}'")
+        for record in map(path.with_name, ("manifest.json", "config.json")):  # of data, of a run
+            with contextlib.suppress(KeyError, TypeError):  # older, or a published model's
+                stated = record.exists() and read_json(record)["files"][path.name]["sha256"]
+                if stated and stated != sha256(path):
+                    raise UserError(f"{path} is damaged: {record.name} has another sha256 of it")
         try:
             vocab, patterns = json.loads(path.read_text(encoding="utf-8")), GPT2_PATTERN
             if path.name != "vocab.json":

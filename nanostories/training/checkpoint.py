@@ -2,7 +2,7 @@
 
     out/<run>/
         config.json       the architecture ("model") and every setting of the script ("train")
-        tokenizer.json    the tokenizer the model was trained with
+        tokenizer.json    the tokenizer the model was trained with; config.json has its sha256
         env.json          git commit, versions, device, hash of the data
         metrics.jsonl     one line for each log and each evaluation; loss.png, samples.txt
         checkpoints/<step>/   model.safetensors, state.safetensors (optimizer), state.json,
@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from configs import UserError
 from model import GPT, GPTConfig
+from nanostories.dataset.shards import read_manifest
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.storage import atomic_file, atomic_folder, read_json, sha256, write_json
 from nanostories.training import huggingface
@@ -65,6 +66,7 @@ def create_run_folder(out_dir, model_config, settings, tokenizer, environment):
     with atomic_file(out / "tokenizer.json") as part:
         tokenizer.save(part)
     config = {"model": dataclasses.asdict(model_config), "train": dataclasses.asdict(settings)}
+    config["files"] = {"tokenizer.json": {"sha256": sha256(out / "tokenizer.json")}}
     write_json(out / "config.json", config)
     write_json(out / "env.json", environment)
 
@@ -256,14 +258,34 @@ def read_config(out_dir):
 
 
 def data_folder(run, setting="dataset"):
-    """The token folder that a run was trained on. run: its folder, or a LoadedModel.
+    """The data folder that a run was trained on. run: its folder, or a LoadedModel.
 
-    Raises UserError for a published model: the user can name data with `setting` instead.
+    Raises UserError where it now holds other data, and for a published model: the user can name
+    data with `setting` instead.
     """
     if isinstance(run, LoadedModel) and not run.is_run():
         name = run.provenance["model"]
         raise UserError(f"'{name}' has no data of its own: name some with --{setting}")
-    return read_config(getattr(run, "out_dir", run))["train"]["dataset"]
+    out_dir = getattr(run, "out_dir", run)
+    folder = read_config(out_dir)["train"]["dataset"]
+    check_data(out_dir, folder, f"name data with --{setting}")
+    return folder
+
+
+def check_data(out_dir, folder, advice="start a new run with --init_from"):
+    """Raise UserError where a data folder does not hold what the run in out_dir was trained on."""
+    state = read_state(out_dir)
+    before = state.get("eval_data") or state.get("data")
+    if not before or not Path(folder, "manifest.json").exists():
+        return  # unknown, of a published model; or who opens the folder says what is missing
+    now = data_hashes(read_manifest(folder))
+    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    if changed:
+        what = "another tokenizer" if "tokenizer.json" in changed else "other data"
+        raise UserError(
+            f"'{folder}' holds {what} than '{out_dir}' was trained on: {', '.join(changed)} "
+            f"differ; prepare the same again, or {advice}"
+        )
 
 
 def resolve_checkpoint(out_dir, which="latest"):

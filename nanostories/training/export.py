@@ -10,6 +10,7 @@ which puts <|endoftext|> before every text, the settings of generation, and a mo
 the run's own files. It is written whole or not at all.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +80,10 @@ def model_card(loaded, name, llama_cpp):
     model, out_dir = loaded.model, Path(loaded.out_dir)
     facts = {"The model": loaded.identity()}
     if loaded.is_run():
-        facts["Training"] = train = checkpoint.read_config(out_dir)["train"]
-        manifest = Path(train["dataset"], "manifest.json")
-        if train["dataset"] and manifest.exists():
-            facts["Data"] = {k: value for k, value in read_json(manifest).items() if k != "files"}
+        facts["Training"] = checkpoint.read_config(out_dir)["train"]
+        with contextlib.suppress(UserError):  # it is gone, or holds other data now
+            manifest = checkpoint.read_manifest(checkpoint.data_folder(loaded))
+            facts["Data"] = {k: value for k, value in manifest.items() if k != "files"}
     for path in sorted((out_dir / "eval").glob("*.json")):
         facts[f"Result: {path.stem}"] = read_json(path)
     template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")

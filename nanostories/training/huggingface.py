@@ -39,6 +39,7 @@ GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SMALL_FILES = [
     "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
 ]  # fmt: skip
+MASKS = ("attn.bias", "attention.bias", "masked_bias")  # in old files, beside the parameters
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")  # the first that there are
 # The authors trained TinyStories-* on so many; their config.json still declares GPT-Neo's 2,048.
 TINYSTORIES_POSITIONS = 512
@@ -55,6 +56,14 @@ class LoadedModel:
     out_dir: str  # the folder that results about it go to
     provenance: dict  # of a run: step, sha256; of a published model: model (its name), folder
     weight_files: tuple = ()  # of a published model
+
+    def __post_init__(self):
+        """Raise UserError where a weight is nan or inf."""
+        for name, x in self.model.state_dict().items():
+            # Only the extremes: 30 times as fast as isfinite of every weight.
+            if not torch.stack(x.aminmax()).isfinite().all():
+                damaged = f"the weights of {self.provenance} for {self.out_dir} are damaged"
+                raise UserError(f"{damaged}: {name} holds nan or inf; take another checkpoint")
 
     def is_run(self):
         """Whether it was trained here: then out_dir is its run folder."""
@@ -233,6 +242,10 @@ def from_hub_tensors(tensors, config):
     neo, state = "h.0.attn.c_attn.weight" not in tensors, {}
     with torch.device("meta"):
         shapes = {name: x.shape for name, x in GPT(config).state_dict().items()}
+    used = {part for name in shapes for part in _hub_names(name, neo)}
+    for name in tensors.keys() - used:
+        if name.startswith("h.") and not name.endswith(MASKS):
+            raise UserError(f"its weights hold {name}, which its config.json has no place for")
     for name, shape in shapes.items():
         x = torch.cat([tensors[part].float() for part in _hub_names(name, neo)])
         if name == "wte.weight":  # model.py's rows of padding: no token id selects them

@@ -143,20 +143,3 @@ def resumed(settings, origin, out_dir):
 NEW_STATE = {"step": 0, "seconds": 0.0, "tokens": 0, "max_length": 0, "skipped": 0,
              "last_evaluation": 0, "best": None, "best_step": 0, "kept_steps": [],
              "scaler": {}}  # fmt: skip
-
-
-def read_state(out_dir, data):
-    """(state, optimizer state) of a run's newest checkpoint, to resume it.
-
-    Raises UserError where `data`, a Dataset, is not what the run was trained on.
-    """
-    state = checkpoint.read_state(out_dir)
-    before, now = state["data"], checkpoint.data_hashes(data.manifest)
-    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
-    if changed:
-        what = "another tokenizer" if "tokenizer.json" in changed else "other data"
-        raise UserError(
-            f"'{data.folder}' holds {what} than '{out_dir}' was trained on: {', '.join(changed)} "
-            "differ; prepare the same again, or start a new run with --init_from"
-        )
-    return state, checkpoint.read_optimizer_state(out_dir)
