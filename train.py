@@ -247,8 +247,10 @@ def train(settings):
     if is_main and not settings.profile:
         checkpoint.recover(settings.out_dir)  # removes what a killed run left half-written
     barrier()
+    state, optimizer_state = dict(run_config.NEW_STATE), {}
     if settings.resume:
-        checkpoint.check_data(settings.out_dir, settings.dataset)
+        state = checkpoint.read_state_of_data(settings.out_dir, settings.dataset)
+        optimizer_state = checkpoint.read_optimizer_state(settings.out_dir)
     train_data, val_data, tokenizer = data = open_data(settings)
     train_loader, val_loader, val_bytes = make_loaders(settings, *data, device)
     rows = settings.batch_size * settings.gradient_accumulation_steps  # in a step
@@ -261,10 +263,6 @@ def train(settings):
     settings = replace(settings, lr_decay_iters=decay_iters)  # a resumed run keeps its schedule
 
     # ---- 3. model: new, from the weights of init_from, or resumed
-    state, optimizer_state = dict(run_config.NEW_STATE), {}
-    if settings.resume:
-        state = checkpoint.read_state(settings.out_dir)
-        optimizer_state = checkpoint.read_optimizer_state(settings.out_dir)
     torch.manual_seed(settings.seed)
     model = build_model(settings, tokenizer, device, state)
     attention_reason = select_attention(model, settings.attn, dtype)

@@ -268,17 +268,16 @@ def data_folder(run, setting="dataset"):
         raise UserError(f"'{name}' has no data of its own: name some with --{setting}")
     out_dir = getattr(run, "out_dir", run)
     folder = read_config(out_dir)["train"]["dataset"]
-    check_data(out_dir, folder, f"name data with --{setting}")
+    read_state_of_data(out_dir, folder, f"name data with --{setting}")
     return folder
 
 
-def check_data(out_dir, folder, advice="start a new run with --init_from"):
-    """Raise UserError where a data folder does not hold what the run in out_dir was trained on."""
+def read_state_of_data(out_dir, folder, advice="start a new run with --init_from"):
+    """`read_state`; or UserError where a data folder is not what the run was trained on."""
     state = read_state(out_dir)
-    before = state.get("eval_data") or state.get("data")
-    if not before or not Path(folder, "manifest.json").exists():
-        return  # unknown, of a published model; or who opens the folder says what is missing
-    now = data_hashes(read_manifest(folder))
+    before = now = state.get("eval_data") or state.get("data") or {}  # {}: a published model's
+    if before and Path(folder, "manifest.json").exists():  # else who opens it says what is missing
+        now = data_hashes(read_manifest(folder))
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     if changed:
         what = "another tokenizer" if "tokenizer.json" in changed else "other data"
@@ -286,6 +285,7 @@ def check_data(out_dir, folder, advice="start a new run with --init_from"):
             f"'{folder}' holds {what} than '{out_dir}' was trained on: {', '.join(changed)} "
             f"differ; prepare the same again, or {advice}"
         )
+    return state
 
 
 def resolve_checkpoint(out_dir, which="latest"):
