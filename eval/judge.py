@@ -104,7 +104,7 @@ def evaluate(models, settings, folder, facts):
     """All modes but prompts: generate, grade, print and write eval/judge-<mode>.json and .jsonl."""
     rubric, *_ = MODES[settings.mode]
     items, num_prompts = make_items(models, settings, folder)
-    graded = grading.grade(settings, rubric, items, folder / "judge_replies.jsonl")
+    graded = grading.grade(settings, rubric, items, folder / "judge_replies.jsonl", facts["judge"])
     if graded is None:  # a dry run
         return
     verdicts = [verdict for _, verdict in graded]

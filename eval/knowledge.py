@@ -26,8 +26,8 @@ MAX_TABLE = 40  # prompts whose completions are printed
 
 def evaluate(models, settings, folder, facts):
     """Mode prompts of judge.py: complete, score, rate, print and write eval/judge-prompts.json."""
-    tables = make_tables(models, settings, folder)
-    if settings.judge and not rate(tables, settings, folder / "judge_replies.jsonl"):
+    tables, replies = make_tables(models, settings, folder), folder / "judge_replies.jsonl"
+    if settings.judge and not rate(tables, settings, replies, facts["judge"]):
         return  # a dry run
     for table in tables:
         kinds = dict.fromkeys(row["kind"] for row in table["completions"])
@@ -81,7 +81,7 @@ def verdict_of(margins):
     return "success" if correct == len(margins) else "partial" if correct else "failure"
 
 
-def rate(tables, settings, path):
+def rate(tables, settings, path, facts):
     """Put the judge's "rating", None if unreadable, into each row; False of a dry run."""
     rows = [(i, row) for table in tables for i, row in enumerate(table["completions"])]
     # Two models with the same completion of a prompt are rated once.
@@ -90,7 +90,7 @@ def rate(tables, settings, path):
             JudgeItem(text, row["prompt"], knowledge_prompts.KINDS[row["kind"]], (i, 0))
         for i, row in rows
     }  # fmt: skip
-    graded = grading.grade(settings, KNOWLEDGE, list(items.values()), path)
+    graded = grading.grade(settings, KNOWLEDGE, list(items.values()), path, facts)
     if graded is None:
         return False
     verdicts = dict(zip(items, graded, strict=True))

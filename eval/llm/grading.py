@@ -6,9 +6,10 @@ from eval.llm.client import Client
 from eval.llm.redact import printable
 
 
-def grade(settings, rubric, items, path):
+def grade(settings, rubric, items, path, facts=None):
     """The (reply, verdict or None) of each JudgeItem, in order; None for the whole of a dry run,
     which prints the first prompt, and the calls, tokens and cost of all. path: the cached replies.
+    facts: a dict whose "request" becomes the one that the server accepts.
     """
     turns = range(len(rubric.turns))
     if settings.dry_run:
@@ -28,6 +29,7 @@ def grade(settings, rubric, items, path):
 
     with Client(settings, path, rubric.version) as client:
         graded = client.map(grade_one, items)
+    (facts or {})["request"] = client.accepted
     if settings.dry_run:
         print(client.summary())
         return None

@@ -5,7 +5,7 @@ import re
 from base64 import b64encode
 
 PART = 8  # characters of a key in a row that give too much of it away
-ESCAPED = re.compile(r"(?:%|\\u00|\\x)([0-9a-f]{2})", re.IGNORECASE)  # %2d, \u002d, \x2d
+ESCAPED = re.compile(r"(?:[%=]|\\u00|\\x)([0-9a-f]{2})", re.IGNORECASE)  # %2d, =2d, \u002d, \x2d
 
 
 def quote(text, key, limit=300):

@@ -17,8 +17,10 @@ KEY_VARIABLE = "JUDGE_API_KEY"
 MAX_WAIT = 600.0  # seconds; a server that asks for a longer wait ends the command
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # of a reply, in a request
 # What newer models refuse, by a pattern of their refusal.
-REFUSED = {"max_tokens": "max_completion_tokens",
-           "temperature": "(?i)unsupp|n.t (supp|perm|all)|only|unknown|unexp|deprec"}  # fmt: skip
+REFUSED = {
+    "max_tokens": "max_completion_tokens",
+    "temperature": "(?i)unsupp|n.t (supp|perm|all)|only|must be 1|un(kno|exp|rec)|incompat|depr",
+}
 
 
 @dataclass(frozen=True)

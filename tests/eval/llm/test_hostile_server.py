@@ -63,6 +63,8 @@ ECHOES = {
     "percent twice": "".join(f"%25{ord(c):02X}" for c in KEY), "JSON": escaped,
     "JSON in JSON": json.dumps(json.dumps(escaped)), "marks escaped": KEY.replace("-", "\\u002d"),
     "HTML": "".join(f"&#x{ord(c):x};" for c in KEY),
+    "quoted-printable": "".join(f"={ord(c):02X}" for c in KEY),
+    "UTF-16": "\0".join(KEY),
     "decimal": "".join(f"&#{ord(c)};" for c in KEY),
     "base64 in a URL": urllib.parse.quote(base64.b64encode(b":" + KEY.encode()).decode(), safe=""),
 }  # fmt: skip
@@ -439,6 +441,32 @@ def test_newer_models_get_what_they_take(tmp_path):
             assert [judge.complete(user(text)) for text in "abcd"] == ["yes"] * 4
             assert judge.summary() == summary.replace("3 calls, 0", "1 calls, 3")
         assert len(server.bodies) == 6
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unsupported parameter: 'temperature' is not supported with this model.",
+        "Model incompatible request argument supplied: temperature",
+        "`temperature` is deprecated for this model.", "temperature: must be 1.0 for this model",
+        "invalid temperature: only 1 is allowed for this model",
+        "Unrecognized request argument supplied: temperature", "It doesn't support temperature",
+        "temperature: Extra inputs are not permitted", "Unknown field: temperature",
+    ],
+)  # fmt: skip
+def test_a_temperature_that_is_refused_is_left_out(message):
+    fields = {"model": "a", "temperature": 0.0, "max_tokens": 5}
+    assert without_refused(fields, message) == {"model": "a", "max_tokens": 5}
+
+
+def test_results_name_the_request_that_was_accepted(tmp_path):
+    facts = {"model": "tiny", "request": {}}
+    with ChatServer(lambda body, n: strict(body, n)) as server:
+        settings = JudgeSettings(judge="tiny", base_url=server.url)
+        item = rubrics.JudgeItem("a", "b")
+        for _ in range(2):  # from the server, then from the cache
+            grading.grade(settings, rubrics.TOPIC, [item], tmp_path / "replies.jsonl", facts)
+            assert facts.pop("request") == {"model": "tiny", "max_completion_tokens": 500}
 
 
 def test_many_threads_learn_it_together(tmp_path):
