@@ -315,6 +315,9 @@ def test_more_layers_than_config_json_says(neo, copied, tmp_path):
     storage.write_json(path, config | {layers: 1} | kinds)
     with pytest.raises(UserError, match=r"weights hold h\.1\..*config\.json has no place for"):
         huggingface.load(str(tmp_path / "hf"))
+    storage.write_json(path, config | {layers: "2"})
+    with pytest.raises(UserError, match=r"damaged|do not fit its config\.json"):
+        huggingface.load(str(tmp_path / "hf"))
 
 
 # ---- what is never replaced --------------------------------------------------------------------

@@ -308,7 +308,7 @@ def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
         with torch.device("meta"):
             model = GPT(config)
         model.load_state_dict(from_hub_tensors(read_tensors(weight_files), config), assign=True)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         why = _first_line(error)
         raise UserError(f"the weights in '{folder}' do not fit its config.json: {why}") from None
     return LoadedModel(
