@@ -68,6 +68,12 @@ def run(main):
         sys.exit(128 + signal.SIGINT)
 
 
+def require_posix(what):
+    """Raise UserError on Windows."""
+    if not hasattr(os, "pread"):
+        raise UserError(f"{what} does not run on Windows itself: use WSL 2 there")
+
+
 # ---- what the scripts declare ------------------------------------------------------------------
 
 

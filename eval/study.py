@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from configs import ROOT, UserError, declared, load, read_config_file, run
+from configs import ROOT, UserError, declared, load, read_config_file, require_posix, run
 from eval.llm import settings as judge_settings
 from eval.reporting.study_jobs import plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState
@@ -189,6 +189,7 @@ def complete_settings(settings, argv):
 
 def check(settings):
     """Raise UserError for settings that cannot be, before an hour of training is spent."""
+    require_posix("a study")
     if settings.seeds < 1 or settings.jobs < 0:
         raise UserError("seeds must be at least 1, jobs 0 or more")
     grid = sizes(settings.models, "models")

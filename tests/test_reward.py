@@ -342,6 +342,9 @@ class Stopped:
     def __exit__(self, *_):
         pass
 
+    def awake(self, now):
+        return now
+
     @property
     def received(self):
         self.left -= 1

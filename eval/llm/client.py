@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from configs import UserError
+from configs import UserError, require_posix
 from eval.llm import settings as judge_settings
 from eval.llm.redact import quote, redact
 from nanostories.storage import fsync, lock
@@ -306,6 +306,7 @@ class ReplyFile:
     """JSON lines, each with a "key". Half a line at the end, of a killed command, is removed."""
 
     def __init__(self, path):
+        require_posix("a judge")
         self.lines, self.size, self.lock = {}, 0, threading.Lock()  # {key: (offset, length)}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

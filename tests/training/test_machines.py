@@ -388,3 +388,35 @@ def test_suspended_time_is_no_training_time(data, tmp_path):
 def test_a_gpu_has_its_own_peak_or_none(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     assert device.peak_flops(SimpleNamespace(type="cuda")) == (peak and peak * 1e12)
+
+
+WITHOUT_POSIX = """
+import os, pathlib, signal, sys, filelock, torch
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("SIGHUP", "SIGUSR1", "SIGCONT", "SIGKILL", "SIGPIPE"):
+    delattr(signal, name)
+for name in ("pread", "sched_getaffinity", "sched_setaffinity", "geteuid"):
+    delattr(os, name)
+import train, reward, sample, prepare, synonyms, nanostories.training.export
+for path in pathlib.Path("eval").glob("*.py"):
+    __import__(f"eval.{path.stem}")
+from configs import UserError
+from eval import study
+from eval.llm.client import ReplyFile
+from nanostories.training.distributed import StopSignal
+with StopSignal() as stop:
+    signal.raise_signal(signal.SIGTERM)
+assert stop.received
+for function, word in ((lambda: study.check(study.Settings()), "study"),
+                       (lambda: ReplyFile("x"), "judge")):
+    try:
+        function()
+        raise AssertionError(word)
+    except UserError as error:
+        assert str(error) == f"a {word} does not run on Windows itself: use WSL 2 there"
+"""
+
+
+def test_windows_runs_a_script_or_names_wsl():
+    subprocess.run([sys.executable, "-c", WITHOUT_POSIX], cwd=ROOT, check=True)
