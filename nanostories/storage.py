@@ -108,7 +108,7 @@ def lock(path, wait=False):
     """
     real, handles, holder = Path(os.path.realpath(path)), [], ""
     file, parent_is_new = real.parent / f".{real.name}.lock", not real.parent.exists()
-    held = FileLock(file, thread_local=False, on_acquired=handles.append)
+    held = FileLock(file, mode=0o664, thread_local=False, on_acquired=handles.append)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=0)
