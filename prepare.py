@@ -19,6 +19,7 @@ import configs
 from configs import UserError
 from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset.build import build_dataset, make_tokenizer
+from nanostories.storage import lock
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ def prepare(settings):
 
     # 4. data folder; with hold_out a second one for the experiment, and the first is its control
     out = Path(settings.out or sources.dataset_folder(settings.source, settings.tokenizer))
-    build_dataset(out, train, val, tokenizer, workers=settings.workers, **shared)
+    with lock(out):
+        build_dataset(out, train, val, tokenizer, workers=settings.workers, **shared)
     if held_out:
         second = out.with_name(f"{out.name}-without-{settings.hold_out}")
-        build_dataset(second, train, val, tokenizer, held_out, settings.workers, **shared)
+        with lock(second):
+            build_dataset(second, train, val, tokenizer, held_out, settings.workers, **shared)
     return out
 
 

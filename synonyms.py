@@ -210,7 +210,7 @@ def main():
     train = Source(settings.source).pinned()
     val = Source(settings.val_source or settings.source, "val").pinned()
     splits, work = {"val": val, "train": train}, out.with_name(f".{out.name}.work")
-    with storage.lock(work):
+    with storage.lock(out):
         open_work_folder(work, settings, splits)
 
         # 2. Synonyms, block by block, on all cores.

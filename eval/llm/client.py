@@ -308,8 +308,6 @@ class ReplyFile:
     def __init__(self, path):
         require_posix("a judge")
         self.lines, self.size, self.lock = {}, 0, threading.Lock()  # {key: (offset, length)}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock(path))
             self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -327,7 +325,7 @@ class ReplyFile:
                         raise UserError(f"{path}: {what}") from None
             if self.size and os.pread(self.file, 1, self.size - 1) != b"\n":
                 self.size += os.write(self.file, b"\n")
-            fsync(path.parent)
+            fsync(Path(path).parent)
             self.close = stack.pop_all().close  # lets other commands have the file
 
     def _index(self, key, line):

@@ -21,7 +21,7 @@ from nanostories.dataset import tokenizer as tokenizers
 from nanostories.dataset.cleaning import clean, story_hash
 from nanostories.dataset.shards import STORY, Writer, read_manifest, write_manifest
 from nanostories.dataset.workers import worker_pool
-from nanostories.storage import atomic_folder, lock
+from nanostories.storage import atomic_folder
 
 SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from
 DUPLICATE, IN_VAL = 1, 2  # why a story is dropped once all are encoded; 0 keeps it
@@ -90,7 +90,7 @@ def build_dataset(
     if out.exists():
         print(f"{out} exists: it is replaced when the new one is complete")
     records, source_files = sources.is_instruct(train.name), train.fingerprint()
-    with lock(out), atomic_folder(out) as folder:
+    with atomic_folder(out) as folder:
         if add_files:
             add_files(folder)
         tokenizer.save(folder / "tokenizer.json")

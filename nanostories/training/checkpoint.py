@@ -217,9 +217,8 @@ def recover(out_dir):
             old.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     prune(out_dir)
-    for name in RUN_FILES:
-        for part in Path(out_dir).glob(f"{name}*.part"):
-            part.unlink()
+    for part in (part for name in RUN_FILES for part in Path(out_dir).glob(f"{name}*.part")):
+        part.unlink()
 
 
 def _point(link, step):
