@@ -106,22 +106,26 @@ def lock(path, wait=False):
     `path`, which may thus be replaced or removed, and ends with this process, however that ends.
     Gives a list of its descriptor: a process that gets it as pass_fds holds the lock, too.
     """
-    real, handles, holder = Path(os.path.realpath(path)), [], ""
+    real, handles, holder, timeout = Path(os.path.realpath(path)), [], "", 0
     file, parent_is_new = real.parent / f".{real.name}.lock", not real.parent.exists()
     held = FileLock(file, mode=0o664, thread_local=False, on_acquired=handles.append)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire(timeout=0)
-    except Timeout:
-        with contextlib.suppress(OSError):
-            holder = file.read_text().rstrip()
-        line = f"another command is writing '{path}'{holder}, or one that it started"
-        if not wait:
-            raise UserError(f"{line} has not ended yet: wait for it, or stop it") from None
-        print(f"{line}: waiting for its end ...", flush=True)
-        held.acquire()
-    except (OSError, NotImplementedError) as error:  # a read-only folder, or no locks there
-        print(f"note: '{path}' is not locked, write nothing else there: {error}", file=sys.stderr)
+    while not handles:
+        try:
+            with contextlib.suppress(FileExistsError):
+                file.parent.mkdir(parents=True)
+            with contextlib.suppress(FileNotFoundError):  # another command removed it, still empty
+                held.acquire(timeout=timeout)
+        except Timeout:
+            with contextlib.suppress(OSError):
+                holder = file.read_text().rstrip()
+            line = f"another command is writing '{path}'{holder}, or one that it started"
+            if not wait:
+                raise UserError(f"{line} has not ended yet: wait for it, or stop it") from None
+            print(f"{line}: waiting for its end ...", flush=True)
+            timeout = -1
+        except (OSError, NotImplementedError) as error:  # a read-only folder, or no locks there
+            print(f"note: '{path}' is not locked, write nothing else: {error}", file=sys.stderr)
+            break
     try:
         with contextlib.suppress(OSError, IndexError):  # a full disk, no lock
             holder = f" (process {os.getpid()} on {platform.node()})".ljust(99)

@@ -22,6 +22,7 @@ from configs import ROOT, UserError
 from eval import harness
 from nanostories import storage
 from nanostories.training import checkpoint, run_config
+from nanostories.training.distributed import barrier
 
 # ---- the lock ----------------------------------------------------------------------------------
 
@@ -201,6 +202,7 @@ def test_a_live_run_is_trained_by_nobody_else(data, tmp_path):
 def hold_run(out):
     with run_config.only_writer(out):
         assert is_locked(out)
+        barrier()
 
 
 def test_ranks_share_the_lock_and_are_refused_together(tmp_path):
@@ -244,3 +246,23 @@ def test_two_evaluations_of_one_run(tmp_path):
     assert sorted(path.name for path in Path(tmp_path, "eval").iterdir()) == [
         "loss.json", "loss.jsonl",
     ]  # fmt: skip
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from nanostories import storage
+folder, number = Path(sys.argv[1]), Path(sys.argv[1], "number")
+for _ in range(60):
+    with storage.lock(folder / "new" / "run", wait=True):
+        number.write_text(str(int(number.read_text()) + 1))
+"""
+
+
+def test_each_of_many_has_the_lock_alone(tmp_path):
+    """Though each removes its lock file, and the folder above that it made, as others wait."""
+    (tmp_path / "number").write_text("0")
+    call = [sys.executable, "-c", COUNT, str(tmp_path)]
+    jobs = [subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [job.wait() for job in jobs] == [0, 0, 0]
+    assert (tmp_path / "number").read_text() == "180"
