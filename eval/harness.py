@@ -28,6 +28,7 @@ from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import Completion, beam_search, generate, request_seeds
+from nanostories.inference.kv_cache import check_finite
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
 
@@ -200,6 +201,7 @@ def completion_nlls(model, prompts, completions, eot, batch_size):
             hidden = model.hidden(padded.tokens)[mask]  # logits of the completions alone
             targets = padded.targets[mask]
             nll[mask] = linear_cross_entropy(hidden, head, targets, vocab_size, mean=False)
+        check_finite(nll)
         pairs = zip(nll.double().sum(1).tolist(), mask.sum(1).tolist(), strict=True)
         results |= zip(batch, pairs, strict=True)
     return [results[i] for i in range(len(prompts))]

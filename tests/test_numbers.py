@@ -19,10 +19,12 @@ from tiny import settings_for
 import configs
 import train
 from configs import RANGES, ROOT, UserError, check_ranges, load
-from eval import loss
+from eval import harness, loss
 from eval.interpret import parse_neurons
 from eval.reporting.study_jobs import sizes
 from model import GPTConfig
+from nanostories.inference.decoder import Decoder
+from nanostories.inference.generate import Completion, beam_search, generate
 from nanostories.storage import from_json, read_json, write_json
 from nanostories.training import checkpoint, run_config
 from nanostories.training.logger import RunLogger
@@ -214,6 +216,21 @@ def test_a_validation_loss_that_is_nan_ends_the_run(data, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"step 3: validation loss nan; .* step 2 is saved"):
         tiny.train(settings)
     assert not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.parametrize("work", [
+    lambda model: generate(Decoder(model), [[256, 65]], 256, [0], temperature=0.0),
+    lambda model: generate(Decoder(model), [[256, 65]], 256, [0], temperature=1.0),
+    lambda model: generate(Decoder(model), [[256, 65]], 256, [0], temperature=1.0, top_p=0.5),
+    lambda model: beam_search(Decoder(model), [256, 65], 256),
+    lambda model: harness.completion_nlls(model, [[256]], [Completion([65])], 256, 1),
+])  # fmt: skip
+def test_nothing_is_generated_or_scored_by_weights_that_overflow(work):
+    model = tiny.random_model()
+    with torch.no_grad():
+        model.h[0].mlp.c_proj.weight.mul_(1e38), model.h[1].mlp.c_fc.weight.mul_(1e38)
+    with pytest.raises(FloatingPointError, match="the model's output is nan or inf"):
+        work(model)
 
 
 # ---- JSON --------------------------------------------------------------------------------------

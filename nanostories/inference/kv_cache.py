@@ -125,21 +125,19 @@ class BatchedKVCache:
 
     def logits(self):
         """Read each live slot's last token: float32 (n, vocab_size), for the token after it."""
-        return self._logits(*self._advance())
+        logits = self._logits(*self._advance())
+        check_finite(logits[:, 0])
+        return logits
 
     def step(self, **sampling_kwargs):
-        """The next token of each live slot, int64 (n,); sampling_kwargs: of `sample_token`.
-
-        FloatingPointError where the logits are nan: one number that is makes all of a row so.
-        """
+        """The next token of each live slot, int64 (n,); sampling_kwargs: of `sample_token`."""
         n, S, position = self._advance()
         if self.decoder.device.type != "cuda":
             tokens = self._step(n, S, position, sampling_kwargs)
         else:
             with torch.cuda.device(self.decoder.device):  # threads begin on the first one
                 tokens = self._graph_step(n, S, sampling_kwargs)
-        if not self.last_logits[:n, 0].isfinite().all():
-            raise FloatingPointError("the model's output is nan or inf")
+        check_finite(self.last_logits[:n, 0])  # one nan in a hidden state is nan in all its logits
         return tokens
 
     def _advance(self):
@@ -250,6 +248,12 @@ class BatchedKVCache:
         states = {self.last_tokens, self.positions, self.uniform_noise, self.history}
         for state in states | masks:
             state[target] = state[source]
+
+
+def check_finite(output):
+    """Raise FloatingPointError where numbers that a model computed are nan or infinite."""
+    if not output.isfinite().all():
+        raise FloatingPointError("the model's output is nan or inf: its weights are of no use")
 
 
 def _round_up(number, unit):
