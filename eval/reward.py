@@ -192,7 +192,7 @@ def summarize(lines, seed):
         results[name] = bootstrap.ratio(*columns(lines, *pair), seed)
     if nll := results["perplexity"]:
         results["perplexity"] = nll | {
-            key: math.exp(min(nll[key], 700.0)) for key in ("mean", "low", "high")
+            x: math.exp(min(nll[x], 700)) for x in ("mean", "low", "high")
         }
     distinct_2 = distinct_n([words_and_marks(line["text"]) for line in lines], 2, DISTINCT_WORDS)
     results["distinct_2"] = None if math.isnan(distinct_2) else distinct_2

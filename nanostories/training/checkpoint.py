@@ -96,7 +96,7 @@ def load_optimizer_state(model, optimizers, optimizer_state):
         states[parameter][parameter][state_name] = value.to(parameter.device)
 
 
-class CheckpointSaver:
+class CheckpointSaver(contextlib.AbstractContextManager):
     """Saves the checkpoints of a run in a thread, one at a time.
 
     `save` copies the tensors to host memory, which stays for the next save; the thread writes them.
@@ -108,9 +108,6 @@ class CheckpointSaver:
         self.out_dir, self.copies = out_dir, {}
         self.thread, self.saving = ThreadPoolExecutor(1), None
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, kind, error, traceback):
         self.wait()
         if kind is FloatingPointError:
@@ -120,9 +117,7 @@ class CheckpointSaver:
             raise UserError(line) from None
 
     def save(self, model, optimizers, state):
-        """Wait for the last save, then start `write_checkpoint`; raises what `wait` does, and
-        FloatingPointError where a tensor to be saved holds nan or infinity.
-        """
+        """Wait for the last save, then start `write_checkpoint`, unless a tensor is not finite."""
         self.wait()
         tensors = (model.state_dict(), optimizer_state_dict(model, optimizers))
         present = [x for part in tensors for x in part.values() if x.numel()]
