@@ -114,9 +114,10 @@ def test_prompts_from_a_file(run, tmp_path, capsys, monkeypatch):
 def test_prompts_end_where_lines_do(run, tmp_path, capsys, monkeypatch):
     path = tmp_path / "prompts.txt"
     text = "\ufeffA\u2028b\x0cc\r\nD\x85e\x1cf\u2029g \n\n  \r\nh"
-    path.write_bytes(text.encode())
-    dry = main(capsys, monkeypatch, f"--start=FILE:{path}", "--dry_run").out
-    assert dry.split(sample.SEPARATOR) == ["A\u2028b\x0cc", "D\x85e\x1cf\u2029g ", "h\n"]
+    for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
+        path.write_bytes(text.encode(encoding))
+        dry = main(capsys, monkeypatch, f"--start=FILE:{path}", "--dry_run").out
+        assert dry.split(sample.SEPARATOR) == ["A\u2028b\x0cc", "D\x85e\x1cf\u2029g ", "h\n"]
 
 
 def test_a_prompt_that_is_too_long_is_named_and_the_others_are_done(run, tmp_path):
@@ -158,6 +159,7 @@ def test_penalties_and_stop_strings(run, capsys, monkeypatch):
     stop = next(c for c in plain[4:] if c != "\ufffd")
     stopped = texts("--temperature=1", "--stop=never", f"--stop={stop}")
     assert stopped == [plain[: plain.index(stop, 2) + 1]]
+    assert texts("--temperature=1", "--stop=\udcffx\udcff") == [plain]  # bytes that are no text
 
 
 @pytest.mark.parametrize("arguments", [

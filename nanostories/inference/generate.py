@@ -11,6 +11,7 @@ to rounding, which in float32 almost never changes a story; in 8 and 16 bits one
 differently from many.)
 """
 
+import re
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,9 @@ class StopStrings:
     transformers' StopStringCriteria tells."""
 
     def __init__(self, strings, tokenizer):
-        self.strings, self.decode = [text.encode() for text in strings], tokenizer.decode_bytes
+        # From a command line, bytes that are no UTF-8 come as surrogates.
+        self.strings = [text.encode(errors="surrogateescape") for text in strings]
+        self.decode = tokenizer.decode_bytes
         self.longest = max(map(len, self.strings))
 
     def __call__(self, ids):
@@ -168,7 +171,9 @@ def read_prompts(start):
         return {"": start}
     path = Path(start.removeprefix("FILE:")).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        data = path.read_bytes()
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        lines = re.split("\r\n?|\n", data.decode(encoding))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts cannot be read from '{path}': {error}") from None
     numbered = ((f"{path}, line {n}: ", line) for n, line in enumerate(lines, 1))
