@@ -5,9 +5,10 @@
     python prepare.py --source="my/*.txt" --tokenizer=out/ts_cpu/tokenizer.json   # to fine-tune
     python prepare.py configs/ts_cpu.py                        # what that config trains on
 
-Stories are repaired (encoding only). Those that are empty, cut off, repeated, or both in train and
-in val are dropped; each rule's count is printed and kept in manifest.json. The folder appears when
-it is complete, and only then replaces one of the same name.
+Stories are repaired (encoding only). Those that are empty, repeated, or both in train and in val
+are dropped; so are those of TinyStories, any source with that in its name or folder, that were cut
+off. Each rule's count is printed and kept in manifest.json. The folder appears when it is complete,
+and only then replaces one of the same name.
 """
 
 import signal
@@ -31,6 +32,12 @@ class Settings:
     vocab_size: int = 4096  # of bpe, <|endoftext|> included
     out: str = ""  # folder to write; "": data/<source>-<tokenizer>
     stories: int = 100_000  # how many stories storybook generates
+    text_column: str = ""  # of a table, where its stories are; "": text or story
+    max_stories: int = 0  # only the first stories of source; 0: all
+    max_val_stories: int = 0  # only the first of val_source, or of the data set's own val; 0: all
+    keep_unfinished: bool | None = None  # ends without punctuation; None: not of TinyStories
+    min_length: int = 0  # characters that a story has at least
+    near_duplicates: str = "keep"  # or drop: of stories that differ in a few words, the first stays
     seed: int = 0  # of storybook, of generated instructions, and of the choice of val stories
     hold_out: str = ""  # words+summary: Instruct fields never together in train; adds a control
     revision: str = ""  # commit of a hub source; "": the pinned one
@@ -40,7 +47,7 @@ class Settings:
 def prepare(settings):
     """Make the data folder that the settings describe; returns its path."""
     # 1. settings
-    configs.check_ranges(settings)
+    configs.check_ranges(settings, {"near_duplicates": ("keep", "drop")})
     held_out = settings.hold_out.split("+") if settings.hold_out else []
     if held_out and not sources.is_instruct(settings.source):
         none = f"hold_out is for Instruct records, which '{settings.source}' has none of"
@@ -50,25 +57,36 @@ def prepare(settings):
         raise UserError(f"hold_out takes two or more of {fields}, as in words+summary")
 
     # 2. sources: downloaded, or reported missing, before anything is made
-    shared = {"stories": settings.stories, "seed": settings.seed, "revision": settings.revision}
-    train, val = sources.Source(settings.source, **shared).pinned(), None
-    train.total()
+    shared = {name: getattr(settings, name) for name in ("stories", "seed", "revision")}
+    shared |= {"text_column": settings.text_column}
+
+    def open_source(name, split, max_stories):
+        rules = sources.cleaning_rules(name, settings.keep_unfinished, settings.min_length)
+        source = sources.Source(
+            name, split, **shared, max_stories=max_stories, rules=rules
+        ).pinned()
+        source.total()
+        return source
+
+    train, val = open_source(settings.source, "train", settings.max_stories), None
     if settings.val_source or train.base in readers.NAMED:
-        val = sources.Source(settings.val_source or train.name, "val", **shared).pinned()
-        val.total()
+        val = open_source(settings.val_source or train.name, "val", settings.max_val_stories)
+    elif settings.max_val_stories:
+        raise UserError("max_val_stories is for a val_source; val_fraction is held out of source")
 
     # 3. tokenizer: made from stories of train only
     shared = {"seed": settings.seed, "val_fraction": 0.0 if val else settings.val_fraction}
     tokenizer = make_tokenizer(settings.tokenizer, settings.vocab_size, train, **shared)
+    shared |= {"near_duplicates": settings.near_duplicates, "workers": settings.workers}
 
     # 4. data folder; with hold_out a second one for the experiment, and the first is its control
     out = Path(settings.out or sources.dataset_folder(settings.source, settings.tokenizer))
     with lock(out):
-        build_dataset(out, train, val, tokenizer, workers=settings.workers, **shared)
+        build_dataset(out, train, val, tokenizer, **shared)
     if held_out:
         second = out.with_name(f"{out.name}-without-{settings.hold_out}")
         with lock(second):
-            build_dataset(second, train, val, tokenizer, held_out, settings.workers, **shared)
+            build_dataset(second, train, val, tokenizer, held_out, **shared)
     return out
 
 

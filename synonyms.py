@@ -38,7 +38,7 @@ from configs import UserError, check_ranges, load, run, show
 from nanostories import storage
 from nanostories.dataset import build, readers, tokenizer
 from nanostories.dataset.cleaning import story_hash
-from nanostories.dataset.sources import Source, is_instruct, slug
+from nanostories.dataset.sources import Source, cleaning_rules, is_instruct, slug
 from nanostories.dataset.workers import worker_pool
 from nanostories.text import lexical_substitution, wordnet
 from nanostories.text.lexical_substitution import CONTEXT_CHARS, CorpusCounts
@@ -229,7 +229,12 @@ def main():
                     storage.write_text(work / split / f"{number:06}.jsonl", "\n".join([*lines, ""]))
 
         # 3. The data folder.
-        texts = {split: Source(f"{glob.escape(str(work / split))}/*.jsonl") for split in splits}
+        texts = {
+            split: Source(
+                f"{glob.escape(str(work / split))}/*.jsonl", rules=cleaning_rules(source.name)
+            )
+            for split, source in splits.items()
+        }
         build.build_dataset(
             out, texts["train"], texts["val"],
             build.make_tokenizer(settings.tokenizer, settings.vocab_size, texts["train"]),

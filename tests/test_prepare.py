@@ -86,7 +86,9 @@ def test_every_text_is_kept(tmp_path, tokenizer):
 def test_manifest(tmp_path):
     train, val = ["One 🐉.", "Two.", "Cut off", "Three."], ["Four."]
     source = write(tmp_path / "train.txt", train)
-    out = prepared(tmp_path, source, val_source=write(tmp_path / "val.txt", val))
+    out = prepared(
+        tmp_path, source, val_source=write(tmp_path / "val.txt", val), keep_unfinished=False
+    )
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["format"] == 1
     assert (manifest["tokenizer"], manifest["vocab_size"]) == ("bytes", 257)
@@ -199,7 +201,8 @@ def test_encoding_is_repaired_before_records_are_made(tmp_path):
     path = tmp_path / "damaged.txt"
     path.write_bytes(stray)
     val = write(tmp_path / "val.txt", ["The cat sat. It was red."])
-    out = prepared(tmp_path, f"instruct:{path}", val_source=f"instruct:{val}")
+    val_source = f"instruct:{val}"
+    out = prepared(tmp_path, f"instruct:{path}", val_source=val_source, keep_unfinished=False)
     [text] = stories_of(out, "train")
     assert instruct.parse_record(text).story == "Tom’s dog ran. It ran home."
     facts = json.loads((out / "manifest.json").read_text())["splits"]["train"]["cleaning"]
@@ -284,6 +287,7 @@ def test_cleaning_is_counted(tmp_path, capsys):
         tmp_path,
         write(tmp_path / "train.txt", train),
         val_source=write(tmp_path / "val.txt", val),
+        keep_unfinished=False,
     )
     assert stories_of(out, "train") == ["One.", "Two.", "It’s one."]
     assert stories_of(out, "val") == ["Leak.", "Val."]
@@ -433,7 +437,11 @@ def test_only_data_folders_are_replaced(tmp_path):
         (None, {}, "no source"),
         (b"", {}, "is empty"),
         (b"A\0B.", {}, "binary"),
-        (b"Cut,", {}, "no story left after cleaning .read 1, repaired 0, dropped: 0 empty, 1"),
+        (
+            b"Cut,",
+            {"keep_unfinished": False},
+            "no story left after cleaning .read 1, repaired 0, dropped: 0 empty, 1",
+        ),
         (b"\n" + EOT.encode() + b"\n" + EOT.encode(), {}, "no story left"),
         (b"Only one.", {}, "no train story is left"),
         (b"One.<|endoftext|>Two.", {"vocab_size": 65_537}, "65,536"),

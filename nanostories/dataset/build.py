@@ -18,15 +18,29 @@ from tqdm import tqdm
 from configs import UserError
 from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset import tokenizer as tokenizers
-from nanostories.dataset.cleaning import clean, story_hash
+from nanostories.dataset.cleaning import bare_hash, clean, ends_hash, story_hash
+from nanostories.dataset.near_duplicates import (
+    StoryReader,
+    drop_near_duplicates,
+    equal_groups,
+)
 from nanostories.dataset.shards import STORY, Writer, read_manifest, write_manifest
 from nanostories.dataset.workers import worker_pool
 from nanostories.storage import atomic_folder
 
 SAMPLE_BYTES = 32_000_000  # of text that a tokenizer is made from
-DUPLICATE, IN_VAL = 1, 2  # why a story is dropped once all are encoded; 0 keeps it
-DROPPED = ("empty", "truncated", "duplicate", "in_val")
-RULES = ("read", "repaired", *DROPPED)
+DROPPED = {  # rule: what the user may do about it
+    "empty": "they hold no text",
+    "truncated": "--keep_unfinished keeps stories that do not end as a story does",
+    "duplicate": "equal stories count once",
+    "in_val": "they are validation stories, too: name another --val_source",
+    "short": "--min_length=0 keeps them",
+    "near_duplicate": "--near_duplicates=keep keeps them",
+    "unreadable": "an Instruct record is fields such as 'Words:', then 'Story:', and data with a "
+    "row for each line has none: take tinystories-instruct; plain stories want another file name",
+}
+LATE = {"duplicate": 1, "in_val": 2, "near_duplicate": 3}  # known once all stories are encoded
+RULES = ("read", "repaired", *list(DROPPED)[:4])  # and the others where they drop something
 RECORD_RULES = ("unreadable", "trailing")  # Instruct: no record at all; a Summary after the story
 LOG_SECONDS = 10  # between lines of progress, where there is no terminal
 
@@ -60,12 +74,13 @@ def make_tokenizer(name, vocab_size, source, seed=0, val_fraction=0.0):
 def sample_texts(source, seed, val_fraction):
     """Yield about SAMPLE_BYTES of cleaned train texts, from every part of the source."""
     # Every k-th block. Storybook's total counts stories, which are all alike; the hub's is unknown.
-    step, size = max(1, math.ceil((source.total() or 0) / SAMPLE_BYTES)), 0
+    size = 0 if source.max_stories else source.total() or 0
+    counts, step, size = Counter(), max(1, math.ceil(size / SAMPLE_BYTES)), 0
     record_seed = seed if sources.is_instruct(source.name) else None
     val_limit = round(val_fraction * 2**64)
     for block in itertools.islice(source.blocks(), 0, None, step):
         for text in readers.texts(block):
-            text = clean(text, Counter(), record_seed)
+            text = clean(text, counts, record_seed, block.rules)
             if text and int.from_bytes(story_hash(text, seed)[:8], "little") >= val_limit:
                 text = text if isinstance(text, str) else text.text()
                 yield text
@@ -76,14 +91,15 @@ def sample_texts(source, seed, val_fraction):
 
 def build_dataset(
     out, train, val, tokenizer, held_out=(), workers=0, seed=0, val_fraction=0.0,
-    add_files=None, manifest=None,
+    near_duplicates="keep", add_files=None, manifest=None,
 ):  # fmt: skip
     """Write the data folder `out`, see shards.py; it replaces an older one when it is complete.
 
     train, val: Sources; without val, val_fraction of train's stories are held out, by their hashes.
-    held_out: names of Instruct fields that never occur together in one train instruction. seed: of
-    the hashes and of the instructions made. add_files: called with the folder before it is
-    complete. manifest: {name: value} that replace entries of manifest.json.
+    near_duplicates: "keep" or "drop". held_out: names of Instruct fields that never occur together
+    in one train instruction. seed: of the hashes and of the instructions made. add_files: called
+    with the folder before it is complete. manifest: {name: value} that replace entries of
+    manifest.json.
     """
     started, out = time.monotonic(), Path(out)
     check_out(out)
@@ -99,14 +115,18 @@ def build_dataset(
         with worker_pool(function, workers) as encode:
             writers, counts = encode_splits(folder, encode, train, val, held_out, limit)
         splits = {}
-        for writer, drop, count in zip(writers, find_duplicates(*writers), counts, strict=True):
-            count["duplicate"] = int((drop == DUPLICATE).sum())
-            count["in_val"] = int((drop == IN_VAL).sum())
+        drops = find_duplicates(*writers, tokenizer)
+        if near_duplicates == "drop":
+            mark = LATE["near_duplicate"]
+            drops = drop_near_duplicates(writers, drops, mark, tokenizer, workers)
+        for writer, drop, count in zip(writers, drops, counts, strict=True):
+            count.update({rule: int((drop == number).sum()) for rule, number in LATE.items()})
             if drop.all():
                 left = f"no {writer.split} story is left ({describe_cleaning(count)})"
                 hint = "name another --source or --val_source, with <|endoftext|> between stories"
-                raise UserError(f"{left}; {hint}")
+                raise UserError(f"{left}; {hint}{explain(count)}")
             rules = RULES + RECORD_RULES if records else RULES
+            rules = dict.fromkeys([*rules, *filter(count.get, DROPPED)])
             cleaning = {"cleaning": {rule: count[rule] for rule in rules}}
             splits[writer.split] = writer.finish(drop, answers=records) | cleaning
         entries = {
@@ -118,6 +138,8 @@ def build_dataset(
             "val_source": str(val) if val else f"{val_fraction:g} of source",
             "seed": seed,
             "hold_out": "+".join(held_out),
+            "near_duplicates": near_duplicates,
+            "max_stories": train.max_stories,
             "splits": splits,
         }
         write_manifest(folder, entries | (manifest or {}))
@@ -125,7 +147,8 @@ def build_dataset(
     for split, info in splits.items():
         stories, tokens = info["stories"], info["tokens"]
         density = f"{info['bytes'] / (tokens - stories):.2f} bytes/token"
-        print(f"{split}: {describe_cleaning(Counter(info['cleaning']))}")
+        count = Counter(info["cleaning"])
+        print(f"{split}: {describe_cleaning(count)}{explain(count)}")
         print(f"{split}: {stories:,} stories, {tokens:,} tokens, {density}")
     print(f"{out} is ready, written in {time.monotonic() - started:.1f} s")
 
@@ -134,11 +157,12 @@ def encode_block(tokenizer, seed, records, block, held_out, val_limit):
     """What a worker process does: (tokens, index, counts) of a block, the first two as of
     Writer.add. A story is in val if the first 8 bytes of its hash are below val_limit."""
     texts, counts = readers.texts(block), Counter()
-    cleaned = (clean(text, counts, seed if records else None) for text in texts)
+    cleaned = (clean(text, counts, seed if records else None, block.rules) for text in texts)
     kept, counts["read"] = [text for text in cleaned if text], len(texts)
     index = np.ones(len(kept), STORY)
     hashes = b"".join(story_hash(text, seed) for text in kept)
     index["hash"] = np.frombuffer(hashes, "<u8").reshape(-1, 2)
+    index["ends"] = [ends_hash(text) for text in kept]
     if records:
         for i in np.flatnonzero(index["hash"][:, 0] >= val_limit) if held_out else ():
             kept[i] = instruct.drop_one_field(kept[i], held_out, seed)
@@ -163,12 +187,9 @@ def encode_splits(folder, encode, train, val, held_out, val_limit):
             lowest = min([lowest, *first.tolist()])
             for writer, mask in zip(writers, (first < limit, first >= limit), strict=True):
                 writer.add(tokens[np.repeat(mask, index["tokens"])], index[mask])
-        if count["read"] == count["empty"] + count["truncated"] + count["unreadable"]:
+        if count["read"] == sum(count[rule] for rule in DROPPED):
             reason = f"'{source}' has no story left after cleaning ({describe_cleaning(count)})"
-            if count["unreadable"]:
-                reason += "; an Instruct record is fields such as 'Words:', then 'Story:', and data"
-                reason += " with a row for each line has none: take tinystories-instruct"
-            raise UserError(reason)
+            raise UserError(f"{reason}{explain(count)}")
     if not writers[0].stories:
         # Of so few stories none fell to val: once more, for the one with the lowest hash.
         return encode_splits(folder, encode, train, val, held_out, lowest + 1)
@@ -189,19 +210,33 @@ def progress(results, source):
                 print(f"{label}: {done / total:.0%}" if total else f"{label}: {done:,}")
 
 
-def find_duplicates(val, train):
+def find_duplicates(val, train, tokenizer):
     """What to drop of two Writers, uint8 arrays (val stories,), (train stories,): 0 keeps a story,
-    IN_VAL is a train story that is in val too, DUPLICATE any other that an equal one precedes."""
-    hashes = [np.fromfile(writer.index, STORY)["hash"] for writer in (val, train)]
-    hashes = np.concatenate(hashes).view("S16")[:, 0]
+    in_val is a train story that is in val too, duplicate any other that an equal one precedes.
+    Stories are equal, too, that differ in white space alone."""
+    index = np.concatenate([np.fromfile(writer.index, STORY) for writer in (val, train)])
+    hashes, place = np.ascontiguousarray(index["hash"]).view("S16")[:, 0], np.arange(len(index))
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-    original, place = first[which], np.arange(len(hashes))
-    drop = np.where(original == place, 0, DUPLICATE).astype(np.uint8)
-    drop[(original < val.stories) & (place >= val.stories)] = IN_VAL
+    same_bare, read = place.copy(), StoryReader((val, train), tokenizer)
+    ordered = np.sort(first)
+    for group in equal_groups(index["ends"][ordered]):
+        seen = {}
+        for i in ordered[group].tolist():
+            same_bare[i] = seen.setdefault(bare_hash(read(i)), i)
+    original = same_bare[first[which]]
+    drop = np.where(original == place, 0, LATE["duplicate"]).astype(np.uint8)
+    drop[(original < val.stories) & (place >= val.stories)] = LATE["in_val"]
     return drop[: val.stories], drop[val.stories :]
 
 
 def describe_cleaning(counts):
-    rules = [*DROPPED, *(["unreadable"] if counts["unreadable"] else [])]
+    rules = [rule for rule in DROPPED if rule in RULES or counts[rule]]
     dropped = ", ".join(f"{counts[rule]:,} {rule}".replace("_", " ") for rule in rules)
     return f"read {counts['read']:,}, repaired {counts['repaired']:,}, dropped: {dropped}"
+
+
+def explain(counts):
+    """Where hardly a story is left: which rule dropped most, and how to turn it off."""
+    rule = max(DROPPED, key=counts.__getitem__)
+    few = sum(counts[rule] for rule in DROPPED) > 0.9 * counts["read"]
+    return f"; most are {rule.replace('_', ' ')}: {DROPPED[rule]}" if few else ""

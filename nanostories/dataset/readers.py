@@ -1,36 +1,23 @@
-"""Read stories from files and from the Hugging Face hub, as blocks of about a megabyte.
-
-    .txt              <|endoftext|> between stories
-    .jsonl            a row a line: a string, or an object with its story in "text" or "story"
-    .json .tar.gz     arrays of such objects, as in TinyStories_all_data.tar.gz
-    .parquet          a table with a column "text" or "story"
-    hub:owner/name    any data set of the hub with such a column; downloaded once
+"""Read stories from files, in the formats of formats.py, and from the Hugging Face hub, as blocks
+of about a megabyte.
 
 A block is small to pickle (of a .txt or .jsonl file: a path and two offsets). A worker process of
 prepare.py turns it into its `texts`, so memory is bounded whatever the size of the source.
 """
 
-import codecs
 import contextlib
 import errno
-import gzip
-import json
 import mmap
 import re
-import tarfile
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs import UserError
-from nanostories.dataset import instruct
-from nanostories.dataset.cleaning import STRAY_BYTE
-from nanostories.dataset.tokenizer import EOT
+from nanostories.dataset import formats, instruct
+from nanostories.dataset.cleaning import ONLY_FINISHED, Rules
 
 BLOCK_BYTES = 1 << 20
-JSON_CHUNK, MAX_JSON_OBJECT = 1 << 20, 1 << 26  # characters of an array read at a time, of a row
-_BETWEEN_OBJECTS = re.compile(r"[\s,\[\]]*")  # in a JSON array
-_FACTS = ("summary", "words", "features", "instruction")  # fields that Instruct records need
+_MARKER = re.compile(r"(<\|(?:start|end)oftext\|>)")
 
 # Plain text on the hub: repository, the commit we read (so that runs repeat), start of file names.
 _REPO = ("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64")
@@ -53,16 +40,25 @@ class Block:
     stop: int = 0
     last: bool = False  # nothing follows in its file
     facts: bool = False  # the stories are wanted as instruct.StoryFacts
+    column: str = ""  # the story's; "": "text" or "story"
+    rules: Rules = ONLY_FINISHED  # for cleaning
 
 
-def file_blocks(path):
+def file_blocks(path, column=""):
     """The Blocks of a file, in order, an iterator."""
-    readers = {".parquet": read_parquet, ".json": read_json}
-    readers |= dict.fromkeys((".tar.gz", ".tgz", ".tar"), read_tar)
-    for suffix, read in readers.items():
-        if path.lower().endswith(suffix):
-            return row_blocks(path, read(path))
-    return _text_blocks(path, b"\n" if path.lower().endswith(".jsonl") else EOT.encode())
+    if formats.in_place(path):
+        return _text_blocks(path, *formats.SEPARATORS[formats.file_format(path)])
+    return row_blocks(path, formats.read_rows(path, column))
+
+
+def head(blocks, stories):
+    """Yield Blocks of the first `stories` stories."""
+    for block in blocks:
+        rows = (block.rows or _parse_block(block))[:stories]
+        yield replace(block, rows=tuple(rows))
+        stories -= len(rows)
+        if not stories:
+            return
 
 
 def row_blocks(path, weighted_rows):
@@ -80,133 +76,63 @@ def row_blocks(path, weighted_rows):
         yield Block(weight, path, tuple(rows))
 
 
-def _text_blocks(path, separator):
+def _text_blocks(path, separator, limit):
     """Yield Blocks of a file that is cut only at separators."""
     start, size = 0, Path(path).stat().st_size
     if not size:  # an empty file cannot be mapped
         return
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         while start < size:
-            stop = data.find(separator, start + BLOCK_BYTES)
-            stop = size if stop < 0 else stop
+            stop = data.find(separator, start + BLOCK_BYTES, start + limit + len(separator))
+            after = stop + len(separator)
+            if stop < 0:
+                stop = after = min(size, start + limit)
+                if stop < size:
+                    stop = after = formats.cut(data, start, stop, path, separator)
             yield Block(stop - start, path, start=start, stop=stop, last=stop == size)
-            start = stop + len(separator)
+            start = after
 
 
 def texts(block, strict=False):
     """The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts. A byte that is
     not UTF-8 is a lone surrogate, which cleaning.fix_encoding repairs; if `strict`, an error."""
-    rows = block.rows or _parse_file(block, strict)
-    return [_parse_row(row, block.path, block.facts) for row in rows]
+    rows = block.rows or _parse_block(block, strict)
+    if not block.facts:  # nothing to do, mostly
+        return [x if type(x) is str and "<|" not in x else _parse_row(x, block) for x in rows]
+    return [_parse_row(row, block) for row in rows]
 
 
-def _parse_file(block, strict):
+def _parse_block(block, strict=False):
     with open(block.path, "rb") as file:
         file.seek(block.start)
         data = file.read(block.stop - block.start)
-    if block.start == 0:
-        data = data.removeprefix(codecs.BOM_UTF8)
-    if b"\0" in data:
-        raise UserError(f"'{block.path}' is a binary file, not text (it has NUL bytes)")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        text = data.decode(errors="surrogateescape")
-        # Stray bytes are damage; more than 1 % of them is another encoding, or no text.
-        if strict or len(STRAY_BYTE.findall(text)) > max(1, len(data) // 100):
-            byte = f"byte {data[error.start]:#x} at offset {block.start + error.start:,}"
-            wrong = f"'{block.path}' is not UTF-8 text: {byte}"
-            raise UserError(f"{wrong}; convert it, or name another source") from None
-    if block.path.lower().endswith(".jsonl"):
-        try:
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        except json.JSONDecodeError as error:
-            line = f"{error.doc[:40]!r}"
-            raise UserError(f"'{block.path}': a line is not JSON ({error}): {line}") from None
-    stories = [story.strip() for story in text.split(EOT)]
-    # Nothing before the first separator, or after the last, is not an empty story.
-    if block.last and not stories[-1]:
-        stories.pop()
-    if block.start == 0 and stories and not stories[0]:
-        stories.pop(0)
-    return stories
+    return formats.parse_text(data, block.path, block.start, block.last, strict)
 
 
-def _parse_row(row, path, facts):
-    """The story of a row; with `facts`, as StoryFacts with the words, features, summary it has."""
-    story = row[_columns(row, path)[0]] if isinstance(row, dict) else row
-    if not isinstance(story, str | None):
-        raise UserError(f"'{path}': a story is not text but {story!r:.40}")
-    if not facts:
-        return story or ""
+def _parse_row(row, block):
+    """The story of a row; of facts, as StoryFacts with the words, features, summary it has."""
+    fields = row if isinstance(row, dict) else {}
+    if fields:
+        row = fields[formats.columns_read([*fields], block.path, block.column)[0]]
+    story = "" if row is None else row
+    if not isinstance(story, str):
+        raise UserError(f"'{block.path}': a story is not text but {story!r:.40}")
+    story = _strip_markers(story)
+    if not block.facts:
+        return story
     try:
-        return instruct.facts_from_json(story or "", row if isinstance(row, dict) else {})
+        return instruct.facts_from_json(story, fields)
     except (AttributeError, TypeError):
-        wrong = f"'{path}': the words, features or summary of a story are not as in"
-        raise UserError(f"{wrong} TinyStories_all_data: {row!r:.60}") from None
+        wrong = f"'{block.path}': the words, features or summary of a story are not as in"
+        raise UserError(f"{wrong} TinyStories_all_data: {fields!r:.60}") from None
 
 
-def _columns(names, path):
-    """Those of the columns `names` that are read: first the story's, then what is known of it."""
-    story = next((name for name in ("text", "story") if name in names), None)
-    if story is None:
-        raise UserError(f"'{path}' has no 'text' or 'story', only {', '.join(names)}")
-    return [story, *(name for name in _FACTS if name in names)]
-
-
-def read_parquet(path):
-    """Yield (row, its part of the file's bytes), as read_tar and read_json do."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            weight = Path(path).stat().st_size // max(1, file.metadata.num_rows)
-            columns = _columns(file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                yield from ((row, weight) for row in batch.to_pylist())
-    except pyarrow.ArrowException as error:
-        raise UserError(f"'{path}' is not a readable parquet file ({error})") from None
-
-
-def read_tar(path):
-    """Yield (row, weight) of every .json in an archive; the weight is in compressed bytes."""
-    try:
-        with open(path, "rb") as raw:
-            # tarfile's own gzip compares no checksum.
-            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-            with tarfile.open(fileobj=stream, mode="r|*") as archive:
-                before = 0
-                for member in archive:
-                    if member.isfile() and member.name.endswith(".json"):
-                        for row, _ in read_json(path, archive.extractfile(member)):
-                            yield row, raw.tell() - before
-                            before = raw.tell()
-            while stream.read(BLOCK_BYTES):  # to the end: there is the checksum
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"'{path}' is a damaged archive ({error})") from None
-
-
-def read_json(path, file=None):
-    """Yield (row, weight) of each object of a JSON array, a chunk of which is held at a time."""
-    decoder, buffer = json.JSONDecoder(), ""
-    with file or open(path, "rb") as raw:
-        reader = codecs.getreader("utf-8")(raw, errors="surrogateescape")
-        while len(buffer) <= MAX_JSON_OBJECT and (chunk := reader.read(JSON_CHUNK)):
-            buffer += chunk
-            place = _BETWEEN_OBJECTS.match(buffer).end()
-            # An object that is not complete yet, or a number, waits for the next chunk.
-            with contextlib.suppress(ValueError):
-                while place < len(buffer):
-                    row, stop = decoder.raw_decode(buffer, place)
-                    yield row, stop - place
-                    place = _BETWEEN_OBJECTS.match(buffer, stop).end()
-            buffer = buffer[place:]
-    if buffer:
-        raise UserError(f"'{path}' is not a whole JSON array: no object at {buffer[:40]!r}")
+def _strip_markers(story):
+    """A story without markers at its ends, which other projects write; within it they are text."""
+    parts = _MARKER.split(story)  # text, marker, text ...
+    filled = [i for i in range(0, len(parts), 2) if parts[i].strip()] or [0]
+    inner = "".join(parts[filled[0] : filled[-1] + 1])
+    return story if inner == story else inner.strip()
 
 
 @contextlib.contextmanager
@@ -214,6 +140,8 @@ def hub_errors(source):
     """Turn any failure to reach the hub into one line. A full disk stays what it is."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # of several HTTP libraries, with no common ancestor
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
@@ -241,13 +169,19 @@ def download(name, file, revision=""):
         return huggingface_hub.hf_hub_download(filename=file, **request)
 
 
-def read_hub(source, revision):
-    """Yield (row, 1) of hub:owner/name, or of the split named in hub:owner/name:split."""
-    _, repo, split, *_ = [*source.split(":"), "train"]
+def read_hub(source, revision, column):
+    """Yield (row, 1) of hub:owner/name, hub:owner/name:split or hub:owner/name:config:split."""
+    _, repo, *names = source.split(":")
+    *config, split = names or ["train"]
     with hub_errors(source):
         import datasets
 
-        # Not streamed: a broken download is resumed, and a second run needs no network.
-        table = datasets.load_dataset(repo, split=split, revision=revision or None)
-    table = table.select_columns(_columns(table.column_names, source))
+        try:
+            # Not streamed: a broken download is resumed, and a second run needs no network.
+            table = datasets.load_dataset(repo, *config, split=split, revision=revision or None)
+        except ValueError as error:  # several configs, and none or no known one is named
+            reason = " ".join(str(error).split())[:300]
+            wrong = f"'{source}', read as hub:NAME:CONFIG:SPLIT or hub:NAME:SPLIT"
+            raise UserError(f"{wrong}: {reason}") from None
+    table = table.select_columns(formats.columns_read(table.column_names, source, column))
     yield from ((row, 1) for row in table)

@@ -22,8 +22,9 @@ SHARD_TOKENS = 100_000_000  # 200 MB a file
 HASHED = 1 << 18  # of them at a time, which a cache holds
 ENTRIES = {"format", "tokenizer", "vocab_size", "splits", "files"}  # of every manifest.json
 # Of a story being written: its length in tokens and in UTF-8 bytes, the token where its answer
-# starts, and a hash that only equal stories share.
-STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("hash", "<u8", 2)])
+# starts, cleaning.ends_hash, and a hash that only equal stories share.
+STORY = np.dtype([("tokens", "<u4"), ("bytes", "<u4"), ("answer", "<u4"), ("ends", "<u4"),
+                  ("hash", "<u8", 2)])  # fmt: skip
 
 
 class Writer:

@@ -3,8 +3,9 @@
 storybook                            the built-in grammar, no network needed
 tinystories, tinystories-v2,
 tinystories-instruct                 the real data sets, from the hub at a pinned revision
-hub:owner/name, hub:owner/name:split any text data set of the hub (column text or story)
-stories.txt, "data/*.jsonl"          local files, in the formats of readers.py
+hub:owner/name, hub:owner/name:split, hub:owner/name:config:split
+                                     any data set of the hub with a column of text
+stories.txt, "data/*.jsonl"          local files, in the formats of formats.py; ~ is your home
 instruct:<any of these>              Instruct records made of its stories (instruct.py)
 """
 
@@ -20,8 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs import UserError
-from nanostories.dataset import instruct, readers, storybook
-from nanostories.dataset.cleaning import fix_facts, join_surrogates
+from nanostories.dataset import formats, instruct, readers, storybook
+from nanostories.dataset.cleaning import Rules, fix_facts, join_surrogates
 from nanostories.dataset.shards import read_manifest
 from nanostories.storage import sha256
 
@@ -33,11 +34,11 @@ def slug(source):
     if source.startswith(INSTRUCT):
         return f"instruct-{slug(source.removeprefix(INSTRUCT))}"
     if source.startswith("hub:"):
-        return source.split(":")[1].rpartition("/")[2]
-    path = Path(source)
-    if _is_glob(source):
-        fixed = itertools.takewhile(lambda part: not _is_glob(part), path.parts)
-        return Path(*fixed).resolve().name
+        _, repo, *names = source.split(":")
+        return "-".join([repo.rpartition("/")[2], *names[:-1]])
+    path = Path(source).expanduser()
+    if _is_glob(path):
+        return _glob_folder(path).resolve().name
     return path.name.split(".")[0] or path.name
 
 
@@ -53,6 +54,15 @@ def is_instruct(source):
     return "instruct" in slug(source).lower()
 
 
+def cleaning_rules(source, keep_unfinished=None, min_length=0):
+    """The Rules for a source. keep_unfinished: None keeps stories without an end, unless the source
+    is TinyStories by its name or folder: there they were cut off when they were generated."""
+    tinystories = "tinystories" in "/".join(Path(source).parts[-2:]).lower()
+    if keep_unfinished or (keep_unfinished is None and not tinystories):
+        return Rules("", min_length)
+    return Rules("tinystories" if tinystories else "any script", min_length)
+
+
 @dataclass(frozen=True)
 class Source:
     """A named place where stories come from. Methods raise UserError where there are none."""
@@ -62,6 +72,9 @@ class Source:
     stories: int = 1000  # how many storybook generates
     seed: int = 0  # of storybook, and of the instructions that are made
     revision: str = ""  # of a hub source: another commit than the pinned one
+    text_column: str = ""  # where the stories are; "": in text or story
+    max_stories: int = 0  # only the first ones; 0: all
+    rules: Rules | None = None  # for cleaning; None: as cleaning_rules has them
 
     def __str__(self):
         return f"{self.name}@{self.revision}" if self.revision else self.name
@@ -83,17 +96,19 @@ class Source:
 
     def files(self):
         """The local files of the source, a list of paths; a named data set is downloaded."""
-        name = self.base
+        name = os.path.expanduser(self.base)
         if name in readers.NAMED:
             split = "train" if self.split == "train" else "valid"
             return [readers.download(name, f"{readers.NAMED[name][2]}-{split}.txt", self.revision)]
         if _is_glob(name):
-            paths = sorted(path for path in glob.glob(name, recursive=True) if Path(path).is_file())
+            folder = _glob_folder(name)  # whose own name may hold a [
+            pattern = str(Path(glob.escape(str(folder)), Path(name).relative_to(folder)))
+            paths = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
             if not paths:
                 raise UserError(f"no file matches '{name}'")
-        elif Path(name).is_file():
+        elif os.path.isfile(name):
             paths = [name]
-        elif Path(name).is_dir():
+        elif os.path.isdir(name):
             raise UserError(f"'{name}' is a folder; name its files, as in '{name}/*.txt'")
         else:
             known = [*readers.NAMED, "storybook"]
@@ -102,6 +117,8 @@ class Source:
             raise UserError(f"no source '{name}': it is no file here; {hint}")
         if not any(Path(path).stat().st_size for path in paths):
             raise UserError(f"'{name}' is empty")
+        for path in paths:
+            formats.file_format(path)  # raises for one that is not read
         return paths
 
     def total(self):
@@ -143,11 +160,17 @@ class Source:
             rows = ({name: getattr(story, name) for name in names} for story in stories)
             blocks = readers.row_blocks(self.base, zip(rows, itertools.repeat(1)))
         elif self.base.startswith("hub:"):
-            blocks = readers.row_blocks(self.base, readers.read_hub(self.base, self.revision))
+            rows = readers.read_hub(self.base, self.revision, self.text_column)
+            blocks = readers.row_blocks(self.base, rows)
         else:
-            blocks = itertools.chain.from_iterable(map(readers.file_blocks, self.files()))
-        facts = self.name.startswith(INSTRUCT)
-        return (replace(block, facts=facts) for block in blocks)
+            files = (readers.file_blocks(path, self.text_column) for path in self.files())
+            blocks = itertools.chain.from_iterable(files)
+        if self.max_stories:
+            blocks = readers.head(blocks, self.max_stories)
+        facts, rules = self.name.startswith(INSTRUCT), self.rules or cleaning_rules(self.name)
+        return (
+            replace(block, facts=facts, rules=rules, column=self.text_column) for block in blocks
+        )
 
 
 def read(source, **settings):
@@ -162,5 +185,10 @@ def read(source, **settings):
             yield story if story.isascii() else join_surrogates(story)
 
 
-def _is_glob(source):
-    return any(char in source for char in "*?[") and not Path(source).exists()
+def _is_glob(path):
+    return any(char in str(path) for char in "*?[") and not os.path.exists(path)
+
+
+def _glob_folder(pattern):
+    """The folder that all matches of a glob are in."""
+    return next(folder for folder in Path(pattern).parents if not _is_glob(folder))

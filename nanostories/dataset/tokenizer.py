@@ -50,6 +50,7 @@ BPE_PATTERN = (
 # tiktoken's regex engine overflows its stack (it panics) on about a million blanks in a row, so
 # runs of blanks are cut at this length, far above any story's.
 MAX_BLANKS = 100_000
+MAX_TOKEN = 128  # bytes of a trained token: a longer one is a run of equal characters, or damage
 
 
 class Tokenizer:
@@ -86,7 +87,7 @@ class Tokenizer:
     def encode_stories(self, stories):
         """(tokens, lengths) of a list of str as they are stored: the ids of all stories, uint16,
         each with <|endoftext|> in front, and the number of each one's ids, int64."""
-        joined = "".join(EOT + story for story in stories)
+        joined = EOT.join(["", *stories])
         longest = max(map(len, stories), default=0)
         if stories and joined.count(EOT) == len(stories) and longest <= MAX_BLANKS:
             ids = self.encoding.encode_to_numpy(joined, allowed_special={EOT}).astype(np.uint16)
@@ -189,7 +190,7 @@ def _split_blanks(text):
     """`text` in parts whose runs of blanks the regex engine can take: nearly always [text]."""
     if len(text) <= MAX_BLANKS:
         return [text]
-    runs = [run.span() for run in re.finditer(r"\s+", text)]
+    runs = (run.span() for run in re.finditer(r"\s+", text))
     cuts = [i for start, end in runs for i in range(start + MAX_BLANKS, end, MAX_BLANKS)]
     return [text[i:j] for i, j in itertools.pairwise([0, *cuts, len(text)])]
 
@@ -222,7 +223,9 @@ def train_bpe(vocab_size, texts):
     trainer = rustbpe.Tokenizer()
     parts = (part for text in texts for part in _split_blanks(text))
     trainer.train_from_iterator(parts, vocab_size - 1, pattern=BPE_PATTERN[0])
-    return {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
+    # No token is made of a longer one, so without the long ones it is a BPE still.
+    short = (token for token, _ in trainer.get_mergeable_ranks() if len(token) <= MAX_TOKEN)
+    return {bytes(token): rank for rank, token in enumerate(short)}
 
 
 def gpt2_ranks():

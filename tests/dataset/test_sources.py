@@ -174,7 +174,7 @@ def test_pinned():
         ("nul.txt", b"A story.\0 Another.", "binary"),
         ("latin.txt", "Où est l'été, où est né Noël?".encode("latin-1"), "not UTF-8"),
         ("picture.txt", bytes(range(128, 256)) * 9, "not UTF-8"),
-        ("utf16.txt", "A story.".encode("utf-16"), "binary"),
+        ("utf16.txt", "A story.".encode("utf-16-le"), "binary"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": ', "not JSON"),
         ("keys.jsonl", b'{"title": "a"}', "title"),
         ("number.jsonl", b'{"text": 3}', "not text"),
