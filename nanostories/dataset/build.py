@@ -117,16 +117,14 @@ def build_dataset(
         splits = {}
         drops = find_duplicates(*writers, tokenizer)
         if near_duplicates == "drop":
-            mark = LATE["near_duplicate"]
-            drops = drop_near_duplicates(writers, drops, mark, tokenizer, workers)
+            drops = drop_near_duplicates(writers, drops, LATE["near_duplicate"], tokenizer, workers)
         for writer, drop, count in zip(writers, drops, counts, strict=True):
             count.update({rule: int((drop == number).sum()) for rule, number in LATE.items()})
             if drop.all():
                 left = f"no {writer.split} story is left ({describe_cleaning(count)})"
                 hint = "name another --source or --val_source, with <|endoftext|> between stories"
                 raise UserError(f"{left}; {hint}{explain(count)}")
-            rules = RULES + RECORD_RULES if records else RULES
-            rules = dict.fromkeys([*rules, *filter(count.get, DROPPED)])
+            rules = [*RULES, *(RECORD_RULES if records else ()), *filter(count.get, DROPPED)]
             cleaning = {"cleaning": {rule: count[rule] for rule in rules}}
             splits[writer.split] = writer.finish(drop, answers=records) | cleaning
         entries = {

@@ -283,10 +283,8 @@ def test_file_and_folder_names_with_any_character(tmp_path, monkeypatch, name):
     ("name", "unit", "message"),
     [
         ("a.txt", b"The cat sat. ", "cut into parts"),
-        ("a.txt", "猫が座った。\n".encode(), "cut into parts"),
         ("a.txt", b"a", "without a line end"),
         ("a.jsonl", b"The cat sat. ", "without a line end"),
-        ("a.csv", b"The cat sat. ", "without a line end"),
         ("a.json", b"The cat sat. ", "no object of at most 64 MiB"),
         ("a.txt.gz", b"The cat sat. ", "cut into parts"),
     ],
@@ -422,7 +420,7 @@ def test_max_stories_takes_the_head_of_any_source(tmp_path, monkeypatch, kind):
         source = pack(tmp_path / "a.txt", "gz")
     else:
         WRITERS[kind](tmp_path / f"a.{kind}", stories)
-    for count in (2, 10, 39, 40, 99):
+    for count in (2, 39, 99):
         out = prepared(tmp_path, source, max_stories=count, val_fraction=0.2, stories=40)
         assert kept(out) == sorted(stories[:count])
     val = write(tmp_path / "val.txt", [f"Val {i}." for i in range(9)])
@@ -456,8 +454,7 @@ NEAR += (
 )
 
 
-@pytest.mark.parametrize("made_with", ["bytes", "bpe"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("made_with", "workers"), [("bytes", 1), ("bpe", 2)])
 def test_near_duplicates(tmp_path, made_with, workers):
     different = [f"{story.text}" for story in storybook.stories(5)]
     one = NEAR.format(name="Lily")
