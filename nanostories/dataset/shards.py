@@ -154,7 +154,7 @@ class Dataset(InMemoryDataset):
         raises UserError naming a file. Returns the Dataset."""
         for name in (name for name in self.manifest["files"] if name.startswith(f"{self.split}_")):
             path, digest, highest = self.folder / name, hashlib.sha256(), 0
-            words = np.memmap(path, "<u2", mode="r")  # arrays, too, have an even size
+            words = np.memmap(path, "<u2", "r").view(np.ndarray)  # arrays, too, have an even size
             for first in range(0, len(words), HASHED):
                 digest.update(part := words[first : first + HASHED])
                 highest = max(highest, int(part.max()))  # costs nothing beside the hash
