@@ -15,6 +15,7 @@ from bisect import bisect_left
 import numpy as np
 import torch
 
+from nanostories.inference.kv_cache import check_finite
 from nanostories.inference.sampling import sample_token
 
 WINDOW = 8  # the last tokens of a prompt, of which some may be exchanged
@@ -55,7 +56,9 @@ class Healer:
         if not candidates:
             return
         x = [hidden[prompt][place - 1 :] for prompt, (place, _) in candidates.items()]
-        log_p = decoder.logits(torch.cat(x)).log_softmax(-1).split(list(map(len, x)))
+        log_p = decoder.logits(torch.cat(x)).log_softmax(-1)
+        check_finite(log_p[:, 0])
+        log_p = log_p.split(list(map(len, x)))
         for (prompt, (place, ids)), rows in zip(list(candidates.items()), log_p, strict=True):
             typed = torch.tensor(prompt[place:], device=rows.device)
             typed = rows.gather(1, typed[:, None]).sum(0)  # log-probability of the tokens as typed

@@ -138,6 +138,14 @@ def test_endings_have_the_probability_of_their_tokens(tokenizer):
     assert len(seen) > 1 or len(p) == 2
 
 
+def test_weights_of_no_use_are_told_as_elsewhere(tokenizer):
+    prompt = [tokenizer.eot, *tokenizer.encode_prompt("Once upon a time ")]
+    logits = torch.full((len(prompt) - 1, tokenizer.vocab_size), float("nan"))
+    decoder = Logits(torch.eye(tokenizer.vocab_size))
+    with pytest.raises(FloatingPointError, match="nan or inf"):
+        Healer(tokenizer)(decoder, [prompt], [[0]], {tuple(prompt): logits})
+
+
 def test_stories_do_not_depend_on_the_batch(run, tmp_path, capsys, monkeypatch):
     path, printed = tmp_path / "prompts.txt", []
     path.write_text(
