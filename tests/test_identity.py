@@ -28,7 +28,7 @@ from eval.memorization import inverted_index
 from eval.memorization.nearest_story import StoryIndex
 from model import GPT
 from nanostories import storage
-from nanostories.dataset import readers
+from nanostories.dataset import sources
 from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.training import checkpoint, export, huggingface, run_config
@@ -268,7 +268,7 @@ def archive(path, stories, damage=lambda data: data):
 def test_the_checksum_of_gzip(tmp_path):
     """Uncompressed in its blocks, so that a changed letter is valid but for the checksum."""
     path = archive(tmp_path / "a.tar.gz", STORIES)
-    assert [row["story"] for row, _ in readers.read_tar(path)] == STORIES
+    assert list(sources.read(path)) == STORIES
     for damage in (
         lambda data: data.replace(b"had 7 red", b"had 7 bad"),
         lambda data: data[:-8] + bytes([data[-8] ^ 1]) + data[-7:],
