@@ -11,8 +11,6 @@ off. Each rule's count is printed and kept in manifest.json. The folder appears 
 and only then replaces one of the same name.
 """
 
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,8 +89,7 @@ def prepare(settings):
 
 
 def main():
-    # A plain `kill` then cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    configs.clean_up_when_killed()
     settings, origin = configs.load(Settings)
     configs.show(settings, origin)
     prepare(settings)

@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import UserError, load, run
+from configs import UserError, load, printable, run
 from nanostories.dataset import instruct
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import (
@@ -160,14 +160,15 @@ def completions_in_order(decoder, loaded, ids, settings, options):
 
 def print_stories(loaded, prompts, ids, items):
     """Print each story while it is generated; items: of `completions_in_order`."""
-    current = None
+    current, shown = None, printable if sys.stdout.isatty() else str  # a file gets all characters
     for i, data, completion in items:
         if i != current:
             # A token may end inside a character: its bytes wait until the character is complete.
             characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-            print((SEPARATOR if i else "") + prompts[i], end="", flush=True)
+            print((SEPARATOR if i else "") + shown(prompts[i]), end="", flush=True)
             current = i
-        print(characters.decode(data, final=completion is not None), end="", flush=True)
+        text = characters.decode(data, final=completion is not None)
+        print(shown(text), end="", flush=True)
         if completion and not completion.ended:
             length = len(ids[i]) + len(completion.ids)
             if length >= loaded.max_length:

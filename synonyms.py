@@ -28,13 +28,11 @@ import math
 import random
 import re
 import shutil
-import signal
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from configs import UserError, check_ranges, load, run, show
+from configs import UserError, check_ranges, clean_up_when_killed, load, run, show
 from nanostories import storage
 from nanostories.dataset import build, readers, tokenizer
 from nanostories.dataset.cleaning import story_hash
@@ -200,7 +198,7 @@ def write_texts(work, folder, settings):
 
 
 def main():
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    clean_up_when_killed()
     settings, origin = load(Settings)
     show(settings, origin)
     out = Path(settings.out or f"data/{slug(settings.source)}-syn")

@@ -32,23 +32,31 @@ class UserError(Exception):
     """Something the user can mend: its text is one clear line, shown without a traceback."""
 
 
+def printable(text):
+    """The text without what a terminal obeys: control characters and marks of direction."""
+    return "".join(c if c.isprintable() or c in "\n\t\xa0\u200c\u200d" else "\ufffd" for c in text)
+
+
 def run(main):
     """Call a script's main(): what a user can mend ends in one line, not in a traceback."""
     name, debug = Path(sys.argv[0]).name, "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    for stream in ("stdin", "stdout", "stderr"):  # closed, by `>&-` say: the next file opened would
+        if getattr(sys, stream) is None:  # get its number, and with it all that is printed
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+"))
     if hasattr(sys.stdout, "reconfigure"):  # a character that its encoding lacks is no error
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
-        if sys.stdout:  # None where it was closed
+        if sys.stdout:  # None where it was lost, see print0
             sys.stdout.flush()
     except (UserError, FloatingPointError) as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":  # what all ranks meet, the first one says; torchrun then ends the others
             time.sleep(1)
             name = f"{name}: rank {rank}"
-        sys.exit(f"{name}: {error}")
+        sys.exit(printable(f"{name}: {error}"))
     except BrokenPipeError:
         sys.stdout = None  # else Python writes to it once more
         sys.exit(128 + 13)  # SIGPIPE: the reader of our output, `| head` say, went away
@@ -58,7 +66,7 @@ def run(main):
         sys.stdout, line = None, " ".join(str(error).split()) or type(error).__name__
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             line = f"the disk is full; free some space and run the command again ({line})"
-        sys.exit(f"{name}: {line}")
+        sys.exit(printable(f"{name}: {line}"))
     except (MemoryError, RuntimeError) as error:
         if debug or (not isinstance(error, MemoryError) and "alloc" not in str(error)):
             raise
@@ -72,6 +80,14 @@ def require_posix(what):
     """Raise UserError on Windows."""
     if not hasattr(os, "pread"):
         raise UserError(f"{what} does not run on Windows itself: use WSL 2 there")
+
+
+def clean_up_when_killed():
+    """Let a plain `kill`, or a terminal that closes, end a script as Ctrl-C does."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 # ---- what the scripts declare ------------------------------------------------------------------

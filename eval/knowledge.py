@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import UserError
+from configs import UserError, printable
 from eval import bootstrap, harness
 from eval.llm import grading
-from eval.llm.redact import printable
 from eval.llm.rubrics import KNOWLEDGE, JudgeItem
 from eval.prompts import knowledge_prompts
 

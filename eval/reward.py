@@ -34,10 +34,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from configs import UserError, load, run
+from configs import UserError, load, printable, run
 from eval import bootstrap, harness
 from eval.llm import grading
-from eval.llm.redact import printable
 from eval.llm.rubrics import TOPIC, JudgeItem
 from eval.llm.settings import JudgeSettings, check_judge
 from nanostories.dataset import instruct

@@ -13,7 +13,7 @@ model no room for a story is left out. Results are in eval/side_by_side.json of 
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import ROOT, load, run
+from configs import ROOT, load, printable, run
 from eval import harness
 from eval.memorization.nearest_story import StoryIndex
 from nanostories.dataset.shards import Dataset
@@ -51,7 +51,7 @@ def main():
             {"name": name, "beginning": prompt, "completion": text, "rouge_nearest": precision,
              "nearest_story": nearest.story, "nearest_text": index.text(nearest.story)}
         )  # fmt: skip
-        print(f"\n--- {name}\n{prompt} *** {text.strip()}")
+        print(printable(f"\n--- {name}\n{prompt} *** {text.strip()}"))
         if precision is not None:
             print(f"(nearest training story: {nearest.story}, Rouge precision {precision:.2f})")
     results = harness.facts_of(loaded, settings) | {

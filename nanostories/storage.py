@@ -83,6 +83,9 @@ def atomic_folder(path, part=None):
         part.mkdir()
         yield part
         for written in [*part.rglob("*"), part]:
+            if written.is_file():  # safetensors makes files that nobody else may read
+                with contextlib.suppress(OSError):
+                    written.chmod(part.stat().st_mode & 0o666)
             fsync(written)
         # A folder cannot replace another in one step, so the old one steps aside.
         if path.exists():

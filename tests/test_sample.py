@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from configs import ROOT, UserError
 from eval.loss import groups_of_text, score
 from model import GPT, GPTConfig
 from nanostories.dataset.tokenizer import build
+from nanostories.inference.generate import Completion
 from nanostories.training import checkpoint
 from train import Settings, train
 
@@ -143,6 +145,17 @@ def test_characters_that_the_terminal_lacks(run, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8")  # and half of a surrogate pair, in any
     done = call("sample.py", run, "--start=a\udcff", "--max_new_tokens=5")
     assert done.returncode == 0 and done.stdout.startswith("a\\udcff")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_story_commands_the_terminal(monkeypatch, capsys, is_terminal):
+    """A file gets the story as it is."""
+    text, loaded = "\x1b]0;title\x07 a\x9b31m b", SimpleNamespace(max_length=99)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    items = [(0, text.encode(), Completion([1], ended=True))]
+    sample.print_stories(loaded, ["\x1b[2J"], [[0]], items)
+    shown = capsys.readouterr().out
+    assert shown == "\x1b[2J" + text + "\n" if not is_terminal else shown.count("\ufffd") == 4
 
 
 def test_penalties_and_stop_strings(run, capsys, monkeypatch):

@@ -207,7 +207,7 @@ class Client:
                     if len(body) > MAX_REPLY_BYTES:
                         raise UserError(f"{self.url}: the server's reply has no end")
             delay = _seconds(response.headers.get("Retry-After"))
-            answer.set_result((response.status_code, delay, body.decode("utf-8", "replace")))
+            answer.set_result((response.status_code, delay, body.decode("utf-8-sig", "replace")))
         except UserError as error:
             answer.set_exception(error)
         except Exception as error:  # requests lets some of urllib3 and http.client through

@@ -2,8 +2,8 @@
 
 import sys
 
+from configs import printable
 from eval.llm.client import Client
-from eval.llm.redact import printable
 
 
 def grade(settings, rubric, items, path, facts=None):

@@ -4,6 +4,8 @@ import html
 import re
 from base64 import b64encode
 
+from configs import printable
+
 PART = 8  # characters of a key in a row that give too much of it away
 ESCAPED = re.compile(r"(?:[%=]|\\u00|\\x)([0-9a-f]{2})", re.IGNORECASE)  # %2d, =2d, \u002d, \x2d
 
@@ -14,11 +16,6 @@ def quote(text, key, limit=300):
     return text[: limit - 3] + "..." if len(text) > limit else text or "nothing"
 
 
-def printable(text):
-    """The text without what a terminal obeys: control characters and marks of direction."""
-    return "".join(c if c.isprintable() or c in "\n\t\xa0\u200c\u200d" else "\ufffd" for c in text)
-
-
 def redact(text, key):
     """The text with *** for each part of the key of PART characters or more; *** alone for a text
     that holds such a part with other characters between, escaped, in hexadecimal or base64.
@@ -26,14 +23,14 @@ def redact(text, key):
     if len(key) < PART:  # local servers take any key, such as "x" or "none": a word and no secret
         return text
     parts = "|".join(map(re.escape, _parts(key)))
-    text = plain = re.sub(rf"(?s)(?:(?=(?:{parts})).)+.{{{PART - 1}}}", "***", text)
+    text = plain = re.sub(rf"(?is)(?:(?=(?:{parts})).)+.{{{PART - 1}}}", "***", text)
     if len(key) < 16 and not re.search("[0-9]", key):  # such as "not-needed"
         return text
     data = key.encode()
     for _ in range(3):  # escapes of escapes
         plain = html.unescape(ESCAPED.sub(lambda match: chr(int(match[1], 16)), plain))
     codes = [key, data.hex(), *(b64encode(b"?" * n + data).decode() for n in range(3))]
-    plain, *codes = (re.sub("[^A-Za-z0-9]+", "", one) for one in (plain, *codes))
+    plain, *codes = (re.sub("[^A-Za-z0-9]+", "", one).lower() for one in (plain, *codes))
     return "***" if any(part in plain for code in codes for part in _parts(code)) else text
 
 

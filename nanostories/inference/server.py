@@ -91,7 +91,7 @@ class Server(ThreadingHTTPServer):
                 raise UserError(f"allow_host is a name such as stories.example, not '{name}'")
         try:
             super().__init__((host, port), Handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError) as error:
             raise UserError(f"no page at {host}, port {port}: {error}; choose another") from None
         bound, port = self.server_address
         self.address, self.is_local = f"http://{host}:{port}/", ip_address(bound).is_loopback

@@ -246,7 +246,8 @@ def read_config(out_dir):
     """A run's config.json, {"model": ..., "train": ...}; UserError if it is no such file."""
     path = Path(out_dir) / "config.json"
     config = read_json(path, missing=f"no run in '{out_dir}' (no config.json)")
-    if not {"model", "train"} & config.keys():
+    parts = [config.get(x, {}) for x in ("model", "train")] if isinstance(config, dict) else []
+    if not any(parts) or not all(isinstance(part, dict) for part in parts):
         raise UserError(f"{path} was not written by this version of train.py")
     return config
 
@@ -301,7 +302,7 @@ def verified_path(folder, name):
     try:
         if sha256(path) == _read_sums(folder)[name]:
             return path
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, ValueError, KeyError) as error:  # another OSError proves no damage
         problem = error
     advice = "remove that folder, and --resume takes the newest of the others"
     raise UserError(f"{path} is damaged, by SHA256SUMS ({problem}): {advice}")

@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -54,8 +55,12 @@ def barrier():
 def print0(*words):
     """print, on rank 0 alone. A lost output, of a closed terminal or `| head`, stops no run."""
     if rank() == 0:
-        with contextlib.suppress(OSError):
+        try:
             print(*words, flush=True)
+        except BlockingIOError:
+            pass  # the next print sends it, too
+        except OSError:
+            sys.stdout = None  # to which print writes nothing
 
 
 def _all_reduce(operation, *numbers):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import tiny
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from tiny import losses, settings_for
 
 import configs
@@ -137,6 +139,37 @@ def test_a_safetensors_error_is_one_line():
         raise SafetensorError("I/O error: Read-only file system (os error 30)")
 
 
+def test_all_who_may_read_the_folder_may_read_the_weights(tmp_path):
+    with storage.atomic_folder(tmp_path / "5") as part:
+        save_file({"w": torch.ones(1)}, part / "model.safetensors")
+        (part / "state.json").write_text("{}")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "5").iterdir()}
+    assert modes["model.safetensors"] == modes["state.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_read_is_not_called_damaged(finished, monkeypatch, number):
+    """Its advice is to remove the checkpoint, which may be whole."""
+    monkeypatch.setattr(checkpoint, "sha256", fails(number))
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        checkpoint.load_run(finished.out_dir)
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", '{"model": 5, "train": {}}', '{"train": []}', "3"])
+def test_a_config_of_another_kind_is_one_line(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match="was not written by this version"):
+        checkpoint.read_config(tmp_path)
+
+
+def test_lines_of_another_kind_in_the_log_are_left_out(finished, tmp_path):
+    settings = copied(finished, tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('null\n{}\n[1]\n{"step": "x"}\n7\n')
+    tiny.train(settings)
+    assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [1, 2, 2, 3, 3]
+
+
 # ----------------------------------------------------------------------------------------------
 # errors in one line
 
@@ -198,6 +231,55 @@ def test_output_that_cannot_be_written(lines, out, code):
                               preexec_fn=close)  # fmt: skip
     assert done.returncode == code
     assert done.stderr.count("\n") == (1 if code else 0) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_closed_streams_take_nothing_from_files(tmp_path, closed):
+    """Else the first file opened has number 1 or 2, and gets the lines that are printed."""
+    text = f"""import configs, os, sys
+def main():
+    with open({str(tmp_path / "file")!r}, "wb") as file:
+        print("out", sys.stdout.encoding), sys.stdin.read(), os.write(2, b"message"), tqdm(total=1)
+        assert file.fileno() > 2
+from tqdm import tqdm
+configs.run(main)"""
+    command, streams = [sys.executable, "-c", text], {"stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, cwd=ROOT, preexec_fn=lambda: list(map(os.close, closed)),
+                          capture_output=True, **streams)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_log_on_a_full_disk_fails_no_run(tmp_path):
+    text = """import configs
+from nanostories.training.distributed import print0
+configs.run(lambda: [print0("step", i) for i in range(9)])"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, stdout=full,
+                              stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": ""},
+                              )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_kill_leaves_no_half_of_a_folder(tmp_path, name):
+    text = f"""import configs, os, prepare, signal
+from nanostories.storage import atomic_folder
+def killed(_):
+    with atomic_folder({str(tmp_path / "data")!r}):
+        os.kill(os.getpid(), signal.{name})
+prepare.prepare = killed
+configs.run(prepare.main)"""
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True)
+    assert done.returncode == 128 + getattr(signal, name) and not [*tmp_path.iterdir()]
+
+
+def test_errors_command_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sample.py"])
+    assert (
+        line_of(UserError("no run in '\x1b[31mout'"), capsys)
+        == "sample.py: no run in '\ufffd[31mout'"
+    )
 
 
 # ----------------------------------------------------------------------------------------------

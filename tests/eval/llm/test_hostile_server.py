@@ -16,9 +16,9 @@ import urllib.parse
 import pytest
 from chat_server import ChatServer, completion
 
-from configs import ROOT, UserError
+from configs import ROOT, UserError, printable
 from eval.llm import client, grading, rubrics
-from eval.llm.redact import printable, redact
+from eval.llm.redact import redact
 from eval.llm.settings import KEY_VARIABLE, JudgeSettings, without_refused
 
 LETTERS = string.ascii_letters + string.digits
