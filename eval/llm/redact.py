@@ -18,12 +18,13 @@ def quote(text, key, limit=300):
 
 def redact(text, key):
     """The text with *** for each part of the key of PART characters or more; *** alone for a text
-    that holds such a part with other characters between, escaped, in hexadecimal or base64.
+    that holds such a part with other characters between, in other case, escaped, in hexadecimal or
+    base64.
     """
     if len(key) < PART:  # local servers take any key, such as "x" or "none": a word and no secret
         return text
     parts = "|".join(map(re.escape, _parts(key)))
-    text = plain = re.sub(rf"(?is)(?:(?=(?:{parts})).)+.{{{PART - 1}}}", "***", text)
+    text = plain = re.sub(rf"(?s)(?:(?=(?:{parts})).)+.{{{PART - 1}}}", "***", text)
     if len(key) < 16 and not re.search("[0-9]", key):  # such as "not-needed"
         return text
     data = key.encode()

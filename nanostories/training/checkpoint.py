@@ -291,8 +291,11 @@ def resolve_checkpoint(out_dir, which="latest"):
         folder = Path(out_dir) / "checkpoints" / (step or which)
     if not folder.is_dir() and which == "latest" and (steps := steps_of(out_dir)):  # lost in a copy
         folder = Path(out_dir) / "checkpoints" / str(steps[-1])
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint '{which}' in '{out_dir}'; the run has not saved one yet")
+    # Another folder is not called a damaged checkpoint, since the advice is to remove it.
+    if not any((folder / name).is_file() for name in (*CHECKPOINT_FILES, "SHA256SUMS")):
+        names = ", ".join(f"checkpoints/{step}" for step in steps_of(out_dir))
+        saved = f"it has {names}" if names else "the run has not saved one yet"
+        raise UserError(f"no checkpoint '{which}' in '{out_dir}'; {saved}")
     return folder.resolve()
 
 

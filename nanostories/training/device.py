@@ -27,7 +27,7 @@ def pick_device(name):
     if name == "cuda" and world_size() > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # each process has a GPU of its own
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
     if name.startswith("cuda:"):

@@ -155,6 +155,13 @@ def test_what_cannot_be_read_is_not_called_damaged(finished, monkeypatch, number
         checkpoint.load_run(finished.out_dir)
 
 
+@pytest.mark.parametrize("which", ["", ".", "..", "/etc", "checkpoints", "checkpoints/7"])
+def test_another_folder_is_not_called_a_damaged_checkpoint(finished, which):
+    line = re.escape(f"no checkpoint '{which}' in '{finished.out_dir}'; it has checkpoints/2")
+    with pytest.raises(UserError, match=line):
+        checkpoint.load_run(finished.out_dir, which)
+
+
 @pytest.mark.parametrize("config", ["[]", "{}", '{"model": 5, "train": {}}', '{"train": []}', "3"])
 def test_a_config_of_another_kind_is_one_line(tmp_path, config):
     (tmp_path / "config.json").write_text(config)

@@ -99,6 +99,12 @@ def test_any_text_comes_back_as_it_was(tmp_path):
             assert judge.complete(user(text)) == first == text and judge.calls == 0
 
 
+def test_a_byte_order_mark_is_no_part_of_a_reply(tmp_path):
+    body = b"\xef\xbb\xbf" + json.dumps(completion("fine")).encode()
+    with ChatServer(lambda *_: (200, body, {})) as server, open_client(server, tmp_path) as judge:
+        assert judge.complete(user("hello")) == "fine"
+
+
 def test_null_content_is_an_empty_reply(tmp_path):
     with ChatServer(lambda body, n: completion(None, "content_filter")) as server:
         with open_client(server, tmp_path) as judge:

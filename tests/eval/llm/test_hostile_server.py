@@ -50,7 +50,8 @@ def quick(monkeypatch):
 
 escaped = "".join(f"\\u{ord(c):04x}" for c in KEY)
 ECHOES = {
-    "whole": KEY, "twice": KEY * 2, "cut": KEY[:26], "middle": KEY[9:17], "end": KEY[-8:],
+    "whole": KEY, "twice": KEY * 2, "lower case": KEY.lower(),
+    "cut": KEY[:26], "middle": KEY[9:17], "end": KEY[-8:],
     "in chunks": " ".join(KEY[i : i + 4] for i in range(0, 56, 4)), "in lines": "\n".join(KEY),
     "in a list": str([KEY[i : i + 5] for i in range(0, 56, 5)]), "between dots": ".".join(KEY),
     "between escape sequences": "\x1b[0m".join(KEY[i : i + 7] for i in range(0, 56, 7)),
@@ -72,9 +73,10 @@ ECHOES = {
 
 def holds_key(text):
     """Whether a part of the key is in a text: 8 characters in a row, plain or in some code."""
-    codes = [KEY, escaped, ECHOES["percent"], ECHOES["HTML"], KEY.encode().hex(), ECHOES["decimal"]]
+    codes = [KEY, KEY.lower(), escaped, ECHOES["percent"], ECHOES["HTML"], KEY.encode().hex(),
+             ECHOES["decimal"]]  # fmt: skip
     codes += [base64.b64encode(b"?" * n + KEY.encode()).decode()[n + 1 :] for n in range(3)]
-    sizes = [8, 48, 24, 48, 16, 40, 12, 12, 12]
+    sizes = [8, 8, 48, 24, 48, 16, 40, 12, 12, 12]
     text += "".join(c for c in text if c.isascii() and (c.isalnum() or c in "-_"))  # in chunks
     return any(
         code[i : i + size] in text
