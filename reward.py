@@ -370,8 +370,7 @@ def main():
         settings = complete(settings, origin)
         with only_writer(settings.out_dir), checkpoint.full_disk_explained(settings.out_dir):
             check(settings)
-            if rank() == 0:
-                show(settings, origin)
+            show(settings, origin, print0)
             train(settings)
 
 

@@ -400,8 +400,7 @@ def main():
         out = Path(settings.out_dir, "profile" if settings.profile else "")
         with run_config.only_writer(out), checkpoint.full_disk_explained(settings.out_dir):
             run_config.check(settings)
-            if rank() == 0:
-                show(settings, origin)
+            show(settings, origin, print0)
             train(settings)
 
 

@@ -242,11 +242,11 @@ def load(cls, argv=None, positional=None):
     return settings, origin
 
 
-def show(settings, origin):
+def show(settings, origin, print_line=print):
     """Print the settings, one a line, and where each value that is no default came from."""
     for name, value in dataclasses.asdict(settings).items():
         source = "" if origin[name] == "default" else f"  # {origin[name]}"
-        print(f"{name} = {value!r}{source}")
+        print_line(f"{name} = {value!r}{source}")
 
 
 def print_help(cls):

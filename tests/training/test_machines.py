@@ -268,6 +268,17 @@ configs.run(lambda: [print0("step", i) for i in range(9)])"""
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_run_starts_without_a_reader_of_its_settings(data, tmp_path):
+    """Python writes each line at once in many containers, so `| head -1` is gone by the second."""
+    run = [sys.executable, "train.py", f"--dataset={data}", f"--out_dir={tmp_path / 'run'}"]
+    shape = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--max_iters=1", "--device=cpu"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(run + shape, cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+                              env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.steps_of(tmp_path / "run") == [1]
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_kill_leaves_no_half_of_a_folder(tmp_path, name):
     text = f"""import configs, os, prepare, signal
