@@ -74,7 +74,9 @@ def atomic_folder(path, part=None):
     steps aside only when the new one is complete, and comes back if the rename fails. When the
     block raises, nothing of the new folder is left.
     """
-    path = Path(path).resolve()  # a link to another disk stays one
+    named, path = Path(path), Path(path).resolve()  # a link to another disk stays one
+    if path.exists() and not named.exists():  # "missing/..": nobody has looked what is in it
+        raise UserError(f"'{named}' would replace '{path}': name that, or another folder")
     temporary = f".{path.name}.{os.getpid()}"
     part, old = Path(part or path.with_name(f"{temporary}.new")), path.with_name(f"{temporary}.old")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -96,6 +96,7 @@ def test_the_same_source(two_sources, source, monkeypatch):
         lambda path: path.write_text(path.read_text() + "<|endoftext|>More."),
         lambda path: path.write_text(path.read_text().upper()),
         lambda path: Path("b/mine.txt").rename(path),  # of the same size, and older than the data
+        lambda path: (path.parent.rename("c"), Path("b").rename(path.parent)),
     ],
 )
 def test_a_source_that_has_changed(two_sources, change, monkeypatch):
@@ -352,6 +353,18 @@ def test_a_data_folder_with_its_index_is_replaced(tmp_path):
     StoryIndex(Dataset(out, "train"), 1)
     prepared("storybook", stories=50, out=str(out))
     assert not (out / "inverted_index").exists()
+
+
+@pytest.mark.parametrize("out", ["new/..", "new/../mine", "new/../mine/../../{}"])
+def test_a_folder_that_is_not_there_leads_to_no_other(out, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("important")
+    write(tmp_path / "a.txt", STORIES)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="name that, or another folder"):
+        prepared("a.txt", out=out.format(tmp_path.name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "mine"]
+    assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 
 def test_the_folder_behind_a_link_is_replaced(tmp_path):

@@ -88,7 +88,8 @@ def decode(data, path, start=0, strict=False):
     """The text of the bytes at `start` of a file, without the byte order marks of joined files. A
     byte that is not UTF-8 becomes a lone surrogate; if `strict`, it is a UserError."""
     if b"\0" in data:
-        raise UserError(f"'{path}' is a binary file, not text (it has NUL bytes)")
+        binary = "is a binary file, or UTF-16 without a byte order mark (it has NUL bytes)"
+        raise UserError(f"'{path}' {binary}: save it as UTF-8 text")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -178,7 +179,7 @@ def columns_read(names, path, wanted=""):
     if story is None:
         missing = f"'{path}' has no {' or '.join(map(repr, wanted))}, only {', '.join(names)}"
         raise UserError(
-            f"{' '.join(missing.split()):.300}; --text_column names the stories' column"
+            f"{' '.join(missing.split()):.300}; --text_column of prepare.py names the right one"
         )
     return [story, *(name for name in _FACTS if name in names)]
 
@@ -212,36 +213,42 @@ def read_parquet(file, path, column):
             columns = columns_read(table.schema_arrow.names, path, column)
             for batch in table.iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is not a readable parquet file ({error})") from None
 
 
 def read_tar(file, path, column):
-    """Yield the rows of every .json in an archive."""
+    """Yield the rows of every .json in an archive. macOS puts a hidden file beside each."""
+    has_json = False
     with tarfile.open(fileobj=file, mode="r|*") as archive:
-        for member in archive:
-            if member.isfile() and member.name.endswith(".json"):
+        for name, member in ((Path(member.name).name.lower(), member) for member in archive):
+            if member.isfile() and name.endswith(".json") and not name.startswith("."):
+                has_json = True
                 yield from read_json(archive.extractfile(member), path, column)
+    if not has_json:
+        raise UserError(f"'{path}' has no .json file, all that is read in archives: unpack it")
     while file.read(CHUNK):  # the checksum of a packed file comes last
         pass
 
 
 def read_json(file, path, column):
     """Yield each object of a JSON array, a part of which is held at a time."""
-    decoder, buffer = json.JSONDecoder(), ""
+    decoder, buffer, depth = json.JSONDecoder(), "", 0
     reader = codecs.getreader("utf-8")(file, errors="surrogateescape")
     while len(buffer) <= MAX_ROW and (more := reader.read(CHUNK)):
-        buffer += more
-        place = _BETWEEN_OBJECTS.match(buffer).end()
+        buffer, place = buffer + more, 0
         # An object that is not complete yet, or a number, waits for the next part.
         with contextlib.suppress(ValueError, RecursionError):
             while place < len(buffer):
-                row, stop = decoder.raw_decode(buffer, place)
-                yield row
-                place = _BETWEEN_OBJECTS.match(buffer, stop).end()
+                between = _BETWEEN_OBJECTS.match(buffer, place)
+                depth += between[0].count("[") - between[0].count("]")
+                if (place := between.end()) < len(buffer):
+                    row, place = decoder.raw_decode(buffer, place)
+                    yield row
         buffer = buffer[place:]
-    if buffer:
+    if buffer or depth:
         wrong = f"no object of at most {MAX_ROW >> 20} MiB at {buffer[:40]!r}"
+        wrong = wrong if buffer else "its end is missing, as after a broken download"
         raise UserError(f"'{path}' is not a whole JSON array: {wrong}")
 
 

@@ -37,8 +37,8 @@ class StoryReader:
 
     def __call__(self, i):
         path = self.paths[np.searchsorted(self.first, i, side="right") - 1]
-        spill = np.memmap(path, "<u2", mode="r")
-        return self.tokenizer.decode(spill[self.starts[i] : self.ends[i]])
+        start, stop = int(self.starts[i]), int(self.ends[i])
+        return self.tokenizer.decode(np.fromfile(path, "<u2", stop - start, offset=2 * start))
 
 
 def shingles(text):

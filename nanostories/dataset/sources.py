@@ -143,11 +143,7 @@ class Source:
         stored, before = manifest["source"], manifest.get("source_files")
         same_name = stored == self.name or stored.startswith(f"{self.name}@")  # its commit follows
         if before and self.base not in readers.NAMED:
-            with contextlib.suppress(UserError):
-                if same_name and self.total() == before["bytes"]:
-                    changed = max(map(os.path.getctime, self.files()))
-                    if changed < os.path.getmtime(f"{folder}/manifest.json"):
-                        return True  # the same for sure: nothing to hash
+            with contextlib.suppress(UserError):  # a second a gigabyte
                 return self.fingerprint() == before
         return same_name
 

@@ -154,7 +154,7 @@ class Tokenizer:
                 raise ValueError("ids are not 0..n-1 with <|endoftext|> last")
             if not all(bytes([byte]) in ranks for byte in range(256)):
                 raise ValueError("not every byte is a token")
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"'{path}' is not a byte-level BPE like GPT-2's ({error!r})") from error
         # The format has no place for the name.
         names = {256: "bytes", TOP_10K - 1: "gpt2-10k"}

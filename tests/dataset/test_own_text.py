@@ -2,21 +2,26 @@
 
 import csv
 import gzip
+import io
 import json
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow
+import pyarrow.parquet
 import pytest
 from test_prepare import EOT, prepared, stories_of, write
 
 from configs import UserError
 from nanostories.dataset import formats, readers, storybook, tokenizer
 from nanostories.dataset.cleaning import is_finished
-from nanostories.dataset.near_duplicates import jaccard, shingles
+from nanostories.dataset.near_duplicates import StoryReader, jaccard, shingles
+from nanostories.dataset.shards import STORY, Writer
 from nanostories.dataset.sources import Source, read, slug
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -190,6 +195,30 @@ def test_a_column_is_named(tmp_path):
         list(read(str(tmp_path / "a.csv"), text_column="plot"))
 
 
+def archive(*members):
+    """The bytes of a .tar of these names and contents, in turn."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, content in zip(members[::2], members[1::2], strict=True):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def table_of(story):
+    """The bytes of a .parquet with one story, of any bytes."""
+    file, column = io.BytesIO(), pyarrow.array([story], pyarrow.binary())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column.view(pyarrow.string())}), file)
+    return file.getvalue()
+
+
+def test_what_macos_adds_to_an_archive_is_left_out(tmp_path):
+    members = ("._a.json", b"\0\5\x16\7", "a.json", b'["One."]', "in/._b.json", b"\0", "in/b.JSON")
+    (tmp_path / "a.tar").write_bytes(archive(*members, b'[["Two."], []]'))
+    assert list(read(str(tmp_path / "a.tar"))) == ["One.", "Two."]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -202,6 +231,13 @@ def test_a_column_is_named(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"}\n{"text": }\n', "line 4 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "line 2 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n' + b"1" * 5000, "line 2 is not JSON"),
+        ("a.txt", "One.".encode("utf-16-le"), "UTF-16 without a byte order mark.*as UTF-8"),
+        ("a.json", b'[{"text": "One."}, {"text": "Two."}', "its end is missing"),
+        ("a.json", b'[{"text": "One."}, {"text": "Two."},\n', "its end is missing"),
+        ("a.tar", archive("a.json", b'["One.",'), "its end is missing"),
+        ("a.tar", archive("a.txt", b"One."), "has no .json file.*unpack it"),
+        ("a.parquet", b"PAR1", "not a readable parquet file"),
+        ("a.parquet", table_of(b"\xff"), "not a readable parquet file"),
         ("a.txt.gz", b"no gzip at all", "damaged archive"),
         ("a.txt.gz", gzip.compress(b"One. " * 9999)[:-9], "damaged archive"),
         ("a.txt.gz", gzip.compress(b"One. " * 9999)[:-8] + b"12345678", "damaged archive"),
@@ -490,3 +526,19 @@ def test_no_two_of_the_storybooks_dissimilar_stories_are_dropped(tmp_path):
     assert min(nearest) >= 0.6
     pairs = [jaccard(sets[a], sets[b]) for i, a in enumerate(left) for b in left[:i]]
     assert sum(similarity > 0.75 for similarity in pairs) == 0
+
+
+def test_many_stories_with_the_same_ends_are_read_again_quickly(tmp_path):
+    bytewise, writer = tokenizer.build("bytes"), Writer(tmp_path, "train")
+    texts = [f"Once upon a time there was a boy named {i}, and all was well." for i in range(2000)]
+    tokens, lengths = bytewise.encode_stories(texts)
+    index = np.zeros(len(texts), STORY)
+    index["tokens"], index["answer"] = lengths, 1
+    writer.add(tokens, index)
+    read_again, starts = StoryReader([writer], bytewise), np.cumsum([0, *lengths])
+    seconds = []
+    for read_one in (lambda i: bytewise.decode(tokens[starts[i] + 1 : starts[i + 1]]), read_again):
+        start = time.process_time()
+        assert [read_one(i) for i in range(len(texts))] == texts
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 8 * seconds[0]

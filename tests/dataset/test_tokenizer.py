@@ -198,7 +198,7 @@ def test_not_a_tokenizer(tmp_path, saved):
         Tokenizer.load(tmp_path / "none.json")
     with pytest.raises(UserError, match="no tokenizer 'bpee'"):
         build("bpee")
-    for text in ("", "{}", "[]", (saved / "bpe.json").read_text()[:5000]):
+    for text in ("", "{}", "[]", "[" * 100_000, (saved / "bpe.json").read_text()[:5000]):
         (tmp_path / "tokenizer.json").write_text(text)
         with pytest.raises(UserError, match="is not a byte-level BPE like GPT-2's"):
             Tokenizer.load(tmp_path)
