@@ -219,7 +219,9 @@ def test_token_ids_outside_the_vocabulary(copied):
 
 
 def test_another_manifest_is_no_data(copied):
-    for text in ("[]", "{}", '{"name": "my app", "version": 1}'):
+    names = ("format", "tokenizer", "vocab_size", "splits", "files")
+    with_lists = {name: ["a.txt"] for name in names}
+    for text in ("[]", "{}", '{"name": "my app", "version": 1}', json.dumps(with_lists)):
         (copied / "data" / "manifest.json").write_text(text)
         with pytest.raises(UserError, match="is no data folder"):
             Dataset(copied / "data", "train")

@@ -169,7 +169,8 @@ def read_manifest(folder):
     """manifest.json of a data folder; UserError where there is none that `write_manifest` wrote."""
     path = Path(folder) / "manifest.json"
     manifest = read_json(path, f"no data in '{folder}' (no manifest.json); make it with prepare.py")
-    if not isinstance(manifest, dict) or ENTRIES - manifest.keys():
+    ours = isinstance(manifest, dict) and not ENTRIES - manifest.keys()
+    if not ours or not all(isinstance(manifest[name], dict) for name in ("splits", "files")):
         raise UserError(f"'{folder}' is no data folder: {path} is not one of prepare.py's")
     return manifest
 
