@@ -57,7 +57,9 @@ def is_instruct(source):
 def cleaning_rules(source, keep_unfinished=None, min_length=0):
     """The Rules for a source. keep_unfinished: None keeps stories without an end, unless the source
     is TinyStories by its name or folder: there they were cut off when they were generated."""
-    tinystories = "tinystories" in "/".join(Path(source).parts[-2:]).lower()
+    *folders, name = Path(source).parts or [""]
+    folders = [folder for folder in folders if folder not in ("*", "**")]
+    tinystories = "tinystories" in "/".join([*folders[-1:], name]).lower()
     if keep_unfinished or (keep_unfinished is None and not tinystories):
         return Rules("", min_length)
     return Rules("tinystories" if tinystories else "any script", min_length)

@@ -66,6 +66,8 @@ def test_tinystories_are_judged_by_their_endings(tmp_path):
     (tmp_path / "tinystories").mkdir()
     folder = write(tmp_path / "tinystories" / "a.txt", ["One.", "Two.", "猫。", "Cut"])
     assert cleaning(prepared(tmp_path, folder))["truncated"] == 1  # translations, too
+    deep = str(tmp_path / "tinystories" / "**" / "*.txt")
+    assert cleaning(prepared(tmp_path, deep))["truncated"] == 1
     (tmp_path / "tinystories" / "mine").mkdir()
     other = write(tmp_path / "tinystories" / "mine" / "a.txt", ["One.", "Two.", "Cut", *POEMS])
     assert cleaning(prepared(tmp_path, other))["truncated"] == 0
