@@ -394,7 +394,7 @@ def test_weights_that_are_nan_are_never_saved(base, tmp_path, monkeypatch, step,
         return result
 
     monkeypatch.setattr(reward, "train_step", spoiled)
-    with pytest.raises(UserError, match=f"{line}; .* step 2 is saved"):
+    with pytest.raises(UserError, match=f"{line}.*; .* step 2 is saved"):
         train(reward_settings(base, tmp_path / "run"))
     assert checkpoint.steps_of(tmp_path / "run") == [2]
 

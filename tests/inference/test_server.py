@@ -28,7 +28,9 @@ from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.training.huggingface import LoadedModel
 
 EOT = 256
-LOADED = LoadedModel(None, build("bytes"), max_length=48, bos_ids=[EOT], out_dir="", provenance={})
+LOADED = LoadedModel(
+    torch.nn.Identity(), build("bytes"), max_length=48, bos_ids=[EOT], out_dir="", provenance={}
+)
 DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 500}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 REQUEST = {"prompt": "Once", "temperature": 1.5, "top_p": 0.95, "max_new_tokens": 40, "seed": 4}

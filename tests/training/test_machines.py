@@ -434,7 +434,7 @@ def with_a_broken_output(settings):
 def test_a_lost_output_costs_no_step(data, tmp_path):
     """As `train.py | tee log` has at Ctrl-C, or a terminal that was closed."""
     settings = settings_for(data, tmp_path / "run", max_iters=4)
-    assert tiny.call(with_a_broken_output, settings) == 128 + signal.SIGPIPE
+    assert tiny.call(with_a_broken_output, settings) == 0  # nothing is lost but lines
     assert checkpoint.steps_of(settings.out_dir) == [4]
 
 
