@@ -81,7 +81,7 @@ def read_rows(path, column):
             done = max(done, raw.tell())
 
 
-# ---- text ----
+# ---- text --------------------------------------------------------------------------------------
 
 
 def decode(data, path, start=0, strict=False):
@@ -108,11 +108,11 @@ def cut(data, start, stop, path, separator):
     place = max(data.rfind(b" ", start + 1, stop), data.rfind(b"\n", start + 1, stop))
     if separator == b"\n" or place < 0:
         raise UserError(f"'{path}' has {size} without a line end, too long for a row or a word")
-    _say_once(f"'{path}' has a story of over {size}: it is cut into parts")
+    _print_once(f"'{path}' has a story of over {size}: it is cut into parts")
     return place
 
 
-_say_once = functools.cache(print)
+_print_once = functools.cache(print)
 
 
 def _pieces(file, path, kind):
@@ -168,7 +168,7 @@ def read_text(file, path, column):
         yield from parse_text(data, path, start, last)
 
 
-# ---- rows with columns ----
+# ---- rows with columns -------------------------------------------------------------------------
 
 
 def columns_read(names, path, wanted=""):

@@ -51,16 +51,22 @@ def decoder():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def server(decoder, capsys):
+@contextlib.contextmanager
+def running(capsys, *args, **options):
     """A server in a thread that prints nothing, whatever its visitors do."""
-    with serve.Server(decoder, LOADED, f"ts {HOSTILE}", DEFAULTS, port=0) as server:
+    with serve.Server(*args, **options) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         yield server
         server.shutdown()
         thread.join()
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def server(decoder, capsys):
+    with running(capsys, decoder, LOADED, f"ts {HOSTILE}", DEFAULTS, port=0) as server:
+        yield server
 
 
 @pytest.fixture
@@ -261,13 +267,8 @@ def test_a_tunnel_from_another_port(server):
 def proxied(decoder, capsys):
     """A server that a proxy has as https://stories.example."""
     options = {"port": 0, "allow_host": ("Stories.example", "lab:8443"), "top_k": 1}
-    with serve.Server(decoder, LOADED, "ts", DEFAULTS, **options) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
+    with running(capsys, decoder, LOADED, "ts", DEFAULTS, **options) as server:
         yield server
-        server.shutdown()
-        thread.join()
-    assert capsys.readouterr() == ("", "")
 
 
 def test_behind_a_proxy(proxied):
