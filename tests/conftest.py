@@ -85,3 +85,16 @@ def browser(tmp_path):
             pytest.skip(f"needs a network, to fetch a browser: {error.msg}")
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def run_in_round_sizes(monkeypatch):
+    """A function: from its call on, what a GPU computes is, free slots and columns included."""
+    from nanostories.inference.kv_cache import BatchedKVCache
+
+    def step(cache, **sampling_kwargs):
+        n, S, _ = cache._advance()
+        cache.graphs.clear()  # else the second step of a size is captured
+        return cache._graph_step(n, S, sampling_kwargs)
+
+    return lambda: monkeypatch.setattr(BatchedKVCache, "step", step)

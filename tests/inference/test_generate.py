@@ -183,19 +183,14 @@ def test_batched_equals_one_by_one(layout, batch_size):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_round_sizes_generate_the_same(layout, monkeypatch):
+def test_round_sizes_generate_the_same(layout, run_in_round_sizes):
     """What a GPU computes, free slots and columns included, without its graphs."""
     decoder = Decoder(random_model(**LAYOUTS[layout]))
     prompts, seeds = mixed_prompts(20), request_seeds(7, 20)
     kwargs = {"temperature": 1.5, "batch_size": 6}
     expected = generate(decoder, prompts, 10, seeds, **kwargs)
 
-    def step(cache, **sampling_kwargs):
-        n, S, _ = cache._advance()
-        cache.graphs.clear()  # else the second step of a size is captured
-        return cache._graph_step(n, S, sampling_kwargs)
-
-    monkeypatch.setattr(BatchedKVCache, "step", step)
+    run_in_round_sizes()
     assert generate(decoder, prompts, 10, seeds, **kwargs) == expected
 
 

@@ -15,7 +15,6 @@ from transformers import (
 from nanostories.dataset.tokenizer import build
 from nanostories.inference.decoder import Decoder
 from nanostories.inference.generate import StopStrings, beam_search, generate, request_seeds
-from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.inference.sampling import penalize
 from nanostories.training.export import export
 from nanostories.training.huggingface import LoadedModel
@@ -141,17 +140,12 @@ def test_stories_do_not_depend_on_the_batch(pair):
         assert generate(decoder, prompts, EOT, seeds, temperature=1.5, penalties=off) == plain
 
 
-def test_round_sizes_generate_the_same(pair, monkeypatch):
+def test_round_sizes_generate_the_same(pair, run_in_round_sizes):
     """What a GPU computes, free slots and columns included, without its graphs."""
     decoder, prompts, seeds = Decoder(pair[0]), PROMPTS * 5, request_seeds(7, 20)
     penalties = {"repetition_penalty": 1.4, "no_repeat_ngram": 2}
     options = {"temperature": 1.5, "batch_size": 6, "penalties": penalties}
     expected = generate(decoder, prompts, 10, seeds, **options)
 
-    def step(cache, **sampling_kwargs):
-        n, S, _ = cache._advance()
-        cache.graphs.clear()  # else the second step of a size is captured
-        return cache._graph_step(n, S, sampling_kwargs)
-
-    monkeypatch.setattr(BatchedKVCache, "step", step)
+    run_in_round_sizes()
     assert generate(decoder, prompts, 10, seeds, **options) == expected
