@@ -108,12 +108,11 @@ def resample_models(answers, rng):
 
 
 def resample_seeds(groups, rng):
-    """Draws of the mean of each group of values, one for each seed; None if no group has two. The
-    t-distributed errors have a standard deviation pooled over all groups.
-    """
+    """Draws of the mean of each group of values, one for each seed; None if no group has two."""
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
         return None
+    # The standard deviation of the t-distributed errors is pooled over all groups.
     deviation = np.sqrt(sum(np.var(group) * len(group) for group in groups) / freedom)
     return [
         np.mean(group) + np.r_[0, deviation / np.sqrt(len(group)) * rng.standard_t(freedom, ROUNDS)]
@@ -122,11 +121,8 @@ def resample_seeds(groups, rng):
 
 
 def resample_mean(rows, rng):
-    """The mean of one resample of rows, (seeds, n) -> (n,).
-
-    Resampled means of few rows vary too little, by (seeds - 1) / seeds in variance: so they are
-    taken further from the mean.
-    """
+    """The mean of one resample of rows, (seeds, n) -> (n,)."""
+    # Means of few rows vary too little, by (seeds - 1) / seeds in variance: this makes up for it.
     n, mean = len(rows), rows.mean(0)
     return mean + (rows[rng.integers(n, size=n)].mean(0) - mean) * np.sqrt(n / max(1, n - 1))
 

@@ -123,17 +123,12 @@ def unseen_continuations(index, settings):
     return texts if len(texts) == settings.num_prompts else []
 
 
-def sampling_settings(settings, temperature):
-    """The harness.SamplingSettings at one of the temperatures."""
-    return SimpleNamespace(**vars(settings) | {"temperature": temperature, "beams": 0})
-
-
 def generate_all(models, prompts, settings, temperatures):
     """{(model's folder, temperature): completions of the prompts, a list of str}."""
     texts, generated = [one.prompt for one in prompts], {}
     for model, x in itertools.product(models, temperatures):
-        folder, sampling = Path(model.out_dir) / "eval", sampling_settings(settings, x)
-        rows = harness.completions(model, texts, sampling, 1, folder)
+        sampling = SimpleNamespace(**vars(settings) | {"temperature": x, "beams": 0})
+        rows = harness.completions(model, texts, sampling, 1, Path(model.out_dir) / "eval")
         generated[model.out_dir, x] = [text for (text,) in rows]
     return generated
 

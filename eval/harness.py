@@ -109,29 +109,25 @@ def beginnings(name):
     return texts
 
 
-def read_records(settings, loaded):
-    """([instruct.Record], the name of their source): of the setting `source`, else of the val split
-    of `dataset` or of the run's own data. Raises UserError where no record has an instruction.
+def read_instructions(settings, models, count):
+    """(`count` instruct.Records drawn by the seed, whose prompts fit every model; the name of their
+    source): the setting `source`, else the val split of `dataset` or of the first run's own data.
+    Raises UserError where there are fewer than two.
     """
     if source := settings.source:
         texts = sources.read(source, seed=settings.seed)
     else:
-        source = settings.dataset or checkpoint.data_folder(loaded, "source")
+        source = settings.dataset or checkpoint.data_folder(models[0], "source")
         texts = val_texts(source)
     records = [one for one in map(instruct.parse_record, texts) if one and one.fields]
     if not records:
         raise UserError(f"'{source}' has no Instruct record with an instruction")
-    return records, source
-
-
-def choose_records(records, models, count, seed):
-    """`count` of the records, drawn by the seed, whose prompts fit every model."""
-    order = np.random.default_rng(seed).permutation(len(records))
+    order = np.random.default_rng(settings.seed).permutation(len(records))
     fitting = (records[i] for i in order if fits(models, records[i].prompt()))
     chosen = list(itertools.islice(fitting, count))
     if len(chosen) < min(2, count):
         raise UserError("fewer than two of the instructions leave room for a story")
-    return chosen
+    return chosen, source
 
 
 def fits(models, prompt):

@@ -51,8 +51,7 @@ def main():
     if len(pair) < 2 or not set(pair) <= set(instruct.LABELS):
         raise UserError(f"pair takes two of {', '.join(instruct.LABELS)}, as in words+summary")
     models = harness.open_models(settings, origin)
-    records, source = harness.read_records(settings, models[0])
-    records = harness.choose_records(records, models, settings.prompts, settings.seed)
+    records, source = harness.read_instructions(settings, models, settings.prompts)
     prompts = [record.prompt() for record in records]
     print(f"{len(records)} instructions of {source}, {settings.num_samples} story(s) for each")
     measured, checks, lines = [], [], []
@@ -88,9 +87,6 @@ def lines_of(records, stories):
          "checks": check_story(record, text)}
         for record, some in zip(records, stories, strict=True) for text, ended in some
     ]  # fmt: skip
-
-
-# ---- measures ----------------------------------------------------------------------------------
 
 
 def measure(records, stories, settings):

@@ -134,11 +134,10 @@ def parse_neurons(settings, config):
 
 
 def measure_heads(model, stories, others, decode, seed):
-    """A dict for each head: its layer, its number and what `classify` returns, with tokens as text.
-    Over `others`, stories, each token's residual stream is averaged.
-    """
+    """A dict for each head: what `classify` returns of it on `stories`, with tokens as text."""
     results, device = [], model.wte.weight.device
     ids = [torch.tensor(one.ids, device=device) for one in stories]
+    # Each token's residual stream is averaged over the others: stories that are not classified.
     known = itertools.chain(*(one.ids for one in stories))
     row_of, residuals = hooks.mean_residuals(model, hooks.make_batches(others, device), known)
     for layer in tqdm(range(model.config.n_layer), "heads", disable=None):
@@ -213,9 +212,7 @@ def random_weights(model, seed):
 
 
 def target_kinds(stories):
-    """(["all", and each part of speech if known], a bool array (kinds, tokens) of each TaggedStory:
-    which of its targets are of each kind).
-    """
+    """("all" and the known parts of speech, which of a story's targets they are: bool arrays)."""
     kinds, masks = ["all", *(POS if stories[0].pos else [])], []
     for one in stories:
         targets = np.array([*one.pos[1:], one.next_pos] if one.pos else [""] * len(one.ids))

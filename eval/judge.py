@@ -132,8 +132,7 @@ def make_items(models, settings, folder):
     """([JudgeItem], number of prompts); of mode pairs each pair of completions in both orders."""
     mode, samples, count = settings.mode, settings.num_samples, settings.num_prompts
     if mode == "instruct":
-        records, _ = harness.read_records(settings, models[0])
-        records = harness.choose_records(records, models, count, settings.seed)
+        records, _ = harness.read_instructions(settings, models, count)
         prompts, shown = [r.prompt() for r in records], [requirements(r) for r in records]
     else:
         prompts = shown = harness.beginnings(settings.prompts)[: count or None]

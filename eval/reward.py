@@ -103,9 +103,7 @@ def generate_stories(loaded, prompts, settings):
 
 
 def reference_nlls(loaded, prompts, stories, batch_size):
-    """`completion_nlls` of the stories under the reference, with <|endoftext|> where they ended.
-    What exceeds the reference's block_size is left out.
-    """
+    """`completion_nlls` of the stories under the reference, as far as its block_size goes."""
     ids, completions = [loaded.encode_prompt(prompt) for prompt in prompts], []
     for prompt, (text, ended) in zip(ids, stories, strict=True):
         room = loaded.model.config.block_size - len(prompt)
@@ -133,9 +131,7 @@ def measure_stories(model, prompts, stories, reference, settings):
 
 
 def thresholds(lines):
-    """(highest repetition, highest negative log-likelihood per token, fewest words) that PERCENTILE
-    of 100 of the reference's stories keep to.
-    """
+    """(highest repetition, highest nll per token, fewest words) of PERCENTILE % of the lines."""
     repetition = [line["repeated_trigrams"] / max(1, line["trigrams"]) for line in lines]
     nll = [line["nll"] / max(1, line["tokens"]) for line in lines]
     highest = [float(np.percentile(values, PERCENTILE)) for values in (repetition, nll)]
@@ -156,9 +152,7 @@ def verdict(line, limits):
 
 
 def judge_stories(lines, settings):
-    """Add the judge's verdict to each line, None where a reply cannot be read; False for a dry run,
-    which only prints what it would cost.
-    """
+    """Add the judge's verdict to each line, None where it is unreadable; False of a dry run."""
     shuffled, topic = list(lines), f"the word '{settings.word}'"
     random.Random(settings.seed).shuffle(shuffled)
     items = [JudgeItem(line["text"], line["start"], topic, (place, 0))

@@ -60,9 +60,7 @@ def optimum(rewards, beta):
 
 
 def mean_over_prompts(point_of, rewards, prompts, *args):
-    """The mean point over the prompts, which the rewards' stories take in turn; None where one has
-    none.
-    """
+    """The mean point over the prompts, whose rewards take turns; None where one has no point."""
     points = [point_of(rewards[i::prompts], *args) for i in range(prompts)]
     return None if None in points else tuple(np.mean(points, 0))
 

@@ -73,11 +73,8 @@ def frequent_words(counts):
 
 
 def synonym_entropy(texts, seed):
-    """The interval of the entropy of words given their senses, in bits per word; None without
-    words.
-
-    texts: `word_senses` of each text. A sample shows fewer words than there are, so its entropy is
-    too low; the basic bootstrap corrects for that.
+    """The interval of the entropy of words given their senses, in bits per word; None without any.
+    texts: `word_senses` of each.
     """
     pairs = sorted(set(itertools.chain(*texts)))
     if not pairs:
@@ -93,6 +90,7 @@ def synonym_entropy(texts, seed):
         words = sums.sum(1)
         return np.divide(-(sums * logs).sum(1), words, where=words > 0, out=words * np.nan) + 0.0
 
+    # A sample shows fewer words than there are: so the basic bootstrap, which corrects for that.
     resamples = bootstrap.resample_counts(len(texts), np.random.default_rng(seed))
     draws = [entropy(counts.sum(0, keepdims=True))]
     draws += [entropy(some @ counts) for some in np.array_split(resamples, 20)]  # saves memory

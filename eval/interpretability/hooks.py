@@ -76,7 +76,6 @@ def run_with_hooks(model, tokens, modules, hook):
         model.hidden(tokens)
 
 
-@torch.no_grad()
 def attention_patterns(model, tokens, layer):
     """The attention weights of a layer's heads: (B, H, T, T), query before key; each row sums to 1.
 
@@ -98,7 +97,6 @@ def neuron_activations(model, tokens, callback):
     run_with_hooks(model, tokens, modules, lambda layer, x, y: callback(layer, x))
 
 
-@torch.no_grad()
 def mean_residuals(model, batches, ids):
     """The mean residual stream of each token id at the input of each layer, whatever its context.
 
@@ -126,16 +124,13 @@ def mean_residuals(model, batches, ids):
 
 @torch.no_grad()
 def content_scores(model, layer, residuals):
-    """The attention scores (H, T, T) of a layer's heads for T tokens without their context, rows
-    (T, C) of `mean_residuals`.
-    """
+    """A layer's attention scores (H, T, T) of tokens without context: (T, C), `mean_residuals`."""
     block = model.h[layer]
     qkv = block.attn.c_attn(block.ln_1(residuals[None]))
     qkv = qkv.view(1, len(residuals), 3, block.attn.n_head, -1).float()
     return attention_scores(qkv, block.attn.scale)[0]
 
 
-@torch.no_grad()
 def mean_activations(model, batches):
     """{(kind, layer): mean input of its `output_projection` over all tokens, (C,) or (4 C,)}."""
     places = list(itertools.product(("head", "neuron"), range(len(model.h))))

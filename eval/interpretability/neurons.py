@@ -108,9 +108,7 @@ def coherence(top, stories, seed=0):
 
 
 def _random_places(starts, stories, seed):
-    """RANDOM_SETS rows of as many places as a row of stories has, in different ones if there are so
-    many. starts: where each story begins.
-    """
+    """RANDOM_SETS rows of as many places as a row of stories has, in different ones if possible."""
     rng, n, stories, sets = np.random.default_rng(seed), stories.shape[1], np.unique(stories), []
     for _ in range(RANDOM_SETS):
         chosen = rng.choice(stories, n, replace=len(stories) < n)

@@ -43,9 +43,6 @@ class _PassingError(Exception):
     """Worth another try. args: the reason, seconds to wait or None, whether it may be charged."""
 
 
-# ---- the client --------------------------------------------------------------------------------
-
-
 class Client:
     """path: the file of replies. version: of the prompts; a new one gets new replies. With the
     setting dry_run nothing is called or written."""
@@ -109,7 +106,9 @@ class Client:
 
     def _call(self, messages, number):
         """Send a request, `tries` times if need be, and cache the reply; returns its line."""
-        worst = judge_settings.worst_cost(self.settings, messages)
+        bytes_to_read = 4 * judge_settings.count_tokens(messages)  # a token has at least one
+        longest = judge_settings.reply_limit(self.settings) or 0
+        worst = judge_settings.cost(self.settings, bytes_to_read, longest)
         line = {"key": self._hash(messages, number), "version": self.version, "url": self.url,
                 "request": self.request, "number": number, "messages": messages}  # fmt: skip
         for attempt in range(self.settings.tries):

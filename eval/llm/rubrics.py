@@ -68,11 +68,8 @@ class Rubric:
         )  # fmt: skip
 
     def parse(self, reply, item):
-        """The verdict of a reply: {name in lower case: float grade or str choice}, or None.
-
-        The last one right after a nonce counts, whole or not at all: what it lacks is looked for
-        nowhere else.
-        """
+        """The verdict of a reply: {name in lower case: float grade or str choice}, or None."""
+        # The last one right after a nonce counts, whole or not at all, and no other text does.
         after_nonces = reply.split(item.verdict_nonce)[1:]
         return self._verdict(next(filter(self._field().match, reversed(after_nonces)), ""))
 
@@ -120,11 +117,8 @@ def _value(choices, text, scale):
     return float(text)
 
 
-# ---- the rubrics of rubrics.toml ---------------------------------------------------------------
-
-
 def _rubric(turns, grades=(), choices=None, **others):
-    """The Rubric of a table of the file, each turn with its {parts} in place."""
+    """The Rubric of a table of rubrics.toml, each turn with its {parts} in place."""
     for name, part in _PARTS.items():  # a part may hold those after it
         turns = [turn.replace(f"{{{name}}}", part) for turn in turns]
     return Rubric(turns=turns, fields=dict.fromkeys(grades) | (choices or {}), **others)

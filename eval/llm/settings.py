@@ -43,9 +43,6 @@ class JudgeSettings:
     dry_run: bool = False  # print one full prompt, the calls, tokens and cost; call nothing
 
 
-# ---- requests, and what they cost --------------------------------------------------------------
-
-
 def request_fields(settings):
     """A request without its messages: model, temperature, max_tokens, and `extra`; or UserError."""
     fields = {"model": settings.judge, "temperature": settings.judge_temperature,
@@ -86,14 +83,6 @@ def count_tokens(messages):
 def cost(settings, prompt_tokens, completion_tokens):
     """The price of tokens read and written, in the currency of price_in and price_out."""
     return (prompt_tokens * settings.price_in + completion_tokens * settings.price_out) / 1e6
-
-
-def worst_cost(settings, messages):
-    """The most that a request may cost: in every language, a token has at least one byte."""
-    return cost(settings, count_tokens(messages) * 4, reply_limit(settings) or 0)
-
-
-# ---- checks ------------------------------------------------------------------------------------
 
 
 def check_judge(settings):

@@ -56,9 +56,7 @@ class CopyReport:
 
 
 def find_copies(index, texts):
-    """(CopyReport of each text, {n: n-grams of the training stories}). Without WordNet, a line says
-    that templates are left out.
-    """
+    """(CopyReport of each text, {n: n-grams of the training stories})."""
     words = [words_and_marks(text) for text in texts]
     nearest = [index.nearest(one) for one in tqdm(words, "nearest stories", disable=None)]
     plain, tokens = _count_words(index, words, str), _count_tokens(index, texts)

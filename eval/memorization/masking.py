@@ -22,15 +22,13 @@ MASK = "<noun>"  # no word: words_and_marks would cut it up
 
 
 def is_masked(word, counts=None):
-    """Whether a word is masked.
-
-    counts: its occurrences inside a sentence of the training stories, and those capitalized; None
-    of a word that they do not have: if it is in no dictionary either, it is taken for a name.
+    """Whether a word is masked. counts: its occurrences inside a sentence of the training stories,
+    and those capitalized; None of a word that they do not have.
     """
     base = word.removesuffix("'s")
     if base in _NEVER or not base[:1].isalpha():
         return False
-    if counts is None and not dictionary_lemmas(base):
+    if counts is None and not dictionary_lemmas(base):  # taken for a name
         return True
     mid_sentence, capitalized = counts or (0, 0)
     return 2 * capitalized > mid_sentence or wordnet.most_frequent_pos(base) == "n"
