@@ -1,6 +1,6 @@
 """This folder as model.gguf, by llama.cpp's own converter.
 
-    python to_gguf.py ../llama.cpp [--outtype=f16]         # a checkout of llama.cpp
+    python to_gguf.py llama.cpp [--outtype=f16]            # a clone of llama.cpp
 
 The converter recognizes pre-tokenizers by a list of known tokenizers. One trained on stories is not
 in that list, so this script names its pre-tokenizer. The converter does the rest.

@@ -9,24 +9,30 @@ thread slows the training. Then the size and times of a save of configs/ts_33m.p
 
 import dataclasses
 import statistics
-import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import train
 from benchmarks.training import training_step
-from configs import load
+from configs import UserError, load, run
 from model import GPT, GPTConfig
 from nanostories.dataset.packing import make_loaders, open_data
 from nanostories.training import checkpoint
 from nanostories.training.device import pick_device
 from nanostories.training.optim import make_optimizers
-from train import Settings, build_model
+from train import build_model
 
 PAIRS, STEPS = 60, 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    dataset: str = ""  # a data folder of prepare.py
 
 
 def timed(function):
@@ -37,7 +43,7 @@ def timed(function):
 
 def small(dataset, out):
     """Compare turns of training ts_cpu without a save and with one."""
-    settings, _ = load(Settings, ["configs/ts_cpu.py"])
+    settings, _ = load(train.Settings, ["configs/ts_cpu.py"])
     settings = dataclasses.replace(settings, dataset=dataset, row_tokens=1024)
     device = pick_device("cpu")
     train_data, val_data, tokenizer = open_data(settings)
@@ -77,7 +83,7 @@ def large(out):
     """Time a save of the 33M model with the state of AdamW."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = GPT(GPTConfig(50257, 512, 4, 16, 768)).to(device)
-    [optimizer] = make_optimizers(model, Settings())
+    [optimizer] = make_optimizers(model, train.Settings())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -91,10 +97,13 @@ def large(out):
 
 
 def main():
+    settings, _ = load(Settings, positional="dataset")
+    if not settings.dataset:
+        raise UserError("name a data folder: python -m benchmarks.checkpoint_save data/<name>")
     with tempfile.TemporaryDirectory() as folder:
-        small(sys.argv[1], f"{folder}/small")
+        small(settings.dataset, f"{folder}/small")
         large(f"{folder}/large")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,7 @@
 """Generation throughput, compared with transformers, nanoGPT and llama2.c.
 
     python -m benchmarks.generation                      # compared with transformers
-    python -m benchmarks.generation --nanogpt=../nanoGPT --llama2c=../llama2.c --out=cpu.json
+    python -m benchmarks.generation --nanogpt=nanoGPT --llama2c=llama2.c --out=cpu.json
     python -m benchmarks.generation --loss=out/ts_33m    # how much int8 and bfloat16 raise the loss
     python -m benchmarks.generation --device=cuda        # on a GPU, with a batch of 1,024
 

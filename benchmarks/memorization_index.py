@@ -1,7 +1,6 @@
 """How fast the nearest training story is found, among 30 thousand stories and among millions.
 
-    python -m benchmarks.memorization_index "../shared/data/tinystories/train_v[12]_*[adl].txt" \\
-        --val_source=../shared/data/tinystories/valid_v2.txt --sizes=0,300000,2700000
+    python -m benchmarks.memorization_index "stories/*.txt" --val_source=unseen.txt
 
 Size 0 is the stories as they are. Larger sizes recombine their paragraphs: a new story has as many
 as one of the real ones, its first paragraph from among the first, its second from among the second,
@@ -12,7 +11,6 @@ million stories, with reading every story. rouge_score is timed on pairs of the 
 results/bench/diversity_cpu.json and assets/diversity_speed.png.
 """
 
-import argparse
 import json
 import os
 import random
@@ -21,23 +19,36 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
-ROOT = Path(__file__).resolve().parent.parent
+from configs import ROOT, UserError, load, run
+from eval.diversity import split_story
+from eval.memorization import nearest_story
+from eval.memorization.inverted_index import index_folder, story_text
+from eval.memorization.nearest_story import StoryIndex
+from nanostories.dataset import sources
+from nanostories.dataset.shards import Dataset
+from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.plotting import plot_to
+from nanostories.text.words import ngrams, words_and_marks
+from nanostories.training import device
 
-from eval.diversity import split_story  # noqa: E402
-from eval.memorization import nearest_story  # noqa: E402
-from eval.memorization.inverted_index import index_folder, story_text  # noqa: E402
-from eval.memorization.nearest_story import StoryIndex  # noqa: E402
-from nanostories.dataset import sources  # noqa: E402
-from nanostories.dataset.shards import Dataset  # noqa: E402
-from nanostories.dataset.tokenizer import Tokenizer  # noqa: E402
-from nanostories.plotting import plot_to  # noqa: E402
-from nanostories.text.words import ngrams, words_and_marks  # noqa: E402
-from nanostories.training import device  # noqa: E402
+
+@dataclass(frozen=True)
+class Settings:
+    source: str = ""  # training stories, any source of prepare.py
+    val_source: str = ""  # held-out stories, whose ends are the queries
+    sizes: str = "0,300000,2700000"  # stories, comma-separated; 0: as they are
+    storybook: int = 0  # also among so many stories of storybook.py; 0: not
+    texts: int = 100  # queries
+    folder: str = ""  # keep the data here, made once; default: a temporary one
+
+    storybook_range, texts_range = (0, 10**9), (1, 10**6)
+
 
 ROUNDS = 3
 BUILD = f"""
@@ -194,24 +205,19 @@ def plot(rows, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source")
-    parser.add_argument("--val_source", required=True)
-    parser.add_argument("--sizes", default="0,300000,2700000")
-    parser.add_argument("--storybook", type=int, default=0)
-    parser.add_argument("--texts", type=int, default=100)
-    parser.add_argument("--folder", help="keep the data here: made once")
-    args = parser.parse_args()
-    held = [split_story(text, 0.4)[1] for text in sources.read(args.val_source)]
-    texts = [text for text in held if text][: args.texts]
+    settings, _ = load(Settings, positional="source")
+    if not (settings.source and settings.val_source):
+        raise UserError("name the stories, and held-out ones with --val_source; see --help")
+    held = [split_story(text, 0.4)[1] for text in sources.read(settings.val_source)]
+    texts = [text for text in held if text][: settings.texts]
     cores, rows = len(os.sched_getaffinity(0)), []
     with tempfile.TemporaryDirectory() as temporary:
-        top = Path(args.folder or temporary)
+        top = Path(settings.folder or temporary)
         code = Path(temporary) / "build.py"
         code.write_text(BUILD)
-        stories = list(sources.read(args.source))
-        for size in map(int, args.sizes.split(",")):
-            folder, source = top / f"data-{size}", args.source
+        stories = list(sources.read(settings.source))
+        for size in map(int, settings.sizes.split(",")):
+            folder, source = top / f"data-{size}", settings.source
             if not (folder / "manifest.json").exists():
                 if size:
                     source = top / f"{size}.txt"
@@ -222,14 +228,14 @@ def main():
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             rows.append(measure(folder, texts, code, cores))
         result = {"environment": device.environment("cpu"), "cores": cores, "rows": rows}
-        if args.storybook:
+        if settings.storybook:
             folder = top / "storybook"
             command = [sys.executable, ROOT / "prepare.py", "--source=storybook", f"--out={folder}"]
-            command += [f"--stories={args.storybook}", "--tokenizer=bpe", "--vocab_size=1024"]
+            command += [f"--stories={settings.storybook}", "--tokenizer=bpe", "--vocab_size=1024"]
             if not folder.exists():
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             held = Dataset(folder, "val")
-            texts = [story_text(held, Tokenizer.load(folder), i) for i in range(args.texts)]
+            texts = [story_text(held, Tokenizer.load(folder), i) for i in range(settings.texts)]
             texts = [split_story(text, 0.4)[1] for text in texts]
             result["storybook"] = measure(folder, texts, code, cores)
     path = ROOT / "results" / "bench" / "diversity_cpu.json"
@@ -238,4 +244,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

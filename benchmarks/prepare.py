@@ -7,22 +7,31 @@ as a duplicate. prepare.py runs as a command, from start-up to the last hash; ti
 in memory already. Both use the same cores and take turns.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tiktoken
 
+from configs import ROOT, UserError, load, run
 from nanostories.dataset import sources
 from nanostories.dataset.cleaning import ENDINGS
 from nanostories.dataset.tokenizer import Tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
+
+@dataclass(frozen=True)
+class Settings:
+    source: str = ""  # stories, any source of prepare.py
+    mb: float = 160  # megabytes of text
+    rounds: int = 3  # measurements of each tokenizer
+    tokenizers: str = "gpt2,bpe"  # of prepare.py, comma-separated
+
+    mb_range = (0.001, 10**6)
 
 
 def write_text(source, path, size):
@@ -43,19 +52,16 @@ def seconds():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source")
-    parser.add_argument("--mb", type=float, default=160)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokenizers", default="gpt2,bpe")
-    args = parser.parse_args()
+    settings, _ = load(Settings, positional="source")
+    if not settings.source:
+        raise UserError('name a source of stories: python -m benchmarks.prepare "stories/*.txt"')
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        texts = write_text(args.source, folder / "text.txt", args.mb * 1e6)
+        texts = write_text(settings.source, folder / "text.txt", settings.mb * 1e6)
         print(f"{(folder / 'text.txt').stat().st_size / 1e6:.1f} MB, {len(texts):,} stories")
-        for name in args.tokenizers.split(","):
-            for _ in range(args.rounds):
+        for name in settings.tokenizers.split(","):
+            for _ in range(settings.rounds):
                 command = [sys.executable, ROOT / "prepare.py", f"--source={folder / 'text.txt'}"]
                 command += [f"--tokenizer={name}", f"--out={folder / name}"]
                 start = seconds()
@@ -76,4 +82,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

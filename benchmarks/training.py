@@ -1,7 +1,7 @@
 """Training throughput, hardware utilization and peak memory, compared with nanoGPT's.
 
     python -m benchmarks.training                          # sizes that suit this computer
-    python -m benchmarks.training --nanogpt=../nanoGPT     # and the same models in a checkout of it
+    python -m benchmarks.training --nanogpt=nanoGPT       # and the same models in a clone of it
     python -m benchmarks.training --sizes=64-8,768-12 --vocabs=4096 --dtypes=bfloat16 --out=a.json
 
 A size is n_embd-n_layer, with 16 heads and block_size 512. Each project trains in a process of its

@@ -3,7 +3,7 @@
     python -m nanostories.training.export out/ts_cpu --out=ts_cpu
 
     AutoModelForCausalLM.from_pretrained("ts_cpu"), AutoTokenizer.from_pretrained("ts_cpu")
-    python ts_cpu/to_gguf.py ../llama.cpp                  # llama.cpp's own converter -> model.gguf
+    python ts_cpu/to_gguf.py llama.cpp                     # llama.cpp's own converter -> model.gguf
 
 The folder holds the weights in GPT-2's layout (a fine-tuned GPT-Neo keeps its own), the tokenizer,
 which puts <|endoftext|> before every text, the settings of generation, and a model card made from
