@@ -1,9 +1,7 @@
 """The knowledge tables, prompts x models: greedy completions, scored and, with a judge, rated.
 
 The score needs no judge. Each prompt has pairs of continuations (prompts/knowledge_prompts.py), and
-a model answers a pair correctly where it gives the right one the higher probability:
-
-    margin = log p(right | prompt) - log p(wrong | prompt), in nats
+a model answers a pair correctly where its log p(right | prompt) - log p(wrong | prompt) is above 0.
 """
 
 import re

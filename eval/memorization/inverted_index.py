@@ -90,37 +90,31 @@ def token_blocks(data, first, last, tokens=BLOCK):
         first = stop
 
 
-class ChunkNumbering:
-    """Numbers the chunks of stories, the text between blanks, straight from their tokens: each is
-    cut into words only once. texts: the chunks by number; 0 is <|endoftext|>, "".
+def number_chunks(blocks, tokenizer):
+    """(the numbers of the chunks of stories in order, an int32 array for each block; the texts of
+    the chunks by number; 0 is <|endoftext|>, ""). blocks: arrays of the stories' tokens, uint16.
+
+    Chunks are the text between blanks, found in the tokens: so each is cut into words only once. A
+    chunk may hold blanks, even inside: only what stands between two blanks must not be cut.
     """
+    import pyarrow  # half a second to import
 
-    def __init__(self, tokenizer):
-        self.tokenizer, self.texts = tokenizer, [""]
-        blank = np.zeros((2, tokenizer.vocab_size), bool)  # whether a token begins, ends with one
-        blank[:, tokenizer.eot] = True
-        for token, i in tokenizer.ranks.items():
-            blank[:, i] = token[:1].isspace(), token[-1:].isspace()
-        self.begins, self.ends = blank
-        self.known = {tokenizer.eot.to_bytes(2, "little"): 0}  # numbers by the bytes of the tokens
-
-    def numbers(self, ids):
-        """The numbers of the chunks of stories, int64, in order. ids: uint16, their tokens. A chunk
-        may hold blanks, even inside: only what stands between two blanks must not be cut.
-        """
-        import pyarrow  # half a second to import
-
-        starts = np.flatnonzero(self.begins[ids] | np.append(True, self.ends[ids[:-1]]))
+    begins, ends = np.zeros((2, tokenizer.vocab_size), bool)  # whether a token does so with a blank
+    begins[tokenizer.eot] = ends[tokenizer.eot] = True
+    for token, i in tokenizer.ranks.items():
+        begins[i], ends[i] = token[:1].isspace(), token[-1:].isspace()
+    known = {tokenizer.eot.to_bytes(2, "little"): 0}  # numbers by the bytes of the tokens
+    numbers = []
+    for ids in blocks:
+        starts = np.flatnonzero(begins[ids] | np.append(True, ends[ids[:-1]]))
         ids, offsets = ids.astype("<u2"), 2 * np.append(starts, len(ids)).astype(np.int32)
         buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(ids)]
         chunks = pyarrow.Array.from_buffers(pyarrow.binary(), len(starts), buffers)
         encoded = chunks.dictionary_encode()  # hashes each chunk's bytes
-        keys = encoded.dictionary.to_pylist()
-        for key in keys:
-            if key not in self.known:
-                self.known[key] = len(self.texts)
-                self.texts.append(self.tokenizer.decode(np.frombuffer(key, "<u2").tolist()))
-        return np.array([self.known[key] for key in keys], np.int64)[encoded.indices.to_numpy()]
+        block = [known.setdefault(key, len(known)) for key in encoded.dictionary.to_pylist()]
+        numbers.append(np.array(block, np.int32)[encoded.indices.to_numpy()])
+    texts = [tokenizer.decode(np.frombuffer(key, "<u2").tolist()) for key in list(known)[1:]]
+    return numbers, ["", *texts]
 
 
 def word_stream(numbers, texts):
@@ -177,10 +171,8 @@ def build(data_folder, split, block):
     """Make a segment, whole or not at all. block: (first story, last story, segment folder)."""
     first, last, folder = block
     data = Dataset(data_folder, split)
-    chunks = ChunkNumbering(Tokenizer.load(data.folder))
-    numbers = [chunks.numbers(ids).astype(np.int32) for ids in token_blocks(data, first, last)]
-    stream, counts, words = word_stream(numbers, chunks.texts)
-    del numbers
+    blocks = token_blocks(data, first, last)
+    stream, counts, words = word_stream(*number_chunks(blocks, Tokenizer.load(data.folder)))
     arrays = (stream, counts, *invert(stream, len(counts)))
     try:
         with storage.atomic_folder(folder) as part:

@@ -81,12 +81,12 @@ TOKENIZERS = [tokenizer.build("bytes"), tokenizer.build("bpe", 300, SOME * 3)]
 def test_words_from_tokens_are_those_of_the_text(stories):
     """However a tokenizer cuts it: blanks before, after and between tokens, and half letters."""
     for one in TOKENIZERS:
-        chunks = inverted_index.ChunkNumbering(one)
-        for _ in range(2):  # the second time, all chunks are known
-            ids, lengths = one.encode_stories(stories)
-            stream, _, words = inverted_index.word_stream([chunks.numbers(ids)], chunks.texts)
-            words_read = [["", *words][i] for i in stream]
-            assert words_read == [word for text in stories for word in ["", *words_and_marks(text)]]
+        ids, lengths = one.encode_stories(stories)
+        numbers, texts = inverted_index.number_chunks([ids, ids], one)
+        stream, _, words = inverted_index.word_stream(numbers, texts)
+        words_read = [["", *words][i] for i in stream]
+        expected = [word for text in stories for word in ["", *words_and_marks(text)]]
+        assert words_read == expected * 2  # in the second block, all chunks are known
         assert len(lengths) == len(stories)
 
 
