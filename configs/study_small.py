@@ -5,7 +5,7 @@
 Width 32 to 256 and 1 to 4 layers, so that each claim has models that differ in one thing: depth at
 widths 64 and 128, width at two layers. A vocabulary of 2,048 halves the output layer of such small
 models, at 8 % more tokens per story. Their training is short; where it cannot decide a claim, the
-report says "cannot tell".
+report says "not decided".
 """
 
 source = "tinystories"
@@ -16,7 +16,9 @@ models = "32-2-2, 64-1-4, 64-2-4, 64-4-4, 128-1-4, 128-2-4, 128-4-4, 256-2-4"
 seeds = 3
 heads = "64-1-2, 64-1-8, 64-2-2, 64-2-8"
 syn = "64-2-4, 128-2-4"
-instruct = "128-1-4, 128-2-4"
+instruct = "64-1-4, 64-2-4, 128-1-4, 128-2-4"
+ood = "128-2-4"
+table1 = "64-2-4"
 reward = "128-2-4"
 diversity = "64-2-4, 256-2-4"
 interpret = "64-4-4"

@@ -56,7 +56,7 @@ MAX_SYNONYMS = 8  # of each, that the judge is shown
 class Settings(JudgeSettings, harness.SamplingSettings):
     beside: str = ""  # other runs or models, with commas: for pairs (one) and prompts
     mode: str = "paper"  # paper, report, instruct, synonyms, prompts or pairs
-    prompts: str = ""  # beginnings: ours, paper (from the hub) or a file; of prompts: storybook too
+    prompts: str = ""  # ours, paper (the hub's) or a file; mode prompts: paper, slides, storybook
     num_prompts: int = 0  # how many of them; 0: the mode's own number
     num_samples: int = 0  # completions of each; 0: the mode's own number
     dataset: str = ""  # for instruct: a data folder with instructions in val; default: the run's

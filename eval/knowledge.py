@@ -22,7 +22,9 @@ MAX_TABLE = 40  # prompts whose completions are printed
 
 
 def evaluate(models, settings, folder, facts):
-    """Mode prompts of judge.py: complete, score, rate, print and write eval/judge-prompts.json."""
+    """Mode prompts of judge.py: complete, score, rate, print and write eval/judge-prompts.json, or
+    judge-slides.json.
+    """
     tables, replies = make_tables(models, settings, folder), folder / "judge_replies.jsonl"
     if settings.judge and not rate(tables, settings, replies, facts["judge"]):
         return  # a dry run
@@ -38,16 +40,18 @@ def evaluate(models, settings, folder, facts):
         interval = bootstrap.format_interval(gap["accuracy"])
         print(f"accuracy, {models[0].out_dir} less {name}: {interval}")
     results = facts | {"models": tables, "difference": gaps}
-    harness.write_result(models[0].out_dir, "judge-prompts", results)
+    name = "judge-slides" if settings.prompts == "slides" else "judge-prompts"
+    harness.write_result(models[0].out_dir, name, results)
 
 
 def read_prompts(settings):
     """The knowledge_prompts.Prompts that the settings name, a list."""
     if settings.prompts == "storybook":
         return knowledge_prompts.made(settings.num_prompts or 200, settings.seed)
-    if settings.prompts not in ("", "paper"):
-        raise UserError("in mode prompts, prompts is paper or storybook")
-    return knowledge_prompts.paper()[: settings.num_prompts or None]
+    if settings.prompts not in ("", "paper", "slides"):
+        raise UserError("in mode prompts, prompts is paper, slides or storybook")
+    name = "slides" if settings.prompts == "slides" else "knowledge"
+    return knowledge_prompts.paper(name)[: settings.num_prompts or None]
 
 
 def make_tables(models, settings, folder):

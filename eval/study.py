@@ -53,6 +53,8 @@ class Settings:
     # models of the grid that
     syn: str = ""  # are also trained on stories with synonyms
     instruct: str = ""  # are also trained on Instruct records
+    ood: str = ""  # and on records without some combinations of instructions
+    table1: str = ""  # are also trained by the student report's table 1
     reward: str = ""  # are also fine-tuned with reinforcement learning
     diversity: str = ""  # are searched for copies of training stories
     interpret: str = ""  # have their heads and neurons interpreted
@@ -195,7 +197,7 @@ def check(settings):
     grid = sizes(settings.models, "models")
     if not grid:
         raise UserError("name the models of the grid: --models=64-2-4,128-2-4")
-    for name in ("syn", "instruct", "reward", "diversity", "interpret"):
+    for name in ("syn", "instruct", "ood", "table1", "reward", "diversity", "interpret"):
         for size in sizes(getattr(settings, name), name):
             if size not in grid:
                 raise UserError(f"{name}: {size} is not one of the models")

@@ -1,14 +1,15 @@
 """Prompts that test what a model knows, with right and wrong continuations of them.
 
     paper()                  the paper's 24: context tracking, reasoning, facts
+    paper("slides")          the two that the talk about the paper opens with
     made(200, seed=1)        for models of storybook.py: facts of its own stories
 
 The right and the wrong continuation of a pair differ as little as possible: "... She reached into
 the bag again and took": " the carrot", " the apple".
 
 The prompts in knowledge.txt are those of the paper's tables of completions (Eldan & Li 2023,
-figures 9 to 11; the student report has 18 of them), cited as data; the continuations below each,
-right|wrong, are ours.
+figures 9 to 11; the student report has 18 of them), those in slides.txt are of slides of a talk
+about it, cited as data; the continuations below each, right|wrong, are ours.
 """
 
 import random
@@ -34,10 +35,10 @@ class Prompt:
     pairs: tuple
 
 
-def paper():
-    """The paper's prompts: 6 of context, 9 of reasoning, 9 of facts."""
+def paper(name="knowledge"):
+    """The paper's prompts: 6 of context, 9 of reasoning, 9 of facts; or those of "slides"."""
     prompts = []
-    for block in Path(__file__).with_name("knowledge.txt").read_text("utf-8").split("\n\n"):
+    for block in Path(__file__).with_name(f"{name}.txt").read_text("utf-8").split("\n\n"):
         first, *lines = block.splitlines()
         kind, _, text = first.partition(": ")
         pairs = (line.removeprefix(">").split("|") for line in lines)

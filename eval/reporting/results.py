@@ -22,6 +22,9 @@ from model import GPT, GPTConfig
 from nanostories import storage
 from nanostories.training import checkpoint, huggingface
 
+# {evaluation: name of the lines of its .jsonl file among the results of a Run}
+LINES = {"judge-paper": "grades", "reward": "reward_stories", "diversity": "copies"}
+
 
 @dataclass
 class Run:
@@ -29,7 +32,7 @@ class Run:
 
     name: str  # "64-2-4"
     out_dir: str
-    kind: str = ""  # "" for plain stories, syn, instruct, reward or baseline
+    kind: str = ""  # as study_jobs.py names them, "" for plain stories; or baseline
     size: Size | None = None
     seed: int = 1
     parameters: int = 0  # with embeddings
@@ -41,7 +44,7 @@ class Run:
     steps: list = field(default_factory=list)  # lines of metrics.jsonl, of reward.py
     env: dict = field(default_factory=dict)  # the machine and its versions
     recipe: dict = field(default_factory=dict)  # the settings of train.py
-    # {evaluation: what its JSON file holds, or None}; "grades": the lines of judge-paper.jsonl
+    # {evaluation: what its JSON file holds, or None}; and what LINES name
     results: dict = field(default_factory=dict)
 
     @property
@@ -95,11 +98,13 @@ def read_study(out_dir):
     runs += [Run(name, huggingface.results_folder(name), "baseline") for name in baselines]
     for run in runs:
         for name in RESULTS.values():
-            output = f"{run.out_dir}/eval/{name}.json"
+            beside = run.kind == "ood" and name == "instruct"
+            ending = f"-beside-instruct-{run.size}-s{run.seed}" if beside else ""
+            output = f"{run.out_dir}/eval/{name}{ending}.json"
             run.results[name] = _read_json(output) if done.get(output) == digest(output) else None
-        grades = Path(run.out_dir) / "eval" / "judge-paper.jsonl"
-        if run.results["judge-paper"] and grades.exists():
-            run.results["grades"] = storage.read_json(grades, lines=True)
+            lines = Path(f"{run.out_dir}/eval/{name}.jsonl")
+            if run.results[name] and name in LINES and lines.exists():
+                run.results[LINES[name]] = storage.read_json(lines, lines=True)
     runs = [run for run in runs if run.kind != "baseline" or any(run.results.values())]
     manifests = [Path(job["output"]) for job in jobs if job["output"].endswith("/manifest.json")]
     made = [path for path in manifests if done.get(str(path)) == digest(path)]
@@ -129,7 +134,7 @@ def read_run(folder):
         str(size), folder, kind, size, int(seed[1:]),
         parameters=model.num_params(), block_parameters=model.num_params(embeddings=False),
         matmul_parameters=model.num_params() - model.wpe.weight.numel(), tokens=state["tokens"],
-        curve=curve, train_curve=train_curve, steps=lines if kind == "reward" else [],
+        curve=curve, train_curve=train_curve, steps=lines if kind in ("reward", "naive") else [],
         env=_read_json(f"{folder}/env.json") or {}, recipe=config["train"],
     )  # fmt: skip
 

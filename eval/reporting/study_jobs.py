@@ -3,8 +3,11 @@
     plan_jobs(settings, {"batch_size": 32, ...})     # eval.study's settings, and train.py's recipe
 
 A size is written width-layers-heads, "64-2-4". Its runs are out/<study>/64-2-4-s1, -s2, ..., one
-per seed; syn-64-2-4-s1 is trained on stories with synonyms, instruct-64-2-4-s1 on instructions.
-eval.skills scores every run; evaluations that cost more take the first seed of each size.
+per seed; syn-64-2-4-s1 is trained on stories with synonyms, instruct-64-2-4-s1 on instructions,
+ood-64-2-4-s1 on instructions that never have words and a summary together, and table1-64-2-4-s1 by
+the student report's table 1. reward-64-2-4-s1 is fine-tuned with a reward, naive-64-2-4-s1 with the
+report's first method. eval.skills scores every run; evaluations that cost more take the first seed
+of each size.
 """
 
 import re
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from configs import UserError
+from eval import published
 from nanostories.training import huggingface
 
 # A training step takes as long as one of a model with this many more parameters and no overhead.
@@ -21,6 +25,7 @@ OVERHEAD = 300_000
 # fraction of training a small model).
 EVALUATIONS = {
     "eval.judge prompts": ("models", "", 0.1),  # without a judge, by probabilities
+    "eval.judge slides": ("models", "", 0.1),
     "eval.side_by_side": ("models", "", 0.1),
     "eval.judge paper": ("models", "", 1),
     "eval.judge report": ("models", "", 1),
@@ -34,6 +39,10 @@ FURTHER = ("eval.skills", "eval.judge synonyms", "eval.vocabulary", "eval.reward
 RESULTS = {script: script.removeprefix("eval.").replace(" ", "-")
            for script in (*EVALUATIONS, *FURTHER)}  # fmt: skip
 SCRIPTS = ("prepare.py", "synonyms.py", "reward.py", *RESULTS)  # that take options
+# The report's first method: a reward for the mean of all sentences, without a KL penalty or guards.
+NAIVE = ("--method=naive", "--kl_factor=0", "--top_sentences=0", "--max_similarity=1",
+         "--repetition_penalty=0", "--min_words=0")  # fmt: skip
+HELD_OUT = "words+summary"  # instructions that are never together in the data of kind ood
 # Settings of train.py that the study sets itself, whatever the recipe says.
 SET_BY_STUDY = ("source", "tokenizer", "dataset", "n_embd", "n_layer", "n_head", "seed", "out_dir",
                 "save_steps", "resume", "init_from")  # fmt: skip
@@ -112,7 +121,7 @@ class Plan:
     def __init__(self, settings, recipe):
         self.settings, self.jobs = settings, {}
         self.options = parse_options(settings.options)
-        self.recipe = [f"--{k}={v}" for k, v in recipe.items() if k not in SET_BY_STUDY]
+        self.recipe = {k: v for k, v in recipe.items() if k not in SET_BY_STUDY}
         judge = (f"--judge={settings.judge}", f"--base_url={settings.base_url}")
         self.judge = judge if settings.judge else ()
 
@@ -122,10 +131,10 @@ class Plan:
         return self.jobs.setdefault(name, job).name
 
     def prepare(self, kind=""):
-        """Make the data of a kind, "", syn or instruct; returns (name of its job, its folder)."""
+        """Make the data of a kind, "", syn, instruct or ood; returns (name of its job, folder)."""
         settings, plain = self.settings, self.settings.dataset
         source, val_source = settings.source, settings.val_source
-        if kind == "instruct":
+        if kind in ("instruct", "ood"):
             source = settings.instruct_source or f"instruct:{source}"
             val_source = settings.instruct_val_source or (val_source and f"instruct:{val_source}")
         script, out = "synonyms.py" if kind == "syn" else "prepare.py", f"{plain}-{kind}".strip("-")
@@ -134,36 +143,47 @@ class Plan:
         # Every kind of data shares the tokenizer of the plain stories.
         command += [f"--tokenizer={plain if kind else settings.tokenizer}", f"--out={out}"]
         command += [] if kind else [f"--vocab_size={settings.vocab_size}"]
+        command += [f"--hold_out={HELD_OUT}"] if kind == "ood" else []
+        out += f"-without-{HELD_OUT}" if kind == "ood" else ""
         needs = [self.prepare()[0]] if kind else []
         name, output = f"data {kind}".strip(), f"{out}/manifest.json"
         return self.add(name, command, output, needs, OVERHEAD), out
 
     def train(self, size, seed=1, kind=""):
-        """Train a Model of a size on a kind of data; of kind "reward", fine-tune the plain one."""
+        """Train a Model of a size and kind; of kinds reward and naive, fine-tune the plain one."""
         label = f"{kind}-{size}-s{seed}".strip("-")
         out = f"{self.settings.out_dir}/{label}"
-        if kind == "reward":
-            base, name, weight = self.train(size, seed), f"reward {size}", 2 * OVERHEAD
+        if kind in ("reward", "naive"):
+            base, name, weight = self.train(size, seed), f"{kind} {size}", 2 * OVERHEAD
             needs, options = base.needs, self.options.get("reward.py", [])
+            options = [*options, *NAIVE] if kind == "naive" else options
             command = ["reward.py", *options, f"--init_from={base.folder}", f"--out_dir={out}"]
         else:
-            data, folder = self.prepare(kind)
+            data, folder = self.prepare("" if kind == "table1" else kind)
+            recipe = self.recipe | (published.TABLE_1 if kind == "table1" else {})
             needs, name, weight = [data], f"train {label}", OVERHEAD + size.parameters
-            command = ["train.py", *self.recipe, f"--dataset={folder}", f"--n_embd={size.width}"]
+            command = ["train.py", *(f"--{k}={v}" for k, v in recipe.items())]
+            command += [f"--dataset={folder}", f"--n_embd={size.width}"]
             command += [f"--n_layer={size.layers}", f"--n_head={size.heads}", f"--seed={seed}"]
             command += [f"--out_dir={out}", *["--save_steps=log"] * (seed == 1 and not kind)]
         job = self.add(name, command, f"{out}/latest", needs, weight, out)
         return Model(label, out, (out,), (job,))
 
-    def evaluate(self, script, model, *words, needs=(), cost=0.1):
+    def evaluate(self, script, model, *words, needs=(), cost=0.1, beside=None):
         """Evaluate a Model; returns [the name of the job], or [] for one that only a judge can do.
 
-        script: of RESULTS. cost: as in EVALUATIONS. needs: further jobs that come first.
+        script: of RESULTS. cost: as in EVALUATIONS. needs: further jobs that come first. beside:
+        another Model, evaluated with it.
         """
         module, _, mode = script.partition(" ")
+        if mode == "slides":  # the knowledge tables, of other prompts
+            mode, words = "prompts", (*words, "--prompts=slides")
         if module == "eval.judge" and mode != "prompts" and not self.judge:
             return []
         output = f"{model.folder}/eval/{RESULTS[script]}.json"
+        if beside:
+            words, needs = (*words, f"--beside={beside.folder}"), (*needs, *beside.needs)
+            output = output.replace(".json", f"-beside-{beside.label}.json")
         command = ["-m", module, *self.options.get(script, []), *model.words, *words]
         command += self.judge if module in ("eval.judge", "eval.reward") else ()
         command += [f"--mode={mode}"] if mode else []
@@ -173,8 +193,9 @@ class Plan:
 
 def plan_jobs(settings, recipe):
     """The jobs of a study, {name: Job}, each after those that it needs; UserError as `sizes`."""
-    plan, names = Plan(settings, recipe), ("models", "heads", "syn", "instruct", "reward")
-    models, heads, syn, instruct, reward = (sizes(getattr(settings, x), x) for x in names)
+    names = ("models", "heads", "syn", "instruct", "ood", "reward", "table1")
+    plan, chosen = Plan(settings, recipe), (sizes(getattr(settings, x), x) for x in names)
+    models, heads, syn, instruct, ood, reward, table1 = chosen
     for size in [*models, *heads]:
         large = 1 + size.parameters / OVERHEAD
         for seed in range(1, settings.seeds + 1):
@@ -196,6 +217,12 @@ def plan_jobs(settings, recipe):
             other = plan.train(size, kind="instruct")
             words, needs = [f"--instruct={other.folder}"], other.needs
         plan.evaluate("eval.reward", model, *words, needs=needs, cost=0.5)
+        plan.evaluate("eval.reward", plan.train(size, kind="naive"), cost=0.5)
+    for size in ood:
+        control = plan.train(size, kind="instruct")
+        plan.evaluate("eval.instruct", plan.train(size, kind="ood"), beside=control)
+    for size in table1:
+        plan.evaluate("eval.skills", plan.train(size, kind="table1"))
     plan_baselines(plan)
     return plan.jobs
 

@@ -36,6 +36,12 @@ def test_the_papers_prompts():
     assert prompts[3].pairs[0] == (" the carrot", " the apple")
 
 
+def test_the_prompts_of_the_slides():
+    hungry, pets = knowledge_prompts.paper("slides")
+    assert hungry.text == "Jack was hungry, so he went looking for" and hungry.kind == "facts"
+    assert pets.kind == "reasoning" and pets.pairs[0] == (" got a cat", " got a dog")
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bpe"])
 def test_a_continuation_has_the_tokens_it_would_have_in_the_text(name):
     texts = [p.text + c for p in knowledge_prompts.paper() for pair in p.pairs for c in pair]

@@ -76,7 +76,8 @@ def test_the_plan(settings):
     runs = sorted(Path(job.run).name for job in jobs.values() if job.run)
     assert runs == sorted([
         "64-2-4-s1", "64-2-4-s2", "128-2-4-s1", "128-2-4-s2", "64-2-8-s1", "64-2-8-s2",
-        "syn-64-2-4-s1", "instruct-128-2-4-s1", "reward-128-2-4-s1"])  # fmt: skip
+        "syn-64-2-4-s1", "instruct-128-2-4-s1", "reward-128-2-4-s1",
+        "naive-128-2-4-s1"])  # fmt: skip
     assert len({job.output for job in jobs.values()}) == len(jobs)
     seen = []
     for name, job in jobs.items():  # each after what it needs
@@ -92,6 +93,37 @@ def test_the_plan(settings):
     for script in ("vocabulary", "instruct", "diversity", "interpret", "reward", "side_by_side"):
         assert any(name.startswith(f"eval.{script}") for name in jobs), script
     assert not any("paper" in name for name in jobs)
+
+
+def test_what_the_seeds_have_beside_the_grid(settings):
+    """The report's first method, its table 1, the slides' prompts, instructions held out."""
+    jobs = plan_jobs(replace(settings, ood="128-2-4", table1="64-2-4"), {"learning_rate": 0.01})
+    naive = jobs["naive 128-2-4"].command
+    assert {"--method=naive", "--kl_factor=0", "--repetition_penalty=0"} <= set(naive)
+    assert jobs["eval.reward naive-128-2-4-s1"].output.endswith("naive-128-2-4-s1/eval/reward.json")
+    held_out = jobs["data ood"]
+    assert "--hold_out=words+summary" in held_out.command and held_out.needs == ("data",)
+    assert held_out.output == f"{settings.dataset}-ood-without-words+summary/manifest.json"
+    folder = f"--dataset={settings.dataset}-ood-without-words+summary"
+    assert folder in jobs["train ood-128-2-4-s1"].command
+    both = jobs["eval.instruct ood-128-2-4-s1"]
+    assert both.needs == ("train ood-128-2-4-s1", "train instruct-128-2-4-s1")
+    assert both.output.endswith("eval/instruct-beside-instruct-128-2-4-s1.json")
+    words = jobs["train table1-64-2-4-s1"].command
+    assert "--learning_rate=0.0001" in words and "--learning_rate=0.01" not in words
+    assert f"--dataset={settings.dataset}" in words and "--warmup_iters=1000" in words
+    slides = jobs["eval.judge slides 64-2-4-s1"]
+    assert slides.command[-2:] == ("--prompts=slides", "--mode=prompts")
+    assert slides.output.endswith("eval/judge-slides.json")
+
+
+def test_new_jobs_leave_the_commands_of_the_others_as_they_were(settings):
+    """A result is kept by its command's words and those of what it needs: a study goes on."""
+    keys = hash_commands(plan_jobs(settings, {"batch_size": 2}))
+    more = hash_commands(
+        plan_jobs(replace(settings, ood="128-2-4", table1="64-2-4"), {"batch_size": 2})
+    )
+    assert keys.items() < more.items()
 
 
 def test_a_judge_and_baselines(settings):
