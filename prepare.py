@@ -45,7 +45,7 @@ class Settings:
 def prepare(settings):
     """Make the data folder that the settings describe; returns its path."""
     # 1. settings
-    configs.check_ranges(settings, {"near_duplicates": ("keep", "drop")})
+    configs.check_ranges(settings)
     held_out = settings.hold_out.split("+") if settings.hold_out else []
     if held_out and not sources.is_instruct(settings.source):
         none = f"hold_out is for Instruct records, which '{settings.source}' has none of"

@@ -21,7 +21,6 @@ nothing had happened.
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ from nanostories.dataset.packing import pad_batch
 from nanostories.rl import monitor, policy_gradient
 from nanostories.rl.reference import Reference, read_settings
 from nanostories.text.words import split_words
-from nanostories.training import checkpoint
+from nanostories.training import checkpoint, schedule
 from nanostories.training.device import environment, pick_device, select_attention
 from nanostories.training.distributed import (
     StopSignal,
@@ -48,13 +47,6 @@ from nanostories.training.distributed import (
 from nanostories.training.logger import RunLogger
 from nanostories.training.optim import make_optimizers
 from nanostories.training.run_config import check_free, only_writer, resumed
-from nanostories.training.schedule import (
-    SCHEDULES,
-    get_lr,
-    run_progress,
-    schedule_progress,
-    time_left,
-)
 
 
 @dataclass(frozen=True)
@@ -104,15 +96,10 @@ class Settings:
 
     # Colder sampling is greedy: all completions of a prompt are the same, and teach nothing.
     temperature_range = 1e-5, 100
+    method_choices = policy_gradient.METHODS
 
 
 # ---- settings ----------------------------------------------------------------------------------
-
-CHOICES = {
-    "method": policy_gradient.METHODS,
-    "optimizer": ("adamw", "muon"),
-    "schedule": SCHEDULES,
-}
 
 
 def complete(settings, origin):
@@ -144,7 +131,7 @@ def complete(settings, origin):
 
 def check(settings):
     """Raise UserError for settings that cannot work, before anything is loaded or written."""
-    check_ranges(settings, CHOICES)
+    check_ranges(settings)
     if not split_words(settings.word):
         raise UserError("name the word that the stories are to be about: --word=cat")
     if not settings.embedder:
@@ -275,11 +262,12 @@ def train(settings):
     # ---- 4. the loop
     stop, alarms = False, []
     started_at = time.perf_counter() - state["seconds"]  # the clock stands still in plots and saves
-    progress = run_progress(state["step"], state["seconds"], *limits)
+    progress = schedule.run_progress(state["step"], state["seconds"], *limits)
     with StopSignal() as signal, saver:
         while progress < 1 and not stop:
             step = state["step"]
-            lr = get_lr(settings, step, schedule_progress(settings, step, state["seconds"]))
+            decayed = schedule.decay_progress(settings, step, state["seconds"])
+            lr = schedule.get_lr(settings, step, decayed)
             texts, metrics = train_step(policy, reference, optimizers, settings, step, lr)
             if not math.isfinite(metrics["grad_norm"]):
                 if step:  # keep what was learned before
@@ -293,7 +281,7 @@ def train(settings):
             # all ranks go by the slowest one's clock, and stop after the same step
             clock = signal.awake(time.perf_counter()) - started_at  # without pauses
             state["seconds"], stop, alarmed = all_reduce_max(clock, signal.received, bool(alarms))
-            progress = run_progress(state["step"], state["seconds"], *limits)
+            progress = schedule.run_progress(state["step"], state["seconds"], *limits)
             done = progress >= 1 or (alarmed and settings.stop_on_alarm)
             stop = stop or done
             interval_ends = done or state["step"] % settings.eval_interval == 0
@@ -342,12 +330,11 @@ def start_or_resume(settings, reference):
 
 def report(logger, state, word, metrics, alarms, progress):
     """Print a progress line and log it."""
-    seconds_left = max(0, round(time_left(state["seconds"], progress)))
     print0(
         f"step {state['step']:>5} | reward {metrics['reward']:+.3f} | kl {metrics['kl']:6.2f} | "
         f"about {word} {metrics['about']:4.0%} | perplexity {metrics['perplexity']:6.2f} | "
         f"repetition {metrics['repetition']:5.1%} | words {metrics['words']:4.0f} | "
-        f"eta {timedelta(seconds=seconds_left)}"
+        f"eta {schedule.time_left(state['seconds'], progress)}"
         + (f" | ALARM: {', '.join(alarms)}" if alarms else "")
     )
     raised = {f"alarm_{name}": 1 for name in alarms}

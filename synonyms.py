@@ -59,11 +59,12 @@ class Settings:
     vocab_size: int = 4096  # of bpe, <|endoftext|> included
     seed: int = 0  # of the choice of stories, words and synonyms
     workers: int = 0  # processes; 0: one a core
+    mode_choices = "wordnet", "context"
 
 
 def check(settings, out):
     """Raise UserError for wrong settings, before anything is read or made."""
-    check_ranges(settings, {"mode": ("wordnet", "context")})
+    check_ranges(settings)
     if settings.model and settings.mode != "context":
         raise UserError("a model is for --mode=context: wordnet takes any synonym")
     if any(map(is_instruct, (settings.source, settings.val_source))):

@@ -31,7 +31,7 @@ from model import GPT, GPTConfig
 from nanostories.dataset.packing import make_loaders, open_data, split_rows_across_ranks
 from nanostories.inference.decoder import Decoder
 from nanostories.inference.generate import generate
-from nanostories.training import checkpoint, run_config
+from nanostories.training import checkpoint, run_config, schedule
 from nanostories.training.device import (
     autocast_for,
     compile_model,
@@ -53,15 +53,6 @@ from nanostories.training.distributed import (
 from nanostories.training.logger import RunLogger
 from nanostories.training.optim import NonFiniteGuard, make_optimizers
 from nanostories.training.profiler import profile
-from nanostories.training.schedule import (
-    evaluation_is_due,
-    get_lr,
-    is_kept,
-    run_progress,
-    save_is_due,
-    schedule_progress,
-    time_left,
-)
 from nanostories.training.validation import validate
 
 
@@ -323,7 +314,7 @@ def train(settings):
         """Start a checkpoint: copy the state for a thread to write. Returns the time."""
         state["skipped"] += guard.skipped()  # raises where a step had a nan or inf
         state["scaler"] = scaler.state_dict()
-        if is_kept(state["step"], settings) and state["step"] not in state["kept_steps"]:
+        if schedule.is_kept(state["step"], settings) and state["step"] not in state["kept_steps"]:
             state["kept_steps"] = [*state["kept_steps"], state["step"]]
         saver.save(model, optimizers, state)
         return time.perf_counter()
@@ -331,11 +322,11 @@ def train(settings):
     # ---- 7. the loop
     stop, saved_at = False, time.perf_counter()
     started_at = saved_at - state["seconds"]  # now - started_at: the time without evaluations
-    progress = run_progress(state["step"], state["seconds"], *limits)
+    progress = schedule.run_progress(state["step"], state["seconds"], *limits)
     with StopSignal() as signal, saver:
         while True:
             # evaluate when due; a resumed run first does the evaluation that it missed
-            if evaluation_is_due(state, settings, progress):
+            if schedule.evaluation_is_due(state, settings, progress):
                 if progress >= 1:  # a kill in the last evaluation costs nothing
                     save()
                     saver.wait()
@@ -363,7 +354,8 @@ def train(settings):
 
             # one step at this step's learning rate
             step = state["step"]
-            lr = get_lr(settings, step, schedule_progress(settings, step, state["seconds"]))
+            decayed = schedule.decay_progress(settings, step, state["seconds"])
+            lr = schedule.get_lr(settings, step, decayed)
             tokens, micro_batches = next(batches)
             loss, norm = train_step(ddp_model, optimizers, scaler, guard, micro_batches, step, lr,
                                     settings, autocast, cuda_graphs)  # fmt: skip
@@ -373,19 +365,19 @@ def train(settings):
             # all ranks go by the slowest one's clocks, and stop after the same step
             clocks = signal.awake(time.perf_counter()) - started_at, time.perf_counter() - saved_at
             state["seconds"], unsaved, stop = all_reduce_max(*clocks, signal.received)
-            progress = run_progress(state["step"], state["seconds"], *limits)
+            progress = schedule.run_progress(state["step"], state["seconds"], *limits)
 
             # log when due: else the host waits for the device only to evaluate and save
             if state["step"] % settings.log_interval == 0 or progress >= 1:
                 state["skipped"] += guard.skipped()
                 loss, norm = loss.item(), norm.item()
                 if is_main:
-                    seconds_left = time_left(state["seconds"], progress)
-                    logger.progress(state, lr, loss, norm, seconds_left, peak_tokens_per_second)
+                    time_left = schedule.time_left(state["seconds"], progress)
+                    logger.progress(state, lr, loss, norm, time_left, peak_tokens_per_second)
 
             # save when due; an evaluation saves by itself
-            if not evaluation_is_due(state, settings, progress) and (
-                stop or save_is_due(state["step"], settings, unsaved)
+            if not schedule.evaluation_is_due(state, settings, progress) and (
+                stop or schedule.save_is_due(state["step"], settings, unsaved)
             ):
                 saved_at = save()
     end = "done with" if progress >= 1 else "stopped after"

@@ -291,12 +291,23 @@ _RANGES = {
 }
 RANGES = {name: key for key, names in _RANGES.items() for name in names.split()}
 
+# {setting: the texts that it may be}, likewise.
+CHOICES = {
+    "optimizer": ("adamw", "muon"),
+    "schedule": ("cosine", "linear", "constant"),
+    "loss_on": ("all", "story"),
+    "save_steps": ("log", ""),
+    "weights": ("auto", "float32", "bfloat16", "int8"),
+    "near_duplicates": ("keep", "drop"),
+}
 
-def check_ranges(settings, choices=None):
-    """Raise UserError for the first number outside its range, as nan and infinity always are.
+
+def check_ranges(settings):
+    """Raise UserError for the first number outside its range, as nan and infinity always are, or
+    text that is none of its choices.
 
     settings: a dataclass. A default may lie outside: 0 for "all", say. Where `x` has another range
-    than in other scripts, the class has an attribute `x_range`. choices: {name: allowed values}.
+    than in other scripts, or other choices, the class has an attribute `x_range` or `x_choices`.
     """
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -307,10 +318,11 @@ def check_ranges(settings, choices=None):
             if value != field.default and not low <= value <= high:
                 wrong = f"{range_text(value, low, high)}, not {shorten(value)}"
                 raise UserError(f"{name} must be {wrong}")
-    for name, allowed in (choices or {}).items():
-        if (value := getattr(settings, name)) not in allowed:
-            *rest, last = [choice or "nothing" for choice in allowed]
-            raise UserError(f"{name} must be {', '.join(rest)} or {last}, not '{value}'")
+        elif value != field.default:
+            allowed = getattr(settings, f"{name}_choices", CHOICES.get(name))
+            if allowed and value not in allowed:
+                *rest, last = [choice or "nothing" for choice in allowed]
+                raise UserError(f"{name} must be {', '.join(rest)} or {last}, not '{value}'")
 
 
 def range_text(value, low, high):

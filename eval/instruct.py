@@ -24,7 +24,6 @@ from eval import bootstrap, harness
 from eval.instruct_checks import CHECKS, UNREQUESTED, check_story, find_unrequested, passes_all
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.shards import read_manifest
-from nanostories.inference.generate import check_sampling_settings
 from nanostories.training import checkpoint
 
 COLUMNS = {"model": "model", "true": "true story", "shuffled": "shuffled stories"}
@@ -44,7 +43,6 @@ class Settings(harness.SamplingSettings):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check_sampling_settings(settings)
     if len(harness.beside_names(settings)) > 1:
         raise UserError("beside takes one run or model")
     pair = settings.pair.split("+")

@@ -31,13 +31,12 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import UserError, check_ranges, load, run
+from configs import UserError, load, run
 from eval import bootstrap, harness, knowledge, published
 from eval.llm import grading, rubrics
 from eval.llm.rubrics import AGES, JudgeItem
 from eval.llm.settings import JudgeSettings, check_judge, request_fields
 from nanostories.dataset.instruct import split_story
-from nanostories.inference.generate import check_sampling_settings
 from nanostories.text import wordnet
 
 MODES = {  # the rubric, prompts (0: all) and completions of each
@@ -61,6 +60,7 @@ class Settings(JudgeSettings, harness.SamplingSettings):
     num_samples: int = 0  # completions of each; 0: the mode's own number
     dataset: str = ""  # for instruct: a data folder with instructions in val; default: the run's
     source: str = ""  # for instruct: instead, any source of Instruct records
+    mode_choices = tuple(MODES)
 
 
 def main():
@@ -80,14 +80,12 @@ def main():
 
 def resolve(settings):
     """The settings with the mode's own numbers where there are none; UserError for wrong ones."""
-    check_ranges(settings, {"mode": tuple(MODES)})
     _, num_prompts, num_samples = MODES[settings.mode]
     changes = {"num_samples": settings.num_samples or num_samples,
                "num_prompts": settings.num_prompts or num_prompts}  # fmt: skip
     if settings.mode == "prompts":  # greedy, and the first sentence is enough
         changes |= {"temperature": 0.0, "max_new_tokens": min(60, settings.max_new_tokens)}
     settings = replace(settings, **changes)
-    check_sampling_settings(settings)
     others = len(harness.beside_names(settings))
     if settings.mode == "pairs" and others != 1:
         raise UserError("mode pairs compares two models: name the other with --beside")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs import UserError, check_ranges, load, run
+from configs import UserError, load, run
 from eval import harness
 from eval.bootstrap import delta_ratio
 from nanostories.dataset import instruct, sources
@@ -77,7 +77,6 @@ def score(model, groups, eot, batch_size, autocast):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check_ranges(settings, {"loss_on": ("all", "story", "")})
     [loaded] = harness.open_models(settings, origin)
     device, loss_on = loaded.model.wte.weight.device, settings.loss_on or "all"
     if source := settings.source:

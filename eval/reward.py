@@ -40,7 +40,7 @@ from eval.llm import grading
 from eval.llm.rubrics import TOPIC, JudgeItem
 from eval.llm.settings import JudgeSettings, check_judge
 from nanostories.dataset import instruct
-from nanostories.inference.generate import Completion, check_sampling_settings, read_prompts
+from nanostories.inference.generate import Completion, read_prompts
 from nanostories.rl.monitor import DISTINCT_WORDS, is_about, mentions
 from nanostories.rl.reference import Reference, read_settings
 from nanostories.text.metrics import distinct_n, repeated_ngrams
@@ -82,7 +82,6 @@ def complete(settings):
     names = ("word", "start", "temperature", "max_new_tokens")
     filled_in = {name: getattr(settings, name) or run_settings[name] for name in names}
     settings = replace(settings, **filled_in)
-    check_sampling_settings(settings)
     if settings.judge or settings.dry_run:
         check_judge(settings)
     return settings, SimpleNamespace(**run_settings | {"word": settings.word})

@@ -17,7 +17,6 @@ from configs import ROOT, load, printable, run
 from eval import harness
 from eval.memorization.nearest_story import StoryIndex
 from nanostories.dataset.shards import Dataset
-from nanostories.inference.generate import check_sampling_settings
 from nanostories.text.words import words_and_marks
 from nanostories.training import checkpoint
 
@@ -33,7 +32,6 @@ class Settings(harness.SamplingSettings):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    check_sampling_settings(settings)
     (loaded,) = harness.open_models(settings, origin)
     dataset = settings.dataset or checkpoint.data_folder(loaded)
     index = StoryIndex(Dataset(dataset, "train").verify())

@@ -29,7 +29,6 @@ import numpy as np
 from configs import UserError, load, run
 from eval import bootstrap, harness, loss
 from nanostories import storage
-from nanostories.inference.generate import check_sampling_settings
 from nanostories.text import metrics, wordnet
 from nanostories.text.words import dictionary_lemmas, split_words, words_and_marks
 from nanostories.training import checkpoint
@@ -172,7 +171,6 @@ def main():
         raise UserError("usage: python -m eval.vocabulary out/<plain> out/<syn>")
     if Path(settings.out_dir).resolve() == Path(settings.syn_dir).resolve():
         raise UserError("name two runs: a model is not compared with itself")
-    check_sampling_settings(settings)
     (plain,) = harness.open_models(settings, origin)
     device = plain.model.wte.weight.device
     syn = checkpoint.load_run(settings.syn_dir, settings.checkpoint, device)

@@ -18,13 +18,8 @@ from pathlib import Path
 
 import torch
 
-from configs import UserError, check_ranges
+from configs import UserError
 from nanostories.inference.kv_cache import NO_PENALTIES, BatchedKVCache
-
-
-def check_sampling_settings(settings):
-    """Raise UserError for settings of a script that samples if one is out of range."""
-    check_ranges(settings, {"weights": ("auto", "float32", "bfloat16", "int8")})
 
 
 def request_seeds(seed, count):

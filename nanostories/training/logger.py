@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import re
-from datetime import timedelta
 from pathlib import Path
 
 from nanostories.plotting import plot_to
@@ -43,7 +42,7 @@ class RunLogger:
         self.lines.append(line)
         self._append("metrics.jsonl", json.dumps(line) + "\n")
 
-    def progress(self, state, lr, loss, norm, seconds_left, peak_tokens_per_second=None):
+    def progress(self, state, lr, loss, norm, time_left, peak_tokens_per_second=None):
         """A progress line, printed and logged. norm: of the gradient. peak_tokens_per_second: at
         which a GPU would do nothing but the model's arithmetic; MFU is the fraction reached.
         """
@@ -60,7 +59,7 @@ class RunLogger:
         if state["skipped"]:
             line["skipped"] = state["skipped"]
             text += f"skipped {line['skipped']} | "
-        print0(f"{text}eta {timedelta(seconds=max(0, round(seconds_left)))}")
+        print0(f"{text}eta {time_left}")
         self.write(**line)
 
     def validation(self, state, loss, bits_per_byte):

@@ -15,7 +15,6 @@ from nanostories.storage import lock
 from nanostories.training import checkpoint, huggingface
 from nanostories.training.device import memory_of, pick_device
 from nanostories.training.distributed import all_gather, rank, world_size
-from nanostories.training.schedule import SCHEDULES
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
 # What --resume may change: none of these changes what a step with finite numbers computes.
@@ -23,17 +22,10 @@ MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", 
               "cuda_graphs", "attn", "skip_nonfinite", "profile")  # fmt: skip
 FILLED_IN = ("dataset", "row_tokens", "lr_decay_iters")  # stored as what 0 or "" came to
 
-CHOICES = {
-    "optimizer": ("adamw", "muon"),
-    "schedule": SCHEDULES,
-    "loss_on": ("all", "story"),
-    "save_steps": ("log", ""),
-}
-
 
 def check(settings):
     """Raise UserError for settings that cannot work, before anything is loaded or written."""
-    check_ranges(settings, CHOICES)
+    check_ranges(settings)
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
     rows = settings.batch_size * settings.gradient_accumulation_steps

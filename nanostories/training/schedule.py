@@ -1,14 +1,14 @@
 """The learning rate of a step, how far a run is, and when it evaluates and saves."""
 
 import math
+from datetime import timedelta
 
-SCHEDULES = ("cosine", "linear", "constant")
 SAVE_SECONDS = 600  # between checkpoints, unless save_interval is set
 
 
 def get_lr(settings, step, progress):
     """The learning rate of step number `step`, from 0: from learning_rate down to min_lr as
-    `schedule_progress` goes from 0 to 1, times a linear warm-up over warmup_iters steps.
+    `decay_progress` goes from 0 to 1, times a linear warm-up over warmup_iters steps.
     """
     progress = min(max(progress, 0.0), 1.0)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
@@ -17,7 +17,7 @@ def get_lr(settings, step, progress):
     return warmup * (settings.min_lr + decay * (settings.learning_rate - settings.min_lr))
 
 
-def schedule_progress(settings, step, seconds):
+def decay_progress(settings, step, seconds):
     """The part of the learning-rate schedule that has passed: steps after the warm-up up to
     lr_decay_iters, or where that is 0, the clock up to max_minutes.
     """
@@ -35,8 +35,8 @@ def run_progress(step, seconds, max_iters, max_minutes):
 
 
 def time_left(seconds, progress):
-    """Seconds to go at the speed so far, where the seconds spent made this progress."""
-    return seconds * (1 / max(progress, 1e-9) - 1)
+    """The time to go, a timedelta, at the speed so far: the seconds spent made this progress."""
+    return timedelta(seconds=max(0, round(seconds * (1 / max(progress, 1e-9) - 1))))
 
 
 def evaluation_is_due(state, settings, progress):
