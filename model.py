@@ -159,12 +159,12 @@ class GPT(nn.Module):
             positions = torch.arange(T, device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
         # Which keys each query attends to, computed once for all layers.
-        full_span = local_span = attention_span(doc_start, self.attn)
-        if self.config.window:
-            start = windowed(doc_start, self.config.window, (B, T), tokens.device)
-            local_span = attention_span(start, self.attn)
+        spans = {
+            window: attention_span(windowed(doc_start, window, (B, T), x.device), self.attn)
+            for window in {0, self.config.window}
+        }
         for i, block in enumerate(self.h):
-            x = block(x, local_span if self.window(i) else full_span, self.attn)
+            x = block(x, spans[self.window(i)], self.attn)
         return self.ln_f(x)
 
     def head(self, x):

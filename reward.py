@@ -75,7 +75,7 @@ class Settings:
     resume: bool = False  # continue the run in out_dir
     max_iters: int = 200  # the run ends after so many steps; 0: no limit
     max_minutes: float = 0.0  # the run also ends after so many minutes; 0: no limit
-    eval_interval: int = 25  # steps between checkpoints, samples and plots
+    save_interval: int = 25  # steps between checkpoints, samples and plots
     stop_on_alarm: bool = False  # end the run at the first alarm
     seed: int = 1337  # decides every completion
     # the optimizer, as in train.py
@@ -96,6 +96,7 @@ class Settings:
 
     # Colder sampling is greedy: all completions of a prompt are the same, and teach nothing.
     temperature_range = 1e-5, 100
+    save_interval_range = 1, 10**9
     method_choices = policy_gradient.METHODS
 
 
@@ -144,10 +145,7 @@ def check(settings):
             f"({settings.group_size}) and of the number of ranks ({world_size()})"
         )
     if settings.group_size < 2 and settings.method != "naive":
-        raise UserError(
-            f"method {settings.method} compares the completions of a group: group_size must be at "
-            "least 2"
-        )
+        raise UserError(f"method {settings.method} compares a group: group_size must be at least 2")
     if not settings.resume:
         check_free(settings.out_dir)
 
@@ -284,7 +282,7 @@ def train(settings):
             progress = schedule.run_progress(state["step"], state["seconds"], *limits)
             done = progress >= 1 or (alarmed and settings.stop_on_alarm)
             stop = stop or done
-            interval_ends = done or state["step"] % settings.eval_interval == 0
+            interval_ends = done or state["step"] % settings.save_interval == 0
             if rank() == 0:
                 report(logger, state, settings.word, metrics, alarms, progress)
                 if interval_ends:

@@ -312,7 +312,7 @@ def train(settings):
 
     def save():
         """Start a checkpoint: copy the state for a thread to write. Returns the time."""
-        state["skipped"] += guard.skipped()  # raises where a step had a nan or inf
+        state["skipped"] += guard.count_or_raise()
         state["scaler"] = scaler.state_dict()
         if schedule.is_kept(state["step"], settings) and state["step"] not in state["kept_steps"]:
             state["kept_steps"] = [*state["kept_steps"], state["step"]]
@@ -330,7 +330,7 @@ def train(settings):
                 if progress >= 1:  # a kill in the last evaluation costs nothing
                     save()
                     saver.wait()
-                state["skipped"] += guard.skipped()
+                state["skipped"] += guard.count_or_raise()
                 result = validate(model, compiled, val_loader, val_bytes, autocast, signal)
                 stop = result is None  # it was asked to stop meanwhile
                 if result:
@@ -369,7 +369,7 @@ def train(settings):
 
             # log when due: else the host waits for the device only to evaluate and save
             if state["step"] % settings.log_interval == 0 or progress >= 1:
-                state["skipped"] += guard.skipped()
+                state["skipped"] += guard.count_or_raise()
                 loss, norm = loss.item(), norm.item()
                 if is_main:
                     time_left = schedule.time_left(state["seconds"], progress)

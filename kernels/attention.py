@@ -83,7 +83,11 @@ LOG2_E = 1.4426950408889634
 
 
 def windowed(start, window, shape, device):
-    """`start` (B, T) int32 or None, raised so that a query attends to at most `window` keys."""
+    """`start` (B, T) int32 or None, raised so that a query attends to at most `window` keys; 0: to
+    all from `start` on.
+    """
+    if not window:
+        return start
     position = torch.arange(shape[1], dtype=torch.int32, device=device).expand(shape)
     earliest = (position - window + 1).clamp(min=0)
     return earliest if start is None else torch.maximum(start, earliest)

@@ -43,7 +43,7 @@ def base(data, tmp_path_factory):
 def reward_settings(base, out, **changes):
     settings = Settings(
         word="dog", init_from=base, out_dir=str(out), start="One day", min_words=5, batch_size=8,
-        max_new_tokens=12, max_iters=4, eval_interval=2, micro_batch_size=8, learning_rate=1e-3,
+        max_new_tokens=12, max_iters=4, save_interval=2, micro_batch_size=8, learning_rate=1e-3,
         device="cpu",
     )  # fmt: skip
     settings = reward.complete(settings, dict.fromkeys(vars(settings), "default"))
@@ -376,7 +376,7 @@ def test_what_was_learned_before_a_nan_is_kept(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(policy_gradient, "loss", broken)
     with pytest.raises(UserError, match="step 4: the gradient is nan"):
-        train(reward_settings(base, tmp_path / "run", eval_interval=100))
+        train(reward_settings(base, tmp_path / "run", save_interval=100))
     assert checkpoint.steps_of(tmp_path / "run") == [3]
 
 

@@ -91,8 +91,8 @@ def resume(out, **named):
 def test_resume_refuses_other_settings_by_name(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=1)
     tiny.train(settings)
-    may = {"max_iters": 9, "max_minutes": 1.0, "eval_interval": 7, "device": "cpu",
-           "compile": False, "attn": "math", "skip_nonfinite": True}  # fmt: skip
+    may = {"max_iters": 9, "max_minutes": 1.0, "eval_interval": 7, "save_interval": 3,
+           "device": "cpu", "compile": False, "attn": "math", "skip_nonfinite": True}  # fmt: skip
     assert set(run_config.MAY_CHANGE) == {*may, "resume", "out_dir", "cuda_graphs", "profile"}
     changed = resume(settings.out_dir, **may)
     assert {name: getattr(changed, name) for name in may} == may

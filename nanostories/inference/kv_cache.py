@@ -100,10 +100,10 @@ class BatchedKVCache:
         doc_start = offsets.repeat_interleave(lengths)  # (N,)
         positions = (torch.arange(N) - doc_start).to(device)
         start = doc_start[None].int().to(device)  # (1, N)
-        window_start = start
-        if decoder.config.window:
-            window_start = windowed(start, decoder.config.window, (1, N), device)
-        spans = [attention_span(s, decoder.attn) for s in (start, window_start)]
+        spans = {
+            window: attention_span(windowed(start, window, (1, N), device), decoder.attn)
+            for window in {0, decoder.config.window}
+        }
         # Which of the packed tokens each slot gets: equal prompts get the same ones.
         row = {prompt: i for i, prompt in enumerate(group)}
         copies = [(slot, row[tuple(p)]) for slot, p in enumerate(prompts, first) if tuple(p) in row]
@@ -116,7 +116,7 @@ class BatchedKVCache:
         def attend(layer, qkv):
             qkv = qkv.view(N, 3, decoder.config.n_head, -1)
             self.kv[layer][:, slots, :, :, columns] = qkv[source, 1:].to(decoder.cache_dtype)
-            start, end = spans[bool(decoder.window(layer))]
+            start, end = spans[decoder.window(layer)]
             return attention(qkv[None], start, decoder.scale, decoder.attn, end).reshape(N, -1)
 
         tokens = torch.tensor([token for prompt in group for token in prompt[:-1]], device=device)

@@ -21,7 +21,6 @@ from nanostories.rl import policy_gradient
 from nanostories.rl.monitor import story_metrics
 from nanostories.rl.reward_function import RewardFunction, SentenceEmbedder, TokenEmbedder
 from nanostories.storage import write_json
-from nanostories.text.metrics import repeated_ngrams
 from nanostories.training import checkpoint
 from nanostories.training.device import select_attention
 
@@ -52,21 +51,23 @@ class Reference:
         seeds = [[settings.seed, 0, i] for i in range(BASELINE_SIZE)]  # a step's have 1, 2, ...
         completions = self.generate(self.model, prompts, seeds)
         texts = self.decode(completions)
-        repeated, trigrams = zip(*map(repeated_ngrams, texts), strict=True)
+        self.metrics = self._story_metrics(prompts, completions, texts)
         if settings.embedder == "model":
             embed = TokenEmbedder(self.loaded, texts)
         else:
             embed = SentenceEmbedder(settings.embedder, device)
         self.reward_function = RewardFunction(
             settings.word, embed, settings.top_sentences, settings.max_similarity,
-            settings.min_words, settings.repetition_penalty, sum(repeated) / max(1, sum(trigrams)),
+            settings.min_words, settings.repetition_penalty, self.metrics["repetition"],
         )  # fmt: skip
         self.rewards = self.reward_function(texts)
-        self.metrics = self._measure(prompts, completions, texts)
+        # The standard error of the mean reward of a step.
+        error = statistics.stdev(self.rewards) / math.sqrt(settings.batch_size)
+        self.metrics |= {"reward": statistics.fmean(self.rewards), "reward_error": error, "kl": 0.0}
 
     @torch.no_grad()
-    def _measure(self, prompts, completions, texts):
-        """{name: float} of the reference's completions: `story_metrics`, reward and KL."""
+    def _story_metrics(self, prompts, completions, texts):
+        """`story_metrics` of the reference's completions."""
         batch = pad_batch(prompts, completions, self.loaded.tokenizer.eot, self.device)
         settings, log_ref = self.settings, []
         parts = (rows.split(settings.micro_batch_size) for rows in (batch.tokens, batch.targets))
@@ -74,11 +75,7 @@ class Reference:
             logs = policy_gradient.log_probs(self.model, tokens, settings.temperature)
             log_ref += policy_gradient.target_log_probs(logs, targets).sum(1).tolist()
         ended, token_counts = [x.ended for x in completions], batch.completion_mask.sum(1).tolist()
-        metrics = story_metrics(texts, ended, token_counts, log_ref, settings.word)
-        # The standard error of the mean reward of a step.
-        error = statistics.stdev(self.rewards) / math.sqrt(settings.batch_size)
-        reward = statistics.fmean(self.rewards)
-        return metrics | {"reward": reward, "reward_error": error, "kl": 0.0}
+        return story_metrics(texts, ended, token_counts, log_ref, settings.word)
 
     def generate(self, model, prompts, seeds):
         """A model's Completion of each prompt, lists of token ids; one seed for each."""

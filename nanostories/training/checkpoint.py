@@ -133,9 +133,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
 
     def _copy(self, tensor, name):
         if name not in self.copies:  # pinned memory takes a GPU's copy without waiting
-            self.copies[name] = torch.empty(
-                tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
-            )
+            self.copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         return self.copies[name].copy_(tensor, non_blocking=tensor.is_cuda)
 
     def wait(self):

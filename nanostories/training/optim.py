@@ -113,8 +113,10 @@ class NonFiniteGuard:
     def _set_found_inf(self, optimizer, *_):
         optimizer.found_inf = self.found_inf
 
-    def skipped(self):
-        """Bad steps since the last call, read from the device: an error unless skip=True."""
+    def count_or_raise(self):
+        """The bad steps since the last call, an int, read from the device. Without skip=True a bad
+        step raises FloatingPointError.
+        """
         count = int(self.bad_steps)
         if count and not self.skip:
             raise FloatingPointError(

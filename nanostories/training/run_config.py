@@ -18,8 +18,8 @@ from nanostories.training.distributed import all_gather, rank, world_size
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
 # What --resume may change: none of these changes what a step with finite numbers computes.
-MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "device", "compile",
-              "cuda_graphs", "attn", "skip_nonfinite", "profile")  # fmt: skip
+MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "save_interval",
+              "device", "compile", "cuda_graphs", "attn", "skip_nonfinite", "profile")  # fmt: skip
 FILLED_IN = ("dataset", "row_tokens", "lr_decay_iters")  # stored as what 0 or "" came to
 
 
@@ -37,10 +37,10 @@ def check(settings):
     rows = min(settings.batch_size, -(-rows // ranks))
     size += 20 * rows * settings.row_tokens * settings.n_layer * width
     if size > (memory := memory_of(device)):
-        sizes = (
-            f"takes {size / 1e9:,.1f} GB of memory or more, and {device} has {memory / 1e9:,.1f}"
+        raise UserError(
+            f"this training takes {size / 1e9:,.1f} GB of memory or more, and {device} has "
+            f"{memory / 1e9:,.1f}: lower batch_size, n_embd or n_layer"
         )
-        raise UserError(f"this training {sizes}: lower batch_size, n_embd or n_layer")
     if not (settings.resume or settings.profile):
         check_free(settings.out_dir)
 
