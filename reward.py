@@ -104,10 +104,9 @@ class Settings:
 
 
 def complete(settings, origin):
-    """The settings with every default that depends on another one filled in; with --resume the
-    run's.
+    """The settings with the defaults filled in that depend on others; with --resume the run's.
 
-    origin: where each setting came from, see configs.load.
+    origin: of configs.load.
     """
     config_files = [name for name in origin.values() if name.endswith(".py")]
     name = f"reward_{settings.word.replace(' ', '_')}"

@@ -121,10 +121,8 @@ def build_model(settings, tokenizer, device, state=None):
     changes = {"dropout": settings.dropout, "block_size": settings.block_size}
     loaded = checkpoint.load_model(base, "latest", device, settings.revision, **changes)
     if not loaded.tokenizer.same_as(tokenizer):
-        raise UserError(
-            f"'{settings.dataset}' has another tokenizer than '{base}': prepare it with "
-            f"--tokenizer={settings.tokenizer}"
-        )
+        advice = f"prepare it with --tokenizer={settings.tokenizer}"
+        raise UserError(f"'{settings.dataset}' has another tokenizer than '{base}': {advice}")
     if state:
         state["max_length"] = loaded.max_length
     return loaded.model.train()
@@ -224,10 +222,7 @@ def generate_sample(model, tokenizer, data, max_length, seed):
 
 
 def train(settings):
-    """Train as the settings say, from the data to the last checkpoint; returns the run's state.
-
-    settings: complete and checked, see nanostories/training/run_config.py.
-    """
+    """Train as complete and checked settings (run_config.py) say; returns the run's state."""
     # ---- 1. device and ranks
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)

@@ -251,9 +251,8 @@ def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, 
         if implementation == "torch":
             _softmax_gradient_torch(*args, ignore_index, grad)
         else:
-            settings = {"BLOCK": 4096, "num_warps": 8}
-            grid = (len(logits),)
-            launch(_softmax_gradient, grid, *args, width, ignore_index, GRAD=grad, **settings)
+            options = {"GRAD": grad, "BLOCK": 4096, "num_warps": 8}
+            launch(_softmax_gradient, (len(logits),), *args, width, ignore_index, **options)
         if grad:
             torch.mm(logits, weight, out=d_hidden[rows])
             _add_product(d_weight[:width], logits.T, hidden[rows])
