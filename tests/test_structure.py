@@ -23,7 +23,7 @@ SCRIPTS = ("prepare", "train", "sample", "reward", "synonyms")
 # From the top to the bottom. A file may import from its own room and from lower floors; two rooms
 # of one floor do not import each other. A file belongs to the room with the longest name that fits.
 FLOORS = (
-    ("benchmarks",),
+    ("benchmarks", "docs"),
     ("eval",),
     ("eval.reporting",),
     ("eval.memorization", "eval.interpretability", "eval.llm", "eval.prompts"),

@@ -1,0 +1,160 @@
+"""The pictures of the pages in docs/, drawn from the project's own code.
+
+    TRITON_INTERPRET=1 python -m docs.figures        # all of them, in seconds, on a Linux CPU
+
+Triton's interpreter runs the attention kernels on the CPU. Which blocks a kernel loads, and in
+which order, is recorded while it runs.
+"""
+
+import functools
+from unittest import mock
+
+import numpy as np
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
+
+import train
+from configs import ROOT, UserError, run
+from kernels import attention, backend
+from nanostories.dataset import storybook, tokenizer
+from nanostories.dataset.packing import PackedDataLoader
+from nanostories.dataset.shards import InMemoryDataset
+from nanostories.plotting import plot_to
+from nanostories.training.schedule import SCHEDULES, get_lr, schedule_progress
+
+T, D = 512, 16  # tokens and head size of the pictures of attention
+BLUE, RED = "#b7cbe8", "#c44e52"
+
+
+@functools.cache
+def packed_batch():
+    """(Batch of four rows, Tokenizer) of storybook's stories, as train.py packs them."""
+    texts = [story.text for story in storybook.stories(400, seed=1)]
+    bpe = tokenizer.build("bpe", 1024, texts)
+    ids, lengths = bpe.encode_stories(texts)
+    data = InMemoryDataset(ids, np.cumsum([0, *lengths]))
+    return PackedDataLoader(data, bpe.eot, 256, 2 * T, batch_size=4, seed=1)[0], bpe
+
+
+def visited_blocks(start):
+    """(forward, keys, queries): the blocks that the kernels load for T tokens and one head.
+
+    start: (1, T) int32 or None. forward: [(query block, its key blocks), ...], in order; of the
+    backward's sweeps keys: [(key block, its query blocks), ...], queries: as forward. A block goes
+    by the number of its first row.
+    """
+    qkv = torch.randn(1, T, 3, 1, D).bfloat16()
+    load, store, sweeps = attention._load, attention._store, [[]]
+
+    def recording_load(matrix, rows, *rest):
+        sweeps[-1].append(int(rows.handle.data[0]))
+        return load(matrix, rows, *rest)
+
+    def recording_store(*args):  # a sweep ends by storing its sums
+        sweeps.append([])
+        store(*args)
+
+    span, scale = attention.attention_span(start, "triton"), D**-0.5
+    with mock.patch.multiple(attention, _load=recording_load, _store=recording_store):
+        out, lse = attention.flash_attention(qkv, *span, scale)
+        forward = [(query, keys[::2]) for query, *keys in filter(None, sweeps)]
+        sweeps[:] = [[]]
+        with mock.patch.object(attention, "_delta", mock.MagicMock()):  # it has no sweep
+            attention.flash_attention_backward(out, qkv, out, lse, *span, scale)
+    # A sweep loads two tiles of its own block, then two for each step.
+    both = [(own, others[::2]) for own, _, *others in filter(None, sweeps)]
+    return forward, both[0::2], both[1::2]
+
+
+def draw_blocks(axes, start, blocks, title):
+    """Which keys each query attends to, in blue; blocks: (key, query, width, height), outlined."""
+    start = torch.zeros(1, T, dtype=torch.int32) if start is None else start
+    colors, ticks = ListedColormap(["white", BLUE]), range(0, T + 1, 128)
+    axes.imshow(attention.attention_mask(start)[0, 0], colors, interpolation="nearest")
+    axes.set(xlabel="key", ylabel="query", xlim=(0, T), ylim=(T, 0), xticks=ticks, yticks=ticks)
+    axes.set_title(title, fontsize=10)
+    for number, (key, query, width, height) in enumerate(blocks, 1):
+        axes.add_patch(Rectangle((key, query), width, height, fill=False, ec=RED, lw=1.5))
+        axes.text(key + width / 2, query + height / 2, number, ha="center", va="center", size=9)
+
+
+def attention_blocks(path):
+    """Which blocks of the scores the forward pass computes, numbered in their order."""
+    block, step, *_ = attention.tiles(D, torch.bfloat16, False, "cpu").values()
+    with plot_to(path, 1, 2, size=(9, 4.6)) as (_, axes):
+        for panel, start in zip(axes, (None, packed_batch()[0].doc_start[:1, :T]), strict=True):
+            programs = visited_blocks(start)[0]
+            blocks = [(key, query, step, block) for query, keys in programs for key in keys]
+            stories = "one story" if start is None else f"{len(start.unique())} stories"
+            title = f"{stories}: {len(blocks)} of {T // block * T // step} blocks are computed"
+            draw_blocks(panel, start, blocks, title)
+
+
+def backward_sweeps(path):
+    """The two sweeps of one program of the backward pass, numbered in their order."""
+    block, step, *_ = attention.tiles(D, torch.bfloat16, True, "cpu").values()
+    start = packed_batch()[0].doc_start[:1, :T]
+    (first, queries), (_, keys) = (sweep[3] for sweep in visited_blocks(start)[1:])
+    tokens = f"{first} to {first + block - 1}"
+    with plot_to(path, 1, 2, size=(9, 4.6)) as (_, (left, right)):
+        blocks = [(first, query, block, step) for query in queries]
+        draw_blocks(left, start, blocks, f"program 3, first sweep: dK and dV of keys {tokens}")
+        blocks = [(key, first, step, block) for key in keys]
+        draw_blocks(right, start, blocks, f"second sweep: dQ of queries {tokens}")
+
+
+def running_maximum(path, step=64):
+    """One query's softmax in one sweep over its keys: m and m + log z after each block."""
+    qkv = torch.randn(1, T, 3, 1, D, generator=torch.Generator().manual_seed(5))
+    scores = attention.attention_scores(qkv, scale=0.6)[0, 0, -1]
+    m, z, lines = torch.tensor(-torch.inf), torch.tensor(0.0), []
+    for block in scores.split(step):
+        new_m = torch.maximum(m, block.max())
+        z, m = z * torch.exp(m - new_m) + torch.exp(block - new_m).sum(), new_m
+        lines.append([m, m + z.log()])
+    with plot_to(path, size=(9, 4)) as (_, axes):
+        axes.plot(scores, ".", color="gray", label="score of each key")
+        edges = np.arange(0, T + 1, step)
+        for i, name in enumerate(("running maximum m", "m + log z")):
+            axes.stairs([line[i] for line in lines], edges, baseline=None, label=name, lw=2)
+        axes.set(xlabel="key", xticks=edges, xlim=(0, T), ylabel="score")
+        axes.legend(loc="lower right", ncols=3)
+
+
+def packed_rows(path):
+    """A packed batch: the position of each token, and the four tensors at the first seam."""
+    batch, bpe = packed_batch()
+    seam = int(batch.doc_start[0].unique()[1])
+    with plot_to(path, 2, 1, size=(9, 5.5)) as (figure, (top, bottom)):
+        image = top.imshow(batch.positions, "viridis", aspect="auto", interpolation="nearest")
+        figure.colorbar(image, label="position")
+        top.set(yticks=range(4), xlabel="column", ylabel="row")
+        names, columns = ("tokens", "targets", "positions", "doc_start"), range(seam - 5, seam + 5)
+        rows = [getattr(batch, name)[0, columns].tolist() for name in names]
+        rows[:2] = [["<eot>" if i == bpe.eot else bpe.decode([i]) for i in row] for row in rows[:2]]
+        names, rows = ["column", *names], [columns, *rows]
+        bottom.table(rows, rowLabels=names, loc="center", cellLoc="center").scale(1, 1.6)
+        bottom.set_axis_off()
+
+
+def learning_rate(path):
+    """The schedules of nanostories/training/schedule.py, over 1,000 steps."""
+    with plot_to(path, size=(9, 3.5)) as (_, axes):
+        for name in SCHEDULES:
+            settings = train.Settings(schedule=name, lr_decay_iters=1000)
+            rates = [get_lr(settings, i, schedule_progress(settings, i, 0)) for i in range(1001)]
+            axes.plot(rates, label=f"--schedule={name}")
+        axes.set(xlabel="step", ylabel="learning rate")
+        axes.legend()
+
+
+def main():
+    if not backend.interpreted():
+        raise UserError("Triton's interpreter is needed: TRITON_INTERPRET=1 python -m docs.figures")
+    for picture in (attention_blocks, backward_sweeps, running_maximum, packed_rows, learning_rate):
+        picture(ROOT / "docs" / "images" / f"{picture.__name__}.png")
+
+
+if __name__ == "__main__":
+    run(main)
