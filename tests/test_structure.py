@@ -49,7 +49,7 @@ KERNELS_MAY = {"kernels", "torch", "triton", "numpy"}  # numpy: Triton's interpr
 
 MAX_LINES = {"model.py": 300, "train.py": 420, "kernels/": 600, "": 400}  # the longest that fits
 MAX_FUNCTION = 60
-MAX_TOTAL = 15_500  # Python lines outside tests and benchmarks
+MAX_TOTAL = 15_500  # Python lines outside tests, benchmarks and docs
 
 # What is not reached yet; nothing may be added here.
 ALLOWED_IMPORTS = set()
@@ -191,9 +191,8 @@ def long_functions(files):
 
 
 def total_lines(files):
-    return sum(
-        len(s.splitlines()) for path, s in files.items() if not path.startswith("benchmarks/")
-    )
+    left_out = "benchmarks/", "docs/"
+    return sum(len(s.splitlines()) for path, s in files.items() if not path.startswith(left_out))
 
 
 def names_bound(source):
@@ -351,5 +350,6 @@ def test_a_breach_is_seen(check, path, source):
         assert path in breaches[0] or module_name(path) in breaches[0]
 
 
-def test_the_total_leaves_benchmarks_out():
-    assert total_lines({"model.py": "a\nb\n", "benchmarks/b.py": "c\n"}) == 2
+def test_the_total_leaves_benchmarks_and_pictures_out():
+    files = {"model.py": "a\nb\n", "benchmarks/b.py": "c\n", "docs/figures.py": "d\n"}
+    assert total_lines(files) == 2
