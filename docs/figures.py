@@ -11,8 +11,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
-from matplotlib.patches import Rectangle
 
 import train
 from configs import ROOT, UserError, run
@@ -24,7 +22,6 @@ from nanostories.plotting import plot_to
 from nanostories.training.schedule import SCHEDULES, get_lr, schedule_progress
 
 T, D = 512, 16  # tokens and head size of the pictures of attention
-BLUE, RED = "#b7cbe8", "#c44e52"
 
 
 @functools.cache
@@ -60,7 +57,8 @@ def visited_blocks(start):
         out, lse = attention.flash_attention(qkv, *span, scale)
         forward = [(query, keys[::2]) for query, *keys in filter(None, sweeps)]
         sweeps[:] = [[]]
-        with mock.patch.object(attention, "_delta", mock.MagicMock()):  # it has no sweep
+        # `_delta` has no sweep: it is left out, and the gradients are of no use.
+        with mock.patch.object(attention, "_delta", mock.MagicMock()), np.errstate(all="ignore"):
             attention.flash_attention_backward(out, qkv, out, lse, *span, scale)
     # A sweep loads two tiles of its own block, then two for each step.
     both = [(own, others[::2]) for own, _, *others in filter(None, sweeps)]
@@ -69,13 +67,16 @@ def visited_blocks(start):
 
 def draw_blocks(axes, start, blocks, title):
     """Which keys each query attends to, in blue; blocks: (key, query, width, height), outlined."""
+    from matplotlib.colors import ListedColormap  # writes to the user's home when it is imported
+    from matplotlib.patches import Rectangle
+
     start = torch.zeros(1, T, dtype=torch.int32) if start is None else start
-    colors, ticks = ListedColormap(["white", BLUE]), range(0, T + 1, 128)
+    colors, ticks = ListedColormap(["white", "#b7cbe8"]), range(0, T + 1, 128)
     axes.imshow(attention.attention_mask(start)[0, 0], colors, interpolation="nearest")
     axes.set(xlabel="key", ylabel="query", xlim=(0, T), ylim=(T, 0), xticks=ticks, yticks=ticks)
     axes.set_title(title, fontsize=10)
     for number, (key, query, width, height) in enumerate(blocks, 1):
-        axes.add_patch(Rectangle((key, query), width, height, fill=False, ec=RED, lw=1.5))
+        axes.add_patch(Rectangle((key, query), width, height, fill=False, ec="#c44e52", lw=1.5))
         axes.text(key + width / 2, query + height / 2, number, ha="center", va="center", size=9)
 
 
@@ -87,8 +88,8 @@ def attention_blocks(path):
             programs = visited_blocks(start)[0]
             blocks = [(key, query, step, block) for query, keys in programs for key in keys]
             stories = "one story" if start is None else f"{len(start.unique())} stories"
-            title = f"{stories}: {len(blocks)} of {T // block * T // step} blocks are computed"
-            draw_blocks(panel, start, blocks, title)
+            of_all = f"{len(blocks)} of {T**2 // block // step} blocks"
+            draw_blocks(panel, start, blocks, f"{stories}: {of_all} are computed")
 
 
 def backward_sweeps(path):
@@ -96,12 +97,13 @@ def backward_sweeps(path):
     block, step, *_ = attention.tiles(D, torch.bfloat16, True, "cpu").values()
     start = packed_batch()[0].doc_start[:1, :T]
     (first, queries), (_, keys) = (sweep[3] for sweep in visited_blocks(start)[1:])
-    tokens = f"{first} to {first + block - 1}"
     with plot_to(path, 1, 2, size=(9, 4.6)) as (_, (left, right)):
         blocks = [(first, query, block, step) for query in queries]
-        draw_blocks(left, start, blocks, f"program 3, first sweep: dK and dV of keys {tokens}")
+        draw_blocks(
+            left, start, blocks, f"program 3, first sweep: dK and dV of keys from {first} on"
+        )
         blocks = [(key, first, step, block) for key in keys]
-        draw_blocks(right, start, blocks, f"second sweep: dQ of queries {tokens}")
+        draw_blocks(right, start, blocks, f"second sweep: dQ of queries from {first} on")
 
 
 def running_maximum(path, step=64):
@@ -133,8 +135,8 @@ def packed_rows(path):
         names, columns = ("tokens", "targets", "positions", "doc_start"), range(seam - 5, seam + 5)
         rows = [getattr(batch, name)[0, columns].tolist() for name in names]
         rows[:2] = [["<eot>" if i == bpe.eot else bpe.decode([i]) for i in row] for row in rows[:2]]
-        names, rows = ["column", *names], [columns, *rows]
-        bottom.table(rows, rowLabels=names, loc="center", cellLoc="center").scale(1, 1.6)
+        where = {"rowLabels": ["column", *names], "loc": "center", "cellLoc": "center"}
+        bottom.table([columns, *rows], **where).scale(1, 1.6)
         bottom.set_axis_off()
 
 
