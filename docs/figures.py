@@ -99,9 +99,7 @@ def backward_sweeps(path):
     (first, queries), (_, keys) = (sweep[3] for sweep in visited_blocks(start)[1:])
     with plot_to(path, 1, 2, size=(9, 4.6)) as (_, (left, right)):
         blocks = [(first, query, block, step) for query in queries]
-        draw_blocks(
-            left, start, blocks, f"program 3, first sweep: dK and dV of keys from {first} on"
-        )
+        draw_blocks(left, start, blocks, f"first sweep: dK and dV of keys from {first} on")
         blocks = [(key, first, step, block) for key in keys]
         draw_blocks(right, start, blocks, f"second sweep: dQ of queries from {first} on")
 
