@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 import train
-from configs import ROOT, UserError, run
+from configs import CHOICES, ROOT, UserError, run
 from kernels import attention, backend
 from nanostories.dataset import storybook, tokenizer
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import InMemoryDataset
 from nanostories.plotting import plot_to
-from nanostories.training.schedule import SCHEDULES, get_lr, schedule_progress
+from nanostories.training.schedule import decay_progress, get_lr
 
 T, D = 512, 16  # tokens and head size of the pictures of attention
 
@@ -141,9 +141,9 @@ def packed_rows(path):
 def learning_rate(path):
     """The schedules of nanostories/training/schedule.py, over 1,000 steps."""
     with plot_to(path, size=(9, 3.5)) as (_, axes):
-        for name in SCHEDULES:
+        for name in CHOICES["schedule"]:
             settings = train.Settings(schedule=name, lr_decay_iters=1000)
-            rates = [get_lr(settings, i, schedule_progress(settings, i, 0)) for i in range(1001)]
+            rates = [get_lr(settings, i, decay_progress(settings, i, 0)) for i in range(1001)]
             axes.plot(rates, label=f"--schedule={name}")
         axes.set(xlabel="step", ylabel="learning rate")
         axes.legend()
