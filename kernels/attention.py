@@ -83,9 +83,7 @@ LOG2_E = 1.4426950408889634
 
 
 def windowed(start, window, shape, device):
-    """`start` (B, T) int32 or None, raised so that a query attends to at most `window` keys; 0: to
-    all from `start` on.
-    """
+    """`start` (B, T) int32 or None, raised so that a query sees at most `window` keys (0: all)."""
     if not window:
         return start
     position = torch.arange(shape[1], dtype=torch.int32, device=device).expand(shape)

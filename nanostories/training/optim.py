@@ -114,9 +114,7 @@ class NonFiniteGuard:
         optimizer.found_inf = self.found_inf
 
     def count_or_raise(self):
-        """The bad steps since the last call, an int, read from the device. Without skip=True a bad
-        step raises FloatingPointError.
-        """
+        """Bad steps since the last call, read from the device; FloatingPointError unless skip."""
         count = int(self.bad_steps)
         if count and not self.skip:
             raise FloatingPointError(
