@@ -19,11 +19,7 @@ from configs import UserError
 from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset import tokenizer as tokenizers
 from nanostories.dataset.cleaning import bare_hash, clean, ends_hash, story_hash
-from nanostories.dataset.near_duplicates import (
-    StoryReader,
-    drop_near_duplicates,
-    equal_groups,
-)
+from nanostories.dataset.near_duplicates import StoryReader, equal_groups, find_near_duplicates
 from nanostories.dataset.shards import STORY, Writer, read_manifest, write_manifest
 from nanostories.dataset.workers import worker_pool
 from nanostories.storage import atomic_folder
@@ -74,8 +70,8 @@ def make_tokenizer(name, vocab_size, source, seed=0, val_fraction=0.0):
 def sample_texts(source, seed, val_fraction):
     """Yield about SAMPLE_BYTES of cleaned train texts, from every part of the source."""
     # Every k-th block. Storybook's total counts stories, which are all alike; the hub's is unknown.
-    size = 0 if source.max_stories else source.total() or 0
-    counts, step, size = Counter(), max(1, math.ceil(size / SAMPLE_BYTES)), 0
+    total = 0 if source.max_stories else source.total() or 0
+    counts, step, size = Counter(), max(1, math.ceil(total / SAMPLE_BYTES)), 0
     record_seed = seed if sources.is_instruct(source.name) else None
     val_limit = round(val_fraction * 2**64)
     for block in itertools.islice(source.blocks(), 0, None, step):
@@ -114,10 +110,12 @@ def build_dataset(
         function = functools.partial(encode_block, tokenizer, seed, records)
         with worker_pool(function, workers) as encode:
             writers, counts = encode_splits(folder, encode, train, val, held_out, limit)
-        splits = {}
-        drops = find_duplicates(*writers, tokenizer)
+        splits, read = {}, StoryReader(writers, tokenizer)
+        drops = find_duplicates(*writers, read)
         if near_duplicates == "drop":
-            drops = drop_near_duplicates(writers, drops, LATE["near_duplicate"], tokenizer, workers)
+            near = find_near_duplicates(read, np.flatnonzero(drops == 0), workers)
+            drops[near] = LATE["near_duplicate"]
+        drops = np.split(drops, [writers[0].stories])
         for writer, drop, count in zip(writers, drops, counts, strict=True):
             count.update({rule: int((drop == number).sum()) for rule, number in LATE.items()})
             if drop.all():
@@ -208,15 +206,14 @@ def progress(results, source):
                 print(f"{label}: {done / total:.0%}" if total else f"{label}: {done:,}")
 
 
-def find_duplicates(val, train, tokenizer):
-    """What to drop of two Writers, uint8 arrays (val stories,), (train stories,): 0 keeps a story,
-    in_val is a train story that is in val too, duplicate any other that an equal one precedes.
-    Stories are equal, too, that differ in white space alone."""
+def find_duplicates(val, train, read):
+    """What to drop of the stories of two Writers, and of a StoryReader of both, uint8 (stories,): 0
+    keeps a story, in_val is a train story that is in val too, duplicate any other that an equal one
+    precedes. Stories are equal, too, that differ in white space alone."""
     index = np.concatenate([np.fromfile(writer.index, STORY) for writer in (val, train)])
     hashes, place = np.ascontiguousarray(index["hash"]).view("S16")[:, 0], np.arange(len(index))
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-    same_bare, read = place.copy(), StoryReader((val, train), tokenizer)
-    ordered = np.sort(first)
+    same_bare, ordered = place.copy(), np.sort(first)
     for group in equal_groups(index["ends"][ordered]):
         seen = {}
         for i in ordered[group].tolist():
@@ -224,7 +221,7 @@ def find_duplicates(val, train, tokenizer):
     original = same_bare[first[which]]
     drop = np.where(original == place, 0, LATE["duplicate"]).astype(np.uint8)
     drop[(original < val.stories) & (place >= val.stories)] = LATE["in_val"]
-    return drop[: val.stories], drop[val.stories :]
+    return drop
 
 
 def describe_cleaning(counts):

@@ -102,31 +102,27 @@ def decode(data, path, start=0, strict=False):
     return text.replace("\ufeff", "")
 
 
-def cut(data, start, stop, path, separator):
-    """Where to cut a story of a .txt file that is too long: at the last blank before `stop`."""
-    size = f"{(stop - start) >> 20} MiB"
-    place = max(data.rfind(b" ", start + 1, stop), data.rfind(b"\n", start + 1, stop))
-    if separator == b"\n" or place < 0:
-        raise UserError(f"'{path}' has {size} without a line end, too long for a row or a word")
-    _print_once(f"'{path}' has a story of over {size}: it is cut into parts")
-    return place
-
-
 _print_once = functools.cache(print)
 
 
-def _pieces(file, path, kind):
-    """Yield (start, bytes, whether they are the last) of a file, cut only at separators."""
-    start, data, (separator, limit) = 0, b"", SEPARATORS[kind]
+def pieces(file, path, kind, size):
+    """Yield (start, bytes, whether they are the last) of a file, cut at the first separator after
+    `size` bytes; a story of a .txt file that is too long, at a blank."""
+    start, data, (separator, limit) = 0, bytearray(), SEPARATORS[kind]
     while more := file.read(CHUNK):
         data += more
-        stop = data.rfind(separator)
-        after = stop + len(separator)
-        if stop < 0 and len(data) > limit:
-            stop = after = cut(data, 0, len(data), path, separator)
-        if stop >= 0:
+        while (stop := data.find(separator, size)) >= 0 or len(data) > limit + len(separator):
+            after = stop + len(separator)
+            if not 0 <= stop <= limit:
+                over = f"{limit >> 20} MiB"
+                stop = after = max(data.rfind(blank, 1, limit) for blank in (b" ", b"\n"))
+                if separator == b"\n" or stop < 0:
+                    wrong = "without a line end, too long for a row or a word"
+                    raise UserError(f"'{path}' has {over} {wrong}")
+                _print_once(f"'{path}' has a story of over {over}: it is cut into parts")
             yield start, data[:stop], False
-            start, data = start + after, data[after:]
+            start += after
+            del data[:after]
     yield start, data, True
 
 
@@ -164,7 +160,7 @@ def _parse_lines(text, path, start):
 
 def read_text(file, path, column):
     """Yield the rows of a .txt or .jsonl file, from its beginning to its end."""
-    for start, data, last in _pieces(file, path, file_format(path)):
+    for start, data, last in pieces(file, path, file_format(path), CHUNK):
         yield from parse_text(data, path, start, last)
 
 
@@ -187,8 +183,9 @@ def columns_read(names, path, wanted=""):
 def read_table(file, path, column):
     """Yield {column: field} of each row of a .csv or .tsv."""
     csv.field_size_limit(MAX_ROW)
-    pieces = (decode(data, path, start) + "\n" for start, data, _ in _pieces(file, path, ".jsonl"))
-    lines = (line for text in pieces for line in io.StringIO(text, newline=""))
+    parts = pieces(file, path, ".jsonl", CHUNK)
+    texts = (decode(data, path, start) + "\n" for start, data, _ in parts)
+    lines = (line for text in texts for line in io.StringIO(text, newline=""))
     first = next(lines, "")
     delimiter = "\t" if file_format(path) == ".tsv" else max(",;\t", key=first.count)
     table = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)

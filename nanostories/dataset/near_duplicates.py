@@ -62,25 +62,22 @@ def batch_keys(read, places):
     return np.array([lsh_keys(read(i)) for i in places])
 
 
-def drop_near_duplicates(writers, drops, mark, tokenizer, workers=0):
-    """The arrays `drops`, one of each Writer, 0 where a story is kept, with `mark` where it is
-    similar to an earlier one that is kept."""
-    read, kept = StoryReader(writers, tokenizer), np.flatnonzero(np.concatenate(drops) == 0)
-    batches, done = (kept[i : i + BATCH] for i in range(0, len(kept), BATCH)), 0
-    near = np.zeros(len(kept), bool)
-    with tempfile.TemporaryFile(dir=writers[0].folder) as file:
+def find_near_duplicates(read, places, workers=0):
+    """Those of the `places` of a StoryReader whose story is similar to that of an earlier one of
+    them that is not returned itself. places: int64 (n,)."""
+    batches, done = (places[i : i + BATCH] for i in range(0, len(places), BATCH)), 0
+    near = np.zeros(len(places), bool)
+    with tempfile.TemporaryFile(dir=read.paths[0].parent) as file:
         # On the disk, band after band: in memory 160 bytes a story.
-        keys = np.memmap(file, np.uint64, "w+", shape=(BANDS, len(kept)))
+        keys = np.memmap(file, np.uint64, "w+", shape=(BANDS, len(places)))
         with worker_pool(functools.partial(batch_keys, read), workers) as run:
             for _, part in run(batches):
                 keys[:, done : done + len(part)] = part.T
                 done += len(part)
         for column in keys:
             for bucket in equal_groups(column):
-                mark_similar(bucket, kept, near, read)
-    drops = np.concatenate(drops)
-    drops[kept[near]] = mark
-    return np.split(drops, read.first[1:-1])
+                mark_similar(bucket, places, near, read)
+    return places[near]
 
 
 def equal_groups(keys):

@@ -7,10 +7,8 @@ prepare.py turns it into its `texts`, so memory is bounded whatever the size of 
 
 import contextlib
 import errno
-import mmap
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from configs import UserError
 from nanostories.dataset import formats, instruct
@@ -45,10 +43,14 @@ class Block:
 
 
 def file_blocks(path, column=""):
-    """The Blocks of a file, in order, an iterator."""
-    if formats.in_place(path):
-        return _text_blocks(path, *formats.SEPARATORS[formats.file_format(path)])
-    return row_blocks(path, formats.read_rows(path, column))
+    """Yield the Blocks of a file, in order."""
+    if not formats.in_place(path):
+        yield from row_blocks(path, formats.read_rows(path, column))
+        return
+    with open(path, "rb") as file:
+        for start, data, last in formats.pieces(file, path, formats.file_format(path), BLOCK_BYTES):
+            if data:
+                yield Block(len(data), path, start=start, stop=start + len(data), last=last)
 
 
 def head(blocks, stories):
@@ -76,30 +78,12 @@ def row_blocks(path, weighted_rows):
         yield Block(weight, path, tuple(rows))
 
 
-def _text_blocks(path, separator, limit):
-    """Yield Blocks of a file that is cut only at separators."""
-    start, size = 0, Path(path).stat().st_size
-    if not size:  # an empty file cannot be mapped
-        return
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        while start < size:
-            stop = data.find(separator, start + BLOCK_BYTES, start + limit + len(separator))
-            after = stop + len(separator)
-            if stop < 0:
-                stop = after = min(size, start + limit)
-                if stop < size:
-                    stop = after = formats.cut(data, start, stop, path, separator)
-            yield Block(stop - start, path, start=start, stop=stop, last=stop == size)
-            start = after
-
-
 def texts(block, strict=False):
     """The stories of a block, uncleaned: a list of str, or of instruct.StoryFacts. A byte that is
     not UTF-8 is a lone surrogate, which cleaning.fix_encoding repairs; if `strict`, an error."""
-    rows = block.rows or _parse_block(block, strict)
-    if not block.facts:  # nothing to do, mostly
-        return [x if type(x) is str and "<|" not in x else _parse_row(x, block) for x in rows]
-    return [_parse_row(row, block) for row in rows]
+    rows, plain = block.rows or _parse_block(block, strict), not block.facts
+    # With most rows of text there is nothing to do.
+    return [x if plain and type(x) is str and "<|" not in x else _parse_row(x, block) for x in rows]
 
 
 def _parse_block(block, strict=False):

@@ -268,6 +268,9 @@ def most_frequent(full, texts, vocab_size):
 
 def merge_parts(token, ranks):
     """The two parts that BPE merges into `token` last, by repeating its merges."""
+    cuts = [i for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+    if len(cuts) == 1:  # a quarter of GPT-2's tokens, half of a 4,096 BPE's
+        return [token[: cuts[0]], token[cuts[0] :]]
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         joined = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]

@@ -143,6 +143,23 @@ def test_gpt2_10k_is_the_most_frequent_closed_under_merging(made, stories):
         assert len(small.encode(story)) == len(full.encode(story))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "bpe"])
+def test_merge_parts_repeats_all_merges(made, name):
+    """Also where it knows the parts without repeating them."""
+
+    def repeated(token, ranks):
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            joined = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
+            i = joined.index(min(joined))
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        return parts
+
+    ranks = made[name].ranks
+    tokens = [token for token in ranks if len(token) > 1]
+    assert all(module.merge_parts(token, ranks) == repeated(token, ranks) for token in tokens)
+
+
 def test_gpt2_10k_cut_follows_frequency(made):
     # With room for one word beyond the bytes and its parts, the more frequent one gets it.
     full = made["gpt2"]
