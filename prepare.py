@@ -18,6 +18,7 @@ import configs
 from configs import UserError
 from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset.build import build_dataset, make_tokenizer
+from nanostories.dataset.sources import Source
 from nanostories.storage import lock
 
 
@@ -55,14 +56,12 @@ def prepare(settings):
         raise UserError(f"hold_out takes two or more of {fields}, as in words+summary")
 
     # 2. sources: downloaded, or reported missing, before anything is made
-    shared = {name: getattr(settings, name) for name in ("stories", "seed", "revision")}
-    shared |= {"text_column": settings.text_column}
+    names = ("stories", "seed", "revision", "text_column")
+    shared = {name: getattr(settings, name) for name in names}
 
     def open_source(name, split, max_stories):
         rules = sources.cleaning_rules(name, settings.keep_unfinished, settings.min_length)
-        source = sources.Source(
-            name, split, **shared, max_stories=max_stories, rules=rules
-        ).pinned()
+        source = Source(name, split, max_stories=max_stories, rules=rules, **shared).pinned()
         source.total()
         return source
 

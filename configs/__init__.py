@@ -94,10 +94,8 @@ def clean_up_when_killed():
 
 
 def declared(path):
-    """{setting: help text} of the classes called *Settings in a Python file.
-
-    Read from the source: one script knows the others' names without importing them.
-    """
+    """{setting: help text} of the classes called *Settings in a Python file, read from the source:
+    one script knows the others' names without importing them."""
     source, help_texts = Path(path).read_text(encoding="utf-8"), {}
     if "Settings" not in source:  # most files: not worth parsing
         return help_texts
@@ -191,11 +189,9 @@ def read_config_file(path):
 
 def load(cls, argv=None, positional=None):
     """The settings of a script, a `cls`, and {name: "default", a config file or "command line"}.
-
     argv: default sys.argv[1:]. positional: the field that a bare word not ending in .py sets, for
     `python -m eval.loss out/run`, or those that bare words set in turn. A field declared as a tuple
-    collects all that it is given. Raises UserError for what does not fit; exits after --help.
-    """
+    collects all that it is given. Raises UserError for what does not fit; exits after --help."""
     words = list(sys.argv[1:] if argv is None else argv)
     hints = typing.get_type_hints(cls)
     values = {field.name: field.default for field in dataclasses.fields(cls)}
@@ -304,11 +300,9 @@ CHOICES = {
 
 def check_ranges(settings):
     """Raise UserError for the first number outside its range, as nan and infinity always are, or
-    text that is none of its choices.
-
-    settings: a dataclass. A default may lie outside: 0 for "all", say. Where `x` has another range
-    than in other scripts, or other choices, the class has an attribute `x_range` or `x_choices`.
-    """
+    text that is none of its choices. settings: a dataclass. A default may lie outside: 0 for "all",
+    say. Where `x` has another range than in other scripts, or other choices, the class has an
+    attribute `x_range` or `x_choices`."""
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         name, value = field.name, getattr(settings, field.name)

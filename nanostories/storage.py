@@ -68,12 +68,10 @@ def atomic_file(path):
 
 @contextlib.contextmanager
 def atomic_folder(path, part=None):
-    """Give an empty folder to write to; when the block ends well, `path` becomes that folder.
-
-    part: its temporary name, default one of this process beside `path`. An older folder at `path`
-    steps aside only when the new one is complete, and comes back if the rename fails. When the
-    block raises, nothing of the new folder is left.
-    """
+    """Give an empty folder to write to; when the block ends well, `path` becomes that folder. part:
+    its temporary name, default one of this process beside `path`. An older folder at `path` steps
+    aside only when the new one is complete, and comes back if the rename fails. When the block
+    raises, nothing of the new folder is left."""
     named, path = Path(path), Path(path).resolve()  # a link to another disk stays one
     if path.exists() and not named.exists():  # "missing/..": nobody has looked what is in it
         raise UserError(f"'{named}' would replace '{path}': name that, or another folder")
@@ -105,12 +103,10 @@ def atomic_folder(path, part=None):
 
 @contextlib.contextmanager
 def lock(path, wait=False):
-    """Let no other command write to `path`, a file or a folder, while the block runs.
-
-    Raises UserError where one does; wait: waits for its end. The lock is on a hidden file beside
-    `path`, which may thus be replaced or removed, and ends with this process, however that ends.
-    Gives a list of its descriptor: a process that gets it as pass_fds holds the lock, too.
-    """
+    """Let no other command write to `path`, a file or a folder, while the block runs. UserError
+    where one does; wait: waits for its end. The lock is on a hidden file beside `path`, which may
+    thus be replaced or removed, and ends with this process, however that ends. Gives a list of its
+    descriptor: a process that gets it as pass_fds holds the lock, too."""
     real, handles, holder, timeout = Path(os.path.realpath(path)), [], "", 0
     file, parent_is_new = real.parent / f".{real.name}.lock", not real.parent.exists()
     held = FileLock(file, mode=0o664, thread_local=False, on_acquired=handles.append)
@@ -179,8 +175,7 @@ def write_json(path, value):
 
 def read_json(path, missing=None, lines=False):
     """The value in a JSON file, with `lines` a list of each line's; UserError where it cannot be
-    read, with the line `missing` where there is no file.
-    """
+    read, with the line `missing` where there is no file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         return [*map(from_json, filter(None, text.split("\n")))] if lines else from_json(text)

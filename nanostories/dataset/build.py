@@ -90,13 +90,10 @@ def build_dataset(
     near_duplicates="keep", add_files=None, manifest=None,
 ):  # fmt: skip
     """Write the data folder `out`, see shards.py; it replaces an older one when it is complete.
-
     train, val: Sources; without val, val_fraction of train's stories are held out, by their hashes.
     near_duplicates: "keep" or "drop". held_out: names of Instruct fields that never occur together
     in one train instruction. seed: of the hashes and of the instructions made. add_files: called
-    with the folder before it is complete. manifest: {name: value} that replace entries of
-    manifest.json.
-    """
+    with the folder before it is complete. manifest: {name: value}, in place of manifest.json's."""
     started, out = time.monotonic(), Path(out)
     check_out(out)
     if out.exists():

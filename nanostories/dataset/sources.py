@@ -165,10 +165,9 @@ class Source:
             blocks = itertools.chain.from_iterable(files)
         if self.max_stories:
             blocks = readers.head(blocks, self.max_stories)
-        facts, rules = self.name.startswith(INSTRUCT), self.rules or cleaning_rules(self.name)
-        return (
-            replace(block, facts=facts, rules=rules, column=self.text_column) for block in blocks
-        )
+        fields = {"rules": self.rules or cleaning_rules(self.name), "column": self.text_column}
+        fields |= {"facts": self.name.startswith(INSTRUCT)}
+        return (replace(block, **fields) for block in blocks)
 
 
 def read(source, **settings):

@@ -147,12 +147,10 @@ def _listed_words():
 
 @cache
 def is_child_safe(word):
-    """Whether a lower-case word may be put into a story for children.
-
-    It may not where better-profanity lists the word or a base form of it, nor where a third of its
-    senses are not for children and WordNet counts none of the others in its texts: "screw" is
-    listed, "crapper" has no other sense, "tool" has.
-    """
+    """Whether a lower-case word may be put into a story for children: not where better-profanity
+    lists the word or a base form of it, nor where a third of its senses are not for children and
+    WordNet counts none of the others in its texts: "screw" is listed, "crapper" has no other sense,
+    "tool" has."""
     bases = lemmas(word)
     if bases & _listed_words():
         return False
