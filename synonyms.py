@@ -85,39 +85,32 @@ def stories_of(block):
         yield from filter(str.strip, stories)
 
 
-class ModelLikelihood:
-    """The log-likelihood of a text under a trained model, with each of some forms of a word."""
+def load_model(name):
+    """The checkpoint.LoadedModel of a run folder, or of a published model."""
+    from nanostories.training import checkpoint  # takes seconds, which wordnet should not pay
 
-    def __init__(self, name, one_core=False):
-        """name: a run folder, or a published model."""
-        import torch  # takes seconds, which mode wordnet should not pay
+    return checkpoint.load_model(name)
 
-        from nanostories.training import checkpoint
 
-        self.loaded = checkpoint.load_model(name)
-        if one_core:
-            torch.set_num_threads(1)
+def log_likelihoods(loaded, text, word, forms):
+    """Log-likelihood under a LoadedModel, in nats, of the text around a wordnet.Word with each of
+    the forms in its place: list of float, -inf where the text is too long for the model."""
+    import torch
 
-    def __call__(self, text, word, forms):
-        """Log-likelihood, in nats, of the text around a wordnet.Word with each of the forms in its
-        place: list of float, -inf where the text is too long for the model."""
-        import torch
-
-        # A token has at least one character; but non-ASCII characters may take several tokens.
-        reach = min(CONTEXT_CHARS, self.loaded.max_length // 2)
-        before = text[max(0, word.start - reach) : word.start]
-        after = text[word.stop : word.stop + reach // 2]
-
-        def log_likelihood(form):
-            ids = self.loaded.bos_ids + self.loaded.tokenizer.encode(before + form + after)
-            if len(ids) > self.loaded.max_length:
-                return -math.inf
-            ids = torch.tensor([ids])
-            loss = self.loaded.model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
-            return -float(loss.sum())
-
+    # A token has at least one character; but non-ASCII characters may take several tokens.
+    reach, results = min(CONTEXT_CHARS, loaded.max_length // 2), []
+    before = text[max(0, word.start - reach) : word.start]
+    after = text[word.stop : word.stop + reach // 2]
+    for form in forms:
+        ids = loaded.bos_ids + loaded.tokenizer.encode(before + form + after)
+        if len(ids) > loaded.max_length:
+            results.append(-math.inf)
+            continue
+        ids = torch.tensor([ids])
         with torch.no_grad():
-            return [log_likelihood(form) for form in forms]
+            loss = loaded.model(ids[:, :-1], ids[:, 1:].contiguous(), mean=False)
+        results.append(-float(loss.sum()))
+    return results
 
 
 @functools.lru_cache(1)
@@ -125,9 +118,14 @@ def make_method(settings, counts):
     """The lexical_substitution method of the settings; made in the worker process that uses it."""
     if settings.mode == "wordnet":
         return lexical_substitution.WordnetSynonyms()
-    one_core = settings.workers != 1  # the other workers use the other cores
-    likelihood = ModelLikelihood(settings.model, one_core) if settings.model else None
-    return lexical_substitution.ContextSynonyms(counts, likelihood)
+    if not settings.model:
+        return lexical_substitution.ContextSynonyms(counts)
+    import torch
+
+    if settings.workers != 1:  # the other workers use the other cores
+        torch.set_num_threads(1)
+    likelihoods = functools.partial(log_likelihoods, load_model(settings.model))
+    return lexical_substitution.ContextSynonyms(counts, likelihoods)
 
 
 def replace_words(settings, counts, block):
@@ -154,8 +152,7 @@ def open_work_folder(path, settings, splits):
     names = ("source", "val_source", "mode", "story_fraction", "word_fraction", "model", "seed")
     key = {name: getattr(settings, name) for name in names}
     key["sources"] = {split: [str(one), one.fingerprint()] for split, one in splits.items()}
-    loaded = ModelLikelihood(settings.model).loaded if settings.model else None
-    key["checkpoint"] = loaded and loaded.identity()
+    key["checkpoint"] = load_model(settings.model).identity() if settings.model else None
     if not (path / "key.json").exists() or storage.read_json(path / "key.json") != key:
         remove_work_folder(path)
         storage.write_json(path / "key.json", key)
@@ -228,12 +225,10 @@ def main():
                     storage.write_text(work / split / f"{number:06}.jsonl", "\n".join([*lines, ""]))
 
         # 3. The data folder.
-        texts = {
-            split: Source(
-                f"{glob.escape(str(work / split))}/*.jsonl", rules=cleaning_rules(source.name)
-            )
-            for split, source in splits.items()
-        }
+        texts = {}
+        for split, source in splits.items():
+            name = f"{glob.escape(str(work / split))}/*.jsonl"
+            texts[split] = Source(name, rules=cleaning_rules(source.name))
         build.build_dataset(
             out, texts["train"], texts["val"],
             build.make_tokenizer(settings.tokenizer, settings.vocab_size, texts["train"]),

@@ -249,11 +249,10 @@ def test_killed_and_resumed(stories, tmp_path):
 def test_likelihood(data, tmp_path):
     """A word's is that of the text with it, token for token."""
     tiny.train(settings_for(data, tmp_path / "run"))
-    likelihood = synonyms.ModelLikelihood(str(tmp_path / "run"))
+    loaded = synonyms.load_model(str(tmp_path / "run"))
     text = "One day, a big dog ran to the park."
     word = next(word for word in wordnet.content_words(text) if word.text == "big")
-    scores = likelihood(text, word, ["the", "zzzz", "big"])
-    loaded = likelihood.loaded
+    scores = synonyms.log_likelihoods(loaded, text, word, ["the", "zzzz", "big"])
 
     def whole(text):
         ids = torch.tensor([loaded.bos_ids + loaded.tokenizer.encode(text)])

@@ -66,21 +66,6 @@ def opened(path):
             raise UserError(f"'{path}' is a damaged archive ({error})") from None
 
 
-def in_place(path):
-    """Whether a .txt or .jsonl file can be read from any place, as it is not packed nor UTF-16."""
-    with opened(path) as (file, raw):
-        return file is raw and file_format(path) in SEPARATORS
-
-
-def read_rows(path, column):
-    """Yield (row, how many bytes of the file were read for it)."""
-    with opened(path) as (file, raw):
-        done = 0
-        for row in READERS[file_format(path)](file, path, column):
-            yield row, max(0, raw.tell() - done)
-            done = max(done, raw.tell())
-
-
 # ---- text --------------------------------------------------------------------------------------
 
 
@@ -174,9 +159,8 @@ def columns_read(names, path, wanted=""):
     story = next((alike[x] for want in wanted for x in (want, want.casefold()) if x in alike), None)
     if story is None:
         missing = f"'{path}' has no {' or '.join(map(repr, wanted))}, only {', '.join(names)}"
-        raise UserError(
-            f"{' '.join(missing.split()):.300}; --text_column of prepare.py names the right one"
-        )
+        hint = "--text_column of prepare.py names the right one"
+        raise UserError(f"{' '.join(missing.split()):.300}; {hint}")
     return [story, *(name for name in _FACTS if name in names)]
 
 

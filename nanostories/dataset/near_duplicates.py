@@ -50,16 +50,14 @@ def shingles(text):
     return np.unique((windows * powers).sum(axis=1))
 
 
-def lsh_keys(text):
-    """uint64 (BANDS,): a hash of the smallest hashes of each band."""
-    hashes = shingles(text)
-    parts = (hashes[i : i + 4096, None] * _RANDOM[0] for i in range(0, len(hashes), 4096))
-    smallest = np.min([part.min(axis=0) for part in parts], axis=0)
-    return (smallest * _RANDOM[1]).reshape(BANDS, ROWS).sum(axis=1)
-
-
-def batch_keys(read, places):
-    return np.array([lsh_keys(read(i)) for i in places])
+def lsh_keys(read, places):
+    """uint64 (n, BANDS): of a StoryReader's stories, a hash of each band's smallest hashes."""
+    keys = []
+    for hashes in (shingles(read(i)) for i in places):
+        parts = (hashes[i : i + 4096, None] * _RANDOM[0] for i in range(0, len(hashes), 4096))
+        smallest = np.min([part.min(axis=0) for part in parts], axis=0)
+        keys.append((smallest * _RANDOM[1]).reshape(BANDS, ROWS).sum(axis=1))
+    return np.array(keys)
 
 
 def find_near_duplicates(read, places, workers=0):
@@ -70,7 +68,7 @@ def find_near_duplicates(read, places, workers=0):
     with tempfile.TemporaryFile(dir=read.paths[0].parent) as file:
         # On the disk, band after band: in memory 160 bytes a story.
         keys = np.memmap(file, np.uint64, "w+", shape=(BANDS, len(places)))
-        with worker_pool(functools.partial(batch_keys, read), workers) as run:
+        with worker_pool(functools.partial(lsh_keys, read), workers) as run:
             for _, part in run(batches):
                 keys[:, done : done + len(part)] = part.T
                 done += len(part)

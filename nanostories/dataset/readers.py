@@ -44,11 +44,12 @@ class Block:
 
 def file_blocks(path, column=""):
     """Yield the Blocks of a file, in order."""
-    if not formats.in_place(path):
-        yield from row_blocks(path, formats.read_rows(path, column))
-        return
-    with open(path, "rb") as file:
-        for start, data, last in formats.pieces(file, path, formats.file_format(path), BLOCK_BYTES):
+    kind = formats.file_format(path)
+    with formats.opened(path) as (file, raw):
+        if file is not raw or kind not in formats.SEPARATORS:
+            yield from row_blocks(path, formats.READERS[kind](file, path, column), raw.tell)
+            return
+        for start, data, last in formats.pieces(file, path, kind, BLOCK_BYTES):
             if data:
                 yield Block(len(data), path, start=start, stop=start + len(data), last=last)
 
@@ -63,19 +64,22 @@ def head(blocks, stories):
             return
 
 
-def row_blocks(path, weighted_rows):
-    """Yield Blocks of (row, weight) pairs."""
-    rows, size, weight = [], 0, 0
-    for row, part in weighted_rows:
-        rows.append(row)
-        weight += part
-        values = row.values() if isinstance(row, dict) else [row]
-        size += sum(len(value) for value in values if isinstance(value, str))
-        if size >= BLOCK_BYTES:
-            yield Block(weight, path, tuple(rows))
-            rows, size, weight = [], 0, 0
-    if rows:
-        yield Block(weight, path, tuple(rows))
+def row_blocks(path, rows, position=None):
+    """Yield Blocks of rows. position: returns how far a file is read; without, a row weighs 1."""
+    rows, done = iter(rows), 0
+
+    def next_rows():
+        size = 0
+        for row in rows:
+            values = row.values() if isinstance(row, dict) else [row]
+            size += sum(len(value) for value in values if isinstance(value, str))
+            yield row
+            if size >= BLOCK_BYTES:
+                return
+
+    while part := tuple(next_rows()):
+        before, done = done, max(done, position()) if position else done + len(part)
+        yield Block(done - before, path, part)
 
 
 def texts(block, strict=False):
@@ -154,7 +158,7 @@ def download(name, file, revision=""):
 
 
 def read_hub(source, revision, column):
-    """Yield (row, 1) of hub:owner/name, hub:owner/name:split or hub:owner/name:config:split."""
+    """Yield the rows of hub:owner/name, hub:owner/name:split or hub:owner/name:config:split."""
     _, repo, *names = source.split(":")
     *config, split = names or ["train"]
     with hub_errors(source):
@@ -167,5 +171,4 @@ def read_hub(source, revision, column):
             reason = " ".join(str(error).split())[:300]
             wrong = f"'{source}', read as hub:NAME:CONFIG:SPLIT or hub:NAME:SPLIT"
             raise UserError(f"{wrong}: {reason}") from None
-    table = table.select_columns(formats.columns_read(table.column_names, source, column))
-    yield from ((row, 1) for row in table)
+    yield from table.select_columns(formats.columns_read(table.column_names, source, column))

@@ -156,7 +156,7 @@ class Source:
             stories = storybook.stories(self.stories, self.seed + (self.split == "val"))
             names = ("text", "words", "features", "summary")
             rows = ({name: getattr(story, name) for name in names} for story in stories)
-            blocks = readers.row_blocks(self.base, zip(rows, itertools.repeat(1)))
+            blocks = readers.row_blocks(self.base, rows)
         elif self.base.startswith("hub:"):
             rows = readers.read_hub(self.base, self.revision, self.text_column)
             blocks = readers.row_blocks(self.base, rows)

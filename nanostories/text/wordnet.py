@@ -128,9 +128,7 @@ def names(sense):
 
 
 # A sense is not for children where WordNet marks its use so, or its definition has such a word.
-_UNSAFE_DOMAINS = {
-    "obscenity", "vulgarism", "dirty_word", "disparagement", "ethnic_slur", "slang"
-}  # fmt: skip
+_UNSAFE_DOMAINS = {"obscenity", "vulgarism", "dirty_word", "disparagement", "ethnic_slur", "slang"}
 _UNSAFE_DEFINITION = re.compile(
     r"offensive (?:\w+ )?(?:term|name|word)|ethnic slur|derogatory|disparag|obscene"
     r"|vulgar (?:term|slang|word)|sexual|genital|male reproductive gland|vagina|penis|testic"
