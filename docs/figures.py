@@ -7,6 +7,7 @@ which order, is recorded while it runs.
 """
 
 import functools
+import statistics
 from unittest import mock
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 
 import train
 from configs import CHOICES, ROOT, UserError, run
+from eval import reward_frontier
 from kernels import attention, backend
 from nanostories.dataset import storybook, tokenizer
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import InMemoryDataset
 from nanostories.plotting import plot_to
+from nanostories.rl import policy_gradient
 from nanostories.training.schedule import decay_progress, get_lr
 
 T, D = 512, 16  # tokens and head size of the pictures of attention
@@ -149,10 +152,58 @@ def learning_rate(path):
         axes.legend()
 
 
+def policy_gradient_advantages(path):
+    """The advantages of eight completions by each method, for three groups of rewards."""
+    rewards = torch.tensor([0.02, 0.05, 0.10, 0.15, 0.25, 0.30, 0.45, 0.60])
+    groups = {
+        "rewards of 0.02 to 0.60": rewards,
+        "the same plus 0.5": rewards + 0.5,
+        "a tenth of their differences": 0.24 + (rewards - rewards.mean()) / 10,
+    }
+    n, width = len(rewards), 0.2
+    with plot_to(path, 1, len(groups), size=(12, 3.8), dpi=100) as (_, panels):
+        for axes, (title, group) in zip(panels, groups.items(), strict=True):
+            for i, method in enumerate(policy_gradient.METHODS):
+                advantages = policy_gradient.advantages(method, group, torch.zeros(n), 0.0, n)
+                axes.bar(np.arange(n) + (i - 1.5) * width, advantages, width, label=method)
+            axes.axhline(0, color="black", lw=0.8)
+            axes.set_xticks(range(n), [f"{reward:.3g}" for reward in group], fontsize=8)
+            axes.set(title=title, xlabel="reward of the completion", ylim=(-1.4, 2.1))
+        panels[0].set_ylabel("advantage")
+        panels[0].legend(loc="upper left")
+
+
+def kl_optimum(path):
+    """The optimum of reward less KL penalty: which stories it makes likely, and what they cost."""
+    bell = statistics.NormalDist(0.2, 0.12)
+    rewards = np.array([bell.inv_cdf((i + 0.5) / 4096) for i in range(4096)])
+    with plot_to(path, 1, 2, size=(11, 4), dpi=100) as (_, (left, right)):
+        for beta in (np.inf, 0.3, 0.15, 0.08):
+            weights = np.exp((rewards - rewards.max()) / beta)
+            label = "the reference" if beta == np.inf else f"the optimum, beta = {beta:g}"
+            bins, weights = np.linspace(-0.2, 0.56, 39), weights / weights.sum()
+            left.hist(rewards, bins, weights=weights, histtype="step", label=label)
+        left.set(xlabel="reward of the story", ylabel="probability")
+        left.set_title("ref(y) exp(R(y) / beta) / Z")
+        left.legend(loc="upper left", fontsize=8)
+        optimum = [reward_frontier.optimum(rewards, beta) for beta in reward_frontier.BETAS]
+        optimum = [point for point in optimum if point]
+        right.plot(*zip(*optimum, strict=True), ":", color="black", label="the optimum")
+        best = [reward_frontier.best_of_n(rewards, n) for n in reward_frontier.NS]
+        right.plot(*zip(*best, strict=True), "--o", ms=3, label="best of n")
+        for n, point in zip(reward_frontier.NS, best, strict=True):
+            right.annotate(n, point, fontsize=8, xytext=(3, -11), textcoords="offset points")
+        right.set(xlabel="KL from the reference, nats", ylabel="expected reward")
+        right.set_title("what a nat buys")
+        right.legend(loc="lower right")
+
+
 def main():
     if not backend.interpreted():
         raise UserError("Triton's interpreter is needed: TRITON_INTERPRET=1 python -m docs.figures")
-    for picture in (attention_blocks, backward_sweeps, running_maximum, packed_rows, learning_rate):
+    pictures = (attention_blocks, backward_sweeps, running_maximum, packed_rows, learning_rate,
+                policy_gradient_advantages, kl_optimum)  # fmt: skip
+    for picture in pictures:
         picture(ROOT / "docs" / "images" / f"{picture.__name__}.png")
 
 
