@@ -13,12 +13,13 @@ help:
 
 setup: .venv/ready
 
-# Rebuilt only when the pinned requirements change.
-.venv/ready: requirements.txt requirements-test.txt
+# Rebuilt only when the dependencies change. pip reads [dependency-groups] from version 25.1 on.
+.venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "nanoStories needs Python 3.11 or later; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install -q --disable-pip-version-check -r requirements-test.txt
+	$(PY) -m pip install -q --disable-pip-version-check "pip>=25.1"
+	$(PY) -m pip install -q --disable-pip-version-check . --group test
 	@touch $@
 
 # Data and a run that are there, whoever made them, are used and never replaced (so the |): a run
@@ -54,7 +55,7 @@ test-slow: .venv/ready .venv/triton-3.6
 	$(PY) -m pytest -q -n 2 -m slow -rP
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build nanostories.egg-info
 
 # Trained runs cannot be had back.
 clean-all:

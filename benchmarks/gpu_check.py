@@ -54,7 +54,7 @@ def main():
     settings, _ = load(Settings)
     kernels.check_device(settings.device)
     if not importlib.util.find_spec("pytest"):
-        raise UserError("pytest is not installed: pip install -r requirements-test.txt")
+        raise UserError("pytest is not installed: pip install pytest")
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     began, codes = time.monotonic(), {}

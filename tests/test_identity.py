@@ -381,7 +381,7 @@ def test_the_folder_behind_a_link_is_replaced(tmp_path):
 def clone(tmp_path):
     """A folder to call make in, with a stand-in for Python that prints its command."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("requirements.txt", "requirements-test.txt", ".venv/ready"):
+    for name in ("pyproject.toml", ".venv/ready"):
         write(tmp_path / name, [""])
     python = tmp_path / ".venv" / "bin" / "python"
     write(python, ['#!/bin/sh\necho "ran $@"\n'])
