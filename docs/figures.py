@@ -7,6 +7,7 @@ which order, is recorded while it runs.
 """
 
 import functools
+import itertools
 import statistics
 from unittest import mock
 
@@ -17,11 +18,15 @@ import train
 from configs import CHOICES, ROOT, UserError, run
 from eval import reward_frontier
 from kernels import attention, backend
+from model import GPT, GPTConfig
 from nanostories.dataset import storybook, tokenizer
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import InMemoryDataset
+from nanostories.inference import generate
+from nanostories.inference.decoder import Decoder
 from nanostories.plotting import plot_to
 from nanostories.rl import policy_gradient
+from nanostories.text.words import ngrams, words_and_marks
 from nanostories.training.schedule import decay_progress, get_lr
 
 T, D = 512, 16  # tokens and head size of the pictures of attention
@@ -198,11 +203,67 @@ def kl_optimum(path):
         right.legend(loc="lower right")
 
 
+def kv_cache(path, tokens=12):
+    """What each step computes without and with a key-value cache; ten stories in four slots.
+
+    The slots are those of generate.stream, with random weights: its stories end by chance.
+    """
+    torch.manual_seed(0)
+    decoder = Decoder(GPT(GPTConfig(vocab_size=16, block_size=32, n_layer=1, n_head=1, n_embd=16)))
+    prompts, seeds = [[0, 1]] * 10, generate.request_seeds(3, 10)
+    stream = generate.stream(decoder, prompts, 0, seeds, batch_size=4)
+    steps = [[story for story, *_ in step] for step in stream]
+    with plot_to(path, 1, 3, size=(12, 3.6), dpi=100) as (_, (*both, slots)):
+        for axes, cached in zip(both, (False, True), strict=True):
+            for t in range(tokens):
+                axes.broken_barh([(0, t + 1)], (t + 0.1, 0.8), color="0.85")
+                new = (t, 1) if cached else (0, t + 1)
+                axes.broken_barh([new], (t + 0.1, 0.8), color="C1")
+            passes = tokens if cached else tokens * (tokens + 1) // 2
+            name = "with" if cached else "without"
+            axes.set(title=f"{name} a cache: {passes} passes of a token", ylim=(tokens, 0))
+            axes.set(xlabel="token", ylabel="step")
+        both[0].plot([], "s", color="C1", label="computed in this step")
+        both[0].plot([], "s", color="0.85", label="read from the cache")
+        both[0].legend(loc="upper right")
+        for slot in range(4):
+            row = [step[slot] if slot < len(step) else None for step in steps]
+            for story, group in itertools.groupby(enumerate(row), lambda pair: pair[1]):
+                at = [t for t, _ in group]
+                if story is not None:
+                    slots.broken_barh([(at[0], len(at))], (slot + 0.1, 0.8), color=f"C{story}")
+                    if len(at) > 1:  # room for its number
+                        slots.text(at[0] + 0.3, slot + 0.5, story, color="white", va="center")
+        slots.set(title="10 stories in 4 slots", xlabel="step", ylabel="slot", ylim=(4, 0))
+        slots.set_yticks(np.arange(4) + 0.5, range(4))
+
+
+def posting_lists(path, count=20_000):
+    """The posting lists of a story's bigrams, and the most that an unmet story can still match."""
+    texts = (story.text for story in storybook.stories(count + 1, seed=3))
+    text, *stories = (dict.fromkeys(ngrams(words_and_marks(text), 2)) for text in texts)
+    lists = sorted(([i for i, one in enumerate(stories) if pair in one] for pair in text), key=len)
+    best = np.bincount(np.concatenate(lists)).max()
+    left = len(lists) - 1 - np.arange(len(lists))  # bigrams after each list
+    added = left >= best  # before these, a story not met yet could still win
+    sizes = np.array([len(one) for one in lists])
+    with plot_to(path, size=(10, 3.8), dpi=110) as (_, axes):
+        axes.bar(np.flatnonzero(added), sizes[added], label="lists that are added up")
+        label = "lists that are looked up for the stories that can win"
+        axes.bar(np.flatnonzero(~added), sizes[~added], color="0.75", label=label)
+        axes.set(xlabel="posting list, the shortest first", ylabel="stories in the list")
+        right = axes.twinx()
+        right.plot(left, color="C1", label="bigrams left: the most that an unmet story can match")
+        right.axhline(best, color="C3", ls="--", label=f"best match: {best} of {len(text)} bigrams")
+        right.set(ylabel="bigrams", ylim=(0, None))
+        right.legend(handles=[*axes.containers, *right.lines], loc=(0.02, 0.12))
+
+
 def main():
     if not backend.interpreted():
         raise UserError("Triton's interpreter is needed: TRITON_INTERPRET=1 python -m docs.figures")
     pictures = (attention_blocks, backward_sweeps, running_maximum, packed_rows, learning_rate,
-                policy_gradient_advantages, kl_optimum)  # fmt: skip
+                policy_gradient_advantages, kl_optimum, kv_cache, posting_lists)  # fmt: skip
     for picture in pictures:
         picture(ROOT / "docs" / "images" / f"{picture.__name__}.png")
 
