@@ -44,7 +44,7 @@ from nanostories.training.distributed import (
     rank,
     world_size,
 )
-from nanostories.training.logger import RunLogger
+from nanostories.training.logger import RunLogger, services
 from nanostories.training.optim import make_optimizers
 from nanostories.training.run_config import check_free, only_writer, resumed
 
@@ -77,6 +77,7 @@ class Settings:
     max_minutes: float = 0.0  # the run also ends after so many minutes; 0: no limit
     save_interval: int = 25  # steps between checkpoints, samples and plots
     stop_on_alarm: bool = False  # end the run at the first alarm
+    report_to: str = ""  # log to tensorboard or wandb, too; both with a comma
     seed: int = 1337  # decides every completion
     # the optimizer, as in train.py
     optimizer: str = "adamw"  # adamw, or muon: muon for the blocks' matrices, adamw for the rest
@@ -132,6 +133,7 @@ def complete(settings, origin):
 def check(settings):
     """Raise UserError for settings that cannot work, before anything is loaded or written."""
     check_ranges(settings)
+    services(settings.report_to)
     if not split_words(settings.word):
         raise UserError("name the word that the stories are to be about: --word=cat")
     if not settings.embedder:
@@ -253,7 +255,7 @@ def train(settings):
         tokenizer = reference.loaded.tokenizer
         checkpoint.create_run_folder(settings.out_dir, policy.config, settings, tokenizer, facts)
         reference.save(settings.out_dir)
-        logger = RunLogger(settings.out_dir, state)
+        logger = RunLogger(settings.out_dir, state, settings)
     saver = checkpoint.CheckpointSaver(settings.out_dir)
 
     # ---- 4. the loop

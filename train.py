@@ -77,6 +77,7 @@ class Settings:
     skip_nonfinite: bool = False  # skip steps with nan or inf; default: stop the run
     profile: bool = False  # trace a few steps to out_dir/profile, and only that
     log_interval: int = 10  # steps between progress lines
+    report_to: str = ""  # log to tensorboard or wandb, too; both with a comma
     seed: int = 1337  # decides weights, batches and dropout
     # the batch
     batch_size: int = 32  # most rows in one forward pass
@@ -302,7 +303,7 @@ def train(settings):
     if is_main:
         facts = environment(device) | {"data": data_hashes}
         checkpoint.create_run_folder(settings.out_dir, model.config, settings, tokenizer, facts)
-        logger = RunLogger(settings.out_dir, state)
+        logger = RunLogger(settings.out_dir, state, settings)
     saver = checkpoint.CheckpointSaver(settings.out_dir)
 
     def save():

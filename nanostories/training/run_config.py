@@ -15,17 +15,20 @@ from nanostories.storage import lock
 from nanostories.training import checkpoint, huggingface
 from nanostories.training.device import memory_of, pick_device
 from nanostories.training.distributed import all_gather, rank, world_size
+from nanostories.training.logger import services
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
 # What --resume may change: none of these changes what a step with finite numbers computes.
 MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "save_interval",
-              "device", "compile", "cuda_graphs", "attn", "skip_nonfinite", "profile")  # fmt: skip
+              "device", "compile", "cuda_graphs", "attn", "skip_nonfinite", "profile",
+              "report_to")  # fmt: skip
 FILLED_IN = ("dataset", "row_tokens", "lr_decay_iters")  # stored as what 0 or "" came to
 
 
 def check(settings):
     """Raise UserError for settings that cannot work, before anything is loaded or written."""
     check_ranges(settings)
+    services(settings.report_to)
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
     rows = settings.batch_size * settings.gradient_accumulation_steps
