@@ -78,9 +78,6 @@ def commands(text):
     """The words of every command of a page, those of blocks first."""
     lines = [line for _, lines in bash_blocks(text) for line in lines]
     text = BLOCK.sub("", text)
-    if not lines:  # a page that has indented blocks still
-        indented = re.findall(r"^    (.*\b(?:python|torchrun) .*)$", text, flags=re.M)
-        lines += [re.sub(r"\s# .*", "", line) for line in indented]
     inline = re.findall(r"`((?:[A-Z_]+=\S+ )?(?:python|torchrun|pytest|make) [^`]*)`", text)
     for command in inline:  # `python -m eval.loss out/<run>`, `python prepare.py X`
         command = re.sub(r"<(\w+)>", r"\1", " ".join(command.split())).replace(" ...", "")
@@ -286,10 +283,6 @@ def text_of(path):
     return path.read_text(encoding="utf-8")
 
 
-# README has indented commands of another age: until they are in fences, its paths are not checked.
-OLD = {"README.md"} - {named(page) for page in PAGES if bash_blocks(text_of(page))}
-
-
 def test_they_are_read():
     every = [words for page in PAGES for words in commands(text_of(page))]
     scripts = [x for x in map(script_and_arguments, every) if x and (ROOT / x[0]).is_file()]
@@ -303,8 +296,7 @@ def test_they_are_read():
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_a_page_is_sound(page, check, monkeypatch):
     monkeypatch.chdir(ROOT)
-    if check is not outside_paths or named(page) not in OLD:
-        assert check(named(page), text_of(page)) == []
+    assert check(named(page), text_of(page)) == []
 
 
 def test_no_path_beside_the_clone_is_named():
@@ -313,7 +305,7 @@ def test_no_path_beside_the_clone_is_named():
     files = [path for f in folders for kind in kinds for path in (ROOT / f).glob(kind)]
     files += [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "Makefile"]
     names = {named(path): text_of(path) for path in files}
-    breaches = [x for name in names.keys() - OLD for x in outside_names(name, names[name])]
+    breaches = [x for name in names for x in outside_names(name, names[name])]
     assert breaches == [] and len(names) > 100
 
 
