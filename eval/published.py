@@ -15,9 +15,9 @@ from pathlib import Path
 
 GRADES = ("creativity", "grammar", "consistency", "instruct", "plot")
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-MODELS, HEADS, RECIPE, TABLE_1, REPORT, ERRORS, NEAREST = (
+MODELS, HEADS, RECIPE, TABLE_1, NOTES, REPORT, ERRORS, NEAREST = (
     _TABLES[name]
-    for name in ("models", "heads", "recipe", "table_1", "report", "errors", "nearest")
+    for name in ("models", "heads", "recipe", "table_1", "notes", "report", "errors", "nearest")
 )
 WORST, BEST = MODELS["64-2"], MODELS["GPT-4"]  # 0 and 1 of the relative scale
 

@@ -9,6 +9,7 @@ run.
 
 import base64
 import json
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,6 +27,20 @@ def pack(patterns):
     return [
         base64.b64encode(np.round(row * LEVELS).astype("<u2").tobytes()).decode() for row in causal
     ]
+
+
+def read_patterns(path):
+    """The attention that a page of `render` shows: a float array (H, T, T) for each layer."""
+    text = re.search(
+        r'<script [^>]*id="data".*?>(.*?)</script>', path.read_text("utf-8"), re.DOTALL
+    )
+    data, layers = json.loads(text[1]), []
+    n = len(data["text"]["tokens"])
+    for heads in data["patterns"]:
+        layers.append(np.zeros((len(heads), n, n)))
+        rows = [np.frombuffer(base64.b64decode(head), "<u2") / LEVELS for head in heads]
+        layers[-1][:, *np.tril_indices(n)] = rows
+    return layers
 
 
 def render(results, patterns, loaded):

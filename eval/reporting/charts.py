@@ -34,23 +34,33 @@ def colors(n):
     return np.clip(rgb * brighter[:, None], 0, 1)
 
 
-def _draw_panels(panels, draws, labels):
-    for i, (axes, draw) in enumerate(zip(np.ravel(panels), draws, strict=True)):
-        draw(axes)
-        axes.set(**{k: v[i] if isinstance(v, list) else v for k, v in labels.items()})
+def _draw_panel(axes, draw, labels):
+    """Draw on axes, with the legend below them, where it covers no data; returns its rows."""
+    from matplotlib.transforms import ScaledTranslation
+
+    draw(axes)
+    axes.set(**labels)
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) < 2:
+        return 0
+    width = axes.figure.get_figwidth() / len(axes.figure.axes) - 0.5  # inches, of 13 letters
+    columns = min(len(names), max(1, int(13 * width / (7 + max(map(len, names))))))
+    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)
+    axes.legend(ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0),
+                bbox_transform=below, borderaxespad=0)  # fmt: skip
+    return -(-len(names) // columns)
 
 
-def chart(*draws, size=(7, 3.6), **labels):
-    """One SVG, a str, with a panel for each function draw(axes). labels: of axes.set, the same for
-    all panels, or a list with one for each.
-    """
+def chart(draw, size=(5.2, 3.1), **labels):
+    """An SVG, a str, of what draw(axes) draws. labels: of axes.set."""
     import matplotlib
     from matplotlib.figure import Figure
 
     out = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        _draw_panels(figure.subplots(1, len(draws)), draws, labels)
+        rows = _draw_panel(figure.subplots(), draw, labels)
+        figure.set_figheight(size[1] + 0.19 * rows)
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
@@ -60,19 +70,16 @@ def chart(*draws, size=(7, 3.6), **labels):
     return re.sub(r' width="[^"]*" height="[^"]*"', width, svg, count=1)
 
 
-def panels(draws, **labels):
-    """`chart`s of {title: draw}, a list, with up to four panels each."""
-    rows = [list(draws.items())[i : i + 4] for i in range(0, len(draws), 4)]
-    return [
-        chart(*dict(row).values(), size=(2.8 * len(row), 2.8), title=[*dict(row)], **labels)
-        for row in rows
-    ]
+def panels(draws, size=(3.6, 2.6), **labels):
+    """A list with a `chart` for each of {title: draw}."""
+    return [chart(draw, size=size, title=title, **labels) for title, draw in draws.items()]
 
 
-def picture(path, *draws, size, **labels):
-    """`chart` as a PNG file, black on white."""
-    with plot_to(path, columns=len(draws), size=size, dpi=130) as (_, axes):
-        _draw_panels(axes, draws, labels)
+def picture(path, *panels, size):
+    """The panels, (draw, labels) each, side by side in a PNG file, black on white."""
+    with plot_to(path, columns=len(panels), size=size, dpi=130) as (_, axes):
+        for one, (draw, labels) in zip(np.ravel(axes), panels, strict=True):
+            _draw_panel(one, draw, labels)
 
 
 def lines(series, log=True, style="-", **labels):
@@ -103,8 +110,6 @@ def draw_lines(series, log=True, style="-"):
             axes.plot(x, y, style, color=color, lw=1.2, ms=3.5, label=name)
         if log:
             axes.set_xscale("log")
-        if len(series) > 1:
-            axes.legend(ncols=1 + len(series) // 9, fontsize=8 if len(series) < 13 else 5)
 
     return draw
 
@@ -127,7 +132,6 @@ def draw_intervals(rows, positions, ticks=()):
         if ticks:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.set_xticks([], minor=True)
-        axes.legend()
 
     return draw
 
@@ -139,6 +143,27 @@ def draw_histograms(rows, bins):
         for color, (name, values) in zip(colors(len(rows)), rows.items(), strict=True):
             values = [x for x in values if x is not None]
             axes.hist(values, bins, histtype="step", color=color, lw=1.3, label=name)
-        axes.legend()
+
+    return draw
+
+
+def draw_heat_map(pattern, tokens):
+    """Draw a head's attention, (T, T): row i is how much query i attends to each key j <= i."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    def draw(axes):
+        n = len(tokens)
+        # Attention of 0 is the page itself, light or dark.
+        shades = LinearSegmentedColormap.from_list("", [(0.75, 0.35, 0.1, x) for x in (0, 1)])
+        hidden = np.triu(np.ones((n, n), bool), 1)
+        axes.pcolormesh(np.ma.array(pattern[:n, :n], mask=hidden), cmap=shades, vmin=0, vmax=1)
+        # matplotlib refuses half a surrogate pair.
+        names = [(x.strip() or "\u00b7").encode("utf-8", "replace").decode()[:14] for x in tokens]
+        axes.set_xticks(np.arange(n) + 0.5, names, rotation=90, fontsize=6)
+        axes.set_yticks(np.arange(n) + 0.5, names, fontsize=6)
+        axes.invert_yaxis()
+        axes.grid(False)
+        for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            text.set_parse_math(False)
 
     return draw

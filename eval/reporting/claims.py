@@ -1,10 +1,11 @@
 """The paper's claims as numbers with intervals, each with a verdict.
 
     for claim in evaluate_claims(study):      # a results.Study
-        print(claim.text, claim.verdict)  # "Grammar is learned before consistency", "holds"
+        print(claim.text, claim.verdict)  # "Grammar is learned before consistency", "not decided"
 
 Each claim is a difference or a slope that is above 0 if the claim holds. If all of its 95 %
-interval is above 0, it holds; if all is below, it does not; otherwise this study cannot tell.
+interval is above 0, it is seen at this scale; if all is below, it is not seen at this scale;
+otherwise it is not decided. What holds at another scale, no verdict says.
 scores.py describes the resamples; a claim that rests on one seed per model says so in its note.
 claims.toml lists the claims, each with the function of this file that tests it.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from eval import bootstrap
 from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, Scores, relative_answers
 
-HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot tell"
+SEEN, NOT_SEEN, UNDECIDED = "seen at this scale", "not seen at this scale", "not decided"
 NOT_MEASURED = "not all of the models to compare have been measured"
 LARGE_GPT2 = ("gpt2-large", "gpt2-xl")  # the baselines that the paper names
 
@@ -37,8 +38,8 @@ class Claim:
     @property
     def verdict(self):
         if self.value is None or not self.value["low"] * self.value["high"] > 0:
-            return OPEN
-        return HOLDS if self.value["low"] > 0 else FAILS
+            return UNDECIDED
+        return SEEN if self.value["low"] > 0 else NOT_SEEN
 
 
 def evaluate_claims(study):

@@ -58,7 +58,7 @@ def grades(run, mode="paper"):
     return judged["grades"] if judged else {}
 
 
-def relative_scores(study):
+def score_intervals(study):
     """(the grid's Scores, {kind: {size: interval}} of grammar, consistency and plot)."""
     scores = Scores(study.grid)
     rows = {
@@ -68,16 +68,17 @@ def relative_scores(study):
     return scores, rows
 
 
-def headline(study, make):
-    """The report's first figure, by charts.chart or charts.picture; None if nothing is measured."""
-    scores, rows = relative_scores(study)
+def headline(study):
+    """The panels of the report's first figure, [(draw, labels)]; [] if nothing is measured."""
+    scores, rows = score_intervals(study)
     if not rows:
-        return None
+        return []
     parameters = {size: size.parameters for size in scores.sizes}
     curves = {name: runs[0].curve for name, runs in by_name(study.grid).items() if runs[0].curve}
-    draws = charts.draw_lines(curves, False, ".-"), charts.draw_intervals(rows, parameters)
-    return make(*draws, size=(9, 3.6), xlabel=[TOKENS, "parameters without embeddings"],
-                ylabel=["validation loss, nats per token", "relative score"])  # fmt: skip
+    losses = {"xlabel": TOKENS, "ylabel": "validation loss, nats per token"}
+    skills = {"xlabel": "parameters without embeddings", "ylabel": scores.unit}
+    return [(charts.draw_lines(curves, False, ".-"), losses),
+            (charts.draw_intervals(rows, parameters), skills)]  # fmt: skip
 
 
 # ---- sections ----------------------------------------------------------------------------------
@@ -100,14 +101,23 @@ def losses(study):
         if runs[0].curve:
             seeds = {f"seed {run.seed}": run.curve for run in runs if run.curve}
             within[name] = charts.draw_lines({"training": training[name]} | seeds, log=False)
+    pairs, rows = {}, []
+    for other in study.of_kind("table1"):
+        runs = {"ours": study.first(other.size), "table 1": other}
+        runs = {label: run for label, run in runs.items() if run}
+        curves = {label: run.curve for label, run in runs.items()}
+        pairs[other.name] = charts.draw_lines(curves, False, "o-")
+        rows += [[other.name, label, run.tokens, run.loss, *accuracies([run], SKILLS[:3])]
+                 for label, run in runs.items()]  # fmt: skip
     return {"validation": charts.lines(validation, style="o-", **labels),
             "training": charts.lines(training, **labels),
-            "within": charts.panels(within, xlabel="tokens")}  # fmt: skip
+            "within": charts.panels(within, xlabel="tokens"), "table_1": rows,
+            "table_1_curves": charts.panels(pairs, xlabel=TOKENS)}  # fmt: skip
 
 
 def grid(study):
     """Our models, and the published ones beside those of the same shape."""
-    groups, ours, by_shape = by_name(study.grid), [], {}
+    groups, ours, judged, by_shape = by_name(study.grid), [], [], {}
     for name, runs in groups.items():
         size = runs[0].size
         by_shape.setdefault(f"{size.width}-{size.layers}", runs)
@@ -116,11 +126,13 @@ def grid(study):
         ours.append([
             name, mean_loss(runs), *accuracies(runs),
             checks["checks"]["joint"]["model"] if checks else None,
-            *map(grades(runs[0]).get, GRADES), grades(instructed, "instruct").get("consistency"),
         ])  # fmt: skip
+        judged.append([name, *map(grades(runs[0]).get, GRADES),
+                       grades(instructed, "instruct").get("consistency")])  # fmt: skip
     for run in study.of_kind("baseline"):
-        ours.append([run.name, Cell("not comparable", look="none"), *accuracies([run]), None,
-                     *map(grades(run).get, GRADES), None])  # fmt: skip
+        ours.append([run.name, Cell("not comparable", look="none"), *accuracies([run]), None])
+        judged.append([run.name, *map(grades(run).get, GRADES), None])
+    judged = judged if any(x for _, *cells in judged for x in cells) else []
     paper = []
     for name, row in published.MODELS.items():
         runs = by_shape.get(name, [])
@@ -129,14 +141,14 @@ def grid(study):
                       *accuracies(runs, SKILLS[:3])])  # fmt: skip
     student, order = [], ("grammar", "creativity", "consistency", "plot")
     for name, plain, _ in published.REPORT:
-        judged = grades(groups.get(name, [None])[0], "report")
-        student.append([name, *(cell(x, 2) for x in plain[:4]), *map(judged.get, order)])
-    return {"ours": ours, "paper": paper, "student": student}
+        row = grades(groups.get(name, [None])[0], "report")
+        student.append([name, *(cell(x, 2) for x in plain[:4]), *map(row.get, order)])
+    return {"ours": ours, "judged": judged, "paper": paper, "student": student}
 
 
 def trends(study):
     """Scores against size, along training, against loss; ages."""
-    scores, rows = relative_scores(study)
+    scores, rows = score_intervals(study)
     widths, by_width = {size: size.width for size in scores.sizes}, {}
     for kind, by_size in rows.items():
         depths = {
@@ -162,9 +174,9 @@ def trends(study):
     labels = {"xlabel": "validation loss", "ylabel": "accuracy"}
     return {
         "judge": scores.judge,
-        "by_width": charts.panels(by_width, xlabel="width", ylabel="relative score"),
+        "by_width": charts.panels(by_width, xlabel="width", ylabel=scores.unit),
         "along": charts.panels(along, xlabel=TOKENS, ylabel="accuracy"),
-        "by_loss": charts.lines(points, log=False, style="o", size=(7, 2.8), **labels),
+        "by_loss": charts.lines(points, log=False, style="o", **labels),
         "ages": ages, "age_groups": list(AGES.values()),
     }  # fmt: skip
 
@@ -182,9 +194,9 @@ def scaling(study, law):
 
     def draw(axes):
         draw_curves(axes)
-        axes.plot(flops, lowest, color=charts.INK, lw=2, alpha=0.6)
+        axes.plot(flops, lowest, color=charts.INK, lw=2, alpha=0.6, label="lower envelope")
         power_law = np.exp(law["log_b"]) * flops ** -law["alpha"]["mean"]
-        axes.plot(flops, power_law, ":", color=charts.INK)
+        axes.plot(flops, power_law, ":", color=charts.INK, label="power law")
         axes.set_yscale("log")
 
     svg = charts.chart(draw, xlabel="parameters x training tokens", ylabel="validation loss")

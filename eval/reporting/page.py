@@ -53,6 +53,13 @@ def grade_pair(first, second):
     return Cell(f"{first:.2f} / {second:.2f}", first)
 
 
+def quote(interval, digits=2):
+    """An interval as text; UndefinedError where there is none."""
+    if not interval or interval["low"] is None:
+        raise jinja2.UndefinedError("not measured")
+    return format_interval(interval, digits)
+
+
 def labeled(svg, caption):
     """An SVG of charts.py as Markup, with its caption for a screen reader."""
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))
@@ -69,7 +76,7 @@ def templates():
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"cell": cell, "labeled": labeled, "thousands": "{:,}".format,
-                            "shell": shlex.join, "digest": digest}  # fmt: skip
+                            "shell": shlex.join, "digest": digest, "quote": quote}  # fmt: skip
     environment.globals |= {"Cell": Cell, "grade_pair": grade_pair, "published": published}
     return environment
 

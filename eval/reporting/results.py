@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from configs import UserError
+from eval.interpretability.page import read_patterns
 from eval.reporting.study_jobs import RESULTS, Size, sizes
 from eval.reporting.study_state import DONE, digest
 from model import GPT, GPTConfig
@@ -23,7 +24,8 @@ from nanostories import storage
 from nanostories.training import checkpoint, huggingface
 
 # {evaluation: name of the lines of its .jsonl file among the results of a Run}
-LINES = {"judge-paper": "grades", "reward": "reward_stories", "diversity": "copies"}
+LINES = {"judge-paper": "grades", "reward": "reward_stories", "diversity": "copies",
+         "instruct": "instructed"}  # fmt: skip
 
 
 @dataclass
@@ -102,9 +104,12 @@ def read_study(out_dir):
             ending = f"-beside-instruct-{run.size}-s{run.seed}" if beside else ""
             output = f"{run.out_dir}/eval/{name}{ending}.json"
             run.results[name] = _read_json(output) if done.get(output) == digest(output) else None
-            lines = Path(f"{run.out_dir}/eval/{name}.jsonl")
+            lines = Path(output).with_suffix(".jsonl")
             if run.results[name] and name in LINES and lines.exists():
                 run.results[LINES[name]] = storage.read_json(lines, lines=True)
+        page = Path(run.out_dir) / "eval" / "interpret.html"
+        if run.results["interpret"] and page.exists():
+            run.results["patterns"] = read_patterns(page)
     runs = [run for run in runs if run.kind != "baseline" or any(run.results.values())]
     manifests = [Path(job["output"]) for job in jobs if job["output"].endswith("/manifest.json")]
     made = [path for path in manifests if done.get(str(path)) == digest(path)]

@@ -11,7 +11,7 @@ model's loss is the lower envelope of all curves, and
 are fitted to it as lines in logarithms. A loss that training cannot remove would bend the first
 one; over the small range of a study it cannot be told from a smaller alpha. A best size counts only
 where a smaller and a larger model have a loss at that budget, too. Intervals are 95 % bootstrap
-intervals over the seeds.
+intervals over the models and the seeds, for which models there are decides where the envelope lies.
 """
 
 import numpy as np
@@ -20,6 +20,7 @@ from eval.bootstrap import interval, resample_mean
 
 ROUNDS = 500  # bootstrap resamples, each with fits of its own
 BUDGETS = 32
+VISIBLE = 0.1  # a miss that one can see, as a fraction of the envelope's height in log loss
 
 
 def losses_at(curves, budgets):
@@ -63,11 +64,14 @@ def exponents(losses, parameters, budgets):
     return {"alpha": -alpha, "log_b": log_b, "a": a}
 
 
-def fit(curves, seed=0):
+def fit(curves, seed=0, over_models=True):
     """{"alpha", "a": intervals, None where nothing can be fitted; "log_b": float; "n": curves;
-    "budgets": [{"flops", "loss", "size", "tokens"}]}, or None for fewer than two sizes.
+    "misfit": how far the line misses the envelope at most, as a fraction of the loss; "misses":
+    whether one can see that; "budgets": [{"flops", "loss", "size", "tokens"}]}, or None for fewer
+    than two sizes.
 
-    curves: as above. With one seed each, "low" and "high" of an interval are None.
+    curves: as above. With one seed each, "low" and "high" of an interval are None. over_models:
+    whether intervals are over models, too.
     """
     flops = {}  # {size: curves of (FLOPs, loss)}
     for name, (weights, runs) in curves.items():
@@ -87,17 +91,34 @@ def fit(curves, seed=0):
     seeds = max(map(len, losses))
     for _ in range(ROUNDS if seeds > 1 else 1):  # all resamples of one seed are equal
         resampled = np.array([resample_mean(rows, rng) for rows in losses])
-        draws.append(exponents(resampled, parameters, budgets))
+        some = rng.integers(len(names), size=len(names)) if over_models else slice(None)
+        draws.append(exponents(resampled[some], parameters[some], budgets))
     law = {"log_b": float(draws[0]["log_b"]), "n": sum(map(len, flops))}
     for key in ("alpha", "a"):
-        law[key] = interval(np.array([draw[key] for draw in draws]), law["n"])
-        if law[key] and seeds == 1:
+        values = np.array([draw[key] for draw in draws])
+        few = seeds == 1 or not np.isfinite(values[1:]).any()
+        law[key] = interval(values[:1].repeat(2) if few else values, law["n"])
+        if law[key] and few:
             law[key] |= {"low": None, "high": None}
     law["budgets"] = [
         {"flops": float(c), "loss": float(loss), "size": names[i],
          "tokens": float(c / parameters[i])}
         for c, loss, i in zip(budgets, *envelope(means), strict=True) if i >= 0
     ]  # fmt: skip
+    x, y = np.log([[row["flops"], row["loss"]] for row in law["budgets"]]).T
+    misses = np.abs(np.exp(law["log_b"] - draws[0]["alpha"] * x - y) - 1)
+    law["misfit"] = float(misses.max()) if law["alpha"] else None
+    law["misses"] = bool(law["alpha"]) and law["misfit"] > VISIBLE * np.ptp(y)
+    return law
+
+
+def fit_twice(curves):
+    """`fit`, with "without_smallest", the exponents without the curves of the smallest model."""
+    law = fit(curves)
+    if law:
+        smallest = min(curves, key=lambda name: curves[name][0])
+        rest = fit({name: curve for name, curve in curves.items() if name != smallest})
+        law["without_smallest"] = rest and {key: rest[key] for key in ("alpha", "a")}
     return law
 
 

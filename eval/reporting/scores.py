@@ -4,12 +4,12 @@
     scores.draws["plot"]                      # (sizes, 1 + ROUNDS): the estimate, then resamples
     interval(scores.slopes("plot")["width"], n=8)
 
-A score is relative: 0 is chance, 1 is every question right. A resample draws questions, the same
+A score of 0 is chance, 1 is every question right. A resample draws questions, the same
 for all models, and adds what another training seed would change (bootstrap.resample_models). The
 sizes stay: an interval is about these models.
 
 Where a judge has graded every size, its grades replace the scores of grammar, consistency and plot,
-and add creativity; they are relative as the paper's (published.py: 0 is its 64-2, 1 is GPT-4).
+and add creativity, on the paper's scale (published.py: 0 is its 64-2, 1 is GPT-4).
 """
 
 from collections import Counter
@@ -22,15 +22,16 @@ from eval.bootstrap import resample_models
 MIN_SIZES = 4  # below which no slope is fitted
 CHANCE = 0.5
 ONE_SEED = "one seed per model: the interval leaves out what another seed would change"
+UNITS = {False: "accuracy: 0 chance, 1 all right", True: "grade: 0 the paper's 64-2, 1 GPT-4"}
 GRADES = ("grammar", "consistency", "plot", "creativity")  # that a judge gives
 
 
 class Scores:
-    """The relative scores of those runs of a grid that eval.skills has evaluated.
+    """The scores of those runs of a grid that eval.skills has evaluated.
 
     sizes: [Size]; draws: {kind: float64 (sizes, 1 + ROUNDS)}, the estimate first; counts: {kind:
-    number of questions}; judge: the model that graded, "" for none; seed_note: ONE_SEED where a
-    size has only one run, else "".
+    number of questions}; judge: the model that graded, "" for none; unit: what 0 and 1 stand for;
+    seed_note: ONE_SEED where a size has only one run, else "".
     """
 
     def __init__(self, runs):
@@ -44,7 +45,7 @@ class Scores:
                 for grade in GRADES:
                     scores.pop(grade, None)
                 scores |= relative_grades(run)
-        seeds = Counter(run.size for run in runs)
+        self.unit, seeds = UNITS[bool(self.judge)], Counter(run.size for run in runs)
         self.sizes, rng = list(seeds), np.random.default_rng(0)
         self.seed_note = ONE_SEED * (1 in seeds.values())
         for kind in sorted({kind for _, scores in answers for kind in scores}):

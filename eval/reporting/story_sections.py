@@ -4,8 +4,11 @@ takes.
 """
 
 import textwrap
+import tomllib
 from collections import Counter
+from pathlib import Path
 
+import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -14,15 +17,33 @@ from eval.memorization.copying import MIDDLES
 from eval.memorization.page import highlight
 from eval.prompts import knowledge_prompts
 from eval.reporting import charts
-from eval.reporting.page import Cell, grade_pair
-from nanostories.text.words import ngrams, words_and_marks
+from eval.reporting.page import grade_pair, templates
+from nanostories.text.words import ngrams, split_words, words_and_marks
 
-MARKS = {"success": "✓ ", "partial": "~ ", "failure": "✗ "}
 WRITERS = {"model": "model", "shuffled": "given another instruction", "true": "true story"}
 ROUGE = {"rouge_original": "ROUGE-2 with the original",
          "rouge_other": "with the most similar other",
          "rouge_nearest": "with the nearest training story"}  # fmt: skip
-REWARD_CURVES = {"reward": "reward", "kl": "KL to the reference", "loss": "loss"}
+REWARD_CURVES = {"reward": "reward", "kl": "KL to the reference, nats", "about": "about the word",
+                 "repetition": "repeated 3-grams"}  # fmt: skip
+# {measure: (its name with its unit, decimals)} of eval.vocabulary and of eval.reward.
+VOCABULARY = {
+    "mtld": ("lexical diversity (MTLD), words", 1),
+    "synonym_entropy": ("choice among synonyms (entropy), bits per word", 3),
+    "rare": ("rare words, fraction of all", 4),
+    "non_words": ("words that no word list has, fraction of all", 4),
+    **{f"distinct_{n}": (f"different {n}-grams, fraction of all", 3) for n in (1, 2, 3)},
+}
+REWARD = {
+    "about": ("stories about the word, fraction", 2),
+    "mentions": ("mentions of the word per story", 1),
+    "reward": ("reward, by the rule of the run", 3),
+    "repetition": ("repeated 3-grams, fraction of all", 3),
+    "perplexity": ("perplexity under the reference", 2),
+    "words": ("words per story", 0),
+    "ended": ("stories that end, fraction", 2),
+}
+HEAT_MAP_TOKENS = 26  # of the text, the first
 
 
 def evaluated(study, name):
@@ -52,45 +73,76 @@ def stories(study):
 
 
 def knowledge(study):
-    """The colored tables of prompts by model."""
-    results = {name: x["models"][0] for name, x in evaluated(study, "judge-prompts").items()}
-    lengths = [len(x["completions"]) for x in results.values()]
-    results = {name: x for name, x in results.items() if len(x["completions"]) == lengths[0]}
-    by_prompt = list(zip(*(x["completions"] for x in results.values()), strict=True))
-    tables = {}
-    for kind, title in knowledge_prompts.KINDS.items():
-        rows = [[cells[0]["prompt"], *map(completion_cell, cells)]
-                for cells in by_prompt if cells[0]["kind"] == kind]  # fmt: skip
-        if rows:
-            rows.append(["accuracy", *(x["scores"][kind]["accuracy"] for x in results.values())])
-            tables[f"{kind}: {title}"] = rows
-    return {"models": [*results], "tables": tables}
+    """The tables of prompts by model: pairs of continuations with their probabilities."""
+    tables, slides = {}, {"": "the prompts that open the slides on the paper"}
+    for file, kinds in (("knowledge", knowledge_prompts.KINDS), ("slides", slides)):
+        name = f"judge-{'slides' if file == 'slides' else 'prompts'}"
+        results = {model: x["models"][0] for model, x in evaluated(study, name).items()}
+        lengths = [len(x["completions"]) for x in results.values()]
+        results = {model: x for model, x in results.items() if len(x["completions"]) == lengths[0]}
+        pairs = {one.text: one.pairs for one in knowledge_prompts.paper(file)}
+        by_prompt = list(zip(*(x["completions"] for x in results.values()), strict=True))
+        for kind, title in kinds.items():
+            rows = [(cells[0]["prompt"], pairs.get(cells[0]["prompt"], ()),
+                     [completion(row, pairs.get(row["prompt"], ())) for row in cells])
+                    for cells in by_prompt if kind in ("", cells[0]["kind"])]  # fmt: skip
+            scores = [x["scores"].get(kind or "all", {}) for x in results.values()]
+            if rows:
+                caption = f"{kind}: {title}".removeprefix(": ")
+                tables[caption] = [*results], rows, [x.get("accuracy") for x in scores]
+    return {"tables": tables, "slides": slides[""]}
 
 
-def completion_cell(row):
-    """A Cell of a completion of a knowledge prompt, colored by its verdict."""
-    verdict = row.get("rating") or row["verdict"]
-    short = textwrap.shorten(row["completion"], 140, placeholder=" ...")
-    return Cell(MARKS.get(verdict, "") + short, verdict, verdict)
+def completion(row, pairs):
+    """What the page shows of a model and a prompt: the probability of the right continuation of
+    each pair, of the two; the completion, and whether that contains one of the right ones.
+    """
+    answers = [f" {' '.join(split_words(right))} " for right, _ in pairs]
+    words = f" {' '.join(split_words(row['completion']))} "
+    return {
+        "shares": [float(1 / (1 + np.exp(-margin))) for margin in row["margins"]],
+        "text": textwrap.shorten(row["completion"], 140, placeholder=" ..."),
+        "right": any(answer in words for answer in answers),
+        "rating": row.get("rating"),
+    }
 
 
 def instruct(study):
-    """How models trained on instructions follow them."""
-    results = [(run.name, run.results["instruct"]["checks"]) for run in study.of_kind("instruct")
-               if run.results.get("instruct")]  # fmt: skip
+    """How models trained on instructions follow them, also combinations that they never saw."""
+    runs = [run for run in study.of_kind("instruct") if run.results.get("instruct")]
+    results = [(run.name, run.results["instruct"]["checks"]) for run in runs]
     names = list(dict.fromkeys(["joint", *(name for _, checks in results for name in checks)]))
     ours = [
         [model, label, *(checks.get(name, {}).get(writer) for name in names)]
         for model, checks in results
         for writer, label in WRITERS.items() if writer in checks["joint"]
     ]  # fmt: skip
-    return {"checks": names, "ours": ours}
+    joint = {label: {run.size: run.results["instruct"]["checks"]["joint"].get(writer)
+                     for run in runs} for writer, label in WRITERS.items()}  # fmt: skip
+    draw = charts.draw_intervals(joint, {run.size: run.size.parameters for run in runs})
+    labels = {"xlabel": "parameters without embeddings", "ylabel": "followed completely, fraction"}
+    held_out, example = [], None
+    for run in [run for run in study.of_kind("ood") if run.results.get("instruct")]:
+        result = run.results["instruct"]
+        sides = [result["beside"]["checks"], result["checks"], {}]
+        for name, gap in result["beside"]["difference"].items():
+            cells = [side.get(name, {}).get("model") for side in sides[:2]]
+            held_out.append([run.name, name, (cells[0] or {}).get("n"), *cells, gap])
+        for line in run.results.get("instructed", ()):
+            if not example and all(x in line["prompt"] for x in ("Words:", "Summary:")):
+                example = run.name, line
+    return {"checks": names, "ours": ours, "held_out": held_out, "example": example,
+            "by_size": charts.chart(draw, **labels) if len(runs) > 1 else None}  # fmt: skip
 
 
 def diversity(study):
     """What models copy."""
-    sets, histograms, curves = {}, {}, {}
+    sets, histograms, curves, nearest = {}, {}, {}, None
     for run in study.grid:
+        for line in run.results.get("copies", ()):  # the largest model's, most like a story
+            if line["rouge_nearest"] is not None:
+                rank = run.size.parameters, line["rouge_nearest"]
+                nearest = max(nearest or (rank, run, line), (rank, run, line), key=lambda x: x[0])
         for name, row in (run.results.get("diversity") or {"sets": {}})["sets"].items():
             sets.setdefault(name.replace(run.out_dir, run.name), row)
     if not sets:
@@ -107,7 +159,7 @@ def diversity(study):
               "ylabel": "fraction of the completions' n-grams"}  # fmt: skip
     return {"sets": sets, "histograms": charts.panels(histograms, ylabel="completions"),
             "ngrams": charts.lines(curves, log=False, style=".-", **labels),
-            "ngrams_of": name}  # fmt: skip
+            "ngrams_of": name, "nearest": nearest and (nearest[1].name, nearest[2])}  # fmt: skip
 
 
 def interpret(study):
@@ -120,9 +172,15 @@ def interpret(study):
         rows = {f"layer {i}": row for i, row in by_layer}
         draw = charts.draw_histograms(rows, np.linspace(-0.2, 1, 25))
         svg = charts.chart(draw, xlabel="coherence", ylabel="neurons")
+        maps, patterns = {}, run.results.get("patterns")
+        for row in result["heads"] if patterns else ():  # the first head of each kind
+            if not any(title.startswith(row["kind"]) for title in maps):
+                title = f"{row['kind']}: layer {row['layer']}, head {row['head']}"
+                tokens = result["text"]["tokens"][:HEAT_MAP_TOKENS]
+                maps[title] = charts.draw_heat_map(patterns[row["layer"]][row["head"]], tokens)
         shown = sorted(result["shown_neurons"], key=lambda row: -row["coherence_held_out"])[:4]
         examples = [(row, [("", mark_token(x), "") for x in row["examples"][:6]]) for row in shown]
-        runs.append((run, heads, svg, examples))
+        runs.append((run, heads, svg, charts.panels(maps, (3.6, 3.6)), examples))
     return {"runs": runs}
 
 
@@ -143,20 +201,62 @@ def syn(study):
         curves = charts.lines(pair, False, "o-", xlabel="training tokens", ylabel="validation loss")
         runs.append({"name": run.name, "curves": curves, "result": result})
     student = [[name, *map(grade_pair, plain, other)] for name, plain, other in published.REPORT]
-    return {"runs": runs, "student": student}
+    return {"runs": runs, "student": student, "measures": VOCABULARY}
 
 
 def reward(study):
-    """What fine-tuning with a reward changes."""
-    runs = []
-    for run in study.of_kind("reward"):
+    """What fine-tuning with a reward changes: with a KL penalty and, beside it, by the report's
+    first method without one.
+    """
+    runs, labels = [], {"reward": "with a KL penalty", "naive": "without (naive)"}
+    for run in study.of_kind("reward") or study.of_kind("naive"):
+        pair = {kind: one for kind in labels if (one := study.first(run.size, kind))}
         curves = {}
         for key, title in REWARD_CURVES.items():
-            points = [(line["step"], line[key]) for line in run.steps if key in line]
-            curves[title] = charts.draw_lines({key: points}, log=False)
+            lines = {labels[kind]: [(line["step"], line[key]) for line in one.steps if key in line]
+                     for kind, one in pair.items()}  # fmt: skip
+            curves[title] = charts.draw_lines(lines, log=False)
+        models, word, cards = {}, "", []
+        for kind, one in pair.items():
+            result = one.results.get("reward") or {"models": {}, "word": word}
+            word, rows = result["word"], dict(result["models"])
+            rows = {labels.get(kind): rows["reward"]} if kind == "naive" and rows else rows
+            models |= {
+                labels.get(name, name): row for name, row in rows.items() if name not in models
+            }
+            lines = one.results.get("reward_stories", ())
+            for name in ("instruct", "reward") if kind == "reward" else ("reward",):
+                title = labels[kind] if name == "reward" else name
+                shown = [line for line in lines if line["model"] == name][:2]
+                cards += [(title, line["start"] + line["text"], f"by rule: {line['verdict']}")
+                          for line in shown]  # fmt: skip
         runs.append({"name": run.name, "curves": charts.panels(curves, xlabel="step"),
-                     "result": run.results.get("reward")})  # fmt: skip
-    return {"runs": runs}
+                     "word": word, "models": models, "stories": cards})  # fmt: skip
+    return {"runs": runs, "measures": REWARD}
+
+
+def questions(study, claims, law):
+    """[(question, answer, [Claim])] of questions.toml; the answer is "" where a number that it
+    quotes has not been measured.
+    """
+    values = {"law": law}
+    for run in study.runs:
+        if sets := (run.results.get("diversity") or {}).get("sets"):
+            copied = [row for row in sets.values() if "copies" in row]
+            values |= {"copied": copied[0]} if copied else {}
+        if run.kind == "" and run.results.get("interpret"):
+            values["neurons"] = run.results["interpret"]["neurons"]
+        if run.kind == "ood" and run.results.get("instruct"):
+            values["held_out"] = run.results["instruct"]["beside"]["difference"]
+    by_text, rows = {claim.text: claim for claim in claims}, []
+    table = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
+    for row in table["question"]:
+        try:
+            answer = Markup(templates().from_string(row.get("answer", "")).render(values))
+        except jinja2.UndefinedError:
+            answer = ""
+        rows.append((row["question"], answer, [by_text[text] for text in row.get("claims", ())]))
+    return {"answers": rows}
 
 
 SECTIONS = (stories, knowledge, instruct, diversity, interpret, syn, reward)

@@ -6,6 +6,7 @@ import sys
 from html.parser import HTMLParser
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 from markupsafe import Markup
 from planted_study import GRID, KINDS, interval, run, study
@@ -13,7 +14,8 @@ from planted_study import GRID, KINDS, interval, run, study
 from configs import UserError
 from eval import report
 from eval.memorization.copying import BINS
-from eval.reporting import charts, model_sections, scaling_law
+from eval.prompts import knowledge_prompts
+from eval.reporting import charts, model_sections, scaling_law, story_sections
 from eval.reporting import results as study_results
 from eval.reporting.claims import evaluate_claims
 from eval.reporting.page import Cell, cell, labeled, render, templates
@@ -51,7 +53,7 @@ class Reader(HTMLParser):
 
 
 def page_of(planted):
-    claims, law = evaluate_claims(planted), scaling_law.fit(scaling_law.curves_of(planted))
+    claims, law = evaluate_claims(planted), scaling_law.fit_twice(scaling_law.curves_of(planted))
     return render("The study", "subtitle", report.make_sections(planted, claims, law))
 
 
@@ -99,11 +101,16 @@ def full():
     planted.jobs.append({"name": HOSTILE, "command": ["train.py", HOSTILE], "status": "failed",
                            "output": "x", "run": ""})  # fmt: skip
     size = Size(64, 2, 4)
-    for kind in ("instruct", "syn", "reward"):
+    of_kind = {"instruct": instruct(), "syn": vocabulary(), "reward": rewarded(),
+               "naive": rewarded(), "ood": held_out(), "table1": {}}  # fmt: skip
+    for kind, found in of_kind.items():
         more = run(size, 1, {}, kind=kind)
-        more.results = {"instruct": instruct(), "syn": vocabulary(), "reward": rewarded()}[kind]
+        more.results = found
         more.steps = [{"step": n, "reward": 0.1 * n, "kl": n, "loss": n} for n in range(9)]
         planted.runs.append(more)
+    larger = run(Size(128, 2, 4), 1, {}, kind="instruct")
+    larger.results = instruct()
+    planted.runs.append(larger)
     baseline = run(size, 1, accuracies(size), kind="baseline")
     baseline.name, baseline.size = "gpt2-xl", None
     baseline.curve = []
@@ -137,15 +144,24 @@ def results(one):
     story = {"name": "the snowman", "beginning": HOSTILE, "completion": HOSTILE,
             "rouge_nearest": 0.2, "nearest_story": 3,
             "nearest_text": f"They made a snowman. {HOSTILE}"}  # fmt: skip
+    copy = {"rouge_nearest": 0.4, "beginning": HOSTILE, "original": f"The original. {HOSTILE}",
+            "completion": HOSTILE, "nearest_text": HOSTILE}  # fmt: skip
+    slides = [rows[0] | {"prompt": one.text, "kind": one.kind, "margins": [2.0, -2.0]}
+              for one in knowledge_prompts.paper("slides")]  # fmt: skip
+    text = {"tokens": ["Once", " upon", HOSTILE], "pos": None}
     return {
         "side_by_side": {"stories": [story]},
+        "judge-slides": {"models": [{"completions": slides, "scores": {"all": scores["facts"]}}]},
+        "copies": [copy],
+        "patterns": [np.full((4, 3, 3), 0.3)],
         "judge-prompts": {"models": [{"completions": rows, "scores": scores}]},
         "judge-paper": {"judge": {"model": HOSTILE}, "grades": grades,
                         "age_groups": {"A": 1, "C": 3}},
         "judge-report": {"grades": grades},
         "grades": [{"number": [i, 0], "verdict": dict.fromkeys(grades, 5.0 + i % 3)}
                    for i in range(9)],
-        "interpret": {"summary": HOSTILE, "heads": [{"kind": "distance"}], "neurons": neurons,
+        "interpret": {"heads": [{"kind": "distance", "layer": 0, "head": 1}], "neurons": neurons,
+                      "model": {"n_layer": 4, "n_head": 4, "n_embd": 64}, "text": text,
                       "shown_neurons": shown},
         "diversity": {"sets": {f"{one.out_dir} at 1": texts, "original continuations": {
             "rouge_other": interval(0.1), "mtld": interval(9.0), "self_bleu": interval(0.2),
@@ -176,7 +192,20 @@ def vocabulary():
 def rewarded():
     keys = ("about", "mentions", "reward", "repetition", "perplexity", "words", "ended")
     row = dict.fromkeys(keys, interval(0.4)) | {"verdicts": {"good": 1, "okay": 2, "bad": 3}}
-    return {"reward": {"word": HOSTILE, "models": {"reference": row, "reward": row}}}
+    story = {"model": "reward", "start": "Once", "text": HOSTILE, "verdict": "okay"}
+    return {
+        "reward": {"word": HOSTILE, "models": {"reference": row, "reward": row}},
+        "reward_stories": [story, story | {"model": "instruct", "text": "An instructed one."}],
+    }
+
+
+def held_out():
+    """What eval.instruct finds of two models, one of which never saw words and summary together."""
+    checks = {name: {"model": interval(0.3)} for name in ("joint", "joint, words+summary")}
+    gaps = dict.fromkeys(checks, interval(-0.07))
+    line = {"prompt": f"Words: a\nSummary: {HOSTILE}\nStory: ", "story": "Of both."}
+    result = {"checks": checks, "beside": {"checks": checks, "difference": gaps}}
+    return {"instruct": result, "instructed": [line]}
 
 
 def test_a_hostile_story_is_shown_as_it_is(page):
@@ -198,13 +227,14 @@ def test_with_half_of_it_missing(page, quick):
     less = page_of(planted)
     names = re.findall('<h2 id="(.*?)">', page)
     assert re.findall('<h2 id="(.*?)">', less) == names == re.findall('href="#(.*?)">', less)
-    assert len(set(names)) == 17 and "not measured" in less
+    assert len(set(names)) == 18 and "not measured" in less
     assert 0 < less.count("<h4>") < page.count("<h4>")
 
 
 @pytest.mark.parametrize("name", [
     "skills", "side_by_side", "judge-prompts", "judge-paper", "grades", "interpret", "diversity",
-    "instruct", "vocabulary", "reward",
+    "instruct", "vocabulary", "reward", "judge-slides", "copies", "patterns", "instructed",
+    "reward_stories",
 ])  # fmt: skip
 def test_with_one_of_them_missing(name, quick):
     """Of all runs, or of the first seeds alone."""
@@ -215,7 +245,9 @@ def test_with_one_of_them_missing(name, quick):
         assert "not measured" in page_of(planted)
 
 
-@pytest.mark.parametrize("kind", ["", "syn", "instruct", "reward", "baseline"])
+@pytest.mark.parametrize(
+    "kind", ["", "syn", "instruct", "reward", "baseline", "naive", "ood", "table1"]
+)
 def test_with_one_kind_of_run_missing(kind, quick):
     planted = full()
     planted.runs = [one for one in planted.runs if one.kind != kind]
@@ -240,7 +272,7 @@ def test_of_a_kind_no_question_could_be_made(quick):
 
 def test_with_nothing_at_all(quick):
     page = page_of(study(accuracies, seeds=0))
-    assert page.count("not measured") > 26 and "cannot tell" in page  # all of the paper's table
+    assert page.count("not measured") > 26 and "not decided" in page  # all of the paper's table
     assert "No model of the grid" in page
 
 
@@ -310,7 +342,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     expected = evaluate_claims(study(accuracies, seeds=0))
     assert len(result["claims"]) == len(expected) and result["scaling"] is None
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
-    assert "cannot tell" in capsys.readouterr().out
+    assert "not decided" in capsys.readouterr().out
 
 
 def test_no_study(tmp_path, monkeypatch):
@@ -392,3 +424,133 @@ def test_the_caption_of_a_figure_is_escaped():
     caption = 'a "b"><script>'
     for shown in (labeled("<svg></svg>", caption), block("figure", "<svg></svg>", caption)):
         assert "<script>" not in shown and "&#34;b&#34;&gt;" in shown and "<svg" in shown
+
+
+# ---- what the page says ------------------------------------------------------------------------
+
+
+def texts(page):
+    return " ".join(" ".join(Reader(page).texts).split())
+
+
+def test_the_scale_of_the_verdicts(page, quick):
+    """In the first sentence, in words: sizes, seeds, tokens, stories; no glob."""
+    planted = full()
+    planted.settings["source"] = "tinystories/train_*.txt"
+    words = report.scale_of(planted)
+    assert words == (
+        "8 models, 24,576 to 1,572,864 parameters without embeddings (width 32 to 256, 1 to 4 "
+        "layers), 3 training seeds each, 2.0 million training tokens a run, of 9 stories of "
+        "TinyStories"
+    )
+    shown = texts(page_of(planted))
+    assert shown.count(words) == 2 and "train_*" not in shown
+    assert report.scale_of(study(accuracies, seeds=0)) == ""
+
+
+def test_verdicts_claim_no_more_than_they_saw(page):
+    """In words and shades that neither praise nor blame."""
+    [table] = re.findall(r'aria-label="In the paper.*?</table>', page, re.DOTALL)
+    assert set(re.findall(r">(seen at[^<]*|not [sd][^<]*)</td>", table)) == {
+        "seen at this scale", "not seen at this scale", "not decided"}  # fmt: skip
+    assert "success" not in table and "failure" not in table
+    for old in ("does not hold", "cannot tell", "holds:"):
+        assert old not in texts(page)
+
+
+def test_labels_are_plain_words_with_units(page):
+    shown = texts(page)
+    for old in ("relative score", " / relative", "synonym_entropy", "non_words"):
+        assert old not in shown, old
+    for label in ("lexical diversity (MTLD), words", "(entropy), bits per word", "words per story",
+                  "stories about the word, fraction"):  # fmt: skip
+        assert label in shown
+    for old in ("mtld", "about", "mentions", "words"):
+        assert f'data-sort-key="{old}"' not in page
+    [row] = re.findall(r'data-sort-key="words per story".*?</tr>', page)
+    assert row.count(">0<small>") == 3  # of a number of words no decimals
+
+
+def test_a_pair_is_colored_by_its_probabilities_and_a_text_by_what_it_says(quick):
+    """log p(right) - log p(wrong) = 1 is 73 : 27; the verdict of all pairs colors nothing."""
+    prompt = "Jack was hungry, so he went looking for"
+    row = {"kind": "facts", "prompt": prompt, "margins": [1.0, -1.0], "verdict": "success"}
+    planted = study(accuracies, seeds=1)
+    said = ("some Food for him.", "a foodless hat.", "something to eat!")
+    for one, completion in zip(planted.runs, said, strict=False):
+        table = {"completions": [row | {"completion": completion}], "scores": {"all": {}}}
+        one.results["judge-slides"] = {"models": [table]}
+    page = page_of(planted)
+    assert page.count('<span class="pair success">a 73 : 27 %</span>') == 3
+    assert page.count('<span class="pair failure">b 27 : 73 %</span>') == 3
+    assert '<span class="generated success">some Food for him.</span>' in page
+    assert '<span class="generated">a foodless hat.</span>' in page
+    assert '<span class="generated success">something to eat!</span>' in page
+    assert "a: food | a hat" in page and "b: something to eat | something to wear" in page
+
+
+def test_the_shape_whose_heads_are_counted_stands_beside_the_papers(page):
+    assert "has 4 layers of 4 heads each, width 64." in texts(page)
+    assert "one layer of 16 heads, width 1,024" in texts(page)
+
+
+def test_what_the_seeds_have(page):
+    """The report's naive method and its tables 1 and 7, held-out instructions, the slides' prompts,
+    a head of each kind, the original continuation, the size of the data.
+    """
+    shown = texts(page)
+    for words in (
+        "with a KL penalty", "without (naive)", "the student report's table 7",
+        "An instructed one.", "words and a summary, which it never saw together", "Of both.",
+        "-0.070", "original continuation", "The original. ", "Instructions followed completely",
+        "run once on the same stories", "Lily wanted to get either a cat or a dog",
+        "what a head of each kind attends to", "bert-base-uncased (estimated)", "22,500,000",
+    ):  # fmt: skip
+        assert words in shown, words
+
+
+def test_questions_are_answered_by_numbers_or_open(quick):
+    rows = story_sections.questions(full(), evaluate_claims(full()), None)["answers"]
+    found = {question: (answer, claims) for question, answer, claims in rows}
+    assert len(found) == len(rows) > 20 and all(question.endswith("?") for question in found)
+    copies = next(answer for question, (answer, _) in found.items() if "n-grams" in question)
+    assert "Exact copies among the completions of a model: 0." in copies and "0.20 (0.19" in copies
+    [law] = [answer for question, (answer, _) in found.items() if "scaling laws" in question]
+    assert law == ""  # nothing was fitted
+    planted = full()
+    for one in planted.runs:
+        one.results.pop("diversity", None)
+    assert "Open." in page_of(planted)
+    rows = story_sections.questions(planted, evaluate_claims(planted), None)["answers"]
+    assert [answer for question, answer, _ in rows if "n-grams" in question] == [""]
+
+
+def test_a_fit_that_misses_says_so(quick):
+    planted = study(accuracies, lambda size: 5 - 0.2 * size.width**0.4)
+    claims, law = evaluate_claims(planted), scaling_law.fit_twice(scaling_law.curves_of(planted))
+    for misses in (False, True):
+        changed = law | {"misfit": 0.031, "misses": misses}
+        page = render("", "", report.make_sections(planted, claims, changed))
+        assert ("misses the envelope by up to 3 % of the loss" in texts(page)) == misses
+        assert "Without the curves of the smallest model" in texts(page)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_runs_over_the_edge(page, browser, tmp_path, width):
+    """Wide tables scroll in boxes of their own; at 1,280 px ours need not."""
+    wide = page.replace("<svg", '<svg viewBox="0 0 374 223" ')
+    (tmp_path / "report.html").write_text(wide.encode("utf-8", "replace").decode(), "utf-8")
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(f"file://{tmp_path}/report.html")
+    over = browser.execute_script("""
+        const right = e => e.getBoundingClientRect().right, head = e => e.outerHTML.slice(0, 200)
+        const all = selector => [...document.querySelectorAll(selector)]
+        const inside = all("body *").filter(e => !e.closest(".wide table"))
+        return [inside.filter(e => right(e) > innerWidth).map(head),
+                all(".wide, figure").filter(e => e.scrollWidth > e.clientWidth).map(head),
+                getComputedStyle(document.querySelector("nav ol")).columnGap]""")
+    assert over[0] == []
+    assert width == 390 or over[1] == [], over[1]
+    assert not [html for html in over[1] if html.startswith("<figure")]
+    assert over[2] == "48px"  # no entry runs into the number of the next column

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from planted_study import GRID, KINDS, interval, run, study
 
-from eval.reporting.claims import FAILS, HOLDS, OPEN, Claim, evaluate_claims, halfway
+from eval.reporting.claims import NOT_SEEN, SEEN, UNDECIDED, Claim, evaluate_claims, halfway
 from eval.reporting.scores import Scores
 from eval.reporting.study_jobs import Size
 
@@ -51,9 +51,9 @@ def steep(w, d):
 ])  # fmt: skip
 def test_claims_about_scores(text, holds, fails):
     """Planted true, planted the other way round, and with nothing that differs."""
-    assert verdict(text, of(**holds)) == HOLDS
-    assert verdict(text, of(**fails)) == FAILS
-    assert verdict(text, of()) == OPEN
+    assert verdict(text, of(**holds)) == SEEN
+    assert verdict(text, of(**fails)) == NOT_SEEN
+    assert verdict(text, of()) == UNDECIDED
 
 
 def test_grammar_plateaus_among_the_larger_models():
@@ -61,7 +61,7 @@ def test_grammar_plateaus_among_the_larger_models():
     planted = study(lambda size: accuracies(size) | (
         {"consistency": 0.55 + 0.4 * size.parameters / 2e5} if size.parameters < 2e5
         else {"consistency": 0.95}))  # fmt: skip
-    assert verdict("Grammar plateaus", planted) == OPEN
+    assert verdict("Grammar plateaus", planted) == UNDECIDED
 
 
 def test_scores_are_relative_and_few_questions_leave_much_open():
@@ -88,7 +88,7 @@ def along(first, second):
 
 
 @pytest.mark.parametrize("first, second, expected", [
-    (2e4, 2e5, HOLDS), (2e5, 2e4, FAILS), (5e4, 5e4, OPEN),
+    (2e4, 2e5, SEEN), (2e5, 2e4, NOT_SEEN), (5e4, 5e4, UNDECIDED),
 ])  # fmt: skip
 def test_what_is_learned_first(first, second, expected):
     planted = study(lambda size: accuracies(size), along=along(first, second))
@@ -120,10 +120,10 @@ def test_runs_that_end_before_one_of_the_two_count():
     rows = [(n, {"grammar": one["grammar"], "consistency": 0.5}) for n, one in along(2e4, 2e4)]
     [claim] = [claim for claim in evaluate_claims(study(lambda size: accuracies(size), along=rows))
                if claim.text.startswith("Grammar is learned")]  # fmt: skip
-    assert claim.verdict == HOLDS and "24 of 24 runs ended before" in claim.note
+    assert claim.verdict == SEEN and "24 of 24 runs ended before" in claim.note
     few = study(lambda size: accuracies(size), along=rows)
     few.runs = few.runs[:3]
-    assert verdict("Grammar is learned before", few) == OPEN
+    assert verdict("Grammar is learned before", few) == UNDECIDED
 
 
 def test_other_heads_are_no_other_width():
@@ -134,7 +134,7 @@ def test_other_heads_are_no_other_width():
             one.size = one.size._replace(heads=32)
     planted.settings["models"] = ", ".join(dict.fromkeys(str(x.size) for x in planted.runs))
     assert len(planted.grid) == len(planted.runs)
-    assert verdict("Consistency appears", planted) == OPEN
+    assert verdict("Consistency appears", planted) == UNDECIDED
 
 
 def test_what_would_come_without_reading_is_taken_off():
@@ -142,7 +142,7 @@ def test_what_would_come_without_reading_is_taken_off():
     sizes = [Size(64, 1, 4), Size(64, 2, 4)]
     more = instructed(lambda size: (0.2 * size.layers, 0.2 * size.layers), sizes)
     planted = study(lambda size: accuracies(size), more=more)
-    assert verdict("Instructions need", planted) == OPEN
+    assert verdict("Instructions need", planted) == UNDECIDED
 
 
 def test_instructions_at_the_same_width():
@@ -150,19 +150,19 @@ def test_instructions_at_the_same_width():
     one, two = Size(64, 1, 4), Size(128, 2, 4)
     more = instructed(lambda size: (0.1 * size.layers, 0.0), [one, two])
     planted = study(lambda size: accuracies(size), more=more)
-    assert verdict("Instructions need", planted) == OPEN
+    assert verdict("Instructions need", planted) == UNDECIDED
 
 
-@pytest.mark.parametrize("one, two, expected", [(0.1, 0.4, HOLDS), (0.4, 0.1, FAILS),
-                                                (0.2, 0.2, OPEN)])  # fmt: skip
+@pytest.mark.parametrize("one, two, expected", [(0.1, 0.4, SEEN), (0.4, 0.1, NOT_SEEN),
+                                                (0.2, 0.2, UNDECIDED)])  # fmt: skip
 def test_two_layers(one, two, expected):
     more = instructed(lambda size: (one if size.layers == 1 else two, 0.05),
                       [Size(64, 1, 4), Size(64, 2, 4)])  # fmt: skip
     assert verdict("Instructions need", study(lambda size: accuracies(size), more=more)) == expected
 
 
-@pytest.mark.parametrize("width, depth, expected", [(0.02, 0.2, HOLDS), (0.2, 0.02, FAILS),
-                                                    (0.1, 0.1, OPEN)])  # fmt: skip
+@pytest.mark.parametrize("width, depth, expected", [(0.02, 0.2, SEEN), (0.2, 0.02, NOT_SEEN),
+                                                    (0.1, 0.1, UNDECIDED)])  # fmt: skip
 def test_instructions_follow_depth(width, depth, expected):
     more = instructed(
         lambda size: (width * np.log2(size.width / 32) + depth * np.log2(size.layers), 0.0), GRID
@@ -170,10 +170,10 @@ def test_instructions_follow_depth(width, depth, expected):
     planted = study(lambda size: accuracies(size), more=more)
     assert verdict("Instructions follow", planted) == expected
     few = study(lambda size: accuracies(size), more=more[:2])
-    assert verdict("Instructions follow", few) == OPEN
+    assert verdict("Instructions follow", few) == UNDECIDED
 
 
-@pytest.mark.parametrize("gain, expected", [(0.2, HOLDS), (-0.2, FAILS), (0.0, OPEN)])
+@pytest.mark.parametrize("gain, expected", [(0.2, SEEN), (-0.2, NOT_SEEN), (0.0, UNDECIDED)])
 def test_heads(gain, expected):
     more = [run(Size(64, 2, 8), seed, {}, loss=3.0 - gain + 0.01 * seed) for seed in (1, 2, 3)]
     few = [run(Size(64, 2, 2), seed, {}, loss=3.0 + 0.01 * seed) for seed in (1, 2, 3)]
@@ -182,7 +182,9 @@ def test_heads(gain, expected):
 
 def test_one_seed_cannot_tell_chance_from_heads():
     more = [run(Size(64, 2, n), 1, {}, loss=3.0 + n / 100) for n in (2, 8)]
-    assert verdict("More heads", study(lambda size: accuracies(size), seeds=1, more=more)) == OPEN
+    assert (
+        verdict("More heads", study(lambda size: accuracies(size), seeds=1, more=more)) == UNDECIDED
+    )
 
 
 def test_what_another_seed_would_change_widens_an_interval():
@@ -204,7 +206,7 @@ def test_what_another_seed_would_change_widens_an_interval():
 
 
 @pytest.mark.parametrize("tokens, last, expected", [
-    (6_000_000, 3.19, HOLDS), (6_000_000, 2.2, FAILS), (2_000_000, 3.19, OPEN),
+    (6_000_000, 3.19, SEEN), (6_000_000, 2.2, NOT_SEEN), (2_000_000, 3.19, UNDECIDED),
 ])  # fmt: skip
 def test_the_loss_flattens(tokens, last, expected):
     planted = study(lambda size: accuracies(size), tokens=tokens)
@@ -214,27 +216,27 @@ def test_the_loss_flattens(tokens, last, expected):
     assert verdict("The loss flattens", planted) == expected
 
 
-@pytest.mark.parametrize("theirs, expected", [(0.6, HOLDS), (0.95, FAILS), (0.75, OPEN)])
+@pytest.mark.parametrize("theirs, expected", [(0.6, SEEN), (0.95, NOT_SEEN), (0.75, UNDECIDED)])
 def test_baselines(theirs, expected):
     baseline = run(Size(1, 1, 1), 1, dict.fromkeys(KINDS, theirs), kind="baseline")
     baseline.name, baseline.size = "gpt2-xl", None
     planted = study(lambda size: accuracies(size), more=[baseline])
     assert verdict("Small models beat", planted) == expected
     baseline.name = "gpt2"
-    assert verdict("Small models beat", planted) == OPEN  # neither large nor XL
+    assert verdict("Small models beat", planted) == UNDECIDED  # neither large nor XL
     baseline.name = "gpt2-xl"
     baseline.results["skills"]["questions_sha256"] = "other"
-    assert verdict("Small models beat", planted) == OPEN
+    assert verdict("Small models beat", planted) == UNDECIDED
 
 
 def test_neurons():
     planted = study(lambda size: accuracies(size))
     facts = {"mean_coherence": interval(0.5), "mean_coherence_random_weights": interval(0.3)}
     planted.runs[0].results["interpret"] = {"neurons": facts}
-    assert verdict("Neurons of TinyStories", planted) == HOLDS
+    assert verdict("Neurons of TinyStories", planted) == SEEN
     facts["mean_coherence_random_weights"] = interval(0.5)
-    assert verdict("Neurons of TinyStories", planted) == OPEN
-    assert verdict("Neurons of GPT-2", planted) == OPEN
+    assert verdict("Neurons of TinyStories", planted) == UNDECIDED
+    assert verdict("Neurons of GPT-2", planted) == UNDECIDED
 
 
 def graded(creative, plain, seed):
@@ -248,10 +250,10 @@ def graded(creative, plain, seed):
     return [*lines, {"number": [0, 3], "verdict": None}]
 
 
-@pytest.mark.parametrize("creative, plain, expected", [(3.5, 8.0, HOLDS), (8.0, 4.5, FAILS)])
+@pytest.mark.parametrize("creative, plain, expected", [(3.5, 8.0, SEEN), (8.0, 4.5, NOT_SEEN)])
 def test_creativity_takes_a_judge(creative, plain, expected):
     planted = study(lambda size: accuracies(size))
-    assert verdict("Creativity", planted) == OPEN
+    assert verdict("Creativity", planted) == UNDECIDED
     for one in planted.runs:
         if one.seed == 1:
             one.results["judge-paper"] = {"judge": {"model": "a teacher"}}
@@ -267,17 +269,20 @@ def test_a_judge_stands_in_for_the_scores():
             grade = 4 + np.log2(one.size.width / 32)
             one.results["judge-paper"] = {"judge": {"model": "a teacher"}}
             one.results["grades"] = graded(grade, grade, 0)
-    assert verdict("Plot follows width", planted) == HOLDS
+    assert verdict("Plot follows width", planted) == SEEN
     planted.runs[0].results.pop("judge-paper")
-    assert verdict("Plot follows width", planted) == FAILS
+    assert verdict("Plot follows width", planted) == NOT_SEEN
 
 
 def test_verdicts_by_hand():
-    for value, expected in ((None, OPEN), (interval(0.5), HOLDS), (interval(-0.5), FAILS),
-                            (interval(0.005), OPEN), (interval(0.0, 0.0), OPEN)):  # fmt: skip
+    for value, expected in ((interval(0.5), SEEN), (interval(-0.5), NOT_SEEN), (None, UNDECIDED),
+                            (interval(0.005), UNDECIDED),
+                            (interval(0.0, 0.0), UNDECIDED)):  # fmt: skip
         assert Claim("", "", "", value).verdict == expected
 
 
 def test_with_nothing_measured_nothing_is_claimed():
     empty = study(lambda size: {}, seeds=0)
-    assert all(claim.verdict == OPEN and claim.value is None for claim in evaluate_claims(empty))
+    assert all(
+        claim.verdict == UNDECIDED and claim.value is None for claim in evaluate_claims(empty)
+    )

@@ -46,10 +46,10 @@ def test_few_seeds_spread_as_far_as_they_should():
         curves[name] = w, [[(n, x * f) for n, x in run] for f in (1 - shift, 1 + shift)]
     draws = []
     for seed in range(3):
-        row = scaling_law.fit(curves, seed)["alpha"]
+        row = scaling_law.fit(curves, seed, over_models=False)["alpha"]
         draws.append(row["high"] - row["low"])
     one = {name: (w, runs * 2) for name, (w, runs) in curves.items()}  # twice as many seeds
-    more = scaling_law.fit(one)["alpha"]
+    more = scaling_law.fit(one, over_models=False)["alpha"]
     assert np.mean(draws) / (more["high"] - more["low"]) == pytest.approx(1.73, abs=0.2)
 
 
@@ -112,3 +112,40 @@ def test_one_size_has_no_law():
     one = dict(list(planted().items())[:1])
     assert scaling_law.fit(one) is None and scaling_law.fit({}) is None
     assert scaling_law.fit({"a": (1.0, [[(1, 2.0)]]), "b": (2.0, [[]])}) is None
+
+
+def test_the_interval_covers_the_choice_of_models():
+    """One curve far below the others decides the envelope: models with and without it differ."""
+    curves = planted(noise=0.001)
+    few = scaling_law.fit(curves)["alpha"]
+    name = list(curves)[4]
+    w, runs = curves[name]
+    curves[name] = w, [[(n, 0.8 * loss) for n, loss in run] for run in runs]
+    seeds = scaling_law.fit(curves, over_models=False)["alpha"]
+    both = scaling_law.fit(curves)["alpha"]
+    assert both["high"] - both["low"] > 3 * (seeds["high"] - seeds["low"])
+    assert both["high"] - both["low"] > 3 * (few["high"] - few["low"])
+
+
+def test_the_smallest_model_is_left_out():
+    """It is no part of the line through the others, and without it the fit finds theirs."""
+    curves = planted(noise=0.002)
+    name = min(curves, key=lambda name: curves[name][0])
+    w, runs = curves[name]
+    curves[name] = w, [[(n, 1.3 * loss) for n, loss in run] for run in runs]
+    law = scaling_law.fit_twice(curves)
+    assert law["alpha"]["mean"] > 0.085
+    assert law["without_smallest"]["alpha"]["mean"] == pytest.approx(0.08, abs=0.005)
+    two = dict(list(curves.items())[:2])
+    assert scaling_law.fit_twice(two)["without_smallest"] is None
+    assert scaling_law.fit_twice({}) is None
+
+
+def test_how_far_the_line_misses():
+    """A power law is missed at its ends alone, where there is no model of the best size."""
+    law = scaling_law.fit(planted())
+    assert 0.01 < law["misfit"] < 0.07 and not law["misses"]
+    bent = {name: (w, [[(n, loss + 5e3 / (n * w) ** 0.4) for n, loss in run] for run in runs])
+            for name, (w, runs) in planted().items()}  # fmt: skip
+    law = scaling_law.fit(bent)
+    assert law["misfit"] > 0.1 and law["misses"]
