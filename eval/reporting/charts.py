@@ -157,13 +157,13 @@ def draw_heat_map(pattern, tokens):
         shades = LinearSegmentedColormap.from_list("", [(0.75, 0.35, 0.1, x) for x in (0, 1)])
         hidden = np.triu(np.ones((n, n), bool), 1)
         axes.pcolormesh(np.ma.array(pattern[:n, :n], mask=hidden), cmap=shades, vmin=0, vmax=1)
-        # matplotlib refuses half a surrogate pair.
-        names = [(x.strip() or "\u00b7").encode("utf-8", "replace").decode()[:14] for x in tokens]
+        # matplotlib refuses half a surrogate pair, and reads $ as the start of a formula.
+        names = [
+            x.strip()[:14].encode("utf-8", "replace").decode().replace("$", r"\$") for x in tokens
+        ]
         axes.set_xticks(np.arange(n) + 0.5, names, rotation=90, fontsize=6)
         axes.set_yticks(np.arange(n) + 0.5, names, fontsize=6)
         axes.invert_yaxis()
         axes.grid(False)
-        for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            text.set_parse_math(False)
 
     return draw

@@ -13,10 +13,6 @@ from eval.reporting.scores import Scores
 
 GRADES = ("creativity", "grammar", "consistency", "plot")
 SKILLS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
-# The settings of a run that make its recipe.
-RECIPE = ("batch_size", "gradient_accumulation_steps", "row_tokens", "block_size", "optimizer",
-          "learning_rate", "schedule", "warmup_iters", "weight_decay", "beta1", "beta2",
-          "grad_clip", "dropout", "max_iters", "eval_stories")  # fmt: skip
 KINDS = {"": "TinyStories", "syn": "Syn", "instruct": "Instruct"}
 TOKENS = "training tokens"
 NOT_PRINTED = Cell("not printed", look="none")
@@ -75,10 +71,10 @@ def headline(study):
         return []
     parameters = {size: size.parameters for size in scores.sizes}
     curves = {name: runs[0].curve for name, runs in by_name(study.grid).items() if runs[0].curve}
-    losses = {"xlabel": TOKENS, "ylabel": "validation loss, nats per token"}
-    skills = {"xlabel": "parameters without embeddings", "ylabel": scores.unit}
-    return [(charts.draw_lines(curves, False, ".-"), losses),
-            (charts.draw_intervals(rows, parameters), skills)]  # fmt: skip
+    return [(charts.draw_lines(curves, False, ".-"),
+             {"xlabel": TOKENS, "ylabel": "validation loss, nats per token"}),
+            (charts.draw_intervals(rows, parameters),
+             {"xlabel": "parameters without embeddings", "ylabel": scores.unit})]  # fmt: skip
 
 
 # ---- sections ----------------------------------------------------------------------------------
@@ -90,7 +86,7 @@ def models(study):
         for name, runs in by_name(run for run in study.runs if run.kind == kind).items():
             counts = runs[0].parameters, runs[0].block_parameters, runs[0].tokens
             rows.append([name, label, *counts, len(runs), mean_loss(runs)])
-    return {"study": study, "rows": rows, "settings": dict.fromkeys((*RECIPE, *published.RECIPE))}
+    return {"study": study, "rows": rows}
 
 
 def losses(study):
@@ -103,12 +99,11 @@ def losses(study):
             within[name] = charts.draw_lines({"training": training[name]} | seeds, log=False)
     pairs, rows = {}, []
     for other in study.of_kind("table1"):
-        runs = {"ours": study.first(other.size), "table 1": other}
-        runs = {label: run for label, run in runs.items() if run}
-        curves = {label: run.curve for label, run in runs.items()}
-        pairs[other.name] = charts.draw_lines(curves, False, "o-")
+        both = {"ours": study.first(other.size), "table 1": other}
+        both = {label: run for label, run in both.items() if run}
+        pairs[other.name] = charts.draw_lines({x: both[x].curve for x in both}, False, "o-")
         rows += [[other.name, label, run.tokens, run.loss, *accuracies([run], SKILLS[:3])]
-                 for label, run in runs.items()]  # fmt: skip
+                 for label, run in both.items()]  # fmt: skip
     return {"validation": charts.lines(validation, style="o-", **labels),
             "training": charts.lines(training, **labels),
             "within": charts.panels(within, xlabel="tokens"), "table_1": rows,
@@ -185,10 +180,8 @@ def scaling(study, law):
     """law: what scaling_law.fit returns."""
     if not law or not law["alpha"]:
         return {"law": law}
-    curves = {}
-    for name, [run, *_] in by_name(study.grid).items():
-        if run.curve:
-            curves[name] = [(tokens * run.matmul_parameters, loss) for tokens, loss in run.curve]
+    curves = {name: [(tokens * run.matmul_parameters, loss) for tokens, loss in run.curve]
+              for name, [run, *_] in by_name(study.grid).items() if run.curve}  # fmt: skip
     draw_curves = charts.draw_lines(curves, style=".-")
     flops, lowest = np.array([(row["flops"], row["loss"]) for row in law["budgets"]]).T
 

@@ -72,8 +72,8 @@ def digest(text):
 def templates():
     """The jinja2 environment of the page."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), extensions=["jinja2.ext.do"],
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"cell": cell, "labeled": labeled, "thousands": "{:,}".format,
                             "shell": shlex.join, "digest": digest, "quote": quote}  # fmt: skip

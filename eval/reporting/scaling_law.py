@@ -66,12 +66,11 @@ def exponents(losses, parameters, budgets):
 
 def fit(curves, seed=0, over_models=True):
     """{"alpha", "a": intervals, None where nothing can be fitted; "log_b": float; "n": curves;
-    "misfit": how far the line misses the envelope at most, as a fraction of the loss; "misses":
-    whether one can see that; "budgets": [{"flops", "loss", "size", "tokens"}]}, or None for fewer
-    than two sizes.
+    "misfit": how far at most the line misses the envelope, as a fraction of the loss; "misses": if
+    one can see that; "budgets": [{"flops", "loss", "size", "tokens"}]}, None for under two sizes.
 
-    curves: as above. With one seed each, "low" and "high" of an interval are None. over_models:
-    whether intervals are over models, too.
+    curves: as above. With one seed each, "low" and "high" of an interval are None. over_models: if
+    intervals are over models, too.
     """
     flops = {}  # {size: curves of (FLOPs, loss)}
     for name, (weights, runs) in curves.items():

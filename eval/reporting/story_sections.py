@@ -26,23 +26,6 @@ ROUGE = {"rouge_original": "ROUGE-2 with the original",
          "rouge_nearest": "with the nearest training story"}  # fmt: skip
 REWARD_CURVES = {"reward": "reward", "kl": "KL to the reference, nats", "about": "about the word",
                  "repetition": "repeated 3-grams"}  # fmt: skip
-# {measure: (its name with its unit, decimals)} of eval.vocabulary and of eval.reward.
-VOCABULARY = {
-    "mtld": ("lexical diversity (MTLD), words", 1),
-    "synonym_entropy": ("choice among synonyms (entropy), bits per word", 3),
-    "rare": ("rare words, fraction of all", 4),
-    "non_words": ("words that no word list has, fraction of all", 4),
-    **{f"distinct_{n}": (f"different {n}-grams, fraction of all", 3) for n in (1, 2, 3)},
-}
-REWARD = {
-    "about": ("stories about the word, fraction", 2),
-    "mentions": ("mentions of the word per story", 1),
-    "reward": ("reward, by the rule of the run", 3),
-    "repetition": ("repeated 3-grams, fraction of all", 3),
-    "perplexity": ("perplexity under the reference", 2),
-    "words": ("words per story", 0),
-    "ended": ("stories that end, fraction", 2),
-}
 HEAT_MAP_TOKENS = 26  # of the text, the first
 
 
@@ -75,9 +58,9 @@ def stories(study):
 def knowledge(study):
     """The tables of prompts by model: pairs of continuations with their probabilities."""
     tables, slides = {}, {"": "the prompts that open the slides on the paper"}
-    for file, kinds in (("knowledge", knowledge_prompts.KINDS), ("slides", slides)):
-        name = f"judge-{'slides' if file == 'slides' else 'prompts'}"
-        results = {model: x["models"][0] for model, x in evaluated(study, name).items()}
+    for file, kinds in {"knowledge": knowledge_prompts.KINDS, "slides": slides}.items():
+        results = evaluated(study, f"judge-{file}".replace("knowledge", "prompts"))
+        results = {model: x["models"][0] for model, x in results.items()}
         lengths = [len(x["completions"]) for x in results.values()]
         results = {model: x for model, x in results.items() if len(x["completions"]) == lengths[0]}
         pairs = {one.text: one.pairs for one in knowledge_prompts.paper(file)}
@@ -94,8 +77,8 @@ def knowledge(study):
 
 
 def completion(row, pairs):
-    """What the page shows of a model and a prompt: the probability of the right continuation of
-    each pair, of the two; the completion, and whether that contains one of the right ones.
+    """What the page shows of a model and a prompt. shares: of each pair, the right continuation's
+    of the probability of both; right: whether the text contains a right continuation.
     """
     answers = [f" {' '.join(split_words(right))} " for right, _ in pairs]
     words = f" {' '.join(split_words(row['completion']))} "
@@ -121,17 +104,8 @@ def instruct(study):
                      for run in runs} for writer, label in WRITERS.items()}  # fmt: skip
     draw = charts.draw_intervals(joint, {run.size: run.size.parameters for run in runs})
     labels = {"xlabel": "parameters without embeddings", "ylabel": "followed completely, fraction"}
-    held_out, example = [], None
-    for run in [run for run in study.of_kind("ood") if run.results.get("instruct")]:
-        result = run.results["instruct"]
-        sides = [result["beside"]["checks"], result["checks"], {}]
-        for name, gap in result["beside"]["difference"].items():
-            cells = [side.get(name, {}).get("model") for side in sides[:2]]
-            held_out.append([run.name, name, (cells[0] or {}).get("n"), *cells, gap])
-        for line in run.results.get("instructed", ()):
-            if not example and all(x in line["prompt"] for x in ("Words:", "Summary:")):
-                example = run.name, line
-    return {"checks": names, "ours": ours, "held_out": held_out, "example": example,
+    held_out = [run for run in study.of_kind("ood") if run.results.get("instruct")]
+    return {"checks": names, "ours": ours, "held_out": held_out,
             "by_size": charts.chart(draw, **labels) if len(runs) > 1 else None}  # fmt: skip
 
 
@@ -139,10 +113,8 @@ def diversity(study):
     """What models copy."""
     sets, histograms, curves, nearest = {}, {}, {}, None
     for run in study.grid:
-        for line in run.results.get("copies", ()):  # the largest model's, most like a story
-            if line["rouge_nearest"] is not None:
-                rank = run.size.parameters, line["rouge_nearest"]
-                nearest = max(nearest or (rank, run, line), (rank, run, line), key=lambda x: x[0])
+        if copies := run.results.get("copies"):  # at last the largest model's
+            nearest = run.name, max(copies, key=lambda line: line["rouge_nearest"] or 0)
         for name, row in (run.results.get("diversity") or {"sets": {}})["sets"].items():
             sets.setdefault(name.replace(run.out_dir, run.name), row)
     if not sets:
@@ -159,7 +131,7 @@ def diversity(study):
               "ylabel": "fraction of the completions' n-grams"}  # fmt: skip
     return {"sets": sets, "histograms": charts.panels(histograms, ylabel="completions"),
             "ngrams": charts.lines(curves, log=False, style=".-", **labels),
-            "ngrams_of": name, "nearest": nearest and (nearest[1].name, nearest[2])}  # fmt: skip
+            "ngrams_of": name, "nearest": nearest}  # fmt: skip
 
 
 def interpret(study):
@@ -201,38 +173,21 @@ def syn(study):
         curves = charts.lines(pair, False, "o-", xlabel="training tokens", ylabel="validation loss")
         runs.append({"name": run.name, "curves": curves, "result": result})
     student = [[name, *map(grade_pair, plain, other)] for name, plain, other in published.REPORT]
-    return {"runs": runs, "student": student, "measures": VOCABULARY}
+    return {"runs": runs, "student": student}
 
 
 def reward(study):
-    """What fine-tuning with a reward changes: with a KL penalty and, beside it, by the report's
-    first method without one.
-    """
+    """What fine-tuning changes: with a KL penalty, and by the report's first method without."""
     runs, labels = [], {"reward": "with a KL penalty", "naive": "without (naive)"}
     for run in study.of_kind("reward") or study.of_kind("naive"):
-        pair = {kind: one for kind in labels if (one := study.first(run.size, kind))}
+        pair = {labels[kind]: one for kind in labels if (one := study.first(run.size, kind))}
         curves = {}
         for key, title in REWARD_CURVES.items():
-            lines = {labels[kind]: [(line["step"], line[key]) for line in one.steps if key in line]
-                     for kind, one in pair.items()}  # fmt: skip
+            lines = {label: [(line["step"], line[key]) for line in one.steps if key in line]
+                     for label, one in pair.items()}  # fmt: skip
             curves[title] = charts.draw_lines(lines, log=False)
-        models, word, cards = {}, "", []
-        for kind, one in pair.items():
-            result = one.results.get("reward") or {"models": {}, "word": word}
-            word, rows = result["word"], dict(result["models"])
-            rows = {labels.get(kind): rows["reward"]} if kind == "naive" and rows else rows
-            models |= {
-                labels.get(name, name): row for name, row in rows.items() if name not in models
-            }
-            lines = one.results.get("reward_stories", ())
-            for name in ("instruct", "reward") if kind == "reward" else ("reward",):
-                title = labels[kind] if name == "reward" else name
-                shown = [line for line in lines if line["model"] == name][:2]
-                cards += [(title, line["start"] + line["text"], f"by rule: {line['verdict']}")
-                          for line in shown]  # fmt: skip
-        runs.append({"name": run.name, "curves": charts.panels(curves, xlabel="step"),
-                     "word": word, "models": models, "stories": cards})  # fmt: skip
-    return {"runs": runs, "measures": REWARD}
+        runs.append((run.name, charts.panels(curves, xlabel="step"), pair))
+    return {"runs": runs}
 
 
 def questions(study, claims, law):
@@ -241,13 +196,14 @@ def questions(study, claims, law):
     """
     values = {"law": law}
     for run in study.runs:
-        if sets := (run.results.get("diversity") or {}).get("sets"):
-            copied = [row for row in sets.values() if "copies" in row]
-            values |= {"copied": copied[0]} if copied else {}
-        if run.kind == "" and run.results.get("interpret"):
-            values["neurons"] = run.results["interpret"]["neurons"]
-        if run.kind == "ood" and run.results.get("instruct"):
-            values["held_out"] = run.results["instruct"]["beside"]["difference"]
+        found = {name: run.results.get(name) for name in ("diversity", "interpret", "instruct")}
+        if run.kind == "" and found["diversity"]:
+            rows = [row for row in found["diversity"]["sets"].values() if "copies" in row]
+            values["copied"] = rows and rows[0]
+        if run.kind == "" and found["interpret"]:
+            values["neurons"] = found["interpret"]["neurons"]
+        if run.kind == "ood" and found["instruct"]:
+            values["held_out"] = found["instruct"]["beside"]["difference"]
     by_text, rows = {claim.text: claim for claim in claims}, []
     table = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
     for row in table["question"]:

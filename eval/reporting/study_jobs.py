@@ -3,11 +3,10 @@
     plan_jobs(settings, {"batch_size": 32, ...})     # eval.study's settings, and train.py's recipe
 
 A size is written width-layers-heads, "64-2-4". Its runs are out/<study>/64-2-4-s1, -s2, ..., one
-per seed; syn-64-2-4-s1 is trained on stories with synonyms, instruct-64-2-4-s1 on instructions,
-ood-64-2-4-s1 on instructions that never have words and a summary together, and table1-64-2-4-s1 by
-the student report's table 1. reward-64-2-4-s1 is fine-tuned with a reward, naive-64-2-4-s1 with the
-report's first method. eval.skills scores every run; evaluations that cost more take the first seed
-of each size.
+per seed; syn-64-2-4-s1 is trained on stories with synonyms, instruct-... on instructions, ood-...
+on those without HELD_OUT together, table1-... by the student report's table 1; reward-... is
+fine-tuned with a reward, naive-... by the report's first method. eval.skills scores every run;
+evaluations that cost more take the first seed of each size.
 """
 
 import re

@@ -50,6 +50,6 @@ def test_a_heat_map_shows_the_keys_before_each_query():
         [False, False, True],
         [False, False, False],
     ]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["Once", "upon", "$a$ ?"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["Once", "upon", r"\$a\$ ?"]
     svg = charts.chart(charts.draw_heat_map(pattern, ["a", "b", "c"]))
     assert "<image" not in svg  # the page's policy loads none
