@@ -15,10 +15,8 @@ from pathlib import Path
 
 GRADES = ("creativity", "grammar", "consistency", "instruct", "plot")
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-MODELS, HEADS, RECIPE, TABLE_1, NOTES, REPORT, ERRORS, NEAREST = (
-    _TABLES[name]
-    for name in ("models", "heads", "recipe", "table_1", "notes", "report", "errors", "nearest")
-)
+_NAMES = ["models", "heads", "recipe", "table_1", "notes", "report", "errors", "nearest"]
+MODELS, HEADS, RECIPE, TABLE_1, NOTES, REPORT, ERRORS, NEAREST = map(_TABLES.get, _NAMES)
 WORST, BEST = MODELS["64-2"], MODELS["GPT-4"]  # 0 and 1 of the relative scale
 
 

@@ -31,15 +31,12 @@ def pack(patterns):
 
 def read_patterns(path):
     """The attention that a page of `render` shows: a float array (H, T, T) for each layer."""
-    text = re.search(
-        r'<script [^>]*id="data".*?>(.*?)</script>', path.read_text("utf-8"), re.DOTALL
-    )
-    data, layers = json.loads(text[1]), []
-    n = len(data["text"]["tokens"])
+    text = re.search(r' id="data"[^>]*>(.*?)</script>', path.read_text("utf-8"), re.DOTALL)[1]
+    data, layers = json.loads(text), []
     for heads in data["patterns"]:
-        layers.append(np.zeros((len(heads), n, n)))
+        layers.append(np.zeros((len(heads), *[len(data["text"]["tokens"])] * 2)))
         rows = [np.frombuffer(base64.b64decode(head), "<u2") / LEVELS for head in heads]
-        layers[-1][:, *np.tril_indices(n)] = rows
+        layers[-1][:, *np.tril_indices(layers[-1].shape[1])] = rows
     return layers
 
 

@@ -4,8 +4,7 @@
         print(claim.text, claim.verdict)  # "Grammar is learned before consistency", "not decided"
 
 Each claim is a difference or a slope that is above 0 if the claim holds. If all of its 95 %
-interval is above 0, it is seen at this scale; if all is below, it is not seen at this scale;
-otherwise it is not decided. What holds at another scale, no verdict says.
+interval is above 0, it is seen at this scale; if all is below, not; else it is not decided.
 scores.py describes the resamples; a claim that rests on one seed per model says so in its note.
 claims.toml lists the claims, each with the function of this file that tests it.
 """

@@ -258,6 +258,15 @@ def test_patterns_on_the_page():
             assert row == pytest.approx(head[i, : i + 1].numpy(), abs=1 / 131070 + 1e-7)
 
 
+def test_the_patterns_of_a_page_are_read_back(run):
+    """For the study's report: of each layer and head, a row for each token of the text."""
+    layers, results = page.read_patterns(Path(run) / "eval" / "interpret.html"), results_of(run)
+    n, heads = len(results["text"]["tokens"]), results["model"]["n_head"]
+    assert [layer.shape for layer in layers] == [(heads, n, n)] * results["model"]["n_layer"]
+    for layer in layers:
+        assert layer.sum(-1) == pytest.approx(1, abs=2e-3) and not np.triu(layer, 1).any()
+
+
 def test_a_published_model_on_a_text_file(run, tmp_path, monkeypatch, capsys):
     """A folder as transformers writes it, stories of a file, and no tagger: a line says so."""
     monkeypatch.setattr(sys, "argv", ["checkpoint"])
