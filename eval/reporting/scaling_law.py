@@ -107,7 +107,7 @@ def fit(curves, seed=0, over_models=True):
     x, y = np.log([[row["flops"], row["loss"]] for row in law["budgets"]]).T
     misses = np.abs(np.exp(law["log_b"] - draws[0]["alpha"] * x - y) - 1)
     law["misfit"] = float(misses.max()) if law["alpha"] else None
-    law["misses"] = bool(law["alpha"]) and law["misfit"] > VISIBLE * np.ptp(y)
+    law["misses"] = bool(law["alpha"] and law["misfit"] > VISIBLE * np.ptp(y))
     return law
 
 

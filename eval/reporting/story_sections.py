@@ -93,19 +93,17 @@ def completion(row, pairs):
 def instruct(study):
     """How models trained on instructions follow them, also combinations that they never saw."""
     runs = [run for run in study.of_kind("instruct") if run.results.get("instruct")]
-    results = [(run.name, run.results["instruct"]["checks"]) for run in runs]
-    names = list(dict.fromkeys(["joint", *(name for _, checks in results for name in checks)]))
-    ours = [
-        [model, label, *(checks.get(name, {}).get(writer) for name in names)]
-        for model, checks in results
-        for writer, label in WRITERS.items() if writer in checks["joint"]
-    ]  # fmt: skip
+    ours = {
+        run.name: [[name, *map(row.get, WRITERS)]
+                   for name, row in run.results["instruct"]["checks"].items()]
+        for run in runs
+    }  # fmt: skip
     joint = {label: {run.size: run.results["instruct"]["checks"]["joint"].get(writer)
                      for run in runs} for writer, label in WRITERS.items()}  # fmt: skip
     draw = charts.draw_intervals(joint, {run.size: run.size.parameters for run in runs})
     labels = {"xlabel": "parameters without embeddings", "ylabel": "followed completely, fraction"}
     held_out = [run for run in study.of_kind("ood") if run.results.get("instruct")]
-    return {"checks": names, "ours": ours, "held_out": held_out,
+    return {"ours": ours, "writers": [*WRITERS.values()], "held_out": held_out,
             "by_size": charts.chart(draw, **labels) if len(runs) > 1 else None}  # fmt: skip
 
 
@@ -196,14 +194,14 @@ def questions(study, claims, law):
     """
     values = {"law": law}
     for run in study.runs:
-        found = {name: run.results.get(name) for name in ("diversity", "interpret", "instruct")}
-        if run.kind == "" and found["diversity"]:
-            rows = [row for row in found["diversity"]["sets"].values() if "copies" in row]
+        results = {name: run.results.get(name) for name in ("diversity", "interpret", "instruct")}
+        if run.kind == "" and results["diversity"]:
+            rows = [row for row in results["diversity"]["sets"].values() if "copies" in row]
             values["copied"] = rows and rows[0]
-        if run.kind == "" and found["interpret"]:
-            values["neurons"] = found["interpret"]["neurons"]
-        if run.kind == "ood" and found["instruct"]:
-            values["held_out"] = found["instruct"]["beside"]["difference"]
+        if run.kind == "" and results["interpret"]:
+            values["neurons"] = results["interpret"]["neurons"]
+        if run.kind == "ood" and results["instruct"]:
+            values["held_out"] = results["instruct"]["beside"]["difference"]
     by_text, rows = {claim.text: claim for claim in claims}, []
     table = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
     for row in table["question"]:
