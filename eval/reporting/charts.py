@@ -51,7 +51,7 @@ def _draw_panel(axes, draw, labels):
     return -(-len(names) // columns)
 
 
-def chart(draw, size=(5.2, 3.1), **labels):
+def chart(draw, size=(4.4, 2.8), **labels):
     """An SVG, a str, of what draw(axes) draws. labels: of axes.set."""
     import matplotlib
     from matplotlib.figure import Figure

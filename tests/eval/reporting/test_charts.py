@@ -6,7 +6,7 @@ import pytest
 from eval.reporting import charts
 
 
-def placed(draw, size=(5.2, 3.1), **labels):
+def placed(draw, size=(4.4, 2.8), **labels):
     """(figure, axes) as `charts.chart` draws them, laid out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ def placed(draw, size=(5.2, 3.1), **labels):
     return figure, axes
 
 
-@pytest.mark.parametrize("size", [(5.2, 3.1), (3.6, 2.6)])
+@pytest.mark.parametrize("size", [(4.4, 2.8), (3.6, 2.6)])
 @pytest.mark.parametrize("n", [2, 8, 14])
 def test_a_legend_stands_below_the_axes_and_within_the_figure(n, size):
     series = {f"{2**i}-{i}-4 of some kind": [(1, i), (2, 3 - i)] for i in range(n)}
