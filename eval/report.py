@@ -4,19 +4,17 @@
 
 It reads what eval.study has made and measures nothing; what is missing is marked as such. The page
 loads nothing, from the network or elsewhere, follows the light or dark setting, fits a phone and
-prints. report.json holds the scale of the study in words, the claims, each with one of three
-verdicts (seen at this scale, not seen at this scale, not decided), and the scaling law;
-headline.png is the first figure.
+prints. report.json holds the study's scale in words, the claims with their verdicts (seen at this
+scale, not seen at this scale, not decided) and the scaling law, headline.png the first figure.
 """
 
-import html
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from configs import UserError, load, run
 from eval import bootstrap
 from eval.reporting import charts, model_sections, scaling_law, story_sections
-from eval.reporting.claims import NOT_SEEN, SEEN, UNDECIDED, evaluate_claims
+from eval.reporting.claims import VERDICTS, evaluate_claims
 from eval.reporting.page import render, templates
 from eval.reporting.results import read_study
 from nanostories import storage
@@ -29,20 +27,17 @@ class Settings:
 
 def scale_of(study):
     """The scale of a study in words, "" without a model: what its verdicts are about."""
-    words = str(templates().get_template("sections.html").module.scale(study))
-    return html.unescape(" ".join(words.split()))
+    return " ".join(templates().get_template("sections.html").module.scale(study).split())
 
 
 def make_sections(study, claims, law):
     """{name: what its macro in sections.html takes} of a results.Study, its claims and its law."""
     of_study = (*model_sections.SECTIONS, *story_sections.SECTIONS)
-    verdicts = {verdict: [claim.text for claim in claims if claim.verdict == verdict]
-                for verdict in (SEEN, NOT_SEEN, UNDECIDED)}  # fmt: skip
-    scale = scale_of(study)
+    of_claims = {"claims": claims, "verdicts": VERDICTS, "scale": scale_of(study)}
     svgs = [charts.chart(draw, **labels) for draw, labels in model_sections.headline(study)]
     return {function.__name__: function(study) for function in of_study} | {
-        "headline": {"scale": scale, "svgs": svgs, "verdicts": verdicts},
-        "claims": {"claims": claims, "verdicts": verdicts, "scale": scale},
+        "headline": of_claims | {"svgs": svgs},
+        "claims": of_claims,
         "scaling": model_sections.scaling(study, law),
         "questions": story_sections.questions(study, claims, law),
         "sources": {},
@@ -56,9 +51,8 @@ def main():
         raise UserError("usage: python -m eval.report out/<study>")
     study, out = read_study(settings.out_dir), Path(settings.out_dir)
     claims, law = evaluate_claims(study), scaling_law.fit_twice(scaling_law.curves_of(study))
-    scale = scale_of(study)
+    scale, sections = scale_of(study), make_sections(study, claims, law)
     subtitle = f"{scale or out.name}; judge: {study.settings['judge'] or 'none'}"
-    sections = make_sections(study, claims, law)
     page = render("The TinyStories study, reproduced", subtitle, sections)
     storage.write_text(out / "report.html", page.encode("utf-8", "replace").decode())
     rows = [asdict(claim) | {"verdict": claim.verdict} for claim in claims]

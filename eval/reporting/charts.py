@@ -76,10 +76,10 @@ def panels(draws, size=(3.6, 2.6), **labels):
 
 
 def picture(path, *panels, size):
-    """The panels, (draw, labels) each, side by side in a PNG file, black on white."""
+    """Two panels or more, (draw, labels), side by side in a PNG file, black on white."""
     with plot_to(path, columns=len(panels), size=size, dpi=130) as (_, axes):
-        for one, (draw, labels) in zip(np.ravel(axes), panels, strict=True):
-            _draw_panel(one, draw, labels)
+        for one, panel in zip(axes, panels, strict=True):
+            _draw_panel(one, *panel)
 
 
 def lines(series, log=True, style="-", **labels):
@@ -158,9 +158,8 @@ def draw_heat_map(pattern, tokens):
         hidden = np.triu(np.ones((n, n), bool), 1)
         axes.pcolormesh(np.ma.array(pattern[:n, :n], mask=hidden), cmap=shades, vmin=0, vmax=1)
         # matplotlib refuses half a surrogate pair, and reads $ as the start of a formula.
-        names = [
-            x.strip()[:14].encode("utf-8", "replace").decode().replace("$", r"\$") for x in tokens
-        ]
+        text = "\0".join(tokens).encode("utf-8", "replace").decode().replace("$", r"\$")
+        names = [name.strip()[:14] for name in text.split("\0")]
         axes.set_xticks(np.arange(n) + 0.5, names, rotation=90, fontsize=6)
         axes.set_yticks(np.arange(n) + 0.5, names, fontsize=6)
         axes.invert_yaxis()

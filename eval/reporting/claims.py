@@ -19,7 +19,7 @@ import numpy as np
 from eval import bootstrap
 from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, Scores, relative_answers
 
-SEEN, NOT_SEEN, UNDECIDED = "seen at this scale", "not seen at this scale", "not decided"
+VERDICTS = SEEN, NOT_SEEN, UNDECIDED = "seen at this scale", "not seen at this scale", "not decided"
 NOT_MEASURED = "not all of the models to compare have been measured"
 LARGE_GPT2 = ("gpt2-large", "gpt2-xl")  # the baselines that the paper names
 

@@ -8,12 +8,10 @@ from eval import published
 from eval.bootstrap import interval, resample_models
 from eval.llm.rubrics import AGES
 from eval.reporting import charts
-from eval.reporting.page import Cell, cell, grade_pair
+from eval.reporting.page import Cell, grade_pair
 from eval.reporting.scores import Scores
 
-GRADES = ("creativity", "grammar", "consistency", "plot")
 SKILLS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
-KINDS = {"": "TinyStories", "syn": "Syn", "instruct": "Instruct"}
 TOKENS = "training tokens"
 NOT_PRINTED = Cell("not printed", look="none")
 
@@ -35,23 +33,26 @@ def mean_loss(runs):
     return {"mean": mean, "low": min(losses), "high": max(losses)} if len(losses) > 1 else mean
 
 
-def accuracy(runs, kind):
-    """The interval of the accuracy of a size's runs, over questions and seeds; or None."""
-    correct = [r.results["skills"]["correct"].get(kind) for r in runs if r.results.get("skills")]
-    if not correct or None in correct or len(set(map(len, correct))) > 1:
-        return None
-    [draws] = resample_models([np.array(correct)], np.random.default_rng(0))
-    return interval(draws, len(correct[0]))
-
-
 def accuracies(runs, kinds=SKILLS):
-    return [accuracy(runs, kind) for kind in kinds]
+    """The accuracy of a size's runs, an interval over questions and seeds, or None, of each kind."""
+    intervals, results = [], [run.results["skills"] for run in runs if run.results.get("skills")]
+    for kind in kinds:
+        correct = [result["correct"].get(kind) for result in results]
+        if None in correct or len(set(map(len, correct))) != 1:
+            intervals.append(None)
+        else:
+            [draws] = resample_models([np.array(correct)], np.random.default_rng(0))
+            intervals.append(interval(draws, len(correct[0])))
+    return intervals
 
 
 def grades(run, mode="paper"):
     """{grade: interval} of a judge, {} without one."""
     judged = run and run.results.get(f"judge-{mode}")
     return judged["grades"] if judged else {}
+
+
+MEASURES = {"mean_loss": mean_loss, "accuracies": accuracies, "grades": grades}  # that tables take
 
 
 def score_intervals(study):
@@ -81,12 +82,7 @@ def headline(study):
 
 
 def models(study):
-    rows = []
-    for kind, label in KINDS.items():
-        for name, runs in by_name(run for run in study.runs if run.kind == kind).items():
-            counts = runs[0].parameters, runs[0].block_parameters, runs[0].tokens
-            rows.append([name, label, *counts, len(runs), mean_loss(runs)])
-    return {"study": study, "rows": rows}
+    return {"study": study, "by_name": by_name, "mean_loss": mean_loss}
 
 
 def losses(study):
@@ -97,48 +93,30 @@ def losses(study):
         if runs[0].curve:
             seeds = {f"seed {run.seed}": run.curve for run in runs if run.curve}
             within[name] = charts.draw_lines({"training": training[name]} | seeds, log=False)
-    pairs, rows = {}, []
+    pairs, table_1 = {}, []
     for other in study.of_kind("table1"):
-        both = {"ours": study.first(other.size), "table 1": other}
-        both = {label: run for label, run in both.items() if run}
-        pairs[other.name] = charts.draw_lines({x: both[x].curve for x in both}, False, "o-")
-        rows += [[other.name, label, run.tokens, run.loss, *accuracies([run], SKILLS[:3])]
-                 for label, run in both.items()]  # fmt: skip
+        plain = study.first(other.size)
+        both = [("ours", plain)] * bool(plain) + [("table 1", other)]
+        table_1 += both
+        pairs[other.name] = charts.draw_lines({x: run.curve for x, run in both}, False, "o-")
     return {"validation": charts.lines(validation, style="o-", **labels),
             "training": charts.lines(training, **labels),
-            "within": charts.panels(within, xlabel="tokens"), "table_1": rows,
-            "table_1_curves": charts.panels(pairs, xlabel=TOKENS)}  # fmt: skip
+            "within": charts.panels(within, xlabel="tokens"), "table_1": table_1,
+            "table_1_curves": charts.panels(pairs, xlabel=TOKENS), **MEASURES}  # fmt: skip
 
 
 def grid(study):
     """Our models, and the published ones beside those of the same shape."""
-    groups, ours, judged, by_shape = by_name(study.grid), [], [], {}
-    for name, runs in groups.items():
-        size = runs[0].size
-        by_shape.setdefault(f"{size.width}-{size.layers}", runs)
-        instructed = study.first(size, "instruct")
-        checks = instructed and instructed.results.get("instruct")
-        ours.append([
-            name, mean_loss(runs), *accuracies(runs),
-            checks["checks"]["joint"]["model"] if checks else None,
-        ])  # fmt: skip
-        judged.append([name, *map(grades(runs[0]).get, GRADES),
-                       grades(instructed, "instruct").get("consistency")])  # fmt: skip
-    for run in study.of_kind("baseline"):
-        ours.append([run.name, Cell("not comparable", look="none"), *accuracies([run]), None])
-        judged.append([run.name, *map(grades(run).get, GRADES), None])
-    judged = judged if any(x for _, *cells in judged for x in cells) else []
-    paper = []
+    by_shape, paper = {}, []
+    for run in reversed(study.grid):
+        by_shape[f"{run.size.width}-{run.size.layers}"] = by_name(study.grid)[run.name]
     for name, row in published.MODELS.items():
         runs = by_shape.get(name, [])
         printed = [grade_pair(*row[x]) if x in row else NOT_PRINTED for x in published.GRADES]
         paper.append([name, row.get("loss", NOT_PRINTED), *printed, mean_loss(runs),
                       *accuracies(runs, SKILLS[:3])])  # fmt: skip
-    student, order = [], ("grammar", "creativity", "consistency", "plot")
-    for name, plain, _ in published.REPORT:
-        row = grades(groups.get(name, [None])[0], "report")
-        student.append([name, *(cell(x, 2) for x in plain[:4]), *map(row.get, order)])
-    return {"ours": ours, "judged": judged, "paper": paper, "student": student}
+    groups = by_name([*study.grid, *study.of_kind("baseline")])
+    return {"study": study, "groups": groups, "paper": paper, **MEASURES}
 
 
 def trends(study):
@@ -151,7 +129,7 @@ def trends(study):
             for n in sorted({size.layers for size in by_size})
         }
         by_width[kind] = charts.draw_intervals(depths, widths, sorted(set(widths.values())))
-    along, points, ages = {}, {kind: [] for kind in SKILLS[:3]}, []
+    along, points = {}, {kind: [] for kind in SKILLS[:3]}
     for run in study.grid:
         skills = run.results.get("skills") or {"correct": {}}
         steps = [row for row in skills.get("checkpoints") or () if row["tokens"]]
@@ -163,16 +141,13 @@ def trends(study):
         for kind in points:
             if kind in skills["correct"] and run.loss:
                 points[kind].append((run.loss, float(np.mean(skills["correct"][kind]))))
-        if counts := (run.results.get("judge-paper") or {}).get("age_groups"):
-            total = sum(counts.values())
-            ages.append([run.name, *(counts.get(age, 0) / total for age in AGES)])
     labels = {"xlabel": "validation loss", "ylabel": "accuracy"}
     return {
         "judge": scores.judge,
         "by_width": charts.panels(by_width, xlabel="width", ylabel=scores.unit),
         "along": charts.panels(along, xlabel=TOKENS, ylabel="accuracy"),
         "by_loss": charts.lines(points, log=False, style="o", **labels),
-        "ages": ages, "age_groups": list(AGES.values()),
+        "ages": AGES, "judged": [x for x in study.grid if x.results.get("judge-paper")],
     }  # fmt: skip
 
 
@@ -200,13 +175,7 @@ def heads(study):
     """Of every shape with models outside the grid, which differ from those of it in their heads."""
     plain = study.of_kind("")
     shapes = {run.size[:2] for run in plain if run not in study.grid}
-    groups = by_name(run for run in plain if run.size[:2] in shapes)
-    rows = [
-        [name, mean_loss(runs), accuracy(runs, "grammar"), grades(runs[0]).get("creativity"),
-         accuracy(runs, "consistency")]
-        for name, runs in sorted(groups.items())
-    ]  # fmt: skip
-    return {"rows": rows}
+    return {"groups": by_name(run for run in plain if run.size[:2] in shapes), **MEASURES}
 
 
 SECTIONS = (models, losses, grid, trends, heads)

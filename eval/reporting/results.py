@@ -100,9 +100,9 @@ def read_study(out_dir):
     runs += [Run(name, huggingface.results_folder(name), "baseline") for name in baselines]
     for run in runs:
         for name in RESULTS.values():
-            beside = run.kind == "ood" and name == "instruct"
-            ending = f"-beside-instruct-{run.size}-s{run.seed}" if beside else ""
-            output = f"{run.out_dir}/eval/{name}{ending}.json"
+            output = f"{run.out_dir}/eval/{name}.json"
+            if (run.kind, name) == ("ood", "instruct"):  # beside its control
+                output = f"{run.out_dir}/eval/{name}-beside-instruct-{run.size}-s{run.seed}.json"
             run.results[name] = _read_json(output) if done.get(output) == digest(output) else None
             lines = Path(output).with_suffix(".jsonl")
             if run.results[name] and name in LINES and lines.exists():

@@ -69,8 +69,7 @@ def fit(curves, seed=0, over_models=True):
     "misfit": how far at most the line misses the envelope, as a fraction of the loss; "misses": if
     one can see that; "budgets": [{"flops", "loss", "size", "tokens"}]}, None for under two sizes.
 
-    curves: as above. With one seed each, "low" and "high" of an interval are None. over_models: if
-    intervals are over models, too.
+    curves: as above. With one seed each, "low" and "high" are None. over_models: so are intervals.
     """
     flops = {}  # {size: curves of (FLOPs, loss)}
     for name, (weights, runs) in curves.items():

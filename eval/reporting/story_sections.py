@@ -12,12 +12,11 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from eval import published
 from eval.memorization.copying import MIDDLES
 from eval.memorization.page import highlight
 from eval.prompts import knowledge_prompts
 from eval.reporting import charts
-from eval.reporting.page import grade_pair, templates
+from eval.reporting.page import templates
 from nanostories.text.words import ngrams, split_words, words_and_marks
 
 WRITERS = {"model": "model", "shuffled": "given another instruction", "true": "true story"}
@@ -26,7 +25,6 @@ ROUGE = {"rouge_original": "ROUGE-2 with the original",
          "rouge_nearest": "with the nearest training story"}  # fmt: skip
 REWARD_CURVES = {"reward": "reward", "kl": "KL to the reference, nats", "about": "about the word",
                  "repetition": "repeated 3-grams"}  # fmt: skip
-HEAT_MAP_TOKENS = 26  # of the text, the first
 
 
 def evaluated(study, name):
@@ -82,28 +80,20 @@ def completion(row, pairs):
     """
     answers = [f" {' '.join(split_words(right))} " for right, _ in pairs]
     words = f" {' '.join(split_words(row['completion']))} "
-    return {
-        "shares": [float(1 / (1 + np.exp(-margin))) for margin in row["margins"]],
-        "text": textwrap.shorten(row["completion"], 140, placeholder=" ..."),
-        "right": any(answer in words for answer in answers),
-        "rating": row.get("rating"),
-    }
+    return {"shares": [float(1 / (1 + np.exp(-margin))) for margin in row["margins"]],
+            "text": textwrap.shorten(row["completion"], 140, placeholder=" ..."),
+            "right": any(x in words for x in answers), "rating": row.get("rating")}  # fmt: skip
 
 
 def instruct(study):
     """How models trained on instructions follow them, also combinations that they never saw."""
     runs = [run for run in study.of_kind("instruct") if run.results.get("instruct")]
-    ours = {
-        run.name: [[name, *map(row.get, WRITERS)]
-                   for name, row in run.results["instruct"]["checks"].items()]
-        for run in runs
-    }  # fmt: skip
     joint = {label: {run.size: run.results["instruct"]["checks"]["joint"].get(writer)
                      for run in runs} for writer, label in WRITERS.items()}  # fmt: skip
     draw = charts.draw_intervals(joint, {run.size: run.size.parameters for run in runs})
     labels = {"xlabel": "parameters without embeddings", "ylabel": "followed completely, fraction"}
     held_out = [run for run in study.of_kind("ood") if run.results.get("instruct")]
-    return {"ours": ours, "writers": [*WRITERS.values()], "held_out": held_out,
+    return {"runs": runs, "writers": WRITERS, "held_out": held_out,
             "by_size": charts.chart(draw, **labels) if len(runs) > 1 else None}  # fmt: skip
 
 
@@ -136,42 +126,30 @@ def interpret(study):
     """Heads and neurons."""
     runs = []
     for run in [run for run in study.runs if run.results.get("interpret")]:
-        result = run.results["interpret"]
+        result, patterns, maps = run.results["interpret"], run.results.get("patterns"), {}
         heads = Counter(row["kind"] for row in result["heads"])
         by_layer = enumerate(result["neurons"]["coherence_held_out"])
-        rows = {f"layer {i}": row for i, row in by_layer}
-        draw = charts.draw_histograms(rows, np.linspace(-0.2, 1, 25))
+        draw = charts.draw_histograms({f"layer {i}": row for i, row in by_layer},
+                                      np.linspace(-0.2, 1, 25))  # fmt: skip
         svg = charts.chart(draw, xlabel="coherence", ylabel="neurons")
-        maps, patterns = {}, run.results.get("patterns")
-        for row in result["heads"] if patterns else ():  # the first head of each kind
-            if not any(title.startswith(row["kind"]) for title in maps):
-                title = f"{row['kind']}: layer {row['layer']}, head {row['head']}"
-                tokens = result["text"]["tokens"][:HEAT_MAP_TOKENS]
-                maps[title] = charts.draw_heat_map(patterns[row["layer"]][row["head"]], tokens)
+        first = {row["kind"]: row for row in reversed(result["heads"])}  # head of each kind
+        for kind, row in first.items() if patterns else ():
+            pattern, tokens = patterns[row["layer"]][row["head"]], result["text"]["tokens"]
+            title = f"{kind}: layer {row['layer']}, head {row['head']}"
+            maps[title] = charts.draw_heat_map(pattern, tokens[:26])
         shown = sorted(result["shown_neurons"], key=lambda row: -row["coherence_held_out"])[:4]
-        examples = [(row, [("", mark_token(x), "") for x in row["examples"][:6]]) for row in shown]
-        runs.append((run, heads, svg, charts.panels(maps, (3.6, 3.6)), examples))
+        runs.append((run, heads, svg, charts.panels(maps, (3.6, 3.6)), shown))
     return {"runs": runs}
-
-
-def mark_token(example):
-    """A neuron's example as HTML, the token at which it fires marked."""
-    tokens, i = example["tokens"], example["peak"]
-    parts = "".join(tokens[:i]), tokens[i], "".join(tokens[i + 1 :])
-    return Markup("{}<mark>{}</mark>{}").format(*parts)  # escapes them
 
 
 def syn(study):
     """Models of plain stories and of stories with synonyms."""
-    runs = []
+    runs, labels = [], {"xlabel": "training tokens", "ylabel": "validation loss"}
     for run in study.of_kind("syn"):
-        plain, result = study.first(run.size), run.results.get("vocabulary")
-        pair = {f"{run.name} plain": plain.curve if plain else [],
-                f"{run.name} with synonyms": run.curve}  # fmt: skip
-        curves = charts.lines(pair, False, "o-", xlabel="training tokens", ylabel="validation loss")
-        runs.append({"name": run.name, "curves": curves, "result": result})
-    student = [[name, *map(grade_pair, plain, other)] for name, plain, other in published.REPORT]
-    return {"runs": runs, "student": student}
+        plain = study.first(run.size)
+        pair = {"plain": plain.curve if plain else [], "with synonyms": run.curve}
+        runs.append((run, charts.lines(pair, False, "o-", **labels)))
+    return {"runs": runs}
 
 
 def reward(study):
@@ -189,19 +167,15 @@ def reward(study):
 
 
 def questions(study, claims, law):
-    """[(question, answer, [Claim])] of questions.toml; the answer is "" where a number that it
-    quotes has not been measured.
-    """
+    """[(question, answer, [Claim])] of questions.toml; "" if what the answer quotes is missing."""
     values = {"law": law}
     for run in study.runs:
-        results = {name: run.results.get(name) for name in ("diversity", "interpret", "instruct")}
-        if run.kind == "" and results["diversity"]:
-            rows = [row for row in results["diversity"]["sets"].values() if "copies" in row]
-            values["copied"] = rows and rows[0]
-        if run.kind == "" and results["interpret"]:
-            values["neurons"] = results["interpret"]["neurons"]
-        if run.kind == "ood" and results["instruct"]:
-            values["held_out"] = results["instruct"]["beside"]["difference"]
+        if run.kind == "" and (sets := (run.results.get("diversity") or {}).get("sets")):
+            values["copied"] = next((row for row in sets.values() if "copies" in row), None)
+        if run.kind == "" and run.results.get("interpret"):
+            values["neurons"] = run.results["interpret"]["neurons"]
+        if run.kind == "ood" and run.results.get("instruct"):
+            values["held_out"] = run.results["instruct"]["beside"]["difference"]
     by_text, rows = {claim.text: claim for claim in claims}, []
     table = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
     for row in table["question"]:
