@@ -22,7 +22,7 @@ MAX_TABLE = 40  # prompts whose completions are printed
 
 
 def evaluate(models, settings, folder, facts):
-    """Mode prompts of judge.py: complete, score, rate, print and write eval/judge-<prompts>.json."""
+    """Mode prompts of judge.py: complete, score, rate, print, write eval/judge-<prompts>.json."""
     tables, replies = make_tables(models, settings, folder), folder / "judge_replies.jsonl"
     if settings.judge and not rate(tables, settings, replies, facts["judge"]):
         return  # a dry run

@@ -33,17 +33,17 @@ def mean_loss(runs):
     return {"mean": mean, "low": min(losses), "high": max(losses)} if len(losses) > 1 else mean
 
 
+def accuracy(runs, kind):
+    """The interval of the accuracy of a size's runs, over questions and seeds; or None."""
+    correct = [r.results["skills"]["correct"].get(kind) for r in runs if r.results.get("skills")]
+    if not correct or None in correct or len(set(map(len, correct))) > 1:
+        return None
+    [draws] = resample_models([np.array(correct)], np.random.default_rng(0))
+    return interval(draws, len(correct[0]))
+
+
 def accuracies(runs, kinds=SKILLS):
-    """The accuracy of a size's runs, an interval over questions and seeds, or None, of each kind."""
-    intervals, results = [], [run.results["skills"] for run in runs if run.results.get("skills")]
-    for kind in kinds:
-        correct = [result["correct"].get(kind) for result in results]
-        if None in correct or len(set(map(len, correct))) != 1:
-            intervals.append(None)
-        else:
-            [draws] = resample_models([np.array(correct)], np.random.default_rng(0))
-            intervals.append(interval(draws, len(correct[0])))
-    return intervals
+    return [accuracy(runs, kind) for kind in kinds]
 
 
 def grades(run, mode="paper"):
