@@ -40,6 +40,7 @@ def _draw_panel(axes, draw, labels):
 
     draw(axes)
     axes.set(**labels)
+    axes.tick_params(which="minor", labelsize=6)  # 3 x 10^5, 4 x 10^5 of a logarithm
     names = axes.get_legend_handles_labels()[1]
     if len(names) < 2:
         return 0
@@ -162,7 +163,7 @@ def draw_heat_map(pattern, tokens):
         names = [name.strip()[:14] for name in text.split("\0")]
         axes.set_xticks(np.arange(n) + 0.5, names, rotation=90, fontsize=6)
         axes.set_yticks(np.arange(n) + 0.5, names, fontsize=6)
-        axes.invert_yaxis()
+        axes.set_ylim(n, 0)
         axes.grid(False)
 
     return draw

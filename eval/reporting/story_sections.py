@@ -168,7 +168,7 @@ def reward(study):
 
 def questions(study, claims, law):
     """[(question, answer, [Claim])] of questions.toml; "" if what the answer quotes is missing."""
-    values = {"law": law}
+    values, rows, by_text = {"law": law}, [], {claim.text: claim for claim in claims}
     for run in study.runs:
         if run.kind == "" and (sets := (run.results.get("diversity") or {}).get("sets")):
             values["copied"] = next((row for row in sets.values() if "copies" in row), None)
@@ -176,7 +176,6 @@ def questions(study, claims, law):
             values["neurons"] = run.results["interpret"]["neurons"]
         if run.kind == "ood" and run.results.get("instruct"):
             values["held_out"] = run.results["instruct"]["beside"]["difference"]
-    by_text, rows = {claim.text: claim for claim in claims}, []
     table = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
     for row in table["question"]:
         try:
