@@ -1,4 +1,4 @@
-"""The study on two CPU cores, in about an hour: eight models of 2 M tokens each, three seeds of each.
+"""The study on two CPU cores, in an hour: eight models of 2 M tokens each, three seeds of each.
 
     python -m eval.study configs/study_small.py
 
