@@ -50,6 +50,8 @@ _LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the rest: bytes
 class Settings:
     source: str = "tinystories"  # any source of prepare.py
     val_source: str = ""  # where val comes from; "": the data set's own
+    max_stories: int = 0  # only the first stories of source; 0: all
+    max_val_stories: int = 0  # only the first validation stories; 0: all
     out: str = ""  # data folder to write; "": data/<source>-syn
     mode: str = "wordnet"  # wordnet, as the report does; context: synonyms that fit
     story_fraction: float = 0.5  # fraction of the stories that get synonyms
@@ -149,7 +151,8 @@ def replace_words(settings, counts, block):
 
 def open_work_folder(path, settings, splits):
     """Make the folder of finished blocks, or keep that of a killed command with the same key."""
-    names = ("source", "val_source", "mode", "story_fraction", "word_fraction", "model", "seed")
+    names = ("source", "val_source", "max_stories", "max_val_stories", "mode", "story_fraction",
+             "word_fraction", "model", "seed")  # fmt: skip
     key = {name: getattr(settings, name) for name in names}
     key["sources"] = {split: [str(one), one.fingerprint()] for split, one in splits.items()}
     key["checkpoint"] = load_model(settings.model).identity() if settings.model else None
@@ -203,8 +206,9 @@ def main():
     check(settings, out)
 
     # 1. The sources, and the blocks that a killed command has finished.
-    train = Source(settings.source).pinned()
-    val = Source(settings.val_source or settings.source, "val").pinned()
+    val_source = settings.val_source or settings.source
+    train = Source(settings.source, max_stories=settings.max_stories).pinned()
+    val = Source(val_source, "val", max_stories=settings.max_val_stories).pinned()
     splits, work = {"val": val, "train": train}, out.with_name(f".{out.name}.work")
     with storage.lock(out):
         open_work_folder(work, settings, splits)

@@ -102,6 +102,15 @@ def test_whatever_the_order(made, stories, tmp_path, monkeypatch):
     assert other != again
 
 
+def test_the_first_stories_alone(made, stories, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = written(tmp_path, stories[:240], stories[240:])
+    call(*words, "--out=few", "--max_stories=30", "--max_val_stories=5")
+    for name, count in (("stories.txt", 30), ("stories_val.txt", 5)):
+        every, few = ((x / name).read_text().split(SEPARATOR) for x in (made, tmp_path / "few"))
+        assert few == every[:count]
+
+
 def test_context(stories, tmp_path, monkeypatch):
     """The other mode: fewer words have a synonym that fits, and each is a word of the stories."""
     monkeypatch.chdir(tmp_path)
