@@ -121,8 +121,7 @@ class GPT(nn.Module):
         """Select the attention implementation behind a setting, to compute in a torch dtype.
 
         name: "auto", "triton", "sdpa" or "math". Returns the reason for the choice; raises
-        ValueError where the device, head size or dtype does not allow it.
-        """
+        ValueError where the device, head size or dtype does not allow it."""
         config, device = self.config, self.wte.weight.device
         self.attn, reason = choose_attention(name, device, config.n_embd // config.n_head, dtype)
         return reason
@@ -139,8 +138,7 @@ class GPT(nn.Module):
         (B, T) int32, the column where each token's story starts; default: the row is one story.
         Returns logits (B, T, vocab_size); or the cross-entropy in nats, float32: its mean over the
         scored targets, or with mean=False (B, T), 0 where IGNORE_INDEX. Raises ValueError where a
-        position would pass block_size.
-        """
+        position would pass block_size."""
         x = self.hidden(tokens, positions, doc_start)
         if targets is None:
             return self.head(x)
@@ -185,7 +183,6 @@ class GPT(nn.Module):
 
         6 for each weight that multiplies (the head does, the embeddings look up), and attention's
         12 n_layer n_embd for each of the `context` tokens a query sees on average (PaLM, appendix
-        B).
-        """
+        B)."""
         weights = self.num_params() - self.config.block_size * self.config.n_embd
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * context

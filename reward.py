@@ -107,8 +107,7 @@ class Settings:
 def complete(settings, origin):
     """The settings with the defaults filled in that depend on others; with --resume the run's.
 
-    origin: of configs.load.
-    """
+    origin: of configs.load."""
     config_files = [name for name in origin.values() if name.endswith(".py")]
     name = f"reward_{settings.word.replace(' ', '_')}"
     name = Path(config_files[-1]).stem if config_files else name
@@ -158,8 +157,7 @@ def train_step(policy, reference, optimizers, settings, step, lr):
     """Step number `step`, from 0: completions, rewards, advantages, loss, update.
 
     Returns (texts, metrics): the completions of this rank, and {name: float} over those of all
-    ranks. Where metrics["grad_norm"] is not finite, no weight has changed.
-    """
+    ranks. Where metrics["grad_norm"] is not finite, no weight has changed."""
     # Rollout: the policy generates this rank's part of the batch, as the reference's prompts and
     # settings say. Groups take the prompts in turn.
     batch_size, group_size = settings.batch_size, settings.group_size

@@ -101,8 +101,7 @@ def check_settings(settings, origin):
 
 def fitting_prompts(decoder, loaded, prompts):
     """[(prompt, its token ids)] of those in {name: prompt} that leave room for a story; the others
-    are named on stderr. UserError if there is none.
-    """
+    are named on stderr. UserError if there is none."""
     fitting, problems = [], []
     for name, prompt in prompts.items():
         fitting.append((prompt, loaded.encode_prompt(prompt)))
@@ -121,8 +120,7 @@ def fitting_prompts(decoder, loaded, prompts):
 def completions_in_order(decoder, loaded, ids, settings, options):
     """Yield (index of the prompt, bytes of the story since the last time, Completion or None), one
     prompt after the other; the last item of each has the finished Completion. ids: of the prompts,
-    lists, of which healing exchanges the last tokens. options: stop and penalties.
-    """
+    lists, of which healing exchanges the last tokens. options: stop and penalties."""
     tokenizer, eot = loaded.tokenizer, loaded.tokenizer.eot
     options |= {"max_new_tokens": settings.max_new_tokens, "max_length": loaded.max_length}
     typed = [len(tokenizer.decode_bytes(prompt)) for prompt in ids]

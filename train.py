@@ -113,8 +113,7 @@ class Settings:
 
 def build_model(settings, tokenizer, device, state=None):
     """A GPT: with new random weights, with those of init_from, or with the run's to be resumed.
-    The run's state learns how long the stories are that the model can generate already.
-    """
+    The run's state learns how long the stories are that the model can generate already."""
     if not (settings.resume or settings.init_from):
         shape = {name: getattr(settings, name) for name in (*run_config.SHAPE, "dropout")}
         return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
@@ -137,8 +136,7 @@ def step_batches(loader, settings, first_step):
 
     A micro-batch, at most batch_size rows, comes as (dropout seed, Batch, weight). The weight is
     its share of the step's targets: the weighted losses of all ranks sum to the mean over the
-    step's targets.
-    """
+    step's targets."""
     rows = settings.batch_size * settings.gradient_accumulation_steps
     parts = split_rows_across_ranks(rows, settings.batch_size, rank(), world_size())
     ranges = (
@@ -169,8 +167,7 @@ def train_step(
     from 0. autocast: a function that returns the context to compute in. keep_gradients: zero them
     instead of freeing them, as CUDA graphs need. timed(name): the context to time a part in.
     Returns the mean loss over the step's targets, of all ranks, and the norm of the gradient before
-    clipping, as 0-D tensors: nothing here waits for the device, but on MPS for one flag.
-    """
+    clipping, as 0-D tensors: nothing here waits for the device, but on MPS for one flag."""
     ranks = world_size()
     mean_loss = torch.zeros((), device=micro_batches[0][1].tokens.device)  # this rank's part of it
     for i, (dropout_seed, batch, weight) in enumerate(micro_batches):

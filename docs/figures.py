@@ -47,8 +47,7 @@ def visited_blocks(start):
 
     start: (1, T) int32 or None. forward: [(query block, its key blocks), ...], in order; of the
     backward's sweeps keys: [(key block, its query blocks), ...], queries: as forward. A block goes
-    by the number of its first row.
-    """
+    by the number of its first row."""
     qkv = torch.randn(1, T, 3, 1, D).bfloat16()
     load, store, sweeps = attention._load, attention._store, [[]]
 
@@ -206,8 +205,7 @@ def kl_optimum(path):
 def kv_cache(path, tokens=12):
     """What each step computes without and with a key-value cache; ten stories in four slots.
 
-    The slots are those of generate.stream, with random weights: its stories end by chance.
-    """
+    The slots are those of generate.stream, with random weights: its stories end by chance."""
     torch.manual_seed(0)
     decoder = Decoder(GPT(GPTConfig(vocab_size=16, block_size=32, n_layer=1, n_head=1, n_embd=16)))
     prompts, seeds = [[0, 1]] * 10, generate.request_seeds(3, 10)

@@ -37,8 +37,7 @@ def basic_interval(draws, n):
     """The basic bootstrap interval of draws, mean and ends.
 
     It takes off the bias of an estimate such as an entropy, which is too low in a sample and lower
-    still in a resample, by about as much (Davison & Hinkley 1997, section 5.2).
-    """
+    still in a resample, by about as much (Davison & Hinkley 1997, section 5.2)."""
     low, high = np.nanpercentile(draws[1:], (2.5, 97.5))
     return as_interval(*(2 * draws[0] - np.array([np.nanmean(draws[1:]), high, low])), n)
 
@@ -92,8 +91,7 @@ def resample_models(answers, rng):
     """Draws of the mean score of each model, (models, 1 + ROUNDS).
 
     answers: float64 (seeds, questions) for each model, nan where there is no answer. All models
-    share the resampled questions; `resample_seeds` adds what other seeds would change.
-    """
+    share the resampled questions; `resample_seeds` adds what other seeds would change."""
     counts = resample_counts(answers[0].shape[1], rng).T  # (questions, ROUNDS)
     errors = resample_seeds([np.nanmean(one, axis=1) for one in answers], rng)
     rows = []
@@ -152,8 +150,7 @@ def normal_draws(intervals, rng):
 
 def delta_ratio(numerators, denominators):
     """sum(numerators) / sum(denominators) over groups, and the half-width of its 95 % interval by
-    the delta method, None where there is only one group.
-    """
+    the delta method, None where there is only one group."""
     mean, n = float(numerators.sum() / denominators.sum()), len(numerators)
     if n == 1:
         return mean, None

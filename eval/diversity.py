@@ -112,8 +112,7 @@ def story_prompts(index, models, settings):
 
 def unseen_continuations(index, settings):
     """The continuations of num_prompts stories of the val split, a list of str; [] where it has
-    fewer, for the largest similarity to another text grows with their number.
-    """
+    fewer, for the largest similarity to another text grows with their number."""
     if not index.data.manifest["splits"].get("val", {}).get("stories"):
         return []
     val = Dataset(index.data.folder, "val").verify()
@@ -194,8 +193,7 @@ def rouge_scores(texts, originals, similar, nearest, seed):
 
     texts, originals, nearest: str. similar: of metrics.nearest_texts. Returns {"original", "other",
     "nearest": {"clipped": of our words, "default": of the package's words}}, intervals over the
-    texts that have a bigram; "other" is the F1, the others are precisions.
-    """
+    texts that have a bigram; "other" is the F1, the others are precisions."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorers = {

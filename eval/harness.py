@@ -112,8 +112,7 @@ def beginnings(name):
 def read_instructions(settings, models, count):
     """(`count` instruct.Records drawn by the seed, whose prompts fit every model; the name of their
     source): the setting `source`, else the val split of `dataset` or of the first run's own data.
-    Raises UserError where there are fewer than two.
-    """
+    Raises UserError where there are fewer than two."""
     if source := settings.source:
         texts = sources.read(source, seed=settings.seed)
     else:
@@ -159,8 +158,7 @@ def completions(loaded, texts, settings, num_samples, folder):
     """The texts of `generate_completions`, a list of lists of str, cached in a file of `folder`.
 
     A command that was killed goes on with the very same completions, even where another number of
-    threads would round differently, so no reply of a judge is paid for twice.
-    """
+    threads would round differently, so no reply of a judge is paid for twice."""
     request = facts_of(loaded, settings) | {"prompts": texts, "num_samples": num_samples}
     # Each request has a file of its own, so none overwrites what was graded for another.
     key = blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=6).hexdigest()
@@ -182,8 +180,7 @@ def story_of(loaded, completion):
 
 def completion_nlls(model, prompts, completions, eot, batch_size):
     """[(negative log-likelihood in nats, tokens)] of each Completion given its prompt, a list of
-    ids. The <|endoftext|> counts where the completion ended.
-    """
+    ids. The <|endoftext|> counts where the completion ended."""
     results, head = {}, model.wte.weight
     # Sorted by length, a batch has little padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i].ids))

@@ -89,8 +89,7 @@ def lines_of(records, stories):
 
 def measure(records, stories, settings):
     """{side: `count_checks`}: of a model's stories, for each record a list of (text, whether it
-    ended), of the same shuffled, and of the true ones where the records have them.
-    """
+    ended), of the same shuffled, and of the true ones where the records have them."""
     shift = np.random.default_rng([settings.seed, 1]).integers(1, len(records))
     texts = [[(text, None) for text, _ in some] for some in stories]
     sides = {"model": stories, "shuffled": [*texts[shift:], *texts[:shift]]}
@@ -101,8 +100,7 @@ def measure(records, stories, settings):
 
 def count_checks(records, stories, pair):
     """{check: (sums, counts)} over the stories of each prompt, float64 (2, prompts); "joint" also
-    apart, where the pair is required and where not.
-    """
+    apart, where the pair is required and where not."""
     counts = collections.defaultdict(lambda: np.zeros((2, len(records))))
     for i, (record, some) in enumerate(zip(records, stories, strict=True)):
         for text, ended in some:

@@ -80,8 +80,7 @@ def contains_sentence(sentence, story):
 
 def summary_score(summary, story, n=5):
     """How much of a summary a story tells, 0 to 1: the recall of its content words, times the
-    fraction of its n-grams of words (of all its words, if fewer) that the story does not copy.
-    """
+    fraction of its n-grams of words (of all its words, if fewer) that the story does not copy."""
     words, used = unique_content_words(summary), split_words(story)
     recall = sum(contains_word(word, used) for word in words) / max(1, len(words))
     n = min(n, len(split_words(summary)))
@@ -121,8 +120,7 @@ def _exact_scores(record, true, story):
 
 def _same_owners(true, story, mentioned):
     """Whether the same characters hold the same things in the end. A word that the instruction does
-    not mention, such as what the shy rabbit was fed, is the story's to choose.
-    """
+    not mention, such as what the shy rabbit was fed, is the story's to choose."""
     expected, actual = (
         [f"{who} {what}".split() for who, what in one.facts["holds"].items()]
         for one in (true, story)

@@ -160,8 +160,7 @@ def requirements(record):
 
 def mark_words(text, seed):
     """(the text with MARKED of its content words, of those with synonyms, in < and >; their lines
-    "word: synonyms"). The text's own < and > become parentheses, so that they mark nothing.
-    """
+    "word: synonyms"). The text's own < and > become parentheses, so that they mark nothing."""
     marked = text = text.replace("<", "(").replace(">", ")")
     words = wordnet.content_words(text)
     candidates = [word for word in words if wordnet.synonyms(word.text, word.pos)]
@@ -204,8 +203,7 @@ def grade_intervals(rubric, items, verdicts, num_prompts, seed):
 
 def stories_needed(values, step):
     """How many independent stories of each of two models show a difference of `step` in their mean
-    grades at 5 % with power 80 %: 2 (1.96 + 0.84)^2 var / step^2. None where no grade differs.
-    """
+    grades at 5 % with power 80 %: 2 (1.96 + 0.84)^2 var / step^2. None where no grade differs."""
     if len(set(values)) < 2:
         return None
     return int(np.ceil(2 * (1.96 + 0.84) ** 2 * np.var(values, ddof=1) / step**2))

@@ -40,8 +40,7 @@ def groups_of_text(texts, tokenizer, size=32, records=False):
     """Yield (InMemoryDataset, bytes) for every `size` texts of an iterator.
 
     bytes: of their UTF-8, plus one for the end of each. records: the texts are Instruct records,
-    whose stories alone are scored and counted; UserError for a text that is not one.
-    """
+    whose stories alone are scored and counted; UserError for a text that is not one."""
     while group := list(itertools.islice(texts, size)):
         answers, scored = None, group
         if records:

@@ -73,8 +73,7 @@ def frequent_words(counts):
 
 def synonym_entropy(texts, seed):
     """The interval of the entropy of words given their senses, in bits per word; None without any.
-    texts: `word_senses` of each.
-    """
+    texts: `word_senses` of each."""
     pairs = sorted(set(itertools.chain(*texts)))
     if not pairs:
         return None

@@ -95,8 +95,7 @@ def span_ends(start):
     """For each key j, one past the last query that attends to it: (B, T) int32.
 
     start_i <= j holds for every i <= j and, as start (B, T) int32 never decreases in T, up to some
-    last i: the end is how many entries of start are at most j.
-    """
+    last i: the end is how many entries of start are at most j."""
     key = torch.arange(start.shape[1], dtype=start.dtype, device=start.device)
     keys = key.expand_as(start).contiguous()
     return torch.searchsorted(start.contiguous(), keys, right=True, out_int32=True)
@@ -105,8 +104,7 @@ def span_ends(start):
 def attention_span(start, implementation):
     """(start, end) as `attention` takes them; end = span_ends(start) for Triton, else None.
 
-    Call it once per forward pass: every layer uses the same pair.
-    """
+    Call it once per forward pass: every layer uses the same pair."""
     needed = start is not None and implementation == "triton"
     return start, span_ends(start) if needed else None
 
@@ -204,8 +202,7 @@ def _right(D):
 def _columns(D: tl.constexpr, SECOND: tl.constexpr):
     """The columns of one of the two matrices, (1, width), and which of them are no padding.
 
-    Without padding, `| (...)` makes the mask the constant True: it then costs nothing.
-    """
+    Without padding, `| (...)` makes the mask the constant True: it then costs nothing."""
     if SECOND:
         columns = _left(D) + tl.arange(0, _right(D))[None, :]
         return columns, (columns < D) | (_left(D) + _right(D) <= D)
@@ -290,8 +287,7 @@ def _forward(
     """Attention of BLOCK queries of one head to their keys, STEP at a time.
 
     QKV (B, T, 3, H, D), OUT (B, T, H, D), LSE (B, H, T) float32, in base 2, START (B, T) int32,
-    read only with HAS_START. scale_log2 = scale log2(e). Grid: (H, blocks, B).
-    """
+    read only with HAS_START. scale_log2 = scale log2(e). Grid: (H, blocks, B)."""
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     # Long programs (late blocks) start first, so that no long one is left at the end.
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK
@@ -409,8 +405,7 @@ def _backward(
 ):  # fmt: skip
     """dK and dV of BLOCK keys of one head, then dQ of the same BLOCK tokens as queries.
 
-    Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e).
-    """
+    Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e)."""
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * BLOCK  # in any order: under a causal mask the work is 4 to 3 at most
     last = tl.minimum(first + BLOCK, T)  # one past the block
@@ -465,8 +460,7 @@ def tiles(head_size, dtype, backward, device):
 
     A tile that needs more registers than there are spills the rest to slow memory. Of the settings
     that spill next to nothing on the device's kind of tensor cores (benchmarks.kernel_compile),
-    these are the fastest on an H100 (benchmarks.kernel_tuning).
-    """
+    these are the fastest on an H100 (benchmarks.kernel_tuning)."""
     wide = warpgroups(device)  # four warps share a matrix product
     if dtype == torch.float32:
         block, step, warps, stages = 32, 16, 8, 2
@@ -489,8 +483,7 @@ def flash_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attention` in Triton: (out (B, T, H, D), LSE (B, H, T) float32, in base 2).
 
-    `end` is only for the backward pass.
-    """
+    `end` is only for the backward pass."""
     qkv = qkv.contiguous()
     B, T, _, H, D = qkv.shape
     out, lse = qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
@@ -557,8 +550,7 @@ def attention(qkv, start=None, scale=None, implementation="sdpa", end=None):
     padding at a row's end counts as one more story. scale: factor of the scores, above 0;
     default 1 / sqrt(D). implementation: "triton", "sdpa" or "math". end: span_ends(start), if the
     caller has it: it is the same in every layer. Returns (B, T, H, D) of qkv's dtype. Raises
-    TypeError where the kernels do not take qkv's dtype.
-    """
+    TypeError where the kernels do not take qkv's dtype."""
     if implementation == "math":
         return attention_math(qkv, start, scale)
     if implementation == "sdpa":
@@ -574,8 +566,7 @@ def choose_attention(name, device, head_size, dtype):
     """The implementation that a setting selects, and the reason: (name, reason).
 
     name: one of IMPLEMENTATIONS. dtype: what the model computes in. Raises ValueError for other
-    names, and for "triton" where it cannot run.
-    """
+    names, and for "triton" where it cannot run."""
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attn must be one of {', '.join(IMPLEMENTATIONS)}, not '{name}'")
     obstacle = unavailable(device)

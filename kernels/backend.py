@@ -54,8 +54,7 @@ def warpgroups(device):
 def launch(kernel, grid, *args, **options):
     """Run `kernel` over `grid` on the GPU that holds its first argument, a tensor.
 
-    options: the kernel's constexpr arguments, num_warps, num_stages and maxnreg.
-    """
+    options: the kernel's constexpr arguments, num_warps, num_stages and maxnreg."""
     if interpreted():
         _repair_interpreter()
     with torch.cuda.device_of(args[0]):

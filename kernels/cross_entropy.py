@@ -83,8 +83,7 @@ def _sweep_words(
     """Loss of BLOCK tokens, and with GRAD its gradient, from all V words, STEP at a time.
 
     HIDDEN, D_HIDDEN (N, C), WEIGHT (V, C), TARGETS (N,); LOSS (N,) and LSE (N,), the log2 of each
-    row's sum, float32. WIDTH: C rounded up to a power of two. m, z and acc: as in attention.py.
-    """
+    row's sum, float32. WIDTH: C rounded up to a power of two. m, z and acc: as in attention.py."""
     tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
     scored = target != ignore_index
@@ -132,8 +131,7 @@ def _sweep_tokens(
 ):  # fmt: skip
     """Gradient of BLOCK words' weights from all N tokens, STEP at a time.
 
-    As in _sweep_words; D_LOSS (N,) float32, D_WEIGHT (V_PADDED, C) float32, 0 from row V on.
-    """
+    As in _sweep_words; D_LOSS (N,) float32, D_WEIGHT (V_PADDED, C) float32, 0 from row V on."""
     words = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     w = _rows(WEIGHT, words, V, C, WIDTH)
     d = tl.zeros((BLOCK, WIDTH), tl.float32)
@@ -165,8 +163,7 @@ def _softmax_gradient(
 ):  # fmt: skip
     """Loss of one row of LOGITS (rows, V_PADDED); with GRAD the row becomes D_LOSS (p - [v = t]).
 
-    The padding and ignored rows become zeros.
-    """
+    The padding and ignored rows become zeros."""
     row = tl.program_id(0)
     LOGITS += row.to(tl.int64) * V_PADDED
     target = tl.load(TARGETS + row)
@@ -208,8 +205,7 @@ def tiles(n_embd, dtype, backward, device):
     """The launch settings of a sweep: its constexprs, num_warps and num_stages.
 
     backward: of _sweep_tokens, else of _sweep_words. For n_embd up to 64 the fastest on an H100
-    (`python -m benchmarks.kernel_tuning`).
-    """
+    (`python -m benchmarks.kernel_tuning`)."""
     width, stages = max(16, triton.next_power_of_2(n_embd)), 2
     if dtype == torch.float32:
         block, step = 32, 32
@@ -235,8 +231,7 @@ def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, 
     """(losses (N,), d hidden (N, C), d weight (V_padded, C) float32), CHUNK tokens at a time.
 
     The gradients are of sum(d_loss * losses), and empty unless `grad`. hidden and weight are of the
-    dtype to compute in.
-    """
+    dtype to compute in."""
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     d_hidden = torch.empty_like(hidden) if grad else hidden.new_empty(0)
     d_weight = weight.new_zeros(weight.shape if grad else 0, dtype=torch.float32)
@@ -267,8 +262,7 @@ def fused_loss(
     """Losses (N,) and what their backward pass needs: (losses, lse, d hidden, d weight).
 
     uniform: every loss will have the same gradient, as under a mean. grad: there will be a backward
-    pass. lse, d hidden and d weight are empty where the implementation does not make them here.
-    """
+    pass. lse, d hidden and d weight are empty where the implementation does not make them here."""
     with torch.autocast(hidden.device.type, enabled=False):
         h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
         if implementation != "recompute":
@@ -353,8 +347,7 @@ def linear_cross_entropy(
     takes no part and gets no gradient. targets: (N,) int64, ignore_index where not scored.
     implementation: one of IMPLEMENTATIONS, by default choose_loss's. Computed in autocast's dtype
     where that is on, else in hidden's. Returns nats, float32: the mean over the scored targets (nan
-    if there are none), or with mean=False a loss for each row (N,), 0 where ignored.
-    """
+    if there are none), or with mean=False a loss for each row (N,), 0 where ignored."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     implementation = implementation or choose_loss(hidden.device, dtype, weight.shape[1])

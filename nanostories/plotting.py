@@ -12,8 +12,7 @@ def plot_to(path, rows=1, columns=1, size=(7, 4), dpi=120):
     fails is one line on stderr: no run ends for a picture.
 
     rows, columns: of panels. size: inches. axes: one matplotlib Axes, or an array of them (rows,
-    columns) where there are several panels.
-    """
+    columns) where there are several panels."""
     from matplotlib.figure import Figure  # slow to import, and needed only here
     from matplotlib.text import Text
 

@@ -61,8 +61,7 @@ class PairFeatures:
     and what may explain it.
 
     whole, scores: its attention and the scores of its contents, (H, T, T). window: how many keys a
-    query sees; 0: all. query_step: 4 takes every fourth query alone.
-    """
+    query sees; 0: all. query_step: 4 takes every fourth query alone."""
 
     def __init__(self, story, whole, scores, window=0, query_step=1):
         device, queries = whole.device, slice(None, None, query_step)
@@ -160,8 +159,7 @@ def classify(patterns, scores, stories, window=0, seed=0):
     functions below return columns, {name: [value of each head]}.
 
     patterns, scores: of each TaggedStory (H, T, T) float, from hooks.attention_patterns and
-    content_scores. Every second story tests the predictors fitted to the others.
-    """
+    content_scores. Every second story tests the predictors fitted to the others."""
     if len(stories) < 2:
         raise ValueError("heads are fitted to one half of the stories and tested on the other")
     inputs = list(zip(stories, patterns, scores, strict=True))
@@ -184,8 +182,7 @@ def _floats(tensor):
 
 def explained_variance(predictors, pairs, seed):
     """The fraction of each head's variance that each predictor explains beyond the one before it,
-    and as "row_variance" that variance, the mean of a query's sum of squares.
-    """
+    and as "row_variance" that variance, the mean of a query's sum of squares."""
     errors = []  # a story's sums of squares: of the mean, then each predictor; (predictors + 1, H)
     for one in pairs:
         uniform = one.visible * (one.mass / one.visible.sum(-1))[..., None]
@@ -205,8 +202,7 @@ def attention_statistics(predictor, pairs, seed):
     Beside "duplicate" and "induction", over queries that have such a token, stands as "_expected"
     what `predictor`, of distance, predicts there. "attention_by_distance" is the mean attention at
     each distance up to EXACT over queries with such a token, "peak_distance" where it is highest,
-    and "median_distance" the distance within which half of the attention on the text lies.
-    """
+    and "median_distance" the distance within which half of the attention on the text lies."""
     stories, longest = [], max(len(one.ids) for one in pairs)
     by_distance, queries = np.zeros((len(pairs[0].whole), longest)), np.zeros(longest)
     for one in pairs:
@@ -243,8 +239,7 @@ def attention_statistics(predictor, pairs, seed):
 def top_tokens(predictor, pairs):
     """The tokens that a head attends to most above what `predictor` predicts, and from which:
     "top_keys" [(token, attention, times the predicted)], "top_pairs" [(query's token, key's, ...)]
-    and, where parts of speech are known, "top_pos" [(query's part of speech, key's, ...)].
-    """
+    and, where parts of speech are known, "top_pos" [(query's part of speech, key's, ...)]."""
     vocab_size = 1 + max(int(one.ids.max()) for one in pairs)
     # All pairs of tokens that occur, numbered; and the attention of each, observed and predicted.
     codes = [(one.ids[:, None] * vocab_size + one.ids)[one.visible] for one in pairs]

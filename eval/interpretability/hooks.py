@@ -55,8 +55,7 @@ class TaggedStory:
 
 def make_batches(stories, device):
     """TaggedStories of like length together: a list of (their indices, their packing.PaddedBatch).
-    Its targets are the next tokens, and of a story's last token its next_id.
-    """
+    Its targets are the next tokens, and of a story's last token its next_id."""
     order, batches = sorted(range(len(stories)), key=lambda i: len(stories[i].ids)), []
     for first in range(0, len(order), BATCH_SIZE):
         indices = order[first : first + BATCH_SIZE]
@@ -79,8 +78,7 @@ def run_with_hooks(model, tokens, modules, hook):
 def attention_patterns(model, tokens, layer):
     """The attention weights of a layer's heads: (B, H, T, T), query before key; each row sums to 1.
 
-    tokens: (B, T) int64, a story in each row, from its first token on.
-    """
+    tokens: (B, T) int64, a story in each row, from its first token on."""
     (B, T), attn, outputs = tokens.shape, model.h[layer].attn, []
     run_with_hooks(model, tokens, [attn.c_attn], lambda i, x, y: outputs.append(y))
     qkv = outputs[0].view(B, T, 3, attn.n_head, -1).float()
@@ -91,8 +89,7 @@ def attention_patterns(model, tokens, layer):
 
 def neuron_activations(model, tokens, callback):
     """Call callback(layer, values) with each layer's neurons, (B, T, 4 C), while the model runs:
-    never are all layers held. tokens: see `attention_patterns`.
-    """
+    never are all layers held. tokens: see `attention_patterns`."""
     modules = [output_projection(block, "neuron") for block in model.h]
     run_with_hooks(model, tokens, modules, lambda layer, x, y: callback(layer, x))
 
@@ -101,8 +98,7 @@ def mean_residuals(model, batches, ids):
     """The mean residual stream of each token id at the input of each layer, whatever its context.
 
     batches: of `make_batches`. Returns (the row of each of these ids, int64 (vocab,), [(rows, C) of
-    each layer]); an id that does not occur gets the mean over all tokens.
-    """
+    each layer]); an id that does not occur gets the mean over all tokens."""
     device, ids = model.wte.weight.device, sorted(set(ids))
     row_of = torch.full([model.config.padded_vocab_size], len(ids), device=device)
     row_of[ids] = torch.arange(len(ids), device=device)

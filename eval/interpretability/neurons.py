@@ -82,8 +82,7 @@ def coherence(top, stories, seed=0):
 
     Returns {"coherence"; "token_entropy" and, where parts of speech are known, "pos_entropy", in
     bits; "rarity": the mean of -log2 of the tokens' frequencies; "readable": bool, whether it is
-    above "threshold", the READABLE percentile of the coherence of random tokens, a float}.
-    """
+    above "threshold", the READABLE percentile of the coherence of random tokens, a float}."""
     starts = np.cumsum([0, *(len(one.ids) for one in stories)])
     kinds = {"token": np.concatenate([one.ids for one in stories])}
     if stories[0].pos is not None:
@@ -125,8 +124,7 @@ def examples(model, stories, top, chosen, device, before=12, after=8):
     """{neuron: [{"story", "peak", "ids", "values"}]}: the top activations of the chosen neurons,
     with the tokens around each, the neuron's activation at every one, and the index of the highest.
 
-    stories: TaggedStories. chosen: indices of neurons, layer after layer.
-    """
+    stories: TaggedStories. chosen: indices of neurons, layer after layer."""
     width = 4 * model.config.n_embd
     places = defaultdict(list)  # story -> [(neuron, rank, token)]
     for neuron in chosen:

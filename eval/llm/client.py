@@ -84,8 +84,7 @@ class Client:
 
         messages: dicts with "role" and "content". number: any JSON value that tells apart equal
         conversations that need a reply each. Raises UserError where the server refuses or keeps
-        failing, and at --max_calls and --max_cost.
-        """
+        failing, and at --max_calls and --max_cost."""
         key = self._hash(messages, number)
         with self.locks.setdefault(key, threading.Lock()):  # of equal requests, one is paid for
             line = self.cached(messages, number)

@@ -9,8 +9,7 @@ from eval.llm.client import Client
 def grade(settings, rubric, items, path, facts=None):
     """The (reply, verdict or None) of each JudgeItem, in order; None for the whole of a dry run,
     which prints the first prompt, and the calls, tokens and cost of all. path: the cached replies.
-    facts: a dict whose "request" becomes the one that the server accepts.
-    """
+    facts: a dict whose "request" becomes the one that the server accepts."""
     turns = range(len(rubric.turns))
     if settings.dry_run:
         for turn in turns:

@@ -18,8 +18,7 @@ def quote(text, key, limit=300):
 
 def redact(text, key):
     """The text with *** for each part of the key of PART characters or more; *** alone where one
-    has other characters between, or is in other case, escaped, in hexadecimal or base64.
-    """
+    has other characters between, or is in other case, escaped, in hexadecimal or base64."""
     if len(key) < PART:  # local servers take any key, such as "x" or "none": a word and no secret
         return text
     parts = "|".join(map(re.escape, _parts(key)))

@@ -107,8 +107,7 @@ def _training_ngrams(index):
 
 def summarize(reports, training_ngrams, seed=0):
     """The results of `find_copies` summed up for a JSON file: "copies" counts texts by kind,
-    "empty" those without a word, which count in nothing else.
-    """
+    "empty" those without a word, which count in nothing else."""
     full = [report for report in reports if report.words]
     lengths = {
         "words": [report.longest[0] for report in full],
@@ -128,8 +127,7 @@ def summarize(reports, training_ngrams, seed=0):
 def novelty(reports, n, total, seed=0):
     """{"new": the fraction of n-grams that occur in no training story, an interval over the texts;
     "new_distinct": of the distinct ones, or None; "histogram": n-grams by log10 of their frequency
-    among all `total` n-grams of the stories, counts by BINS, -10 for new}.
-    """
+    among all `total` n-grams of the stories, counts by BINS, -10 for new}."""
     counts = [report.occurrences[n] for report in reports]
     distinct = {}
     for report, row in zip(reports, counts, strict=True):

@@ -72,8 +72,7 @@ def story_text(data, tokenizer, i):
 
 def token_blocks(data, first, last, tokens=BLOCK):
     """Yield the tokens of stories first to last of a Dataset, uint16, in blocks of about `tokens`
-    that end with a story; of Instruct records, <|endoftext|> and the story.
-    """
+    that end with a story; of Instruct records, <|endoftext|> and the story."""
     while first < last:
         start = data.starts[first]
         shard_end = data.shard_ends[np.searchsorted(data.shard_ends, start, side="right")]
@@ -95,8 +94,7 @@ def number_chunks(blocks, tokenizer):
     the chunks by number; 0 is <|endoftext|>, ""). blocks: arrays of the stories' tokens, uint16.
 
     Chunks are the text between blanks, found in the tokens: so each is cut into words only once. A
-    chunk may hold blanks, even inside: only what stands between two blanks must not be cut.
-    """
+    chunk may hold blanks, even inside: only what stands between two blanks must not be cut."""
     import pyarrow  # half a second to import
 
     begins, ends = np.zeros((2, tokenizer.vocab_size), bool)  # whether a token does so with a blank
@@ -119,8 +117,7 @@ def number_chunks(blocks, tokenizer):
 
 def word_stream(numbers, texts):
     """(stream, word counts, words) of stories, see the head of this file. numbers: of their chunks
-    in order, a list of arrays of whole stories. texts: of the chunks.
-    """
+    in order, a list of arrays of whole stories. texts: of the chunks."""
     vocabulary = defaultdict(itertools.count(1).__next__, {"": 0})
     cut = [[0], *([vocabulary[w] for w in words_and_marks(text)] for text in texts[1:])]
     sizes = np.array([len(words) for words in cut])
@@ -192,8 +189,7 @@ def _sums(folder):
 
 class Segment:
     """A segment opened: its ARRAYS and `words`; size: of its word numbers, with 0; stories: how
-    many it has. Raises UserError where a file is missing or does not match its sha256.
-    """
+    many it has. Raises UserError where a file is missing or does not match its sha256."""
 
     def __init__(self, folder):
         try:

@@ -23,8 +23,7 @@ MASK = "<noun>"  # no word: words_and_marks would cut it up
 
 def is_masked(word, counts=None):
     """Whether a word is masked. counts: its occurrences inside a sentence of the training stories,
-    and those capitalized; None of a word that they do not have.
-    """
+    and those capitalized; None of a word that they do not have."""
     base = word.removesuffix("'s")
     if base in _NEVER or not base[:1].isalpha():
         return False

@@ -41,8 +41,7 @@ class StoryIndex:
     """The training stories of a Dataset, searchable by their words; the index is built if missing.
 
     numbers: {word: 1, 2, ...} over all segments. local: (segments, words + 1), the number that a
-    word with this number has in each segment, or 0.
-    """
+    word with this number has in each segment, or 0."""
 
     def __init__(self, data, workers=0):
         self.data, self.segments = data, open_index(data, workers)
@@ -59,8 +58,7 @@ class StoryIndex:
 
     def nearest(self, words):
         """The NearestStory to a text of these words_and_marks: of several the first; (0, n, None)
-        where no story holds a bigram of it.
-        """
+        where no story holds a bigram of it."""
         ids = np.array([self.numbers.get(word, 0) for word in words], np.int64)
         pairs = np.stack([ids[:-1], ids[1:]])
         bigrams, weights = np.unique(pairs, axis=1, return_counts=True)  # (2, bigrams), (bigrams,)
@@ -76,8 +74,7 @@ def nearest_in_segment(segment, first, second, weights, best):
     """(matched bigrams, story) of the first story of a segment that holds most of these bigrams;
     None unless it holds more than `best`.
 
-    first, second: (bigrams,) int64, the segment's numbers of their words. weights: occurrences.
-    """
+    first, second: (bigrams,) int64, the segment's numbers of their words. weights: occurrences."""
     if not len(segment.bigrams):
         return None
     at, known = _find(first * segment.size + second, segment.bigrams)  # none has word 0

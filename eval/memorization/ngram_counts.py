@@ -57,8 +57,7 @@ class NgramCounter:
 
     def add(self, corpus):
         """Count the n-grams of a corpus, or of a part that ends with a story: an int array of the
-        texts' word numbers, 0 between stories and for words that no text has.
-        """
+        texts' word numbers, 0 between stories and for words that no text has."""
         for first in range(0, len(corpus), POSITIONS):
             at = np.flatnonzero(corpus[first : first + POSITIONS]) + first
             numbers = corpus[at]
@@ -98,8 +97,7 @@ class NgramCounter:
 
     def longest_matches(self):
         """Of each text, (words of the longest sequence of its words that occurs in the corpus,
-        first word of the first such sequence); (0, 0) where no word does.
-        """
+        first word of the first such sequence); (0, 0) where no word does."""
         matched = self.matched
         for n, (numbers, counts) in enumerate(zip(self.numbers, self.occurrences, strict=True), 1):
             matched = np.maximum(matched, n * (counts[numbers] > 0))  # counts[0] is 0

@@ -23,8 +23,7 @@ _KINDS = {"exact": "an exact copy", "template": "a simple template", "no_copy": 
 
 def render(lines, results):
     """The HTML page of one model's SHOWN completions nearest to a training story, those too short
-    to judge last, each beside its beginning, the original continuation and that story.
-    """
+    to judge last, each beside its beginning, the original continuation and that story."""
     model, temperature = lines[0]["model"], f"{lines[0]['temperature']:g}"
     nearest = results["sets"][f"{model} at {temperature}"]["rouge_nearest"]
     ranked = sorted(lines, key=lambda x: (x["words"] < MIN_WORDS, -(x["rouge_nearest"] or 0)))

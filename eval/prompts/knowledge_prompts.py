@@ -48,8 +48,7 @@ def paper(name="knowledge"):
 
 def made(count, seed):
     """Prompts of kind context from storybook.py's stories, one of each: it ends before a name or a
-    thing that the story has mentioned; the wrong one is another of its kind, new to the story.
-    """
+    thing that the story has mentioned; the wrong one is another of its kind, new to the story."""
     rng, prompts = random.Random(seed), []
     kinds = [words for name, words in storybook.VALUES.items() if name != "Y"]
     # Stories that mention nothing again are skipped, so twice as many are generated.

@@ -117,8 +117,7 @@ def draw_lines(series, log=True, style="-"):
 
 def draw_intervals(rows, positions, ticks=()):
     """Draw {name: {key: interval}} as lines with error bars at positions, {key: x}, on a
-    logarithmic scale with ticks at the widths, if given.
-    """
+    logarithmic scale with ticks at the widths, if given."""
 
     def draw(axes):
         style = {"fmt": "o-", "lw": 1.2, "ms": 3.5, "elinewidth": 0.8}

@@ -26,8 +26,7 @@ def by_name(runs):
 
 def mean_loss(runs):
     """The mean loss over seeds as an interval from the lowest to the highest; of one seed a float,
-    of none None.
-    """
+    of none None."""
     losses = [run.loss for run in runs if run.loss is not None]
     mean = float(np.mean(losses)) if losses else None
     return {"mean": mean, "low": min(losses), "high": max(losses)} if len(losses) > 1 else mean

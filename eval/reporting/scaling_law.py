@@ -25,8 +25,7 @@ VISIBLE = 0.1  # a miss that one can see, as a fraction of the envelope's height
 
 def losses_at(curves, budgets):
     """The loss of each curve, [(FLOPs, loss)], at each budget of FLOPs, float64 (curves, budgets):
-    interpolated in log FLOPs between two evaluations, nan outside of the curve.
-    """
+    interpolated in log FLOPs between two evaluations, nan outside of the curve."""
     x, ends = np.log(budgets), {"left": np.nan, "right": np.nan}
     curves = [np.array(curve, np.float64).T for curve in curves]
     return np.array([np.interp(x, np.log(flops), losses, **ends) for flops, losses in curves])
@@ -36,8 +35,7 @@ def envelope(losses):
     """(lowest loss of any model at each budget, float64 (budgets,), inf where there is none; index
     of that model, int (budgets,), -1 where the loss is no lower than at a smaller budget).
 
-    losses: (models, budgets), nan where there is none.
-    """
+    losses: (models, budgets), nan where there is none."""
     filled = np.where(np.isnan(losses), np.inf, losses)
     lowest = filled.min(0)
     before = np.r_[np.inf, np.minimum.accumulate(lowest)[:-1]]

@@ -31,8 +31,7 @@ class Scores:
 
     sizes: [Size]; draws: {kind: float64 (sizes, 1 + ROUNDS)}, the estimate first; counts: {kind:
     number of questions}; judge: the model that graded, "" for none; unit: what 0 and 1 stand for;
-    seed_note: ONE_SEED where a size has only one run, else "".
-    """
+    seed_note: ONE_SEED where a size has only one run, else ""."""
 
     def __init__(self, runs):
         runs = [run for run in runs if run.results.get("skills")]
@@ -62,8 +61,7 @@ class Scores:
 
     def slopes(self, kind):
         """{"width", "layers": (1 + ROUNDS,)}: what a kind gains from twice the width and from twice
-        the layers, the other fixed. [nan] for too few sizes, or where both grow together.
-        """
+        the layers, the other fixed. [nan] for too few sizes, or where both grow together."""
         x = np.array([[1, np.log2(s.width), np.log2(s.layers)] for s in self.sizes])
         if kind not in self.draws or len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
             return dict.fromkeys(("width", "layers"), np.array([np.nan]))
@@ -72,8 +70,7 @@ class Scores:
 
     def slope(self, kind, chosen):
         """(1 + ROUNDS,): what a kind gains from twice the parameters, among the `chosen` sizes, int
-        (n,). [nan] for fewer than two.
-        """
+        (n,). [nan] for fewer than two."""
         if kind not in self.draws or len(chosen) < 2:
             return np.array([np.nan])
         x = np.log2([self.sizes[i].parameters for i in chosen])
@@ -89,8 +86,7 @@ def relative_answers(run):
 
 def relative_grades(run):
     """{grade: float64 (beginnings,)} of a judge, relative: means over the completions of a
-    beginning, nan where no reply could be read.
-    """
+    beginning, nan where no reply could be read."""
     verdicts, relative = {}, {}  # verdicts: {beginning: those that could be read}
     for line in run.results.get("grades") or ():
         verdicts.setdefault(line["number"][0], []).extend(filter(None, [line["verdict"]]))

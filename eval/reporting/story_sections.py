@@ -76,8 +76,7 @@ def knowledge(study):
 
 def completion(row, pairs):
     """What the page shows of a model and a prompt. shares: of each pair, the right continuation's
-    of the probability of both; right: whether the text contains a right continuation.
-    """
+    of the probability of both; right: whether the text contains a right continuation."""
     answers = [f" {' '.join(split_words(right))} " for right, _ in pairs]
     words = f" {' '.join(split_words(row['completion']))} "
     return {"shares": [float(1 / (1 + np.exp(-margin))) for margin in row["margins"]],

@@ -172,8 +172,7 @@ class Plan:
         """Evaluate a Model; returns [the name of the job], or [] for one that only a judge can do.
 
         script: of RESULTS. cost: as in EVALUATIONS. needs: further jobs that come first. beside:
-        another Model, evaluated with it.
-        """
+        another Model, evaluated with it."""
         module, _, mode = script.partition(" ")
         if mode == "slides":  # the knowledge tables, of other prompts
             mode, words = "prompts", (*words, "--prompts=slides")

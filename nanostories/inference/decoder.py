@@ -58,8 +58,7 @@ class Decoder:
     """A GPT's weights laid out for decoding.
 
     dtype: of the matrices, "float32", "bfloat16" (half the bytes) or "int8" (a quarter; CPU only);
-    UserError if the device lacks it. The residual stream and the layer norms are always float32.
-    """
+    UserError if the device lacks it. The residual stream and the layer norms are always float32."""
 
     def __init__(self, model, dtype="float32"):
         config, self.device = model.config, model.wte.weight.device

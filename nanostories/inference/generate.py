@@ -78,8 +78,7 @@ def stream(
     prompts: lists of token ids, with <|endoftext|>, the id `eot`, first where the model expects it.
     max_length: tokens of prompt and completion, default all positions of the model. heal: a
     healing.Healer; it changes `prompts`. stop: StopStrings. penalties: of `sampling.penalize`.
-    sampling_kwargs: of `sample_token`. Raises UserError like `available_tokens`.
-    """
+    sampling_kwargs: of `sample_token`. Raises UserError like `available_tokens`."""
     left = [available_tokens(decoder, prompt, max_new_tokens, max_length) for prompt in prompts]
     longest = max((len(p) + new for p, new in zip(prompts, left, strict=True)), default=0)
     cache = BatchedKVCache(decoder, min(batch_size, len(prompts)), longest, **penalties)
@@ -125,8 +124,7 @@ def beam_search(
 
     The score of a finished hypothesis is its log-probability divided by its length in tokens,
     <|endoftext|> included (length_penalty=1, the default of transformers). The search stops when
-    `beams` have finished, or at max_length. heal, stop, penalties: as for `stream`.
-    """
+    `beams` have finished, or at max_length. heal, stop, penalties: as for `stream`."""
     steps = available_tokens(decoder, prompt, max_new_tokens, max_length)
     cache = BatchedKVCache(decoder, beams, len(prompt) + steps, **penalties)
     cache.add_requests([prompt], [0], heal)
@@ -160,8 +158,7 @@ def beam_search(
 
 def read_prompts(start):
     """{name: prompt} of --start: {"": itself}, or the lines of FILE:path that are not empty. A line
-    ends as in any text file, not at the other characters of str.splitlines.
-    """
+    ends as in any text file, not at the other characters of str.splitlines."""
     if not start.startswith("FILE:"):
         return {"": start}
     path = Path(start.removeprefix("FILE:")).expanduser()

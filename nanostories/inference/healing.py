@@ -38,8 +38,7 @@ class Healer:
 
     def longer(self, prompt):
         """(place, ids of the tokens that spell all that the prompt has from there on, and more),
-        of the first place that has any; else None.
-        """
+        of the first place that has any; else None."""
         candidates, tail = None, b""
         tokens, ids = sorted_tokens(self.tokenizer)
         for place in range(len(prompt) - 1, max(0, len(prompt) - 1 - WINDOW), -1):

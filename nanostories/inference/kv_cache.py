@@ -23,8 +23,7 @@ class BatchedKVCache:
     """One slot for each story being generated: slots 0 to n - 1 are live, the others are free.
 
     batch_size: the number of slots. max_length: tokens of the longest story, its prompt included.
-    penalties: of `sampling.penalize`.
-    """
+    penalties: of `sampling.penalize`."""
 
     def __init__(self, decoder, batch_size, max_length, **penalties):
         config, device, self.decoder = decoder.config, decoder.device, decoder
@@ -54,8 +53,7 @@ class BatchedKVCache:
         """Start a story in each of the next free slots; equal prompts are computed once.
 
         prompts: lists of token ids. seeds: an int or a list of int for each; it decides every draw.
-        heal: a healing.Healer, which may exchange the last tokens of prompts, in place.
-        """
+        heal: a healing.Healer, which may exchange the last tokens of prompts, in place."""
         first, device, hidden = len(self.lengths), self.slots.device, {}
         group, size = [], 0
         for prompt in dict.fromkeys(map(tuple, prompts)):
@@ -90,8 +88,7 @@ class BatchedKVCache:
     def _prefill(self, group, prompts, first):
         """Compute the keys and values of a group of distinct prompts, without their last tokens,
         packed into one row of N tokens; `prompts`, all of them, take slots from `first` on.
-        Returns {prompt: what the last layer gives for its tokens}.
-        """
+        Returns {prompt: what the last layer gives for its tokens}."""
         lengths = torch.tensor([len(prompt) - 1 for prompt in group])
         N, decoder, device = int(lengths.sum()), self.decoder, self.decoder.device
         if not N:

@@ -17,8 +17,7 @@ def penalize(scores, history, lengths, repetition_penalty=1.0, no_repeat_ngram=0
     history: (B, T) int64; in each row the first `lengths` (B,) are the tokens so far, prompt
     included. repetition_penalty divides positive scores of these tokens and multiplies negative
     ones (Keskar et al. 2019). no_repeat_ngram: the number of tokens in a sequence that may not
-    occur twice; where that leaves no token at all, the row is not held to it.
-    """
+    occur twice; where that leaves no token at all, the row is not held to it."""
     T = history.shape[1]
     end = torch.arange(1, T + 1, device=history.device)  # the tokens up to and with each column
     # Columns that are not filled yet repeat the first token.
@@ -45,8 +44,7 @@ def sample_token(logits, uniform_noise, temperature=1.0, top_k=0, top_p=1.0):
     is above it. (Closer to 1, its product with a sum could be rounded to that sum, and no token
     would be drawn.) temperature 0 takes the likeliest token. top_k keeps the k likeliest tokens;
     top_p then keeps the smallest set of likeliest tokens that holds this much of the probability
-    (nucleus sampling; Holtzman et al. 2020).
-    """
+    (nucleus sampling; Holtzman et al. 2020)."""
     if temperature < 1e-5:  # nearer to 0, a division by it would overflow
         return logits.argmax(-1)
     p = (logits / temperature).softmax(-1)

@@ -68,8 +68,7 @@ class Server(ThreadingHTTPServer):
     """A server at `address`. decoder: of the model of `loaded`, a LoadedModel. title: of the page.
     defaults: a dict of temperature, top_p and max_new_tokens. port: 0 takes a free one. allow_host:
     names that a proxy has for it. stop, top_k, penalties: of every story. Raises UserError if it
-    cannot listen.
-    """
+    cannot listen."""
 
     allow_reuse_port = False  # newer Pythons have True, and two servers would share a port
     request_queue_size = MAX_UNREAD

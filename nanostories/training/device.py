@@ -46,8 +46,7 @@ def memory_of(device):
 
 def reuse_freed_memory():
     """Have glibc keep freed blocks below 32 MB for the next step. By default it gives them back to
-    the kernel, which zeroes each page again: up to a third of a small model's training time.
-    """
+    the kernel, which zeroes each page again: up to a third of a small model's training time."""
     with contextlib.suppress(AttributeError):  # another C library has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD of malloc.h: larger blocks come from the kernel
@@ -87,8 +86,7 @@ def autocast_for(device, dtype):
 
 def compile_model(model, settings, device):
     """(compiled, ddp_model, cuda_graphs): the model compiled where that pays, the same wrapped so
-    that its gradients are averaged over the ranks, and whether CUDA graphs launch its passes.
-    """
+    that its gradients are averaged over the ranks, and whether CUDA graphs launch its passes."""
     cuda, compiled = device.type == "cuda", model
     use_compile = cuda if settings.compile is None else settings.compile
     # A small model's kernels finish sooner than they are launched.

@@ -110,8 +110,7 @@ class StopSignal:
 
     def awake(self, now):
         """`now`, in seconds, less the pauses of Ctrl-Z. Called after every step; one with a pause
-        counts as the shortest so far.
-        """
+        counts as the shortest so far."""
         if self.continued:
             self.paused += max(0.0, now - self.last - self.shortest)
         else:

@@ -90,8 +90,7 @@ def is_published_folder(path):
 def resolve_model(name, revision=""):
     """The folder of a model: itself, or one in the hub's cache, downloaded if it is not there yet.
 
-    revision: a branch, tag or commit of the hub's repository. Raises UserError if there is none.
-    """
+    revision: a branch, tag or commit of the hub's repository. Raises UserError if there is none."""
     if Path(name).is_dir():
         if is_published_folder(name):
             return Path(name)
@@ -148,8 +147,7 @@ def _fixed_settings(model_type, n_embd):
 def read_model_config(folder, name=""):
     """(GPTConfig, the number of positions that training used) of a model's config.json.
 
-    name: what the user calls the model. Raises UserError naming a setting that model.py lacks.
-    """
+    name: what the user calls the model. Raises UserError naming a setting that model.py lacks."""
     path, name = Path(folder) / "config.json", name or folder
     stored = read_json(path)
     try:
@@ -231,8 +229,7 @@ def _is_transposed(name, neo):
 def from_hub_tensors(tensors, config):
     """{name: float32 tensor} for GPT(config), from the tensors of either architecture.
 
-    Raises UserError where they are no such model's, KeyError for a missing tensor.
-    """
+    Raises UserError where they are no such model's, KeyError for a missing tensor."""
     tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
     head, wte = tensors.pop("lm_head.weight", None), tensors["wte.weight"]
     if head is not None and not torch.equal(head, wte):
@@ -291,8 +288,7 @@ def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
     """A published model as a LoadedModel: its model in eval mode on `device`.
 
     name, revision: see `resolve_model`. block_size: positions to keep; default: those that training
-    used. Raises UserError if anything is missing, damaged, or unlike model.py.
-    """
+    used. Raises UserError if anything is missing, damaged, or unlike model.py."""
     folder = resolve_model(name, revision)
     config, trained = read_model_config(folder, name)
     if trained < config.block_size and rank() == 0:

@@ -61,8 +61,7 @@ def services(report_to):
 
 class RunLogger:
     """state: the run's, at its start; lines that a killed run wrote of later steps are removed.
-    settings: the run's; its report_to names the services to log to.
-    """
+    settings: the run's; its report_to names the services to log to."""
 
     def __init__(self, out_dir, state, settings=None):
         self.out, self.lines = Path(out_dir), []
@@ -111,8 +110,7 @@ class RunLogger:
 
     def progress(self, state, lr, loss, norm, time_left, peak_tokens_per_second=None):
         """A progress line, printed and logged. norm: of the gradient. peak_tokens_per_second: at
-        which a GPU would do nothing but the model's arithmetic; MFU is the fraction reached.
-        """
+        which a GPU would do nothing but the model's arithmetic; MFU is the fraction reached."""
         step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
         speed = (tokens - self.last[1]) / max(seconds - self.last[0], 1e-9)
         self.last = seconds, tokens

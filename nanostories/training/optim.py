@@ -19,8 +19,7 @@ import torch
 
 def make_optimizers(model, settings):
     """The optimizers of all parameters of a GPT, a list of one or two. Only the blocks' matrices
-    decay; with optimizer = "muon" they go to Muon and the rest to AdamW.
-    """
+    decay; with optimizer = "muon" they go to Muon and the rest to AdamW."""
     lr, decay = settings.learning_rate, settings.weight_decay
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h.")]
     ids = {id(p) for p in matrices}
@@ -33,8 +32,7 @@ def make_optimizers(model, settings):
 
 class Muon(torch.optim.Optimizer):
     """params: 2-D weights. lr and weight_decay as AdamW's; momentum: mu above. Where the attribute
-    `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers.
-    """
+    `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers."""
 
     _step_supports_amp_scaling = True  # tells torch.amp.GradScaler so
 
@@ -69,8 +67,7 @@ def orthogonal(matrices, steps=5):
     """Matrices (k, m, n) with their singular values brought near 1, by Newton-Schulz iteration.
 
     The quintic's coefficients are Jordan's: steepest at zero, so that small singular values grow
-    quickly, at the price of ending somewhere in 0.7..1.2.
-    """
+    quickly, at the price of ending somewhere in 0.7..1.2."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # the Gram matrix is the smaller of the two
     x = x.bfloat16() if x.is_cuda else x
@@ -88,8 +85,7 @@ class NonFiniteGuard:
     Reading the loss on the host at every step would empty a GPU's queue of kernels each time. So
     the verdict stays on the device: `check` gives the optimizers `found_inf`, a tensor of 1 where
     they are to change nothing, and the host reads how many steps were bad only when it logs. Until
-    then no later step changes a weight either, but with skip=True, which leaves bad steps out.
-    """
+    then no later step changes a weight either, but with skip=True, which leaves bad steps out."""
 
     def __init__(self, optimizers, scaler, device, skip=False):
         self.scaler, self.skip, self.on_mps = scaler, skip, device.type == "mps"
@@ -100,8 +96,7 @@ class NonFiniteGuard:
     def check(self, step, loss, norm):
         """Judge step number `step` by its loss and gradient norm, 0-D tensors, before the
         optimizers step. Returns False where they must not be called at all: on MPS, whose AdamW
-        knows no found_inf.
-        """
+        knows no found_inf."""
         # In float16 a gradient may overflow: the scaler halves its scale, until there is none left.
         scale, overflow = self.scaler.scale(torch.ones_like(loss)), ~norm.isfinite()
         bad = ~loss.isfinite() | (overflow & (scale < 2))

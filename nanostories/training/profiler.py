@@ -11,8 +11,7 @@ def profile(step, device, folder, steps=5, rows=8):
 
     step works within `with timed(name):` blocks; each ends by waiting for the device, so that its
     time is its own. rows: of torch's table of the costliest operations. Writes folder/trace.json,
-    for https://ui.perfetto.dev or chrome://tracing, and folder/summary.txt.
-    """
+    for https://ui.perfetto.dev or chrome://tracing, and folder/summary.txt."""
     cuda, seconds = device.type == "cuda", {}
 
     @contextlib.contextmanager

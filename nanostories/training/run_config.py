@@ -75,8 +75,7 @@ def check_free(out_dir):
 
 def complete(settings, origin):
     """The settings with the defaults filled in that depend on others: with --resume the run's, with
-    --init_from its shape and tokenizer. origin: of configs.load.
-    """
+    --init_from its shape and tokenizer. origin: of configs.load."""
     config_files = [name for name in origin.values() if name.endswith(".py")]
     out_dir = settings.out_dir or (config_files and f"out/{Path(config_files[-1]).stem}")
     if settings.resume:

@@ -8,8 +8,7 @@ SAVE_SECONDS = 600  # between checkpoints, unless save_interval is set
 
 def get_lr(settings, step, progress):
     """The learning rate of step number `step`, from 0: from learning_rate down to min_lr as
-    `decay_progress` goes from 0 to 1, times a linear warm-up over warmup_iters steps.
-    """
+    `decay_progress` goes from 0 to 1, times a linear warm-up over warmup_iters steps."""
     progress = min(max(progress, 0.0), 1.0)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     decay = {"cosine": cosine, "linear": 1 - progress, "constant": 1.0}[settings.schedule]
@@ -19,8 +18,7 @@ def get_lr(settings, step, progress):
 
 def decay_progress(settings, step, seconds):
     """The part of the learning-rate schedule that has passed: steps after the warm-up up to
-    lr_decay_iters, or where that is 0, the clock up to max_minutes.
-    """
+    lr_decay_iters, or where that is 0, the clock up to max_minutes."""
     if not settings.lr_decay_iters:
         return seconds / (60 * settings.max_minutes)
     decay_steps = max(1, settings.lr_decay_iters - settings.warmup_iters)

@@ -15,8 +15,7 @@ def evaluate(model, batches, autocast=contextlib.nullcontext, compiled=None):
 
     batches: of packing.Batch. compiled: the compiled form of `model`, used where a batch has the
     first one's shape. A batch's losses are summed in float32 on the device, the batches in float64
-    on the CPU: nothing waits for the device until the end.
-    """
+    on the CPU: nothing waits for the device until the end."""
     training, shape = model.training, None
     model.eval()
     sums, count = [torch.zeros((), device=model.wte.weight.device)], 0
@@ -37,8 +36,7 @@ def validate(model, compiled, loader, text_bytes, autocast, signal):
     """(loss in nats per target, bits per byte) of the validation stories, by all ranks together.
 
     loader: their PackedDataLoader. text_bytes: of their text, a separator counted as one byte.
-    signal: a StopSignal; where it is received meanwhile, the result is None.
-    """
+    signal: a StopSignal; where it is received meanwhile, the result is None."""
     ranges = (loader.row_range(i) for i in range(rank(), len(loader), world_size()))
     ranges = itertools.takewhile(lambda _: not signal.received, ranges)
     sums = evaluate(model, loader.stream(ranges), autocast, compiled)
