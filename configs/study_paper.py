@@ -26,12 +26,25 @@ reward = "512-12-4"
 diversity = "512-8-16, 768-4-16"
 interpret = "1024-1-16, 64-8-16"
 baselines = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, EleutherAI/gpt-neo-125M"
+# Each width has the learning rate of ts_1m.py, ts_8m.py, ts_28m.py or ts_33m.py; 128 and 1,024, of
+# which there is none, one between these and one below. The report's models have its own recipe.
 options = """
 eval.judge prompts: --beams=5
 reward.py: configs/reward_cat.py
+train.py 64: --learning_rate=3e-3
+train.py 128: --learning_rate=2.5e-3
+train.py 256: --learning_rate=2e-3
+train.py 1024: --learning_rate=8e-4
 """
+_TABLE_1 = (
+    "--batch_size=7 --gradient_accumulation_steps=1 --learning_rate=1e-4 --schedule=constant "
+)
+_TABLE_1 += (
+    "--warmup_iters=1000 --weight_decay=0.01 --beta2=0.999"  # table_1 of eval/published.toml
+)
+options += "\n".join(f"train.py {size}: {_TABLE_1}" for size in _REPORT.split(", "))
 
-# The recipe of ts_28m.py.
+# The recipe of ts_28m.py and, for widths 512 and 768, its learning rate.
 block_size = 512
 batch_size = 32
 row_tokens = 1024

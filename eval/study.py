@@ -11,10 +11,12 @@ a second call runs only what is missing, and trainings continue from their check
 fails stops only those that need it. The result is out/<study>/report.html, see eval.report.
 """
 
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ from configs import ROOT, UserError, declared, load, read_config_file, require_p
 from eval.llm import settings as judge_settings
 from eval.reporting.study_jobs import plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState
+from eval.study_estimate import print_estimate, spent
 from nanostories import storage
 from nanostories.dataset.workers import cpu_count
 from nanostories.text import wordnet
@@ -63,10 +66,13 @@ class Settings:
     # the judge, see eval.judge
     judge: str = ""  # the model that grades, as its server calls it; none: no grades
     base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY
+    price_in: float = 0.0  # of a million tokens read by the judge
+    price_out: float = 0.0  # of a million tokens written by it
+    max_cost: float = 0.0  # most that all judging of the study may cost; 0: any amount
     # the machine
     jobs: int = 0  # commands to run at a time; 0: one per CPU core, on a GPU one
     device: str = "auto"  # cpu, cuda, mps; auto takes the best available
-    dry_run: bool = False  # print the commands and their status; run nothing
+    dry_run: bool = False  # print the commands and their status, the hours and the cost; run none
 
 
 # ---- running -----------------------------------------------------------------------------------
@@ -91,6 +97,7 @@ class Runner:
         # The first signal stops what runs, a second one kills it.
         self.stop = StopSignal("stopping; trainings save a checkpoint first", exits=False)
         self.seconds = self.weight = 0.0  # of the jobs that have ended
+        self.judging = threading.Lock()  # with max_cost, one job at a time spends what is left
 
     def run(self):
         """Run all jobs that are pending; UserError if a signal stops it."""
@@ -133,7 +140,9 @@ class Runner:
         if cores is not None:
             os.sched_setaffinity(0, cores)  # of this thread, and so of the command it starts
             env["OMP_NUM_THREADS"] = str(len(cores))
-        with open(log, "wb") as out:
+        judged = self.settings.max_cost and f"--judge={self.settings.judge}" in words
+        with self.judging if judged else contextlib.nullcontext(), open(log, "wb") as out:
+            words += self.budget() if judged else []
             if self.stop.received:
                 return False
             process = subprocess.Popen(
@@ -146,6 +155,12 @@ class Runner:
         # A training that a signal stopped has saved a checkpoint and exits with 0, unfinished.
         finished = not job.run or b"\ndone with step " in log.read_bytes()
         return code == 0 and finished and (ROOT / job.output).exists()
+
+    def budget(self):
+        """The settings that bound a job's judging by what is left of max_cost."""
+        prices = [f"--{name}={getattr(self.settings, name)}" for name in ("price_in", "price_out")]
+        left = self.settings.max_cost - spent(self.state.jobs.values(), self.settings)
+        return [*prices, f"--max_cost={max(left, 1e-9)}"]  # 0 would be any amount
 
     def log_of(self, name):
         return self.logs / f"{name.replace('/', '-').replace(' ', '-')}.log"
@@ -203,6 +218,8 @@ def check(settings):
                 raise UserError(f"{name}: {size} is not one of the models")
     if settings.syn:  # raise UserError if the word lists are missing
         wordnet.pos_tags(["dog"]), wordnet.reader()
+    if settings.max_cost and not settings.price_in + settings.price_out:
+        raise UserError("max_cost needs prices: --price_in and --price_out, per million tokens")
     if settings.judge:
         judge_settings.check_url(settings.base_url)
         local = judge_settings.is_loopback(urlsplit(settings.base_url).hostname)  # needs no key
@@ -216,9 +233,11 @@ def main():
     check(settings)
     jobs = plan_jobs(settings, recipe)
     if settings.dry_run:
-        for name, status in StudyState(settings, jobs).status.items():
-            print(f"{status:8} python {shlex.join(jobs[name].command)}")
-        return
+        state = StudyState(settings, jobs)
+        for name, status in state.status.items():
+            print(f"{status:8} python {shlex.join(jobs[name].command)}", flush=True)
+        pending = [jobs[name] for name in state.names(PENDING)]
+        return print_estimate(pending, settings, pick_device(settings.device).type)
     on_cpu = pick_device(settings.device).type == "cpu"
     count = settings.jobs or (cpu_count() if on_cpu else 1)
     with storage.lock(settings.out_dir) as lock:

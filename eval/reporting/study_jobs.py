@@ -37,7 +37,8 @@ FURTHER = ("eval.skills", "eval.judge synonyms", "eval.vocabulary", "eval.reward
 # {evaluation: the name of its result file, in the folder eval of a run}
 RESULTS = {script: script.removeprefix("eval.").replace(" ", "-")
            for script in (*EVALUATIONS, *FURTHER)}  # fmt: skip
-SCRIPTS = ("prepare.py", "synonyms.py", "reward.py", *RESULTS)  # that take options
+SCRIPTS = ("prepare.py", "synonyms.py", "reward.py", *RESULTS)  # that take options, and
+TRAININGS = r"train\.py \d+(-\d+-\d+)?"  # "train.py 64" of a width, "train.py 64-4-2" of a size
 # The report's first method: a reward for the mean of all sentences, without a KL penalty or guards.
 NAIVE = ("--method=naive", "--kl_factor=0", "--top_sentences=0", "--max_similarity=1",
          "--repetition_penalty=0", "--min_words=0")  # fmt: skip
@@ -93,10 +94,11 @@ def parse_options(text):
     options = {}
     for line in filter(str.strip, text.splitlines()):
         name, colon, words = (part.strip() for part in line.partition(":"))
-        if not colon or name in options or name not in SCRIPTS:
+        known = name in SCRIPTS or re.fullmatch(TRAININGS, name, re.ASCII)
+        if not colon or name in options or not known:
             raise UserError(
                 f"options are lines such as 'eval.skills: --questions=100', one for each script, "
-                f"of {', '.join(SCRIPTS)}; not '{line.strip()}'"
+                f"of {', '.join(SCRIPTS)}, train.py <width or size>; not '{line.strip()}'"
             )
         try:
             options[name] = shlex.split(words)
@@ -162,6 +164,9 @@ class Plan:
             recipe = self.recipe | (published.TABLE_1 if kind == "table1" else {})
             needs, name, weight = [data], f"train {label}", OVERHEAD + size.parameters
             command = ["train.py", *(f"--{k}={v}" for k, v in recipe.items())]
+            if kind != "table1":
+                for option in (f"train.py {size.width}", f"train.py {size}"):
+                    command += self.options.get(option, [])
             command += [f"--dataset={folder}", f"--n_embd={size.width}"]
             command += [f"--n_layer={size.layers}", f"--n_head={size.heads}", f"--seed={seed}"]
             command += [f"--out_dir={out}", *["--save_steps=log"] * (seed == 1 and not kind)]

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import configs
+import train
 from configs import ROOT, UserError
-from eval import study
+from eval import published, study, study_estimate
 from eval.reporting.study_jobs import Job, Size, parse_options, plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState, hash_commands
 from eval.study import Runner, Settings
@@ -480,7 +481,114 @@ def test_a_config_is_needed(monkeypatch):
 
 
 def test_dry_run_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("eval.study_estimate.training_hours", lambda jobs, *_: len(jobs) / 4)
     monkeypatch.setattr(sys, "argv", command(tmp_path, "none", "--dry_run")[2:])
     study.main()
     out = capsys.readouterr().out
     assert "pending  python train.py" in out and not (tmp_path / "none").exists()
+    assert "2 trainings: about 0.5 hours" in out and "judge: 0 calls" in out
+
+
+# ---- what it will take -------------------------------------------------------------------------
+
+
+def test_trainings_of_a_width_or_a_size_have_settings_of_their_own(settings):
+    """They follow the recipe, so that they win; the report's table 1 stays as it is."""
+    options = "train.py 64: --learning_rate=3e-3\ntrain.py 64-2-8: --beta2=0.9"
+    jobs = plan_jobs(replace(settings, options=options, table1="64-2-4"), {"learning_rate": 0.01})
+    words = jobs["train 64-2-4-s1"].command
+    assert words[1:3] == ("--learning_rate=0.01", "--learning_rate=3e-3")
+    assert jobs["train syn-64-2-4-s1"].command[1:3] == words[1:3]
+    assert "--beta2=0.9" in jobs["train 64-2-8-s2"].command and "--beta2=0.9" not in words
+    assert "--learning_rate=3e-3" not in jobs["train 128-2-4-s1"].command
+    assert "--learning_rate=3e-3" not in jobs["train table1-64-2-4-s1"].command
+    with pytest.raises(UserError, match="options are lines"):
+        parse_options("train.py 64-2: --beta2=0.9")
+
+
+def test_both_comparisons_of_the_papers_study_are_fair():
+    """A width has the learning rate of its ts_*.py, the report's models its whole recipe."""
+    settings, recipe = study.complete_settings(Settings(), ["configs/study_paper.py"])
+    values = study.read_config_file("configs/study_paper.py")
+    known = {field: values[field] for field in vars(settings) if field in values}
+    jobs = plan_jobs(replace(settings, **known), recipe)
+
+    def trained(name):
+        return configs.load(train.Settings, jobs[f"train {name}"].command[1:])[0]
+
+    for size, config in {"64-8-16": "ts_1m", "256-8-16": "ts_8m", "512-8-16": "ts_28m",
+                         "768-4-16": "ts_33m"}.items():  # fmt: skip
+        rate = configs.read_config_file(f"configs/{config}.py")["learning_rate"]
+        assert trained(f"{size}-s1").learning_rate == rate
+    for name in ("64-4-2-s1", "512-12-4-s1", "syn-512-12-4-s1", "instruct-128-8-4-s1"):
+        given = vars(trained(name))
+        assert given == given | published.TABLE_1 and given["n_head"] in (2, 4)
+
+
+def test_hours_follow_tokens_and_sizes(settings, monkeypatch):
+    """Three sizes are timed; another takes as long as the nearest one, in proportion."""
+    timed = []
+
+    def run(command, **_):
+        [sizes] = [word[8:].split(",") for word in command if word.startswith("--sizes=")]
+        [out] = [word[6:] for word in command if word.startswith("--out=")]
+        timed.append(sizes)
+        cases = [{"nanoStories": {"tokens_per_second": 1000.0}} for _ in sizes]
+        storage.write_json(out, {"cases": cases})
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    recipe = {"max_iters": 1000, "batch_size": 2, "row_tokens": 1800}
+    models = replace(settings, models="64-2-4", heads="", syn="", instruct="", reward="",
+                     diversity="", interpret="", seeds=2)  # fmt: skip
+    jobs = [j for j in plan_jobs(models, recipe).values() if j.run]
+    assert study_estimate.training_hours(jobs, models, "cpu") == pytest.approx(2.0)
+    epochs = [replace(job, command=(*job.command, "--max_iters=0")) for job in jobs]
+    hours = 2 * study_estimate.EPOCH / 1000 / 3600
+    assert study_estimate.training_hours(epochs, models, "cpu") == pytest.approx(hours)
+    larger = replace(models, models="64-2-4, 64-4-4, 128-2-4, 256-2-4, 512-2-4", seeds=1)
+    jobs = [j for j in plan_jobs(larger, recipe).values() if j.run]
+    weights = [job.weight for job in jobs]
+    expected = 3 + weights[1] / weights[0] + weights[3] / weights[2]
+    assert study_estimate.training_hours(jobs, larger, "cpu") == pytest.approx(expected)
+    assert timed[-1] == ["64-2", "128-2", "512-2"]
+
+
+def test_judge_calls_are_those_of_the_scripts(settings):
+    """paper: 50 beginnings, 10 stories of each, in two turns; report: 15 in one."""
+    jobs = plan_jobs(replace(settings, judge="a-teacher"), {})
+    judged = [job for name, job in jobs.items() if name.startswith("eval.judge report")]
+    calls, read, written = study_estimate.judge_calls(judged)
+    assert calls == 2 * 15 and written == calls * 500 and 300 < read / calls < 1500
+    paper = [job for name, job in jobs.items() if name.startswith("eval.judge paper")]
+    assert study_estimate.judge_calls(paper)[0] == 2 * 50 * 10 * 2
+    [reward] = [jobs["eval.reward reward-128-2-4-s1"]]
+    assert study_estimate.judge_calls([reward])[0] == 3 * 200
+
+
+def test_all_judging_shares_max_cost(settings, tmp_path):
+    """Each job may spend what the replies so far leave; when nothing is left, next to nothing."""
+    settings = replace(settings, judge="a-teacher", max_cost=5.0, price_in=1.0, price_out=2.0)
+    reply = {"request": {"model": "a-teacher"}, "usage": {"prompt_tokens": 1_000_000,
+             "completion_tokens": 1_000_000}}  # fmt: skip
+    other = reply | {"request": {"model": "another"}}
+
+    def job(name, *needs):
+        out = tmp_path / name / "judge.json"
+        out.parent.mkdir()
+        code = (
+            "import sys; from pathlib import Path; out = Path(sys.argv[1]);"
+            f"lines = {json.dumps(reply)!r}, {json.dumps(other)!r}, '{{\"half';"
+            "(out.parent / 'judge_replies.jsonl').write_text('\\n'.join(lines));"
+            "out.write_text(' '.join(sys.argv[2:]))"
+        )
+        words = ("-c", code, str(out), "--judge=a-teacher")
+        return Job(name, words, str(out), needs)
+
+    jobs = {"a": job("a"), "b": job("b", "a"), "c": job("c", "b")}
+    go(settings, jobs)
+    given = [(tmp_path / name / "judge.json").read_text() for name in "abc"]
+    assert [words.split("--max_cost=")[1].split()[0] for words in given] == ["5.0", "2.0", "1e-09"]
+    assert all("--price_in=1.0 --price_out=2.0" in words for words in given)
+    with pytest.raises(UserError, match="max_cost needs prices"):
+        study.check(replace(settings, syn="", price_in=0.0, price_out=0.0))
