@@ -279,7 +279,8 @@ def train(settings):
     if not decay_iters:
         print0("the learning rate follows the clock: this run cannot be repeated bit for bit")
     elif decay_iters < max_iters and settings.schedule != "constant":
-        print0(f"after step {decay_iters:,} the learning rate is {settings.min_lr}")
+        last_lr = schedule.get_lr(settings, decay_iters, 1.0)
+        print0(f"after step {decay_iters:,} the learning rate is {last_lr}")
     if settings.profile:
 
         def one_step(timed):

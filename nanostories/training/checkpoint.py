@@ -22,6 +22,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -336,7 +337,10 @@ def load_from_settings(settings, origin, device):
         if settings.out_dir:
             raise UserError("out_dir names a run, init_from any model: give one of the two")
         return load_model(settings.init_from, settings.checkpoint, device, settings.revision)
-    return load_run(settings.out_dir or newest_run(), settings.checkpoint, device)
+    out_dir = settings.out_dir
+    if not out_dir:
+        print(f"the newest run: {(out_dir := newest_run())}", file=sys.stderr)
+    return load_run(out_dir, settings.checkpoint, device)
 
 
 def load_model(name, which="latest", device="cpu", revision="", **changes):
