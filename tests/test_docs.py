@@ -70,10 +70,6 @@ def simple_commands(line):
     return [words for words in commands if words and words[0] != "for"]
 
 
-def without_code(text):
-    return re.sub(r"^    .*", "", BLOCK.sub("", text), flags=re.M)
-
-
 def commands(text):
     """The words of every command of a page, those of blocks first."""
     lines = [line for _, lines in bash_blocks(text) for line in lines]
