@@ -6,7 +6,9 @@
 
 Token plus position embeddings; n_layer blocks of layer norm -> attention -> add, layer norm -> MLP
 -> add; a last layer norm; and the token embedding once more as the output head. Three settings turn
-it into GPT-Neo (Black et al. 2021), the architecture of the published TinyStories models.
+it into GPT-Neo (Black et al. 2021), the architecture of the published TinyStories models. With
+positions = "rope" and gelu = "erf" it is GPT-NeoX (Black et al. 2022) with tied embeddings, which
+learns TinyStories in far fewer tokens.
 
 Initial weights, as GPT-2 has them:
 
@@ -28,6 +30,9 @@ import torch.nn.functional as F
 from kernels.attention import attention, attention_span, choose_attention, windowed
 from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 
+POSITIONS = ("learned", "rope")
+GELU = {"tanh": "tanh", "erf": "none"}  # {setting: what torch calls its approximation}
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -43,15 +48,48 @@ class GPTConfig:
     window: int = 0  # every second layer sees only so many tokens back; 0: all see everything
     scale_attention: bool = True  # scores divided by sqrt(head size)
     qkv_bias: bool = True
+    positions: str = "learned"  # an embedding of each position, or rope: see `rotate`
+    gelu: str = "tanh"  # GPT-2's approximation, or erf: the GELU itself, faster on CPUs
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        if self.positions not in POSITIONS or self.gelu not in GELU:
+            raise ValueError(f"positions is one of {POSITIONS}, gelu of {tuple(GELU)}")
+        if self.positions == "rope" and self.n_embd // self.n_head % 2:
+            raise ValueError(f"rope needs an even head size, not {self.n_embd // self.n_head}")
 
     @property
     def padded_vocab_size(self):
         """vocab_size rounded up to a multiple of 128, for the head's matmul."""
         return (self.vocab_size + 127) // 128 * 128
+
+
+# ---- rotary positions --------------------------------------------------------------------------
+
+
+def rotation(positions, head_size):
+    """(cos, sin) of the angles of `rotate`, float32 (..., 1, 1, D / 2); positions: (...) int64."""
+    pair = torch.arange(0, head_size, 2, device=positions.device)
+    angles = positions[..., None, None, None] * 10_000.0 ** (-pair / head_size)
+    return angles.cos(), angles.sin()
+
+
+def rotate(qkv, cos, sin):
+    """Queries and keys turned by their positions (Su et al. 2021): rotary position embedding.
+
+    qkv: (..., 3, H, D). cos, sin: of `rotation`. Channels c and c + D/2 are a point of a plane,
+    which position p turns by the angle p theta_c, theta_c = 10,000^(-2c / D). Between a query at i
+    and a key at j the turn is (i - j) theta_c: their product depends on how far apart they are, not
+    on where.
+    """
+    queries_keys, values = qkv.split((2, 1), dim=-3)
+    x, y = queries_keys.float().chunk(2, -1)  # (..., 2, H, D / 2) each
+    turned = torch.cat([x * cos - y * sin, y * cos + x * sin], -1)
+    return torch.cat([turned.type_as(values), values], -3)
+
+
+# ---- the model ---------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
@@ -62,10 +100,12 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, span, implementation):
+    def forward(self, x, span, angles, implementation):
         B, T, C = x.shape
         start, end = span  # see kernels.attention.attention_span
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
+        if angles:
+            qkv = rotate(qkv, *angles)
         out = attention(qkv, start, self.scale, implementation, end)  # (B, T, H, D)
         return self.c_proj(out.reshape(B, T, C))
 
@@ -75,9 +115,10 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.approximation = GELU[config.gelu]
 
     def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximation))
 
 
 class Block(nn.Module):
@@ -89,8 +130,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x, span, implementation):
-        x = x + self.drop(self.attn(self.ln_1(x), span, implementation))
+    def forward(self, x, span, angles, implementation):
+        x = x + self.drop(self.attn(self.ln_1(x), span, angles, implementation))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -101,7 +142,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.attn = config, "sdpa"
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        learned = config.positions == "learned"
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if learned else None
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -155,14 +197,19 @@ class GPT(nn.Module):
             if (limit := self.config.block_size) < T:
                 raise ValueError(f"{T} tokens, but block_size is {limit}")
             positions = torch.arange(T, device=tokens.device)
-        x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+        x, angles = self.wte(tokens), None  # (B, T, C)
+        if self.wpe is None:
+            angles = rotation(positions, self.config.n_embd // self.config.n_head)
+        else:
+            x = x + self.wpe(positions)
+        x = self.drop(x)
         # Which keys each query attends to, computed once for all layers.
         spans = {
             window: attention_span(windowed(doc_start, window, (B, T), x.device), self.attn)
             for window in {0, self.config.window}
         }
         for i, block in enumerate(self.h):
-            x = block(x, spans[self.window(i)], self.attn)
+            x = block(x, spans[self.window(i)], angles, self.attn)
         return self.ln_f(x)
 
     def head(self, x):
@@ -175,14 +222,18 @@ class GPT(nn.Module):
         total = sum(p.numel() for p in self.parameters())
         total -= (config.padded_vocab_size - config.vocab_size) * config.n_embd
         if not embeddings:
-            total -= (config.vocab_size + config.block_size) * config.n_embd
+            total -= config.vocab_size * config.n_embd + self._position_weights()
         return total
+
+    def _position_weights(self):
+        return 0 if self.wpe is None else self.wpe.weight.numel()
 
     def flops_per_token(self, context):
         """Forward and backward floating-point operations of one training token.
 
         6 for each weight that multiplies (the head does, the embeddings look up), and attention's
         12 n_layer n_embd for each of the `context` tokens a query sees on average (PaLM, appendix
-        B)."""
-        weights = self.num_params() - self.config.block_size * self.config.n_embd
+        B).
+        """
+        weights = self.num_params() - self._position_weights()
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * context

@@ -88,6 +88,8 @@ class Settings:
     n_layer: int = 4  # transformer blocks
     n_head: int = 16  # attention heads in each
     n_embd: int = 768  # width
+    positions: str = "learned"  # learned, or rope: rotary, learns in fewer tokens
+    gelu: str = "tanh"  # GPT-2's tanh, or erf: exact, faster on CPUs
     dropout: float = 0.0  # a single epoch needs none; try 0.1 for fine-tuning
     # the optimizer
     optimizer: str = "adamw"  # adamw, or muon: muon for the blocks' matrices, adamw for the rest
@@ -97,6 +99,9 @@ class Settings:
     warmup_iters: int = 100  # steps of linear warm-up
     lr_decay_iters: int = 0  # steps until min_lr; default: the run, by the clock with max_minutes
     weight_decay: float = 0.1  # of matrices; biases, gains and embeddings have none
+    muon_lr_scale: float = 1.0  # muon's learning rate, times learning_rate
+    muon_momentum: float = 0.95  # its average of gradients
+    embedding_lr_scale: float = 1.0  # the embeddings' learning rate, times learning_rate
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of their squares
     grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
@@ -194,7 +199,7 @@ def train_step(
         parameters = [parameter for group in groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
         for group in groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         # From the first nan or inf on the optimizers change nothing (with skip_nonfinite: in that
         # step alone), by a flag on the device. On MPS check() reads it here, and may return False.
         call_optimizers = guard.check(step, mean_loss, norm)

@@ -262,11 +262,11 @@ def print_help(cls):
 # The highest are beyond any use: they keep slips of the keyboard from taking hours or all memory.
 _RANGES = {
     (0, 2**63 - 1): "seed",  # what numpy, torch and the page's JSON all take
-    (0, 1 - 2**-53): "dropout beta1 beta2",
+    (0, 1 - 2**-53): "dropout beta1 beta2 muon_momentum",
     (2**-53, 1 - 2**-53): "val_fraction prompt_fraction",
     (0, 1): "max_similarity story_fraction word_fraction",
     (1e-9, 1): "top_p",
-    (0, 10): "learning_rate min_lr",
+    (0, 10): "learning_rate min_lr muon_lr_scale embedding_lr_scale",
     (0, 100): "temperature judge_temperature weight_decay",
     (1e-3, 600): "timeout",
     (0, 1000): "repetition_penalty kl_factor beams arch",
@@ -291,6 +291,8 @@ RANGES = {name: key for key, names in _RANGES.items() for name in names.split()}
 CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "constant"),
+    "positions": ("learned", "rope"),
+    "gelu": ("tanh", "erf"),
     "loss_on": ("all", "story"),
     "save_steps": ("log", ""),
     "weights": ("auto", "float32", "bfloat16", "int8"),

@@ -4,11 +4,19 @@ import math
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+)
 
-from kernels.attention import attention, attention_mask, windowed
+from kernels.attention import attention, attention_mask, attention_scores, windowed
 from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, rotate, rotation
+from nanostories.training.hub_layouts import ACTIVATIONS, from_hub_tensors
 
 SMALL = {"vocab_size": 301, "block_size": 64, "n_layer": 3, "n_head": 4, "n_embd": 32}
 
@@ -16,6 +24,9 @@ SMALL = {"vocab_size": 301, "block_size": 64, "n_layer": 3, "n_head": 4, "n_embd
 def small(**changes):
     torch.manual_seed(0)
     return GPT(GPTConfig(**SMALL | changes)).eval()
+
+
+ROTARY = {"positions": "rope", "gelu": "erf"}
 
 
 def packed_batch(lengths, row_tokens, seed=0):
@@ -77,7 +88,7 @@ def assert_same_logits_and_gradients(ours, theirs, tokens):
     torch.testing.assert_close(logits, theirs(tokens).logits, atol=2e-5, rtol=1e-4)
     logits.square().mean().backward()
     theirs(tokens).logits.square().mean().backward()
-    gradient = theirs.transformer.wte.weight.grad
+    gradient = theirs.get_input_embeddings().weight.grad
     torch.testing.assert_close(
         ours.wte.weight.grad[: len(gradient)], gradient, atol=1e-5, rtol=1e-3
     )
@@ -110,6 +121,33 @@ def test_gpt_neo_parity(length):
     copy_neo(theirs, ours)
     tokens = torch.randint(SMALL["vocab_size"], (2, length))
     assert_same_logits_and_gradients(ours, theirs, tokens)
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+def test_gpt_neox_parity(gelu):
+    config = GPTNeoXConfig(
+        vocab_size=SMALL["vocab_size"], max_position_embeddings=SMALL["block_size"],
+        hidden_size=SMALL["n_embd"], num_hidden_layers=2, num_attention_heads=SMALL["n_head"],
+        intermediate_size=4 * SMALL["n_embd"], hidden_act=ACTIVATIONS[gelu][0],
+        use_parallel_residual=False, rotary_pct=1.0, tie_word_embeddings=True,
+    )  # fmt: skip
+    theirs = GPTNeoXForCausalLM(config).eval()
+    scramble(theirs)
+    ours = small(n_layer=2, positions="rope", gelu=gelu)
+    ours.load_state_dict(from_hub_tensors(theirs.state_dict(), ours.config))
+    tokens = torch.randint(SMALL["vocab_size"], (2, 50))
+    assert_same_logits_and_gradients(ours, theirs, tokens)
+
+
+def test_rotation_depends_on_distance_alone():
+    """Shifted by any number of positions, a story has the same scores; reversed, it has others."""
+    qkv = torch.randn(1, 30, 3, 2, 16)
+    places = torch.arange(30)
+    scores = [attention_scores(rotate(qkv, *rotation(p, 16))) for p in (places, places + 1000)]
+    torch.testing.assert_close(*scores, atol=1e-3, rtol=1e-3)
+    backwards = attention_scores(rotate(qkv, *rotation(places.flip(0), 16)))
+    assert not torch.allclose(scores[0], backwards, atol=0.1)
+    assert torch.equal(rotate(qkv, *rotation(places, 16))[:, :, 2], qkv[:, :, 2])  # not the values
 
 
 def test_initial_weights_are_gpt2s():
@@ -183,7 +221,7 @@ def test_chunked_loss_equals_torch(n):
 # ---- what every later part relies on -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False}])
+@pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False}, ROTARY])
 def test_packed_equals_one_story_a_row(config):
     model = small(**config)
     lengths = [20, 1, 33, 10]
@@ -227,7 +265,7 @@ def test_one_batch_overfits():
     assert loss.item() < 0.05
 
 
-@pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False}])
+@pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False}, ROTARY])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_one_compiled_graph_is_the_eager_model(backend, config):
     """fullgraph: torch.compile finds nothing in the model, kernels included, that breaks it."""
@@ -245,7 +283,7 @@ def test_one_compiled_graph_is_the_eager_model(backend, config):
 
 
 def test_triton_attention_is_the_same_model():
-    for config in ({}, {"window": 9, "scale_attention": False, "qkv_bias": False}):
+    for config in ({}, {"window": 9, "scale_attention": False, "qkv_bias": False}, ROTARY):
         model = small(**config)
         scramble(model)
         tokens, targets, positions, start = packed_batch([20, 1, 33], 60)

@@ -161,6 +161,7 @@ def contents(out):
 LAYOUTS = {
     "gpt2": {},
     "neo": {"n_layer": 3, "window": 9, "scale_attention": False, "qkv_bias": False},
+    "neox": {"positions": "rope", "gelu": "erf"},
 }
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.attention import attention_scores, attention_weights, windowed
+from model import rotate, rotation
 from nanostories.dataset.packing import pad_batch
 from nanostories.inference.generate import Completion
 
@@ -82,6 +83,8 @@ def attention_patterns(model, tokens, layer):
     (B, T), attn, outputs = tokens.shape, model.h[layer].attn, []
     run_with_hooks(model, tokens, [attn.c_attn], lambda i, x, y: outputs.append(y))
     qkv = outputs[0].view(B, T, 3, attn.n_head, -1).float()
+    if model.wpe is None:
+        qkv = rotate(qkv, *rotation(torch.arange(T, device=tokens.device), qkv.shape[-1]))
     window = model.window(layer)
     start = windowed(None, window, (B, T), tokens.device).contiguous() if window else None
     return attention_weights(qkv, start, attn.scale)
@@ -120,7 +123,9 @@ def mean_residuals(model, batches, ids):
 
 @torch.no_grad()
 def content_scores(model, layer, residuals):
-    """A layer's attention scores (H, T, T) of tokens without context: (T, C), `mean_residuals`."""
+    """A layer's attention scores (H, T, T) of tokens without context: (T, C), `mean_residuals`;
+    with rotary positions, of tokens at one place.
+    """
     block = model.h[layer]
     qkv = block.attn.c_attn(block.ln_1(residuals[None]))
     qkv = qkv.view(1, len(residuals), 3, block.attn.n_head, -1).float()

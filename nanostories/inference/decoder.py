@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from configs import UserError
+from model import GELU, rotate, rotation
 from nanostories.training.device import pick_dtype
 
 
@@ -72,7 +73,9 @@ class Decoder:
         # On CPUs attention over the cache is faster in float32, whatever the weights are.
         self.cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attention else 1.0
-        self.wte, self.wpe = model.wte.weight.detach(), model.wpe.weight.detach()
+        self.wte = model.wte.weight.detach()
+        self.wpe = None if model.wpe is None else model.wpe.weight.detach()
+        self.approximation = GELU[config.gelu]
         self.layers = []
         for block in model.h:
             linears = block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
@@ -90,10 +93,18 @@ class Decoder:
 
         tokens, positions: (N,) int64. attend(layer, qkv): attention; gets (N, 3 C), returns (N, C).
         """
-        x = (F.embedding(tokens, self.wte) + F.embedding(positions, self.wpe)).float()  # (N, C)
+        x, heads = F.embedding(tokens, self.wte), (3, self.config.n_head, -1)  # (N, C)
+        if self.wpe is None:
+            angles = rotation(positions, self.config.n_embd // self.config.n_head)
+        else:
+            x = x + F.embedding(positions, self.wpe)
+        x = x.float()
         for layer, (ln_1, ln_2, qkv, proj, up, down) in enumerate(self.layers):
-            x += proj(attend(layer, qkv(ln_1(x))))
-            x += down(F.gelu(up(ln_2(x)), approximate="tanh"))
+            packed = qkv(ln_1(x))  # (N, 3 C)
+            if self.wpe is None:
+                packed = rotate(packed.unflatten(-1, heads), *angles).flatten(1)
+            x += proj(attend(layer, packed))
+            x += down(F.gelu(up(ln_2(x)), approximate=self.approximation))
         return x
 
     def logits(self, x):

@@ -374,7 +374,8 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
     try:
         with torch.device("meta"):  # no random weights first
             model = GPT(GPTConfig(**config | changes))
-        weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
+        if model.wpe is not None:
+            weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
         model.to_empty(device=device).load_state_dict(weights)
         max_length = min(state["max_length"], model.config.block_size)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:

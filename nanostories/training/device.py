@@ -56,17 +56,21 @@ def reuse_freed_memory():
 def pick_dtype(name, device):
     """The torch dtype behind a setting; "auto" is bfloat16 where the hardware computes in it."""
     if name == "auto":
-        name = "float32"
-        if device.type == "cuda":
-            name = "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-        elif device.type == "cpu":
-            # Emulated, as on CPUs with AVX-512 alone, bf16 is slower than float32.
-            native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-            if any(getattr(torch.cpu, check, bool)() for check in native):
-                name = "bfloat16"
+        name = "float16" if device.type == "cuda" else "float32"
+        if computes_in_bfloat16(device):
+            name = "bfloat16"
     if name not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype must be auto, float32, bfloat16 or float16, not '{name}'")
     return getattr(torch, name)
+
+
+def computes_in_bfloat16(device):
+    """Whether the hardware multiplies in bfloat16. Emulated, as on CPUs with AVX-512 alone, that is
+    slower than float32."""
+    if device.type == "cpu":
+        native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, bool)() for check in native)
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(False)
 
 
 def select_attention(model, name, dtype):

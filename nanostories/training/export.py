@@ -5,9 +5,9 @@
     AutoModelForCausalLM.from_pretrained("ts_cpu"), AutoTokenizer.from_pretrained("ts_cpu")
     python ts_cpu/to_gguf.py llama.cpp                     # llama.cpp's own converter -> model.gguf
 
-The folder holds the weights in GPT-2's layout (a fine-tuned GPT-Neo keeps its own), the tokenizer,
-which puts <|endoftext|> before every text, the settings of generation, and a model card made from
-the run's own files. It is written whole or not at all.
+The folder holds the weights in GPT-2's layout, with rotary positions in GPT-NeoX's (a fine-tuned
+GPT-Neo keeps its own), the tokenizer, which puts <|endoftext|> before every text, the settings of
+generation, and a model card made from the run's own files. It is written whole or not at all.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from configs import ROOT, UserError, load, run
 from nanostories.dataset.tokenizer import BPE_PATTERN, EOT
 from nanostories.storage import atomic_folder, lock, read_json, write_json, write_text
-from nanostories.training import checkpoint, huggingface
+from nanostories.training import checkpoint, hub_layouts
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def main(argv=None):
 def export(loaded, out):
     """Write a LoadedModel as the new folder `out`; raises UserError if that cannot be done."""
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    hub_config = huggingface.hub_config(config)
-    tensors = huggingface.to_hub_tensors(loaded.model.state_dict(), config)
+    hub_config = hub_layouts.hub_config(config)
+    tensors = hub_layouts.to_hub_tensors(loaded.model.state_dict(), config)
     generation_config = {
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot),
         "do_sample": True,
@@ -58,7 +58,7 @@ def export(loaded, out):
         "add_bos_token": True,
         "clean_up_tokenization_spaces": False,
     }
-    llama_cpp = hub_config["model_type"] == "gpt2"  # its converter reads no GPT-Neo
+    llama_cpp = hub_config["model_type"] != "gpt_neo"  # its converter reads none
     try:
         with atomic_folder(out) as part:
             save_file(tensors, part / "model.safetensors", {"format": "pt"})

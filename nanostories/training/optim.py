@@ -9,30 +9,46 @@ orthogonal(U S V^T) = U V^T: every direction of the matrix moves equally far, wh
 a few large directions and many small ones. The factor 0.2 sqrt(max(m, n)) gives the update AdamW's
 usual size, so that AdamW's learning rates and weight decay carry over (Liu et al. 2025, eq. 4).
 
-torch.optim.Muon is the same but always iterates in bfloat16, which most CPUs have to emulate.
+torch.optim.Muon is the same but takes q, k and v together, and always iterates in bfloat16, which
+many CPUs have to emulate.
 """
 
-from functools import partial
-
 import torch
+
+from nanostories.training.device import computes_in_bfloat16
 
 
 def make_optimizers(model, settings):
     """The optimizers of all parameters of a GPT, a list of one or two. Only the blocks' matrices
-    decay; with optimizer = "muon" they go to Muon and the rest to AdamW."""
-    lr, decay = settings.learning_rate, settings.weight_decay
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h.")]
-    ids = {id(p) for p in matrices}
-    rest = {"params": [p for p in model.parameters() if id(p) not in ids], "weight_decay": 0.0}
-    adamw = partial(torch.optim.AdamW, lr=lr, betas=(settings.beta1, settings.beta2), fused=True)
-    if settings.optimizer == "muon":
-        return [adamw([rest]), Muon(matrices, lr, weight_decay=decay)]
-    return [adamw([{"params": matrices, "weight_decay": decay}, rest])]
+    decay; with optimizer = "muon" they go to Muon and the rest to AdamW. Each group has its
+    learning rate times `lr_scale`.
+    """
+    named = dict(model.named_parameters())
+    matrices = [p for name, p in named.items() if p.ndim == 2 and name.startswith("h.")]
+    embeddings = [p for name, p in named.items() if name.startswith(("wte.", "wpe."))]
+    vectors = [p for p in named.values() if p.ndim < 2]
+    plain, decay = {"weight_decay": 0.0, "lr_scale": 1.0}, settings.weight_decay
+    vectors, embeddings = {"params": vectors} | plain, {"params": embeddings} | plain
+    embeddings["lr_scale"] = settings.embedding_lr_scale
+    blocks = {"params": matrices, "weight_decay": decay, "lr_scale": 1.0}
+    muon = settings.optimizer == "muon"
+    adamw = torch.optim.AdamW(
+        [vectors, embeddings] if muon else [blocks, vectors, embeddings],
+        lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True,
+    )  # fmt: skip
+    if not muon:
+        return [adamw]
+    blocks["lr_scale"] = settings.muon_lr_scale
+    return [adamw, Muon([blocks], settings.learning_rate, settings.muon_momentum)]
 
 
 class Muon(torch.optim.Optimizer):
     """params: 2-D weights. lr and weight_decay as AdamW's; momentum: mu above. Where the attribute
-    `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers."""
+    `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers.
+
+    A matrix of 3 n rows and n columns is q, k and v, one above the other: each is made orthogonal
+    by itself.
+    """
 
     _step_supports_amp_scaling = True  # tells torch.amp.GradScaler so
 
@@ -44,13 +60,18 @@ class Muon(torch.optim.Optimizer):
         # 1 to step, 0 to change nothing: decided on the device, so that the host need not wait.
         go = 1 - getattr(self, "found_inf", torch.zeros(()))
         for group in self.param_groups:
-            # Weights of one shape go through the iteration together: many small products, one call.
-            for shape in sorted({weight.shape for weight in group["params"]}):
-                weights = [weight for weight in group["params"] if weight.shape == shape]
-                updates = [self.momentum(weight, group["momentum"], go) for weight in weights]
-                for weight, update in zip(weights, orthogonal(torch.stack(updates)), strict=True):
-                    weight.mul_(1 - go * group["lr"] * group["weight_decay"])
-                    weight.add_(update * go, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+            parts = {}  # {shape: [(part of a weight, its update)]}
+            for weight in group["params"]:
+                update, (rows, columns) = self.momentum(weight, group["momentum"], go), weight.shape
+                count = 3 if rows == 3 * columns else 1
+                for part in zip(weight.chunk(count), update.chunk(count), strict=True):
+                    parts.setdefault(part[0].shape, []).append(part)
+            # Matrices of one shape are iterated together: many small products, one call.
+            for shape, pairs in parts.items():
+                weights, updates = zip(*pairs, strict=True)
+                torch._foreach_mul_(weights, 1 - go * group["lr"] * group["weight_decay"])
+                updates = (orthogonal(torch.stack(updates)) * go).unbind()
+                torch._foreach_add_(weights, updates, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def momentum(self, weight, mu, go):
         """The weight's momentum after its gradient, one step ahead (Nesterov)."""
@@ -67,10 +88,11 @@ def orthogonal(matrices, steps=5):
     """Matrices (k, m, n) with their singular values brought near 1, by Newton-Schulz iteration.
 
     The quintic's coefficients are Jordan's: steepest at zero, so that small singular values grow
-    quickly, at the price of ending somewhere in 0.7..1.2."""
+    quickly, at the price of ending somewhere in 0.7..1.2. It needs no more than bfloat16's digits.
+    """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # the Gram matrix is the smaller of the two
-    x = x.bfloat16() if x.is_cuda else x
+    x = x.bfloat16() if computes_in_bfloat16(x.device) else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

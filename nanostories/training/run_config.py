@@ -12,12 +12,12 @@ from pathlib import Path
 from configs import UserError, check_ranges
 from nanostories.dataset.sources import dataset_folder
 from nanostories.storage import lock
-from nanostories.training import checkpoint, huggingface
+from nanostories.training import checkpoint, hub_layouts, huggingface
 from nanostories.training.device import memory_of, pick_device
 from nanostories.training.distributed import all_gather, rank, world_size
 from nanostories.training.logger import services
 
-SHAPE = ("block_size", "n_layer", "n_head", "n_embd")
+SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "positions", "gelu")
 # What --resume may change: none of these changes what a step with finite numbers computes.
 MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "save_interval",
               "device", "compile", "cuda_graphs", "attn", "skip_nonfinite", "profile",
@@ -98,7 +98,7 @@ def like_init_from(settings, origin):
         stored = checkpoint.read_config(base)["model"]
     else:
         folder = huggingface.resolve_model(base, settings.revision)
-        config, positions = huggingface.read_model_config(folder, base)
+        config, positions = hub_layouts.read_model_config(folder, base)
         stored = asdict(replace(config, block_size=positions))
         name = huggingface.load_tokenizer(folder, config.vocab_size).name
         tokenizer = "gpt2" if name == "gpt2" and config.vocab_size == 50257 else str(folder)

@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
 )
 
 import eval.loss
@@ -28,7 +30,7 @@ from nanostories import storage
 from nanostories.dataset.tokenizer import Tokenizer, build
 from nanostories.inference.decoder import Decoder
 from nanostories.inference.generate import generate
-from nanostories.training import checkpoint, export, huggingface
+from nanostories.training import checkpoint, export, hub_layouts, huggingface
 from nanostories.training.run_config import complete
 
 SHAPES = {  # of the odd kinds: a head of 48, a window of 256, a vocabulary of 4,099
@@ -37,6 +39,9 @@ SHAPES = {  # of the issue's odd kinds: a head of 48, a window of 256, a vocabul
     "neo, window of 256": {"vocab_size": 300, "block_size": 320, "n_layer": 3, "n_embd": 48,
                            "window": 256, "scale_attention": False, "qkv_bias": False},
     "neo, no window": {"vocab_size": 257, "scale_attention": False, "qkv_bias": False},
+    "rotary, gelu": {"vocab_size": 300, "block_size": 224, "n_embd": 96, "n_head": 3,
+                     "positions": "rope", "gelu": "erf"},
+    "rotary, gelu_new": {"vocab_size": 257, "positions": "rope"},
 }  # fmt: skip
 
 
@@ -49,6 +54,16 @@ def transformers_model(name):
                 vocab_size=shape["vocab_size"], n_positions=shape["block_size"],
                 n_embd=shape["n_embd"], n_layer=shape["n_layer"], n_head=shape["n_head"],
                 scale_attn_weights=shape["scale_attention"],
+            )
+        )  # fmt: skip
+    elif name.startswith("rotary"):
+        model = GPTNeoXForCausalLM(
+            GPTNeoXConfig(
+                vocab_size=shape["vocab_size"], max_position_embeddings=shape["block_size"],
+                hidden_size=shape["n_embd"], num_hidden_layers=shape["n_layer"],
+                num_attention_heads=shape["n_head"], intermediate_size=4 * shape["n_embd"],
+                hidden_act=name.removeprefix("rotary, "), use_parallel_residual=False,
+                rotary_pct=1.0, tie_word_embeddings=True,
             )
         )  # fmt: skip
     else:
@@ -115,7 +130,7 @@ def test_a_published_model_computes_the_same(folder):
 
 def test_old_bin_files_are_read_without_running_them(folder, tmp_path):
     model, path = folder
-    state = model.transformer.state_dict()  # as the hub's gpt2 has them: without their prefix
+    state = model.base_model.state_dict()  # as the hub's gpt2 has them: without their prefix
     state |= {"h.0.attn.bias": torch.ones(1, 1, 8, 8), "h.0.attn.masked_bias": torch.tensor(-1e4)}
     torch.save(state, path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
@@ -146,7 +161,8 @@ def test_half_precision_and_several_files(folder):
     model.save_pretrained(path, max_shard_size="40KB")
     assert len(list(path.glob("model-*.safetensors"))) > 1
     (path / "model.safetensors").unlink()
-    assert_same(huggingface.load(str(path)).model, model.float(), 9)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    assert_same(huggingface.load(str(path)).model, model, 9)
 
 
 @pytest.mark.parametrize("layout", ["gpt2, heads of 48", "neo, window of 256"])
@@ -158,15 +174,15 @@ def test_what_model_py_does_not_have_is_refused(layout, tmp_path):
         ({"layer_norm_epsilon": 1e-12}, "has layer_norm_epsilon 1e-12"),
         ({"tie_word_embeddings": False}, "has tie_word_embeddings False"),
         ({"n_inner": 7, "intermediate_size": 7}, "has n_inner 7|has intermediate_size 7"),
-        ({"model_type": "llama"}, "is a llama; only gpt2 and gpt_neo can be read"),
+        ({"model_type": "llama"}, "is a llama; only gpt2, gpt_neo, gpt_neox can be read"),
         ({"attention_layers": ["local", "global", "local"], "n_embd": None}, "alternate|damaged"),
     ]
     for changes, message in others:
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(UserError, match=message):
-            huggingface.read_model_config(tmp_path)
+            hub_layouts.read_model_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    huggingface.read_model_config(tmp_path)
+    hub_layouts.read_model_config(tmp_path)
 
 
 def test_damage_is_said_in_one_line(tmp_path):
@@ -194,16 +210,16 @@ def test_damage_is_said_in_one_line(tmp_path):
 
 def test_a_head_of_its_own_is_refused():
     model = random_model()
-    tensors = huggingface.to_hub_tensors(model.state_dict(), model.config)
+    tensors = hub_layouts.to_hub_tensors(model.state_dict(), model.config)
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
-    huggingface.from_hub_tensors(tensors, model.config)
+    hub_layouts.from_hub_tensors(tensors, model.config)
     tensors["lm_head.weight"][0] += 1
     with pytest.raises(UserError, match="its output head is not its token embedding"):
-        huggingface.from_hub_tensors(tensors, model.config)
+        hub_layouts.from_hub_tensors(tensors, model.config)
     del tensors["lm_head.weight"]
     tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][1:]
     with pytest.raises(UserError, match="it embeds 256 tokens; its vocab_size is 257"):
-        huggingface.from_hub_tensors(tensors, model.config)
+        hub_layouts.from_hub_tensors(tensors, model.config)
 
 
 def test_positions_that_were_never_trained_are_cut(tmp_path, capsys):
