@@ -81,8 +81,7 @@ def rotate(qkv, cos, sin):
     qkv: (..., 3, H, D). cos, sin: of `rotation`. Channels c and c + D/2 are a point of a plane,
     which position p turns by the angle p theta_c, theta_c = 10,000^(-2c / D). Between a query at i
     and a key at j the turn is (i - j) theta_c: their product depends on how far apart they are, not
-    on where.
-    """
+    on where."""
     queries_keys, values = qkv.split((2, 1), dim=-3)
     x, y = queries_keys.float().chunk(2, -1)  # (..., 2, H, D / 2) each
     turned = torch.cat([x * cos - y * sin, y * cos + x * sin], -1)
@@ -233,7 +232,6 @@ class GPT(nn.Module):
 
         6 for each weight that multiplies (the head does, the embeddings look up), and attention's
         12 n_layer n_embd for each of the `context` tokens a query sees on average (PaLM, appendix
-        B).
-        """
+        B)."""
         weights = self.num_params() - self._position_weights()
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * context

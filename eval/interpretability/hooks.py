@@ -124,8 +124,7 @@ def mean_residuals(model, batches, ids):
 @torch.no_grad()
 def content_scores(model, layer, residuals):
     """A layer's attention scores (H, T, T) of tokens without context: (T, C), `mean_residuals`;
-    with rotary positions, of tokens at one place.
-    """
+    with rotary positions, of tokens at one place."""
     block = model.h[layer]
     qkv = block.attn.c_attn(block.ln_1(residuals[None]))
     qkv = qkv.view(1, len(residuals), 3, block.attn.n_head, -1).float()

@@ -70,8 +70,7 @@ def _fixed_settings(model_type, config):
 def read_model_config(folder, name=""):
     """(GPTConfig, the number of positions that training used) of a model's config.json.
 
-    name: what the user calls the model. Raises UserError naming a setting that model.py lacks.
-    """
+    name: what the user calls the model. Raises UserError naming a setting that model.py lacks."""
     path, name = Path(folder) / "config.json", name or folder
     stored = read_json(path)
     try:
@@ -197,8 +196,7 @@ def _sort_heads(x, first, second):
 def from_hub_tensors(tensors, config):
     """{name: float32 tensor} for GPT(config), from the tensors of its architecture.
 
-    Raises UserError where they are no such model's, KeyError for a missing tensor.
-    """
+    Raises UserError where they are no such model's, KeyError for a missing tensor."""
     model_type, state = _model_type(config), {}
     tensors = {name.removeprefix(PREFIX[model_type]): x for name, x in tensors.items()}
     [embedding] = _hub_names("wte.weight", model_type)

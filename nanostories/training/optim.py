@@ -21,8 +21,7 @@ from nanostories.training.device import computes_in_bfloat16
 def make_optimizers(model, settings):
     """The optimizers of all parameters of a GPT, a list of one or two. Only the blocks' matrices
     decay; with optimizer = "muon" they go to Muon and the rest to AdamW. Each group has its
-    learning rate times `lr_scale`.
-    """
+    learning rate times `lr_scale`."""
     named = dict(model.named_parameters())
     matrices = [p for name, p in named.items() if p.ndim == 2 and name.startswith("h.")]
     embeddings = [p for name, p in named.items() if name.startswith(("wte.", "wpe."))]
@@ -47,8 +46,7 @@ class Muon(torch.optim.Optimizer):
     `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers.
 
     A matrix of 3 n rows and n columns is q, k and v, one above the other: each is made orthogonal
-    by itself.
-    """
+    by itself."""
 
     _step_supports_amp_scaling = True  # tells torch.amp.GradScaler so
 
