@@ -87,6 +87,9 @@ class Settings:
     warmup_iters: int = 5  # steps of linear warm-up
     lr_decay_iters: int = 0  # steps until min_lr; default: the run, by the clock with max_minutes
     weight_decay: float = 0.0  # of matrices; biases, gains and embeddings have none
+    muon_lr_scale: float = 1.0  # muon's learning rate, times learning_rate
+    muon_momentum: float = 0.95  # its average of gradients
+    embedding_lr_scale: float = 1.0  # the embeddings' learning rate, times learning_rate
     beta1: float = 0.9  # AdamW's average of gradients
     beta2: float = 0.95  # AdamW's average of their squares
     grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
@@ -226,7 +229,7 @@ def update(policy, optimizers, grad_clip, lr):
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip or math.inf).item()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad()
