@@ -405,7 +405,7 @@ def test_the_exported_folder_tells_stories_in_transformers(data, tmp_path):
 def test_what_no_layout_has_is_not_exported(tmp_path):
     model = random_model(window=9)
     run_of(model, build("bytes"), tmp_path / "run")
-    with pytest.raises(UserError, match="neither GPT-2 nor GPT-Neo has both a window and"):
+    with pytest.raises(UserError, match="neither GPT-2 nor GPT-NeoX has a window"):
         export.export(checkpoint.load_run(tmp_path / "run"), tmp_path / "hf")
     assert not list(tmp_path.glob("hf*"))
 
