@@ -177,8 +177,8 @@ def _hub_names(name, model_type):
         if "attn.c_attn" in name:
             return [name.replace("attn.c_attn", f"attn.attention.{part}_proj") for part in "qkv"]
         name = name.replace("attn.c_proj", "attn.attention.out_proj")
-    for ours, theirs in NEOX_NAMES.items() if model_type == "gpt_neox" else ():
-        name = name.replace(ours, theirs)
+    for part, hub_part in NEOX_NAMES.items() if model_type == "gpt_neox" else ():
+        name = name.replace(part, hub_part)
     return [name]
 
 
