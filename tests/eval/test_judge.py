@@ -450,7 +450,7 @@ def test_files_that_hold_none(tmp_path, text):
         (["--judge=a", "--beams=5"], "beams is for mode prompts"),
         (["--judge=a", "--num_samples=-1"], "num_samples must be at least 1"),
         (["--judge=a", "--prompts=nowhere.txt"], "no source 'nowhere.txt'"),
-        (["--mode=prompts", "--prompts=ours"], "prompts is paper or storybook"),
+        (["--mode=prompts", "--prompts=ours"], "prompts is paper, slides or storybook"),
         (["--mode=prompts", "--beside=out/nowhere"], "out/nowhere"),
         (["--mode=prompts", "--dry_run"], "--judge=<model>"),
         (["--judge=a", "--temperature=nan"], "temperature must be 0 or more"),

@@ -522,7 +522,8 @@ def test_both_comparisons_of_the_papers_study_are_fair():
         assert trained(f"{size}-s1").learning_rate == rate
     for name in ("64-4-2-s1", "512-12-4-s1", "syn-512-12-4-s1", "instruct-128-8-4-s1"):
         given = vars(trained(name))
-        assert given == given | published.TABLE_1 and given["n_head"] in (2, 4)
+        # Here for a whole epoch, as in the report.
+        assert given == given | published.TABLE_1 | {"max_iters": 0} and given["n_head"] in (2, 4)
 
 
 def test_hours_follow_tokens_and_sizes(settings, monkeypatch):
