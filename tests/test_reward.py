@@ -295,10 +295,9 @@ def test_stop_on_alarm(base, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_without_a_kl_penalty_it_collapses_and_raises_alarms(data, tmp_path):
-    """The reward rises towards 1 far from the reference; with a KL penalty it stays near it.
+    """The reward rises towards 1 far from the reference; with a KL penalty there is no alarm.
 
-    How the policy breaks (one word again and again, or rare words) is a matter of rounding, and so
-    is whether this tiny base, which repeats itself anyway, raises the alarm for repetition.
+    How the policy breaks (one word again and again, or rare words) is a matter of rounding.
     """
     out = tmp_path / "base"
     tiny.train(settings_for(data, out, n_embd=64, max_iters=600))
@@ -315,7 +314,7 @@ def test_without_a_kl_penalty_it_collapses_and_raises_alarms(data, tmp_path):
         rewards[factor] = lines[-1]["reward"]
         print(factor, alarms[factor], lines[-1])
     assert {"alarm_kl", "alarm_perplexity"} <= alarms[0.0] and rewards[0.0] > 0.7
-    assert alarms[0.2] <= {"alarm_repetition"} and rewards[0.2] < 0.3
+    assert not alarms[0.2] and rewards[0.2] < 0.3
 
 
 def call(*words):

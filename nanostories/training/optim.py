@@ -22,23 +22,26 @@ def make_optimizers(model, settings):
     """The optimizers of all parameters of a GPT, a list of one or two. Only the blocks' matrices
     decay; with optimizer = "muon" they go to Muon and the rest to AdamW. Each group has its
     learning rate times `lr_scale`."""
-    named = dict(model.named_parameters())
-    matrices = [p for name, p in named.items() if p.ndim == 2 and name.startswith("h.")]
-    embeddings = [p for name, p in named.items() if name.startswith(("wte.", "wpe."))]
-    vectors = [p for p in named.values() if p.ndim < 2]
-    plain, decay = {"weight_decay": 0.0, "lr_scale": 1.0}, settings.weight_decay
-    vectors, embeddings = {"params": vectors} | plain, {"params": embeddings} | plain
-    embeddings["lr_scale"] = settings.embedding_lr_scale
-    blocks = {"params": matrices, "weight_decay": decay, "lr_scale": 1.0}
-    muon = settings.optimizer == "muon"
-    adamw = torch.optim.AdamW(
-        [vectors, embeddings] if muon else [blocks, vectors, embeddings],
-        lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True,
-    )  # fmt: skip
-    if not muon:
-        return [adamw]
-    blocks["lr_scale"] = settings.muon_lr_scale
-    return [adamw, Muon([blocks], settings.learning_rate, settings.muon_momentum)]
+    named, muon = dict(model.named_parameters()), settings.optimizer == "muon"
+    blocks = {
+        "params": [p for name, p in named.items() if p.ndim == 2 and name.startswith("h.")],
+        "weight_decay": settings.weight_decay,
+        "lr_scale": settings.muon_lr_scale if muon else 1.0,
+    }
+    embeddings = {
+        "params": [p for name, p in named.items() if name.startswith(("wte.", "wpe."))],
+        "weight_decay": 0.0,
+        "lr_scale": settings.embedding_lr_scale,
+    }
+    vectors = {
+        "params": [p for p in named.values() if p.ndim < 2],
+        "weight_decay": 0.0,
+        "lr_scale": 1.0,
+    }
+    groups = [embeddings, vectors] if muon else [blocks, embeddings, vectors]
+    lr, betas = settings.learning_rate, (settings.beta1, settings.beta2)
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    return [adamw, Muon([blocks], lr, settings.muon_momentum)] if muon else [adamw]
 
 
 class Muon(torch.optim.Optimizer):
