@@ -352,7 +352,7 @@ BREACHES = [
     (outside_paths, "git clone https://github.com/karpathy/nanoGPT", ""),
     (outside_paths, "tests/test_story.py", "tests/test_tale.py"),
     (broken_links, "(train.py)", "(trains.py)"),
-    (broken_links, "(train.py)", "(../main/train.py)"),
+    (broken_links, "(train.py)", "(../elsewhere/train.py)"),
     (broken_links, "(train.py)", "(docs/none.md#there)"),
     (broken_links, "(train.py)", "(README.md#nowhere)"),
     (broken_links, "#running-it", "#running"),
