@@ -36,11 +36,9 @@ train.py 128: --learning_rate=2.5e-3
 train.py 256: --learning_rate=2e-3
 train.py 1024: --learning_rate=8e-4
 """
-_TABLE_1 = (
+_TABLE_1 = (  # of eval/published.toml
     "--batch_size=7 --gradient_accumulation_steps=1 --learning_rate=1e-4 --schedule=constant "
-)
-_TABLE_1 += (
-    "--warmup_iters=1000 --weight_decay=0.01 --beta2=0.999"  # table_1 of eval/published.toml
+    "--warmup_iters=1000 --weight_decay=0.01 --beta2=0.999"
 )
 options += "\n".join(f"train.py {size}: {_TABLE_1}" for size in _REPORT.split(", "))
 

@@ -107,8 +107,8 @@ def losses(study):
 def grid(study):
     """Our models, and the published ones beside those of the same shape."""
     by_shape, paper = {}, []
-    for run in reversed(study.grid):
-        by_shape[f"{run.size.width}-{run.size.layers}"] = by_name(study.grid)[run.name]
+    for runs in reversed(by_name(study.grid).values()):
+        by_shape["{}-{}".format(*runs[0].size[:2])] = runs
     for name, row in published.MODELS.items():
         runs = by_shape.get(name, [])
         printed = [grade_pair(*row[x]) if x in row else NOT_PRINTED for x in published.GRADES]
