@@ -7,8 +7,7 @@
 Token plus position embeddings; n_layer blocks of layer norm -> attention -> add, layer norm -> MLP
 -> add; a last layer norm; and the token embedding once more as the output head. Three settings turn
 it into GPT-Neo (Black et al. 2021), the architecture of the published TinyStories models. With
-positions = "rope" and gelu = "erf" it is GPT-NeoX (Black et al. 2022) with tied embeddings, which
-learns TinyStories in far fewer tokens.
+positions = "rope" and gelu = "erf" it is GPT-NeoX (Black et al. 2022) with tied embeddings.
 
 Initial weights, as GPT-2 has them:
 
@@ -218,14 +217,14 @@ class GPT(nn.Module):
     def num_params(self, embeddings=True):
         """Parameters, without the vocabulary's padding; without both embeddings if asked."""
         config = self.config
-        total = sum(p.numel() for p in self.parameters())
-        total -= (config.padded_vocab_size - config.vocab_size) * config.n_embd
         if not embeddings:
-            total -= config.vocab_size * config.n_embd + self._position_weights()
-        return total
+            return self.num_matmul_params() - config.vocab_size * config.n_embd
+        padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
+        return sum(p.numel() for p in self.parameters()) - padding
 
-    def _position_weights(self):
-        return 0 if self.wpe is None else self.wpe.weight.numel()
+    def num_matmul_params(self):
+        """Parameters of the blocks and the head: all but the embedding of positions."""
+        return self.num_params() - (0 if self.wpe is None else self.wpe.weight.numel())
 
     def flops_per_token(self, context):
         """Forward and backward floating-point operations of one training token.
@@ -233,5 +232,5 @@ class GPT(nn.Module):
         6 for each weight that multiplies (the head does, the embeddings look up), and attention's
         12 n_layer n_embd for each of the `context` tokens a query sees on average (PaLM, appendix
         B)."""
-        weights = self.num_params() - self._position_weights()
-        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * context
+        config = self.config
+        return 6 * self.num_matmul_params() + 12 * config.n_layer * config.n_embd * context

@@ -88,7 +88,7 @@ class Settings:
     n_layer: int = 4  # transformer blocks
     n_head: int = 16  # attention heads in each
     n_embd: int = 768  # width
-    positions: str = "learned"  # learned, or rope: rotary, learns in fewer tokens
+    positions: str = "learned"  # an embedding of each position, or rope: rotary positions
     gelu: str = "tanh"  # GPT-2's tanh, or erf: exact, faster on CPUs
     dropout: float = 0.0  # a single epoch needs none; try 0.1 for fine-tuning
     # the optimizer

@@ -312,3 +312,13 @@ def test_parameter_counts(shape, millions):
     with torch.device("meta"):
         model = GPT(GPTConfig(50257, block_size, n_layer, 4, n_embd))
     assert model.num_params() / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize("positions, embedded", [("learned", 64), ("rope", 0)])
+def test_only_learned_positions_have_parameters(positions, embedded):
+    model = small(positions=positions)
+    blocks = sum(p.numel() for p in (*model.h.parameters(), *model.ln_f.parameters()))
+    head = SMALL["vocab_size"] * SMALL["n_embd"]
+    assert model.num_params(embeddings=False) == blocks
+    assert model.num_matmul_params() == blocks + head
+    assert model.num_params() == blocks + head + embedded * SMALL["n_embd"]

@@ -274,6 +274,7 @@ def test_orthogonal_brings_singular_values_near_one(shape):
     "changes, message",
     [
         ({"n_head": 3}, "n_embd 32 is not a multiple of n_head 3"),
+        ({"positions": "rope", "n_head": 32}, "rope needs an even head size, not 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"grad_clip": -1.0}, "grad_clip must be 0 or more, not -1.0"),
         ({"max_iters": -5}, "max_iters must be 0 or more, not -5"),

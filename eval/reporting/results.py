@@ -138,7 +138,7 @@ def read_run(folder):
     return Run(
         str(size), folder, kind, size, int(seed[1:]),
         parameters=model.num_params(), block_parameters=model.num_params(embeddings=False),
-        matmul_parameters=model.num_params() - model.wpe.weight.numel(), tokens=state["tokens"],
+        matmul_parameters=model.num_matmul_params(), tokens=state["tokens"],
         curve=curve, train_curve=train_curve, steps=lines if kind in ("reward", "naive") else [],
         env=_read_json(f"{folder}/env.json") or {}, recipe=config["train"],
     )  # fmt: skip

@@ -140,7 +140,7 @@ def hub_config(config):
     stored |= {"model_type": model_type, "dtype": "float32"}
     stored |= {"bos_token_id": eot, "eos_token_id": eot}
     if model_type == "gpt_neox":
-        older = {"rotary_pct": 1.0, "rotary_emb_base": 10000}  # llama.cpp's converter reads these
+        older = {"rotary_pct": 1.0, "rotary_emb_base": 10000}  # for transformers 4
         none = dict.fromkeys(("hidden_dropout", "attention_dropout"), 0.0)
         return stored | {"architectures": ["GPTNeoXForCausalLM"]} | older | none
     if model_type == "gpt_neo":

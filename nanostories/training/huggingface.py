@@ -1,7 +1,7 @@
 """Published models: GPT-2, GPT-Neo and GPT-NeoX as transformers stores them, read and written.
 
     loaded = load("gpt2")                            # also gpt2-medium, gpt2-large, gpt2-xl
-    loaded = load("roneneldan/TinyStories-33M")      # any GPT-2 or GPT-Neo on the hub
+    loaded = load("roneneldan/TinyStories-33M")      # any GPT-2, GPT-Neo or GPT-NeoX
     loaded = load("some/folder", block_size=256)     # or on this disk
 
 A model is a folder with a config.json, weights (safetensors; an old pytorch_model.bin is read

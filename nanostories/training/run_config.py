@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from configs import UserError, check_ranges
+from model import GPTConfig
 from nanostories.dataset.sources import dataset_folder
 from nanostories.storage import lock
 from nanostories.training import checkpoint, hub_layouts, huggingface
@@ -29,8 +30,10 @@ def check(settings):
     """Raise UserError for settings that cannot work, before anything is loaded or written."""
     check_ranges(settings)
     services(settings.report_to)
-    if settings.n_embd % settings.n_head:
-        raise UserError(f"n_embd {settings.n_embd} is not a multiple of n_head {settings.n_head}")
+    try:
+        GPTConfig(**{name: getattr(settings, name) for name in SHAPE})
+    except ValueError as error:
+        raise UserError(str(error)) from None
     rows = settings.batch_size * settings.gradient_accumulation_steps
     if not (ranks := world_size()) <= rows <= 10**6:
         raise UserError(f"{ranks} ranks cannot share a step of {rows} rows: change batch_size")

@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import tiny
 from markupsafe import Markup
 from planted_study import GRID, KINDS, interval, run, study
 
@@ -385,6 +386,16 @@ def test_only_what_is_done_is_read(tmp_path, monkeypatch):
         (tmp_path / "study.json").write_text(json.dumps(study_))
         study_read = study_results.read_study(tmp_path)
         assert len(study_read.runs) == 1 and study_read.runs[0].results["skills"] == expected
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_a_run_is_read_back(data, tmp_path, positions):
+    out = tmp_path / "32-2-2-s1"
+    tiny.train(tiny.settings_for(data, out, max_iters=2, positions=positions))
+    run = study_results.read_run(str(out))
+    learned = 128 * 32 * (positions == "learned")
+    assert run.parameters - run.matmul_parameters == learned and run.name == "32-2-2"
+    assert len(run.curve) == 1 and run.tokens == run.train_curve[-1][0]
 
 
 def test_a_run_that_is_gone_has_not_been_measured(tmp_path):
