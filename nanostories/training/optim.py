@@ -9,8 +9,7 @@ orthogonal(U S V^T) = U V^T: every direction of the matrix moves equally far, wh
 a few large directions and many small ones. The factor 0.2 sqrt(max(m, n)) gives the update AdamW's
 usual size, so that AdamW's learning rates and weight decay carry over (Liu et al. 2025, eq. 4).
 
-torch.optim.Muon is the same but takes q, k and v together, and always iterates in bfloat16, which
-many CPUs have to emulate.
+torch.optim.Muon is the same but always iterates in bfloat16, which many CPUs have to emulate.
 """
 
 import torch
@@ -46,10 +45,7 @@ def make_optimizers(model, settings):
 
 class Muon(torch.optim.Optimizer):
     """params: 2-D weights. lr and weight_decay as AdamW's; momentum: mu above. Where the attribute
-    `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers.
-
-    A matrix of 3 n rows and n columns is q, k and v, one above the other: each is made orthogonal
-    by itself."""
+    `found_inf` is a tensor of 1, `step` changes nothing, as in torch's fused optimizers."""
 
     _step_supports_amp_scaling = True  # tells torch.amp.GradScaler so
 
@@ -61,18 +57,13 @@ class Muon(torch.optim.Optimizer):
         # 1 to step, 0 to change nothing: decided on the device, so that the host need not wait.
         go = 1 - getattr(self, "found_inf", torch.zeros(()))
         for group in self.param_groups:
-            parts = {}  # {shape: [(part of a weight, its update)]}
-            for weight in group["params"]:
-                update, (rows, columns) = self.momentum(weight, group["momentum"], go), weight.shape
-                count = 3 if rows == 3 * columns else 1
-                for part in zip(weight.chunk(count), update.chunk(count), strict=True):
-                    parts.setdefault(part[0].shape, []).append(part)
-            # Matrices of one shape are iterated together: many small products, one call.
-            for shape, pairs in parts.items():
-                weights, updates = zip(*pairs, strict=True)
-                torch._foreach_mul_(weights, 1 - go * group["lr"] * group["weight_decay"])
-                updates = (orthogonal(torch.stack(updates)) * go).unbind()
-                torch._foreach_add_(weights, updates, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+            # Weights of one shape go through the iteration together: many small products, one call.
+            for shape in sorted({weight.shape for weight in group["params"]}):
+                weights = [weight for weight in group["params"] if weight.shape == shape]
+                updates = [self.momentum(weight, group["momentum"], go) for weight in weights]
+                for weight, update in zip(weights, orthogonal(torch.stack(updates)), strict=True):
+                    weight.mul_(1 - go * group["lr"] * group["weight_decay"])
+                    weight.add_(update * go, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def momentum(self, weight, mu, go):
         """The weight's momentum after its gradient, one step ahead (Nesterov)."""
