@@ -86,8 +86,9 @@ def random_stories(vocab_size, stories=20_000):
 # floating-point operations per token.
 
 
-def training_step(model, loader, settings):
-    """train.py's step of a GPT on a PackedDataLoader.
+def training_step(model, loader, settings, lr=lambda: 1e-4):
+    """train.py's step of a GPT on a PackedDataLoader. lr: a function that returns the learning rate
+    of the next step.
 
     Returns (a function that trains the next step and returns its number of tokens, the optimizers).
     """
@@ -101,7 +102,7 @@ def training_step(model, loader, settings):
 
     def step():
         number, (tokens, micro_batches) = next(batches)
-        train.train_step(model, optimizers, scaler, guard, micro_batches, number, 1e-4, settings,
+        train.train_step(model, optimizers, scaler, guard, micro_batches, number, lr(), settings,
                          autocast_for(device, dtype), cuda_graphs)  # fmt: skip
         return tokens
 
@@ -123,30 +124,37 @@ def nanostories(case, _):
     return step, model.flops_per_token(loader.mean_context)
 
 
-def nanogpt(case, path):
-    """nanoGPT's train.py: its model, its optimizer, its way of drawing a batch."""
+def nanogpt_model(path, vocab_size, n_embd, n_layer, n_head):
+    """A model of the clone of nanoGPT in `path`, with new random weights."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", Path(path) / "model.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    device = torch.device(case.device)
     config = module.GPTConfig(
-        block_size=BLOCK_SIZE, vocab_size=-(-case.vocab_size // 64) * 64, n_layer=case.n_layer,
-        n_head=HEADS, n_embd=case.n_embd, dropout=0.0, bias=True,
+        block_size=BLOCK_SIZE, vocab_size=-(-vocab_size // 64) * 64, n_layer=n_layer,
+        n_head=n_head, n_embd=n_embd, dropout=0.0, bias=True,
     )  # fmt: skip
-    model = module.GPT(config).to(device)
-    optimizer = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device.type)
+    return module.GPT(config)
+
+
+def nanogpt_step(model, ids, rows, dtype, betas=(0.9, 0.95), lr=lambda: 1e-4):
+    """The step of nanoGPT's train.py, with its optimizer and its way of drawing a batch.
+
+    model: of `nanogpt_model`, on its device. ids: uint16, all training tokens. rows: blocks of
+    BLOCK_SIZE tokens in a step. dtype: what to compute in, a torch dtype. lr: as of
+    `training_step`. Returns a function that trains the next step and returns its number of tokens.
+    """
+    device = next(model.parameters()).device
+    optimizer = model.configure_optimizers(0.1, 1e-4, betas, device.type)
     cuda = device.type == "cuda"
     forward = torch.compile(model) if cuda else model
-    dtype = getattr(torch, case.dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     autocast = autocast_for(device, dtype)
-    data, rows = random_stories(case.vocab_size).ids, case.tokens // BLOCK_SIZE
     if cuda:
         torch.backends.cuda.matmul.allow_tf32 = True
 
     def batch():
-        starts = torch.randint(len(data) - BLOCK_SIZE - 1, (rows,)).tolist()
-        blocks = np.stack([data[i : i + BLOCK_SIZE + 1] for i in starts]).astype(np.int64)
+        starts = torch.randint(len(ids) - BLOCK_SIZE - 1, (rows,)).tolist()
+        blocks = np.stack([ids[i : i + BLOCK_SIZE + 1] for i in starts]).astype(np.int64)
         x, y = torch.from_numpy(blocks[:, :-1].copy()), torch.from_numpy(blocks[:, 1:].copy())
         if cuda:
             x, y = (t.pin_memory().to(device, non_blocking=True) for t in (x, y))
@@ -157,6 +165,8 @@ def nanogpt(case, path):
     def step():
         nonlocal upcoming
         x, y = upcoming
+        for group in optimizer.param_groups:
+            group["lr"] = lr()
         with autocast():
             _, loss = forward(x, y)
         upcoming = batch()
@@ -168,6 +178,15 @@ def nanogpt(case, path):
         optimizer.zero_grad(set_to_none=True)
         return x.numel()
 
+    return step
+
+
+def nanogpt(case, path):
+    """nanoGPT: the step of its train.py."""
+    shape = (case.vocab_size, case.n_embd, case.n_layer, HEADS)
+    model = nanogpt_model(path, *shape).to(case.device)
+    ids, rows = random_stories(case.vocab_size).ids, case.tokens // BLOCK_SIZE
+    step = nanogpt_step(model, ids, rows, getattr(torch, case.dtype))
     twin = GPT(GPTConfig(case.vocab_size, BLOCK_SIZE, case.n_layer, HEADS, case.n_embd))
     return step, twin.flops_per_token(BLOCK_SIZE / 2)
 

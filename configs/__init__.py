@@ -268,7 +268,7 @@ _RANGES = {
     (1e-9, 1): "top_p",
     (0, 10): "learning_rate min_lr muon_lr_scale embedding_lr_scale",
     (0, 100): "temperature judge_temperature weight_decay",
-    (1e-3, 600): "timeout",
+    (1e-3, 600): "timeout turn_seconds",
     (0, 1000): "repetition_penalty kl_factor beams arch",
     (0, 1024): "workers jobs",
     (1, 1024): "n_layer n_head concurrency tries seeds",
@@ -277,7 +277,9 @@ _RANGES = {
     (4, 10**6): "head_stories",
     (2, 10**6): "prompts questions",
     (1, 10**6): "batch_size micro_batch_size group_size gradient_accumulation_steps row_tokens "
-    "num_samples num_prompts max_new_tokens max_tokens distinct_words count length rounds steps",
+    "num_samples num_prompts max_new_tokens max_tokens distinct_words count length rounds steps "
+    "points",
+    (1e-3, 10**6): "sweep_minutes",
     (0, 10**6): "minutes grad_clip min_words top_sentences top_neurons random_neurons shown",
     (1, 2**16): "n_embd vocab_size",
     (1, 10**9): "eval_interval log_interval stories tokens",
