@@ -83,6 +83,7 @@ class Settings:
     batch_size: int = 32  # most rows in one forward pass
     row_tokens: int = 0  # tokens in a row, several stories; default: block_size, at least 1,024
     gradient_accumulation_steps: int = 1  # times batch_size: the rows of a step, of all ranks
+    grow_iters: int = 0  # steps in which a step grows from batch_size rows to all, by doubling
     # the model
     block_size: int = 512  # longest chunk of a story, in tokens
     n_layer: int = 4  # transformer blocks
@@ -142,24 +143,28 @@ def step_batches(loader, settings, first_step):
     A micro-batch, at most batch_size rows, comes as (dropout seed, Batch, weight). The weight is
     its share of the step's targets: the weighted losses of all ranks sum to the mean over the
     step's targets."""
-    rows = settings.batch_size * settings.gradient_accumulation_steps
-    parts = split_rows_across_ranks(rows, settings.batch_size, rank(), world_size())
-    ranges = (
-        (step * rows + first, step * rows + last)  # numbered through all steps
-        for step in itertools.count(first_step)
-        for first, last in parts
-    )
-    stream = loader.stream(ranges, prefetch=2 * len(parts) + 2)  # a thread plans two steps ahead
+
+    def parts(step):
+        """This rank's micro-batches of a step: [(first row, last row), ...] of the loader's."""
+        begin, end = schedule.rows_of_step(settings, step)
+        ranges = split_rows_across_ranks(end - begin, settings.batch_size, rank(), world_size())
+        return [(begin + first, begin + last) for first, last in ranges]
+
+    ranges = itertools.chain.from_iterable(map(parts, itertools.count(first_step)))
+    # A thread plans two steps ahead, of the largest.
+    passes = -(-settings.gradient_accumulation_steps // world_size())
+    stream = loader.stream(ranges, prefetch=2 * passes + 2)
     for step in itertools.count(first_step):
-        step_rows = step * rows, (step + 1) * rows
-        step_targets, micro_batches = loader.target_count(*step_rows), []
+        begin, end = schedule.rows_of_step(settings, step)
+        step_targets, micro_batches = loader.target_count(begin, end), []
         # `parts` stands first: zip then ends without taking a batch of the next step.
-        for (first, _), batch in zip(parts, stream, strict=False):
+        for (first, _), batch in zip(parts(step), stream, strict=False):
             # The seed depends on the micro-batch's first row, not on the rank: a step cut into the
             # same micro-batches has the same dropout on any number of ranks.
-            [seed] = np.random.SeedSequence([settings.seed, step, first]).generate_state(1)
+            entropy = [settings.seed, step, first - begin]
+            [seed] = np.random.SeedSequence(entropy).generate_state(1)
             micro_batches.append((int(seed), batch, batch.target_count / step_targets))
-        yield loader.token_count(*step_rows), micro_batches
+        yield loader.token_count(begin, end), micro_batches
 
 
 def train_step(
@@ -243,7 +248,7 @@ def train(settings):
     train_data, val_data, tokenizer = data = open_data(settings)
     train_loader, val_loader, val_bytes = make_loaders(settings, *data, device)
     rows = settings.batch_size * settings.gradient_accumulation_steps  # in a step
-    steps_per_epoch = math.ceil(train_loader.num_rows / rows)
+    steps_per_epoch = schedule.steps_in_an_epoch(settings, train_loader.num_rows)
     max_iters, decay_iters = settings.max_iters, settings.lr_decay_iters
     if not settings.max_minutes:  # else the schedule follows the clock, without lr_decay_iters
         max_iters = max_iters or steps_per_epoch

@@ -54,13 +54,17 @@ LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453
 
 def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_index, grad):
     """The kernel _softmax_gradient below in torch's operations; logits have no padding here."""
-    log_p = logits.float().log_softmax(-1)
-    scored = (targets != ignore_index)[:, None]
-    target = targets[:, None].where(scored, 0)
-    losses.copy_(-(log_p.gather(1, target) * scored)[:, 0])
+    p = logits.softmax(-1, dtype=torch.float32)
+    scored = targets != ignore_index
+    target = targets.where(scored, 0)[:, None]
+    loss = -p.gather(1, target)[:, 0].log()
+    if (rare := loss > 80).any():  # p is too small for a float32: from the logits, then
+        log_p = logits[rare].log_softmax(-1, dtype=torch.float32)
+        loss[rare] = -log_p.gather(1, target[rare])[:, 0]
+    losses.copy_(loss * scored)
     if grad:
-        gradient = log_p.exp_().scatter_add_(1, target, torch.full_like(d_loss[:, None], -1.0))
-        logits.copy_(gradient.mul_(scored * d_loss[:, None]))
+        p.scatter_add_(1, target, torch.full_like(target, -1.0, dtype=p.dtype))
+        torch.mul(p, (scored * d_loss)[:, None], out=logits)
 
 
 # ---- Triton: recompute -------------------------------------------------------------------------

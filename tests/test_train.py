@@ -1,5 +1,6 @@
 """Training end to end on a small storybook: the golden curve, resume, fine-tuning, schedules."""
 
+import itertools
 import json
 import math
 import resource
@@ -24,7 +25,7 @@ from nanostories.dataset.packing import make_loaders, open_data
 from nanostories.dataset.shards import Dataset
 from nanostories.training import checkpoint, device, run_config
 from nanostories.training.optim import make_optimizers, orthogonal
-from nanostories.training.schedule import get_lr
+from nanostories.training.schedule import get_lr, rows_of_step, steps_in_an_epoch
 from train import Settings
 
 # Recorded on a CPU; torch 2.11 and 2.13 agree on every digit. A change of grammar, tokenizer,
@@ -206,6 +207,25 @@ def test_max_minutes_counts_time_on_steps_only(data, tmp_path, monkeypatch):
     assert state["step"] == 12 and state["seconds"] == pytest.approx(120)
     rates = [line["lr"] for line in tiny.metrics(tmp_path / "run") if "lr" in line]
     assert rates == pytest.approx([1e-2 * (1 - i / 12) for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    "factor, grow_iters, sizes",
+    [
+        (4, 6, [1, 1, 1, 2, 2, 2, 4, 4]),
+        (6, 7, [1, 1, 2, 2, 4, 4, 4, 6]),  # to 6 by way of 1, 2 and 4
+        (8, 2, [2, 4, 8, 8]),  # too few steps for every size
+        (1, 5, [1, 1, 1, 1, 1, 1]),
+        (4, 0, [4, 4, 4]),
+    ],
+)
+def test_the_rows_of_a_growing_step(factor, grow_iters, sizes):
+    settings = Settings(batch_size=3, gradient_accumulation_steps=factor, grow_iters=grow_iters)
+    ranges = [rows_of_step(settings, step) for step in range(len(sizes))]
+    assert [(last - first) // 3 for first, last in ranges] == sizes
+    assert all(a[1] == b[0] for a, b in itertools.pairwise([(0, 0), *ranges]))  # no row twice
+    steps = steps_in_an_epoch(settings, 1000)
+    assert rows_of_step(settings, steps)[0] >= 1000 > rows_of_step(settings, steps - 1)[0]
 
 
 def test_schedules():

@@ -77,19 +77,34 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices, steps=5):
-    """Matrices (k, m, n) with their singular values brought near 1, by Newton-Schulz iteration.
+    """Matrices (k, m, n) with their singular values brought near 1, by Newton-Schulz iteration:
 
-    The quintic's coefficients are Jordan's: steepest at zero, so that small singular values grow
-    quickly, at the price of ending somewhere in 0.7..1.2. It needs no more than bfloat16's digits.
+        X <- P X,   P = a I + b G + c G^2,   G = X X^T
+
+    The coefficients are Jordan's: steepest at zero, so that small singular values grow quickly, at
+    the price of ending somewhere in 0.7..1.2. That needs no more than bfloat16's digits. In float32
+    the P are multiplied first, for they are polynomials of the first G: the next G is P G P, and
+    all products but two are of square matrices of the smaller side. A third less work, at an error
+    of 1e-4 of the result.
     """
+    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # the Gram matrix is the smaller of the two
     x = x.bfloat16() if computes_in_bfloat16(x.device) else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    if x.dtype == torch.float32 and x.shape[-2] < x.shape[-1]:
+        gram, product = x @ x.mT, None
+        for step in range(steps):
+            gram = p @ gram @ p if step else gram
+            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            p.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = p @ product if step else p
+        x = product @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, p, x, beta=a)
     return (x.mT if tall else x).type_as(matrices)
 
 

@@ -35,7 +35,9 @@ def check(settings):
     except ValueError as error:
         raise UserError(str(error)) from None
     rows = settings.batch_size * settings.gradient_accumulation_steps
-    if not (ranks := world_size()) <= rows <= 10**6:
+    smallest = settings.batch_size if settings.grow_iters else rows
+    if (ranks := world_size()) > smallest or rows > 10**6:
+        rows = rows if rows > 10**6 else smallest
         raise UserError(f"{ranks} ranks cannot share a step of {rows} rows: change batch_size")
     # 16 bytes a weight: itself, its gradient and two moments; 20 or more an activation.
     width, device = settings.n_embd, pick_device(settings.device)

@@ -1,4 +1,4 @@
-"""The learning rate of a step, how far a run is, and when it evaluates and saves."""
+"""The learning rate and the rows of a step, how far a run is, and when it evaluates and saves."""
 
 import math
 from datetime import timedelta
@@ -14,6 +14,28 @@ def get_lr(settings, step, progress):
     decay = {"cosine": cosine, "linear": 1 - progress, "constant": 1.0}[settings.schedule]
     warmup = min(1.0, (step + 1) / max(1, settings.warmup_iters))
     return warmup * (settings.min_lr + decay * (settings.learning_rate - settings.min_lr))
+
+
+def rows_of_step(settings, step):
+    """(first, last): which rows of the loader's stream step number `step` takes, last not included.
+
+    They are batch_size times gradient_accumulation_steps rows. With grow_iters the first steps take
+    batch_size, and the factor doubles at even intervals until step grow_iters has all of it."""
+    factor = settings.gradient_accumulation_steps
+    doublings = (factor - 1).bit_length()
+    end = settings.grow_iters if doublings else 0
+    batches, size = factor * max(0, step - end), factor  # of batch_size rows, before this step
+    for i in range(doublings if end else 0):
+        begin, stop = end * i // doublings, end * (i + 1) // doublings
+        batches += 2**i * (min(step, stop) - min(step, begin))
+        size = 2**i if begin <= step < stop else size
+    return batches * settings.batch_size, (batches + size) * settings.batch_size
+
+
+def steps_in_an_epoch(settings, num_rows):
+    """How many steps take num_rows rows, as many as the data has, or a few more."""
+    first, last = rows_of_step(settings, settings.grow_iters)
+    return settings.grow_iters + max(0, math.ceil((num_rows - first) / (last - first)))
 
 
 def decay_progress(settings, step, seconds):

@@ -114,9 +114,17 @@ def test_two_ranks_compute_what_one_does(data, tmp_path, shape):
     assert len(losses(two / "run")) == 5
 
 
-def test_a_changed_number_of_ranks_changes_no_batch(data, tmp_path):
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 4, "grow_iters": 5},  # 2 rows a step, then 4, then 8
+    ],
+    ids=["even", "growing"],
+)
+def test_a_changed_number_of_ranks_changes_no_batch(data, tmp_path, shape):
     """2 steps on two ranks, 2 on one, 2 on two again, as 6 on one."""
-    same = {"gradient_accumulation_steps": 2, "max_iters": 6, "dropout": 0.1, "lr_decay_iters": 6}
+    same = {"max_iters": 6, "dropout": 0.1, "lr_decay_iters": 6} | shape
     settings = settings_for(data, tmp_path / "run", **same)
     for ranks, steps in ((2, 2), (1, 4), (2, 6)):
         now = replace(settings, max_iters=steps, resume=steps > 2)
