@@ -18,7 +18,7 @@ import train
 from configs import CHOICES, ROOT, UserError, run
 from eval import reward_frontier
 from kernels import attention, backend
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, rotation
 from nanostories.dataset import storybook, tokenizer
 from nanostories.dataset.packing import PackedDataLoader
 from nanostories.dataset.shards import InMemoryDataset
@@ -145,6 +145,21 @@ def packed_rows(path):
         bottom.set_axis_off()
 
 
+def rotary_positions(path, head_size=96):
+    """How far each pair of channels has turned, and what that does to a query that meets itself."""
+    distances = torch.arange(61)
+    cos, _ = rotation(distances, head_size)
+    cos = cos.squeeze()  # (distances, D / 2)
+    with plot_to(path, columns=2, size=(10, 3.5)) as (_, (left, right)):
+        for pair in (0, 8, 16, 24, 40):
+            left.plot(distances, cos[:, pair], label=f"channels {pair}, {pair + head_size // 2}")
+        left.set(xlabel="distance of two tokens", ylabel="cosine of the angle between them")
+        left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8)
+        right.plot(distances, cos.mean(-1))
+        right.set(xlabel="distance of query and key", ylim=(-0.1, 1.05),
+                  ylabel="product of a vector of ones\nwith itself, divided by D")  # fmt: skip
+
+
 def learning_rate(path):
     """The schedules of nanostories/training/schedule.py, over 1,000 steps."""
     with plot_to(path, size=(9, 3.5)) as (_, axes):
@@ -260,8 +275,9 @@ def posting_lists(path, count=20_000):
 def main():
     if not backend.interpreted():
         raise UserError("Triton's interpreter is needed: TRITON_INTERPRET=1 python -m docs.figures")
-    pictures = (attention_blocks, backward_sweeps, running_maximum, packed_rows, learning_rate,
-                policy_gradient_advantages, kl_optimum, kv_cache, posting_lists)  # fmt: skip
+    pictures = (attention_blocks, backward_sweeps, running_maximum, packed_rows, rotary_positions,
+                learning_rate, policy_gradient_advantages, kl_optimum, kv_cache,
+                posting_lists)  # fmt: skip
     for picture in pictures:
         picture(ROOT / "docs" / "images" / f"{picture.__name__}.png")
 

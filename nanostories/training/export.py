@@ -58,7 +58,7 @@ def export(loaded, out):
         "add_bos_token": True,
         "clean_up_tokenization_spaces": False,
     }
-    llama_cpp = hub_config["model_type"] == "gpt2"  # reads no GPT-Neo; NeoX is untried
+    llama_cpp = hub_config["model_type"] != "gpt_neo"  # which it does not read
     try:
         with atomic_folder(out) as part:
             save_file(tensors, part / "model.safetensors", {"format": "pt"})

@@ -93,12 +93,12 @@ def orthogonal(matrices, steps=5):
     x = x.bfloat16() if computes_in_bfloat16(x.device) else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     if x.dtype == torch.float32 and x.shape[-2] < x.shape[-1]:
-        gram, product = x @ x.mT, None
-        for step in range(steps):
-            gram = p @ gram @ p if step else gram
+        gram, p, product = x @ x.mT, None, None
+        for _ in range(steps):
+            gram = gram if p is None else p @ gram @ p
             p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             p.diagonal(dim1=-2, dim2=-1).add_(a)
-            product = p @ product if step else p
+            product = p if product is None else p @ product
         x = product @ x
     else:
         for _ in range(steps):

@@ -108,6 +108,13 @@ def test_sure_targets_keep_their_gradient(implementation):
     torch.testing.assert_close(d_hidden[own].double(), exact[own], rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_targets_of_no_probability(implementation, dtype):
+    """Losses of 200 nats and more: exp(-loss) is 0 in float32 from 104 on."""
+    check(implementation, 40, 32, 300, dtype, mean=False, spread=8)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_nothing_counts(implementation):
     hidden, weight, targets = inputs(10, 16, 50, torch.float32)

@@ -441,6 +441,50 @@ def test_to_gguf_tells_the_converter_how_words_are_cut(place, data, tmp_path, mo
     ]
 
 
+@pytest.mark.parametrize("place", ["conversion.gpt_neox", "convert_hf_to_gguf"])
+def test_to_gguf_gives_a_rotary_model_what_llama_cpp_asks_for(place, data, tmp_path, monkeypatch):
+    """Its head, which is the embedding, and how much of a head is rotary."""
+
+    class GPTNeoXModel:
+        def __init__(self):
+            self.hparams, self.rotary = {}, None
+
+        def set_gguf_parameters(self):
+            self.rotary = self.hparams["rotary_pct"]
+
+        def modify_tensors(self, data, name, layer):
+            yield self.map_tensor_name(name), data
+
+        def map_tensor_name(self, name):
+            return f"{name} of llama.cpp"
+
+    model = random_model(vocab_size=512, positions="rope")
+    run_of(model, Tokenizer.load(data), tmp_path / "run")
+    export.export(checkpoint.load_run(tmp_path / "run"), tmp_path / "hf")
+    converter = types.SimpleNamespace(main=lambda: None, TextModel=type("TextModel", (), {}))
+    modules = {"convert_hf_to_gguf": converter, "conversion": None, "conversion.gpt_neox": None}
+    if place == "conversion.gpt_neox":
+        modules["conversion"] = types.ModuleType("conversion")
+        modules["conversion.base"] = types.SimpleNamespace(TextModel=converter.TextModel)
+        modules[place] = types.SimpleNamespace(GPTNeoXModel=GPTNeoXModel)
+    else:
+        converter.GPTNeoXModel = GPTNeoXModel
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["to_gguf.py", str(tmp_path)])
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    runpy.run_path(str(tmp_path / "hf" / "to_gguf.py"), run_name="__main__")
+    assert "gpt_neox.embed_in.weight" in load_file(tmp_path / "hf" / "model.safetensors")
+    neox = GPTNeoXModel()
+    neox.set_gguf_parameters()
+    assert neox.rotary == 1.0
+    assert list(neox.modify_tensors(7, "gpt_neox.embed_in.weight", None)) == [
+        ("gpt_neox.embed_in.weight of llama.cpp", 7), ("embed_out.weight of llama.cpp", 7)
+    ]  # fmt: skip
+    assert len(list(neox.modify_tensors(7, "gpt_neox.final_layer_norm.weight", None))) == 1
+
+
 def test_a_config_of_training_does_not_turn_sampling_to_its_base(
     data, tmp_path, capsys, monkeypatch
 ):

@@ -1,0 +1,21 @@
+"""As wide and deep as the paper's 33M, made to learn fast: python train.py configs/fast_33m.py
+
+What differs from ts_33m.py: rotary positions, Muon, a vocabulary of 10,000 tokens (GPT-2's 50,257
+would be over half of the arithmetic), and steps that grow. docs/fast.md has the reasons and the
+rule for the learning rates.
+"""
+
+source = "tinystories"
+tokenizer = "bpe"
+vocab_size = 10_000
+
+n_layer = 4
+n_head = 16
+n_embd = 768
+block_size = 512
+positions = "rope"
+
+batch_size = 32  # rows of 1,024 tokens: 32,768 tokens a pass, about 170 stories
+row_tokens = 1024
+gradient_accumulation_steps = 4  # 131,072 tokens a step, in the end
+grow_iters = 1000
