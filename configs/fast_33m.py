@@ -1,8 +1,7 @@
 """As wide and deep as the paper's 33M, made to learn fast: python train.py configs/fast_33m.py
 
-What differs from ts_33m.py: rotary positions, Muon, a vocabulary of 10,000 tokens (GPT-2's 50,257
-would be over half of the arithmetic), and steps that grow. docs/fast.md has the reasons and the
-rule for the learning rates.
+What differs from ts_33m.py: rotary positions, Muon, a vocabulary of 10,000 tokens, and steps that
+grow. docs/fast.md has the reasons, and the rule behind the learning rates.
 """
 
 source = "tinystories"
@@ -17,5 +16,15 @@ positions = "rope"
 
 batch_size = 32  # rows of 1,024 tokens: 32,768 tokens a pass, about 170 stories
 row_tokens = 1024
-gradient_accumulation_steps = 4  # 131,072 tokens a step, in the end
-grow_iters = 1000
+gradient_accumulation_steps = 4  # 131,072 tokens a step
+grow_iters = 1000  # but a quarter of that at first
+
+optimizer = "muon"
+learning_rate = 3.75e-3
+muon_lr_scale = 1.0
+muon_momentum = 0.9
+beta2 = 0.99
+schedule = "linear"
+warmup_iters = 200
+weight_decay = 0.1
+eval_interval = 1000

@@ -12,7 +12,7 @@ vocab_size = 4096  # a twelfth of GPT-2's head at the same tokens per story
 block_size = 512  # with 256, a tenth of the stories would end unfinished
 n_layer = 2
 n_head = 2
-n_embd = 192
+n_embd = 160
 positions = "rope"
 gelu = "erf"
 
