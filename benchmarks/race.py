@@ -111,8 +111,8 @@ def nanostories(settings, seconds):
 
     def bits_per_byte():
         batches = (val_loader[i] for i in range(len(val_loader)))
-        nats, _ = evaluate(model, batches, autocast_for(device, dtype))
-        return nats / math.log(2) / val_bytes
+        total_loss, _ = evaluate(model, batches, autocast_for(device, dtype))
+        return total_loss / math.log(2) / val_bytes
 
     return step, bits_per_byte
 
@@ -140,14 +140,14 @@ def nanogpt(settings, seconds, trial):
     @torch.no_grad()
     def bits_per_byte():
         model.eval()
-        nats = 0.0
+        total_loss = 0.0
         for i in range(len(val_loader)):
             batch = val_loader[i]
             with autocast():  # it, too, ignores targets of -1, and returns the mean over the rest
                 _, loss = model(batch.tokens, batch.targets)
-            nats += loss.item() * batch.target_count
+            total_loss += loss.item() * batch.target_count
         model.train()
-        return nats / math.log(2) / val_bytes
+        return total_loss / math.log(2) / val_bytes
 
     return step, bits_per_byte
 
@@ -286,7 +286,8 @@ def main():
     curves = take_turns({"nanoStories": None, "nanoGPT": best}, settings, settings.points)
     goal = curves["nanoGPT"][-1]["bits_per_byte"]
     reached = time_to(curves["nanoStories"], goal)
-    stored = asdict(replace(settings, nanogpt=Path(settings.nanogpt).name, out=""))
+    names = {name: Path(getattr(settings, name)).name for name in ("nanogpt", "dataset")}
+    stored = asdict(replace(settings, **names, out=""))
     facts = {"environment": environment(device), "settings": stored, "sweep": sweep}
     facts |= {"nanogpt": asdict(best), "curves": curves, "seconds_to_nanogpt": reached}
     storage.write_json(settings.out, facts)

@@ -31,7 +31,7 @@ reward.py: configs/reward_cat.py --max_iters=60
 eval.reward: --stories=100
 """
 
-# The recipe of ts_cpu.py, with a schedule that falls from the start.
+# Positions are learned, as in the paper, and the schedule falls from the start.
 block_size = 512
 batch_size = 2
 row_tokens = 1024
