@@ -109,7 +109,7 @@ def test_sure_targets_keep_their_gradient(implementation):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["chunks", "torch"])
 def test_targets_of_no_probability(implementation, dtype):
     """Losses of 200 nats and more: exp(-loss) is 0 in float32 from 104 on."""
     check(implementation, 40, 32, 300, dtype, mean=False, spread=8)

@@ -118,7 +118,7 @@ def test_two_ranks_compute_what_one_does(data, tmp_path, shape):
     "shape",
     [
         {"gradient_accumulation_steps": 2},
-        {"gradient_accumulation_steps": 4, "grow_iters": 5},  # 2 rows a step, then 4, then 8
+        {"gradient_accumulation_steps": 4, "grow_iters": 5, "dropout": 0.0},  # 2 rows, 4, then 8
     ],
     ids=["even", "growing"],
 )
