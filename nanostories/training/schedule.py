@@ -25,7 +25,7 @@ def rows_of_step(settings, step):
     doublings = (factor - 1).bit_length()
     end = settings.grow_iters if doublings else 0
     batches, size = factor * max(0, step - end), factor  # of batch_size rows, before this step
-    for i in range(doublings if end else 0):
+    for i in range(doublings):
         begin, stop = end * i // doublings, end * (i + 1) // doublings
         batches += 2**i * (min(step, stop) - min(step, begin))
         size = 2**i if begin <= step < stop else size
