@@ -91,14 +91,19 @@ def own_settings(settings):
     return run_config.complete(*load(train.Settings, [settings.config, *words]))
 
 
+def set_up(own):
+    """What both sides need of train.py's Settings: (device, dtype, what `open_data` returns, what
+    `make_loaders` returns), with torch's random numbers seeded."""
+    device = pick_device(own.device)
+    data = open_data(own)
+    torch.manual_seed(own.seed)
+    return device, pick_dtype(own.dtype, device), data, make_loaders(own, *data, device)
+
+
 def nanostories(settings, seconds):
     """This project, as train.py sets it up."""
     own = own_settings(settings)
-    device = pick_device(own.device)
-    dtype = pick_dtype(own.dtype, device)
-    *data, tokenizer = open_data(own)
-    loader, val_loader, val_bytes = make_loaders(own, *data, tokenizer, device)
-    torch.manual_seed(own.seed)
+    device, dtype, (*_, tokenizer), (loader, val_loader, val_bytes) = set_up(own)
     model = train.build_model(own, tokenizer, device).train()
     select_attention(model, own.attn, dtype)
     steps = itertools.count()
@@ -120,11 +125,7 @@ def nanostories(settings, seconds):
 def nanogpt(settings, seconds, trial):
     """nanoGPT, as its train.py trains."""
     own = replace(own_settings(settings), block_size=BLOCK_SIZE, row_tokens=BLOCK_SIZE)
-    device = pick_device(own.device)
-    dtype = pick_dtype(own.dtype, device)
-    data, val_data, tokenizer = open_data(own)
-    _, val_loader, val_bytes = make_loaders(own, data, val_data, tokenizer, device)
-    torch.manual_seed(own.seed)
+    device, dtype, (data, _, tokenizer), (_, val_loader, val_bytes) = set_up(own)
     model = nanogpt_model(settings.nanogpt, tokenizer.vocab_size, *trial.shape).to(device)
     steps = itertools.count(1)
 
