@@ -125,14 +125,18 @@ def differences(tables, seed):
 
 
 def print_tables(tables):
-    """Print the colored table of prompts x models, if they are few, and the scores."""
+    """Print the colored table of prompts x models, if they are few, and the scores.
+
+    A cell is the judge's rating, or how many pairs a model answers correctly."""
     rows, names = tables[0]["completions"], [Path(table["model"]).name for table in tables]
     for i, prompt in enumerate(rows if len(rows) <= MAX_TABLE else ()):
         print(printable(f"\n{prompt['kind']}: {prompt['prompt']}"))
         for name, table in zip(names, tables, strict=True):
             row = table["completions"][i]
             verdict = row.get("rating", row["verdict"]) or "unreadable"
-            cell = f" {verdict:10} "
+            # Without a judge nothing is known of the completion, only of the pairs.
+            correct = f"{sum(x > 0 for x in row['margins'])} of {len(row['margins'])} pairs"
+            cell = f" {verdict if 'rating' in row else correct:12} "
             if sys.stdout.isatty() and verdict in COLORS:
                 cell = f"\033[30;{COLORS[verdict]}m{cell}\033[0m"
             completion = printable(" ".join(row["completion"].split()))[:100]

@@ -216,7 +216,7 @@ def check(settings):
         for size in sizes(getattr(settings, name), name):
             if size not in grid:
                 raise UserError(f"{name}: {size} is not one of the models")
-    if settings.syn:  # raise UserError if the word lists are missing
+    if settings.syn and not settings.dry_run:  # raise UserError if the word lists are missing
         wordnet.pos_tags(["dog"]), wordnet.reader()
     if settings.max_cost and not settings.price_in + settings.price_out:
         raise UserError("max_cost needs prices: --price_in and --price_out, per million tokens")

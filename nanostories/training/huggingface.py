@@ -95,7 +95,8 @@ def resolve_model(name, revision=""):
                 break
     except Exception as error:  # the client's errors and its HTTP library's have no common base
         why = f"is no folder here and cannot be had from the hub: {_first_line(error)}"
-        raise UserError(f"'{name}' {why}") from None
+        other = "a folder of a run or of a downloaded model needs no network"
+        raise UserError(f"'{name}' {why}; {other}") from None
     return folder
 
 

@@ -206,6 +206,7 @@ def test_prompts_without_a_judge_and_with_one(runs, capfd, monkeypatch):
         and "rating" not in result["models"][0]["completions"][0]
     )
     assert text.count("context: ") == 6 and text.count("reasoning: ") == 9
+    assert text.count(" pairs ") == 48 and "success" not in text  # nobody has read a completion
     assert "\033" not in text  # colours are for terminals
     assert set(result["difference"][str(runs / "instruct")]) == {"accuracy", "margin"}
     rating = {"Rating": "partial"}
@@ -224,7 +225,7 @@ def test_prompts_without_a_judge_and_with_one(runs, capfd, monkeypatch):
     assert result["models"][1]["scores"]["all"]["rating"]["mean"] == 0.5
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     text = main(capfd, monkeypatch, runs / "plain", server, *options)
-    assert "\033[30;43m partial    \033[0m" in text
+    assert "\033[30;43m partial      \033[0m" in text
     # A model of storybook's is asked about storybook's own facts; beams change its completions.
     more = ("--mode=prompts", "--prompts=storybook", "--num_prompts=9", "--beams=3")
     text = main(capfd, monkeypatch, runs / "plain", None, *more)

@@ -158,6 +158,7 @@ def test_no_story_commands_the_terminal(tmp_path, capfd):
     settings = JudgeSettings(judge="tiny", base_url="http://127.0.0.1:9", dry_run=True)
     grading.grade(settings, rubrics.REPORT, [rubrics.JudgeItem(OBEYED, OBEYED)], tmp_path / "none")
     row = {"kind": "facts", "prompt": OBEYED, "completion": OBEYED, "verdict": "success"}
+    row["margins"] = [1.0]
     scores = {"all": dict.fromkeys(("accuracy", "margin", "rating"))}
     knowledge.print_tables([{"model": "a", "completions": [row], "scores": scores}])
     model = dict.fromkeys(reward.METRICS) | {"relative_to_reference": {}, "distinct_2": None}
