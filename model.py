@@ -7,7 +7,8 @@
 Token plus position embeddings; n_layer blocks of layer norm -> attention -> add, layer norm -> MLP
 -> add; a last layer norm; and the token embedding once more as the output head. Three settings turn
 it into GPT-Neo (Black et al. 2021), the architecture of the published TinyStories models. With
-positions = "rope" and gelu = "erf" it is GPT-NeoX (Black et al. 2022) with tied embeddings.
+positions = "rope", turned into queries and keys in place of the position embeddings, and
+gelu = "erf" it is GPT-NeoX (Black et al. 2022) with tied embeddings.
 
 Initial weights, as GPT-2 has them:
 

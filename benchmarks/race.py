@@ -10,7 +10,8 @@ only in its own turns, compiling included; evaluations stop it. Both learning-ra
 with `minutes` on that clock.
 
 nanoStories trains as the config says. nanoGPT trains as its train.py does: blocks of 512 tokens
-from anywhere in the stream, AdamW, 100 steps of warm-up, a cosine to a tenth. It gets the best of a
+from anywhere in the stream, no biases, AdamW, a cosine to a tenth, and the 100 steps of warm-up of
+its configs for small models. It gets the best of a
 sweep over shapes, rows a step and learning rates, each trained by turns for sweep_minutes with a
 whole schedule. Both are evaluated on the same targets of the same held-out stories; nanoGPT sees
 them as it does in training, several in a row, each after <|endoftext|>.
@@ -109,7 +110,7 @@ def nanostories(settings, seconds):
     steps = itertools.count()
 
     def lr():
-        progress = schedule.decay_progress(own, 0, seconds())
+        progress = schedule.decay_progress(own, 0, seconds())  # by the clock, whatever the step
         return schedule.get_lr(own, next(steps), progress)
 
     step, _ = training_step(model, loader, own, lr)
@@ -126,7 +127,8 @@ def nanogpt(settings, seconds, trial):
     """nanoGPT, as its train.py trains."""
     own = replace(own_settings(settings), block_size=BLOCK_SIZE, row_tokens=BLOCK_SIZE)
     device, dtype, (data, _, tokenizer), (_, val_loader, val_bytes) = set_up(own)
-    model = nanogpt_model(settings.nanogpt, tokenizer.vocab_size, *trial.shape).to(device)
+    model = nanogpt_model(settings.nanogpt, tokenizer.vocab_size, *trial.shape, bias=False)
+    model.to(device)
     steps = itertools.count(1)
 
     def lr():
@@ -144,7 +146,7 @@ def nanogpt(settings, seconds, trial):
         total_loss = 0.0
         for i in range(len(val_loader)):
             batch = val_loader[i]
-            with autocast():  # it, too, ignores targets of -1, and returns the mean over the rest
+            with autocast():  # nanoGPT ignores targets of -1, and returns the mean over the rest
                 _, loss = model(batch.tokens, batch.targets)
             total_loss += loss.item() * batch.target_count
         model.train()

@@ -124,14 +124,15 @@ def nanostories(case, _):
     return step, model.flops_per_token(loader.mean_context)
 
 
-def nanogpt_model(path, vocab_size, n_embd, n_layer, n_head):
-    """A model of the clone of nanoGPT in `path`, with new random weights."""
+def nanogpt_model(path, vocab_size, n_embd, n_layer, n_head, bias=True):
+    """A model of the clone of nanoGPT in `path`, with new random weights. bias: True as in GPT-2,
+    and here; False is what nanoGPT's train.py takes."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", Path(path) / "model.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.GPTConfig(
         block_size=BLOCK_SIZE, vocab_size=-(-vocab_size // 64) * 64, n_layer=n_layer,
-        n_head=n_head, n_embd=n_embd, dropout=0.0, bias=True,
+        n_head=n_head, n_embd=n_embd, dropout=0.0, bias=bias,
     )  # fmt: skip
     return module.GPT(config)
 
@@ -165,8 +166,9 @@ def nanogpt_step(model, ids, rows, dtype, betas=(0.9, 0.95), lr=lambda: 1e-4):
     def step():
         nonlocal upcoming
         x, y = upcoming
+        rate = lr()
         for group in optimizer.param_groups:
-            group["lr"] = lr()
+            group["lr"] = rate
         with autocast():
             _, loss = forward(x, y)
         upcoming = batch()

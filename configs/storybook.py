@@ -11,13 +11,18 @@ val_fraction = 0.02
 
 block_size = 256
 n_layer = 2  # the fewest that can copy a name from earlier in the story
-n_head = 4
+n_head = 2  # with four, narrower ones, 172 of 200 stories kept their facts; with two, 198
 n_embd = 128
+positions = "rope"
+gelu = "erf"
 
 batch_size = 1
 row_tokens = 2048  # long rows pad least, and cost a CPU nothing
 optimizer = "muon"
 learning_rate = 1.5e-2
+muon_lr_scale = 0.5
+muon_momentum = 0.9
+beta2 = 0.99
 schedule = "linear"
 warmup_iters = 30
 max_minutes = 3.0  # the schedule ends then, however fast the machine

@@ -1,8 +1,7 @@
-"""The best small model for minutes on a CPU, on real TinyStories: python train.py configs/ts_cpu.py
+"""A small model in minutes on a CPU, on real TinyStories: python train.py configs/ts_cpu.py
 
-Tuned for eight minutes on two cores, where every choice is paid for in tokens not seen: two wide
-layers rather than four narrow ones, two heads rather than four, small steps, a high learning rate.
-docs/fast.md has what was tried, and what each change gave.
+Tuned for eight minutes on two cores, where every choice is paid for in tokens not seen: a narrow
+model, small steps, a high learning rate. docs/fast.md has what was tried, and what it gave.
 """
 
 source = "tinystories"

@@ -125,9 +125,7 @@ def differences(tables, seed):
 
 
 def print_tables(tables):
-    """Print the colored table of prompts x models, if they are few, and the scores.
-
-    A cell is the judge's rating, or how many pairs a model answers correctly."""
+    """Print the colored table of prompts x models, if they are few, and the scores."""
     rows, names = tables[0]["completions"], [Path(table["model"]).name for table in tables]
     for i, prompt in enumerate(rows if len(rows) <= MAX_TABLE else ()):
         print(printable(f"\n{prompt['kind']}: {prompt['prompt']}"))

@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from configs import UserError, declared, known_names, load
+from configs import UserError, check_ranges, declared, known_names, load
+from model import GPTConfig
+from nanostories.training.run_config import SHAPE
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -108,8 +110,13 @@ def settings_error(script, arguments):
     source = Path(module.__file__).read_text(encoding="utf-8")
     positional = re.search(r"load\(Settings.*positional=([^)]*\)?)\)", source)
     try:
-        load(module.Settings, arguments, positional and ast.literal_eval(positional[1]))
-    except UserError as error:
+        settings, _ = load(
+            module.Settings, arguments, positional and ast.literal_eval(positional[1])
+        )
+        check_ranges(settings)
+        if script == "train.py":
+            GPTConfig(**{name: getattr(settings, name) for name in SHAPE})
+    except (UserError, ValueError) as error:
         return str(error)
 
 
@@ -338,6 +345,8 @@ BREACHES = [
     (wrong_commands, "eval.loss --init", "eval.losses --init"),
     (wrong_commands, "--max_iters=3", "--max_iter=3"),
     (wrong_commands, "--max_iters=3", "--max_iters=few"),
+    (wrong_commands, "--max_iters=3", "--max_iters=-3"),
+    (wrong_commands, "--max_iters=3", "--n_head=3"),  # of 128 channels
     (wrong_commands, "configs/storybook.py \\", "configs/story.py \\"),
     (wrong_commands, "--kl_factor=$k", "--kl_factor=$n"),
     (wrong_commands, "make setup", "make set-up"),

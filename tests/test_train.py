@@ -224,8 +224,9 @@ def test_the_rows_of_a_growing_step(factor, grow_iters, sizes):
     ranges = [rows_of_step(settings, step) for step in range(len(sizes))]
     assert [(last - first) // 3 for first, last in ranges] == sizes
     assert all(a[1] == b[0] for a, b in itertools.pairwise([(0, 0), *ranges]))  # no row twice
-    steps = steps_in_an_epoch(settings, 1000)
-    assert rows_of_step(settings, steps)[0] >= 1000 > rows_of_step(settings, steps - 1)[0]
+    for rows in (1, 4, 10, 1000):
+        steps = steps_in_an_epoch(settings, rows)
+        assert rows_of_step(settings, steps)[0] >= rows > rows_of_step(settings, steps - 1)[0]
 
 
 def test_schedules():

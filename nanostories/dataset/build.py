@@ -36,7 +36,6 @@ DROPPED = {  # rule: what the user may do about it
     "row for each line has none: take tinystories-instruct; plain stories want another file name",
 }
 LATE = {"duplicate": 1, "in_val": 2, "near_duplicate": 3}  # known once all stories are encoded
-FEW_VAL_STORIES = 20
 RULES = ("read", "repaired", *list(DROPPED)[:4])  # and the others where they drop something
 RECORD_RULES = ("unreadable", "trailing")  # Instruct: no record at all; a Summary after the story
 LOG_SECONDS = 10  # between lines of progress, where there is no terminal
@@ -138,15 +137,7 @@ def build_dataset(
         }
         write_manifest(folder, entries | (manifest or {}))
         check_out(out)  # nobody has put anything else there meanwhile
-    for split, info in splits.items():
-        stories, tokens = info["stories"], info["tokens"]
-        density = f"{info['bytes'] / (tokens - stories):.2f} bytes/token"
-        if (count := Counter(info["cleaning"]))["read"]:  # val may be a part of what train read
-            print(f"{split}: {describe_cleaning(count)}{explain(count)}")
-        print(f"{split}: {stories:,} stories, {tokens:,} tokens, {density}")
-    if (stories := splits["val"]["stories"]) < FEW_VAL_STORIES:
-        held = "stories in val tell little of a model: raise val_fraction or name a val_source"
-        print(f"note: {stories} {held}")
+    print_splits(splits)
     print(f"{out} is ready, written in {time.monotonic() - started:.1f} s")
 
 
@@ -223,6 +214,19 @@ def find_duplicates(val, train, read):
     drop = np.where(original == place, 0, LATE["duplicate"]).astype(np.uint8)
     drop[(original < val.stories) & (place >= val.stories)] = LATE["in_val"]
     return drop
+
+
+def print_splits(splits):
+    """Print what became of the stories. splits: of the manifest."""
+    for split, info in splits.items():
+        stories, tokens = info["stories"], info["tokens"]
+        density = f"{info['bytes'] / (tokens - stories):.2f} bytes/token"
+        if (count := Counter(info["cleaning"]))["read"]:  # val may be a part of what train read
+            print(f"{split}: {describe_cleaning(count)}{explain(count)}")
+        print(f"{split}: {stories:,} stories, {tokens:,} tokens, {density}")
+    if (stories := splits["val"]["stories"]) < 20:
+        held = "stories in val tell little of a model: raise val_fraction or name a val_source"
+        print(f"note: {stories} {held}")
 
 
 def describe_cleaning(counts):

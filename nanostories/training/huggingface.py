@@ -95,8 +95,7 @@ def resolve_model(name, revision=""):
                 break
     except Exception as error:  # the client's errors and its HTTP library's have no common base
         why = f"is no folder here and cannot be had from the hub: {_first_line(error)}"
-        other = "a folder of a run or of a downloaded model needs no network"
-        raise UserError(f"'{name}' {why}; {other}") from None
+        raise UserError(f"'{name}' {why}; a run or a downloaded folder needs no network") from None
     return folder
 
 

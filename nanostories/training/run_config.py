@@ -37,8 +37,7 @@ def check(settings):
     rows = settings.batch_size * settings.gradient_accumulation_steps
     smallest = settings.batch_size if settings.grow_iters else rows
     if (ranks := world_size()) > smallest or rows > 10**6:
-        size = rows if rows > 10**6 else smallest
-        raise UserError(f"{ranks} ranks cannot share a step of {size} rows: change batch_size")
+        raise UserError(f"{ranks} ranks cannot share a step of {smallest} rows: change batch_size")
     # 16 bytes a weight: itself, its gradient and two moments; 20 or more an activation.
     width, device = settings.n_embd, pick_device(settings.device)
     size = 16 * (12 * settings.n_layer * width + settings.block_size) * width

@@ -1,5 +1,6 @@
 """The learning rate and the rows of a step, how far a run is, and when it evaluates and saves."""
 
+import bisect
 import math
 from datetime import timedelta
 
@@ -22,20 +23,21 @@ def rows_of_step(settings, step):
     They are batch_size times gradient_accumulation_steps rows. With grow_iters the first steps take
     batch_size, and the factor doubles at even intervals until step grow_iters has all of it."""
     factor = settings.gradient_accumulation_steps
-    doublings = (factor - 1).bit_length()
+    doublings = (factor - 1).bit_length()  # how many of 1, 2, 4, ... are below factor
     end = settings.grow_iters if doublings else 0
     batches, size = factor * max(0, step - end), factor  # of batch_size rows, before this step
     for i in range(doublings):
         begin, stop = end * i // doublings, end * (i + 1) // doublings
-        batches += 2**i * (min(step, stop) - min(step, begin))
+        batches += 2**i * (min(step, stop) - min(step, begin))  # the steps of this size before
         size = 2**i if begin <= step < stop else size
     return batches * settings.batch_size, (batches + size) * settings.batch_size
 
 
 def steps_in_an_epoch(settings, num_rows):
-    """How many steps take num_rows rows, as many as the data has, or a few more."""
-    first, last = rows_of_step(settings, settings.grow_iters)
-    return settings.grow_iters + max(0, math.ceil((num_rows - first) / (last - first)))
+    """The fewest steps that take num_rows rows, as many as the data has."""
+    return bisect.bisect_left(
+        range(num_rows), num_rows, key=lambda step: rows_of_step(settings, step)[0]
+    )
 
 
 def decay_progress(settings, step, seconds):

@@ -21,7 +21,9 @@ class GPT(torch.nn.Module):
         shape = {k: v for k, v in vars(config).items() if k != "bias"}
         self.model = Ours(Config(**shape))
     def configure_optimizers(self, decay, lr, betas, device_type):
-        return torch.optim.AdamW(self.parameters(), lr, betas)
+        matrices = [p for p in self.parameters() if p.ndim > 1]
+        vectors = [p for p in self.parameters() if p.ndim < 2]
+        return torch.optim.AdamW([{"params": matrices}, {"params": vectors}], lr, betas)
     def forward(self, x, y):
         return None, self.model(x, y)
 """

@@ -107,10 +107,12 @@ def test_a_near_empty_result_says_which_rule_and_how_to_turn_it_off(tmp_path, ca
 
 def test_few_stories_held_out_are_noted(tmp_path, capsys):
     """And a split that was held out of another source has read nothing itself."""
-    prepared(tmp_path, write(tmp_path / "a.txt", [f"No {i}." for i in range(40)]))
+    source = write(tmp_path / "a.txt", [f"No {i}." for i in range(40)])
+    prepared(tmp_path, source)
     printed = capsys.readouterr().out
     assert "stories in val tell little" in printed and "val: read" not in printed
-    prepared(tmp_path, tmp_path / "a.txt", val_source=str(tmp_path / "a.txt"))
+    other = write(tmp_path / "b.txt", [f"Nor {i}." for i in range(40)])
+    prepared(tmp_path, source, val_source=str(other))
     printed = capsys.readouterr().out
     assert "val: read 40" in printed and "tell little" not in printed
 
