@@ -29,4 +29,4 @@ max_minutes = 3.0  # the schedule ends then, however fast the machine
 eval_interval = 500
 
 temperature = 0.8
-dtype = "float32"  # 90 % of the stories keep their facts; in bfloat16, on CPUs that have it, 89
+dtype = "float32"  # as the count above

@@ -1,4 +1,4 @@
-"""The study on two CPU cores, in an hour: eight models of 2 M tokens each, three seeds of each.
+"""The study on two CPU cores, in one to two hours: eight models, 2 M tokens each, three seeds.
 
     python -m eval.study configs/study_small.py
 

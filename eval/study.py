@@ -1,6 +1,6 @@
 """The whole study in one command: a grid of models, every evaluation that applies, and the report.
 
-    python -m eval.study configs/study_small.py                  # an hour on two CPU cores
+    python -m eval.study configs/study_small.py                  # 1 to 2 hours on two CPU cores
     python -m eval.study configs/study_small.py --dry_run        # its commands, and which are done
     python -m eval.study configs/study_paper.py --judge=gpt-4o   # a GPU, and a judge's grades
 
