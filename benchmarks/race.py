@@ -11,10 +11,10 @@ with `minutes` on that clock.
 
 nanoStories trains as the config says. nanoGPT trains as its train.py does: blocks of 512 tokens
 from anywhere in the stream, no biases, AdamW, a cosine to a tenth, and the 100 steps of warm-up of
-its configs for small models. It gets the best of a
-sweep over shapes, rows a step and learning rates, each trained by turns for sweep_minutes with a
-whole schedule. Both are evaluated on the same targets of the same held-out stories; nanoGPT sees
-them as it does in training, several in a row, each after <|endoftext|>.
+its configs for small models. It gets the best of a sweep over shapes, rows a step and learning
+rates, each trained by turns for sweep_minutes with a whole schedule. Both are evaluated on the same
+targets of the same held-out stories; nanoGPT sees them as it does in training, several in a row,
+each after <|endoftext|>.
 
 The result is the time at which nanoStories reaches nanoGPT's final bits per byte, as JSON and, next
 to it, a picture.

@@ -9,7 +9,7 @@ orthogonal(U S V^T) = U V^T: every direction of the matrix moves equally far, wh
 a few large directions and many small ones. The factor 0.2 sqrt(max(m, n)) gives the update AdamW's
 usual size, so that AdamW's learning rates and weight decay carry over (Liu et al. 2025, eq. 4).
 
-torch.optim.Muon (adjust_lr_fn="match_rms_adamw") always iterates in bfloat16, which CPUs emulate.
+torch.optim.Muon (by "match_rms_adamw") always iterates in bfloat16, which many CPUs emulate.
 """
 
 import torch
