@@ -30,11 +30,10 @@ HOLD = """
 import os, subprocess, sys, time
 from nanostories import storage
 with storage.lock(sys.argv[1]) as lock:
-    if sys.argv[2] == "fork" and not os.fork():
-        time.sleep(60)  # a worker that forgot to end
     if sys.argv[2] == "child":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"], pass_fds=lock)
-    print("held", flush=True)
+    if sys.argv[2] != "fork" or not os.fork():
+        print("held", flush=True)  # by a worker that forgets to end, once it runs: it let go first
     time.sleep(60)
 """
 
@@ -189,6 +188,8 @@ def test_a_live_run_is_trained_by_nobody_else(data, tmp_path):
         assert refused(errors) and "Traceback" not in errors.read_text()
         errors.unlink()
         os.kill(process.pid, signal.SIGSTOP)
+        while "State:\tT" not in Path(f"/proc/{process.pid}/status").read_text():
+            time.sleep(0.02)  # it may be in the middle of a write
         shutil.rmtree(out)  # by somebody who thinks that it has ended
         assert tiny.call(command, train.main, *new, errors=errors) == 1
         process.kill()
