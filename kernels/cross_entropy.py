@@ -267,6 +267,7 @@ def fused_loss(
 
     uniform: every loss will have the same gradient, as under a mean. grad: there will be a backward
     pass. lse, d hidden and d weight are empty where the implementation does not make them here."""
+    implementation = implementation or choose_loss(hidden.device, dtype, hidden.shape[1])
     with torch.autocast(hidden.device.type, enabled=False):
         h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
         if implementation != "recompute":
@@ -311,7 +312,7 @@ def fused_loss_backward(
 
 @fused_loss.register_fake
 def _(hidden, weight, targets, vocab_size, ignore_index, uniform, grad, implementation, dtype):
-    recompute = implementation == "recompute"
+    recompute = (implementation or choose_loss(hidden.device, dtype, hidden.shape[1])) == "recompute"
     make = grad and (uniform or recompute)
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     return (
@@ -329,6 +330,7 @@ def _(d_losses, hidden, weight, *rest):
 
 def _save(ctx, inputs, output):
     hidden, weight, targets, vocab_size, ignore_index, _, _, implementation, dtype = inputs
+    implementation = implementation or choose_loss(hidden.device, dtype, hidden.shape[1])
     ctx.constants = (vocab_size, ignore_index, implementation, dtype)
     ctx.save_for_backward(hidden, weight, targets, *output[1:])
     ctx.set_materialize_grads(False)
@@ -343,7 +345,7 @@ fused_loss.register_autograd(_differentiate, setup_context=_save)
 
 
 def linear_cross_entropy(
-    hidden, weight, targets, vocab_size, ignore_index=IGNORE_INDEX, mean=True, implementation=None
+    hidden, weight, targets, vocab_size, ignore_index=IGNORE_INDEX, mean=True, implementation=""
 ):
     """Cross-entropy of softmax(hidden W^T) against targets.
 
@@ -354,7 +356,6 @@ def linear_cross_entropy(
     if there are none), or with mean=False a loss for each row (N,), 0 where ignored."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    implementation = implementation or choose_loss(hidden.device, dtype, weight.shape[1])
     grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     sizes = (vocab_size, ignore_index)
     args = (hidden, weight, targets.contiguous(), *sizes, mean, grad, implementation, dtype)
@@ -362,9 +363,10 @@ def linear_cross_entropy(
     return losses.sum() / (targets != ignore_index).sum() if mean else losses
 
 
-@torch.compiler.assume_constant_result  # it asks Triton and the GPU, which torch.compile cannot
 def choose_loss(device, dtype, n_embd):
-    """The implementation for a torch.device, a compute dtype and C: one of IMPLEMENTATIONS."""
+    """The implementation for a torch.device, a compute dtype and C: one of IMPLEMENTATIONS.
+
+    The ops above ask, not their caller: torch.compile traces a caller, and this asks the GPU."""
     if unavailable(device) or torch.device(device).type != "cuda":
         return "torch"
     return choose_kernels(dtype, n_embd)

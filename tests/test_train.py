@@ -48,25 +48,22 @@ def test_golden_loss_curve(data, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "attn, loss, steps",
+    "attn, loss",
     [
-        ("math", "torch", 30),
-        ("triton", "recompute", 6),
-        pytest.param("triton", "recompute", 30, marks=pytest.mark.slow),
-        pytest.param("triton", "chunks", 30, marks=pytest.mark.slow),
+        ("math", "torch"),
+        pytest.param("triton", "recompute", marks=pytest.mark.slow),
+        pytest.param("triton", "chunks", marks=pytest.mark.slow),
     ],
 )
-def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, loss, steps):
+def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, loss):
     """The curve above came from torch's own attention and loss."""
     large = {"BLOCK": 256, "STEP": 256, "num_warps": 4, "num_stages": 2}
     monkeypatch.setattr(attention, "tiles", lambda *_: large)  # the interpreter is quicker with few
     monkeypatch.setattr(cross_entropy, "choose_loss", lambda *_: loss)
     monkeypatch.setattr(train, "validate", lambda *_: None)
-    tiny.train(settings_for(data, tmp_path / "run", attn=attn, max_iters=steps, lr_decay_iters=30))
+    tiny.train(settings_for(data, tmp_path / "run", attn=attn))
     curve = losses(tmp_path / "run")
-    assert len(curve) == steps
-    curve = curve[::5] + curve[29:]
-    assert curve == pytest.approx(GOLDEN["adamw"][: len(curve)], abs=2e-3)
+    assert curve[::5] + curve[-1:] == pytest.approx(GOLDEN["adamw"], abs=2e-3)
 
 
 def test_a_run_folder_holds_everything(data, tmp_path):

@@ -81,8 +81,7 @@ def test_every_size(implementation, dtype):
     recompute = implementation == "recompute"
     for C in (4, 48, 128) if recompute else (4, 48, 128, 200):
         for N, V in ((1, 50), (200, 512), (150, 1505), (40, 4096)):
-            for mean in (True, False):
-                check(implementation, N, C, V, dtype, mean)
+            check(implementation, N, C, V, dtype, mean=N > 100)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
