@@ -102,9 +102,8 @@ def record_launches(operation, *args):
     def launch(kernel, grid, *args, **options):
         launches.append((kernel, args, options))
 
-    modules = (attention, cross_entropy)
     with contextlib.ExitStack() as stack:
-        for module in modules:
+        for module in (attention, cross_entropy):
             stack.enter_context(mock.patch.object(module, "launch", launch))
         operation(*args)
     return launches

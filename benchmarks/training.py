@@ -87,11 +87,8 @@ def random_stories(vocab_size, stories=20_000):
 
 
 def training_step(model, loader, settings, lr=lambda: 1e-4):
-    """train.py's step of a GPT on a PackedDataLoader. lr: a function that returns the learning rate
-    of the next step.
-
-    Returns (a function that trains the next step and returns its number of tokens, the optimizers).
-    """
+    """train.py's step of a GPT on a PackedDataLoader, at the learning rate that lr() returns: (a
+    function that trains the next step and returns its number of tokens, the optimizers)."""
     device = loader.device
     dtype = pick_dtype(settings.dtype, device)
     optimizers = optim.make_optimizers(model, settings)

@@ -312,7 +312,8 @@ def fused_loss_backward(
 
 @fused_loss.register_fake
 def _(hidden, weight, targets, vocab_size, ignore_index, uniform, grad, implementation, dtype):
-    recompute = (implementation or choose_loss(hidden.device, dtype, hidden.shape[1])) == "recompute"
+    implementation = implementation or choose_loss(hidden.device, dtype, hidden.shape[1])
+    recompute = implementation == "recompute"
     make = grad and (uniform or recompute)
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     return (
@@ -337,8 +338,7 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, d_losses, *_):
-    gradients = fused_loss_backward(d_losses, *ctx.saved_tensors, *ctx.constants)
-    return *gradients, *[None] * 7
+    return *fused_loss_backward(d_losses, *ctx.saved_tensors, *ctx.constants), *[None] * 7
 
 
 fused_loss.register_autograd(_differentiate, setup_context=_save)
@@ -357,16 +357,14 @@ def linear_cross_entropy(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    sizes = (vocab_size, ignore_index)
-    args = (hidden, weight, targets.contiguous(), *sizes, mean, grad, implementation, dtype)
-    losses = fused_loss(*args)[0]
+    rest = (ignore_index, mean, grad, implementation, dtype)
+    losses = fused_loss(hidden, weight, targets.contiguous(), vocab_size, *rest)[0]
     return losses.sum() / (targets != ignore_index).sum() if mean else losses
 
 
 def choose_loss(device, dtype, n_embd):
     """The implementation for a torch.device, a compute dtype and C: one of IMPLEMENTATIONS.
-
-    The ops above ask, not their caller: torch.compile traces a caller, and this asks the GPU."""
+    Asked by the ops, not by their caller, which torch.compile traces: it cannot trace Triton."""
     if unavailable(device) or torch.device(device).type != "cuda":
         return "torch"
     return choose_kernels(dtype, n_embd)

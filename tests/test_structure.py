@@ -287,10 +287,12 @@ before = environment(), list(sys.path)
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
 assert before == (environment(), list(sys.path)), "an import changes os.environ or sys.path"
+assert "torch._dynamo" not in sys.modules, "a start waits for torch.compile, which few need"
 """
 
 
 def test_an_import_changes_nothing(tmp_path):
+    """Nor does it bring what few need and all would wait for."""
     names = [module_name(path) for path in project() if not path.startswith("assets/")]
     place = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
