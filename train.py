@@ -169,22 +169,22 @@ def step_batches(loader, settings, first_step):
 
 def train_step(
     model, optimizers, scaler, guard, micro_batches, step, lr, settings, autocast,
-    keep_gradients=False, timed=record_function,
+    cuda_graphs=False, timed=record_function,
 ):  # fmt: skip
     """One optimizer step: forward and backward over this rank's micro-batches, then the update.
 
     model: as device.compile_model wraps it. micro_batches: see `step_batches`. step: its number,
-    from 0. autocast: a function that returns the context to compute in. keep_gradients: zero them
-    instead of freeing them, as CUDA graphs need. timed(name): the context to time a part in.
-    Returns the mean loss over the step's targets, of all ranks, and the norm of the gradient before
+    from 0. autocast: a function that returns the context to compute in. cuda_graphs: whether such
+    launch the passes; gradients are then zeroed, not freed. timed(name): the context to time a part
+    in. Returns the mean loss over the step's targets, of all ranks, and the gradient's norm before
     clipping, as 0-D tensors: nothing here waits for the device, but on MPS for one flag."""
     ranks = world_size()
     mean_loss = torch.zeros((), device=micro_batches[0][1].tokens.device)  # this rank's part of it
     for i, (dropout_seed, batch, weight) in enumerate(micro_batches):
         torch.manual_seed(dropout_seed)
-        torch.compiler.cudagraph_mark_step_begin()  # a graph may overwrite the last pass's outputs
-        # Ranks exchange their gradients once a step, after the last micro-batch.
-        is_last = i == len(micro_batches) - 1
+        if cuda_graphs:  # one may overwrite the last pass's outputs
+            torch.compiler.cudagraph_mark_step_begin()
+        is_last = i == len(micro_batches) - 1  # then the ranks exchange their gradients
         with contextlib.nullcontext() if ranks == 1 or is_last else model.no_sync():
             with timed("forward"), autocast():
                 # The mean over the micro-batch's targets, times its weight in the step.
@@ -211,7 +211,7 @@ def train_step(
         for optimizer in optimizers:
             if call_optimizers:
                 scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=not keep_gradients)
+            optimizer.zero_grad(set_to_none=not cuda_graphs)
         scaler.update()
     return mean_loss, norm
 

@@ -40,10 +40,11 @@ def losses(out):
 
 # ---- other processes -----------------------------------------------------------------------------
 #
-# Forked from a server that has imported train already, so that each costs little.
+# Forked from a server that has imported what a training does already, so that each costs little.
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train"])
+IMPORTED = ["train", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+FORKS.set_forkserver_preload(IMPORTED)
 
 
 def start(function, *args, env=None, errors=os.devnull):
