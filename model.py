@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from kernels.attention import attention, attention_span, choose_attention, windowed
 from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
@@ -132,6 +133,16 @@ class Block(nn.Module):
     def forward(self, x, span, angles, implementation):
         x = x + self.drop(self.attn(self.ln_1(x), span, angles, implementation))
         return x + self.drop(self.mlp(self.ln_2(x)))
+
+
+class WithoutWeights(TorchFunctionMode):
+    """`with WithoutWeights(): GPT(config)` has parameters on the meta device: shapes, no values."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":  # it would import torch.compile
+            return kwargs["tensor"]
+        with torch.device("meta"):
+            return function(*args, **kwargs or {})
 
 
 class GPT(nn.Module):

@@ -123,18 +123,12 @@ def build_dataset(
             cleaning = {"cleaning": {rule: count[rule] for rule in rules}}
             splits[writer.split] = writer.finish(drop, answers=records) | cleaning
         entries = {
-            "tokenizer": tokenizer.name,
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": "uint16",
-            "source": str(train),
-            "source_files": source_files,
-            "val_source": str(val) if val else f"{val_fraction:g} of source",
-            "seed": seed,
-            "hold_out": "+".join(held_out),
-            "near_duplicates": near_duplicates,
-            "max_stories": train.max_stories,
-            "splits": splits,
-        }
+            "tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size, "dtype": "uint16",
+            "source": str(train), "source_files": source_files,
+            "val_source": str(val) if val else f"{val_fraction:g} of source", "seed": seed,
+            "hold_out": "+".join(held_out), "near_duplicates": near_duplicates,
+            "max_stories": train.max_stories, "splits": splits,
+        }  # fmt: skip
         write_manifest(folder, entries | (manifest or {}))
         check_out(out)  # nobody has put anything else there meanwhile
     print_splits(splits)

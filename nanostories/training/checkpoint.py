@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from configs import UserError
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, WithoutWeights
 from nanostories.dataset.shards import read_manifest
 from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.storage import atomic_file, atomic_folder, read_json, sha256, write_json
@@ -372,7 +372,7 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
     weights = read_tensors(folder, "model.safetensors")
     try:
-        with torch.device("meta"):  # no random weights first
+        with WithoutWeights():
             model = GPT(GPTConfig(**config | changes))
         if model.wpe is not None:
             weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
@@ -382,11 +382,6 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
         raise UserError(f"{folder} does not fit {out_dir}/config.json: {error}") from None
     if (size := tokenizer.vocab_size) != config["vocab_size"]:
         raise UserError(f"{out_dir}: the tokenizer has {size} tokens, not {config['vocab_size']}")
-    return LoadedModel(
-        model.eval(),
-        tokenizer,
-        max_length=max_length,
-        bos_ids=[tokenizer.eot],
-        out_dir=str(out_dir),
-        provenance={"step": state["step"], "sha256": _read_sums(folder)["model.safetensors"]},
-    )
+    provenance = {"step": state["step"], "sha256": _read_sums(folder)["model.safetensors"]}
+    return LoadedModel(model.eval(), tokenizer, max_length=max_length, bos_ids=[tokenizer.eot],
+                       out_dir=str(out_dir), provenance=provenance)  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from configs import UserError
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, WithoutWeights
 from nanostories.storage import read_json
 
 MASKS = ("attn.bias", "attention.bias", "masked_bias")  # in old files, beside the parameters
@@ -205,7 +205,7 @@ def from_hub_tensors(tensors, config):
         raise UserError("its output head is not its token embedding, as model.py has it")
     if (tokens := len(tensors[embedding])) != config.vocab_size:
         raise UserError(f"it embeds {tokens} tokens; its vocab_size is {config.vocab_size}")
-    with torch.device("meta"):
+    with WithoutWeights():
         shapes = {name: x.shape for name, x in GPT(config).state_dict().items()}
     used = {part for name in shapes for part in _hub_names(name, model_type)}
     for name in tensors.keys() - used:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from configs import UserError
-from model import GPT
+from model import GPT, WithoutWeights
 from nanostories.dataset.tokenizer import Tokenizer, build
 from nanostories.storage import read_json, sha256
 from nanostories.training.distributed import rank
@@ -137,21 +137,17 @@ def load(name, device="cpu", revision="", block_size=0, dropout=0.0):
     if not (weight_files := safetensors or old_files):
         raise UserError(f"no model.safetensors in '{folder}', nor a pytorch_model.bin")
     try:
-        with torch.device("meta"):
+        with WithoutWeights():
             model = GPT(config)
         model.load_state_dict(from_hub_tensors(read_tensors(weight_files), config), assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         why = _first_line(error)
         raise UserError(f"the weights in '{folder}' do not fit its config.json: {why}") from None
-    return LoadedModel(
-        model.to(device).eval(),
-        tokenizer,
-        max_length=block_size,
-        bos_ids=[tokenizer.eot] if _begins_with_eot(folder) else [],
-        out_dir=results_folder(name),
-        provenance={"model": str(name), "folder": folder.name},  # in the hub's cache: the commit
-        weight_files=weight_files,
-    )
+    provenance = {"model": str(name), "folder": folder.name}  # in the hub's cache: the commit
+    bos_ids = [tokenizer.eot] if _begins_with_eot(folder) else []
+    return LoadedModel(model.to(device).eval(), tokenizer, max_length=block_size, bos_ids=bos_ids,
+                       out_dir=results_folder(name), provenance=provenance,
+                       weight_files=weight_files)  # fmt: skip
 
 
 def results_folder(name):

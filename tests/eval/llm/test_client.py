@@ -229,6 +229,8 @@ def test_retry_after_is_honoured_by_all(tmp_path, kind):
     def script(body, n):
         later = email.utils.formatdate(time.time() + 2, usegmt=True)  # in whole seconds
         after = {"Retry-After": "1" if kind == "seconds" else later}
+        if n == 1:
+            time.sleep(0.5)  # it ends when the first is known to be refused
         return "yes" if n else (429, {"error": {"message": "slow down"}}, after)
 
     with ChatServer(script, delay=0.05) as server:
