@@ -7,6 +7,7 @@ macro that takes its data, and blocks.html how tables, figures and stories look.
 escaped but those that are Markup.
 """
 
+import functools
 import shlex
 from dataclasses import dataclass
 from hashlib import sha256
@@ -69,6 +70,7 @@ def digest(text):
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
+@functools.cache
 def templates():
     """The jinja2 environment of the page."""
     environment = jinja2.Environment(

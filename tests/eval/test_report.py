@@ -292,6 +292,7 @@ def test_a_failed_job_is_shown(page):
     assert "failed: </script>" in "".join(Reader(page).texts)
 
 
+@pytest.mark.slow
 def test_with_figures():
     """They take the page's colors, say what they show, and load nothing."""
     page = page_of(full())
