@@ -265,10 +265,9 @@ def test_one_batch_overfits():
     assert loss.item() < 0.05
 
 
-@pytest.mark.parametrize("config", [
-    pytest.param({}, marks=pytest.mark.slow), {"window": 9, "scale_attention": False} | ROTARY
-])  # fmt: skip
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [{}, {"window": 9, "scale_attention": False} | ROTARY])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_one_compiled_graph_is_the_eager_model(backend, config):
     """fullgraph: torch.compile finds nothing in the model, kernels included, that breaks it."""
     model = small(**config)

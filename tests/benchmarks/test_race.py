@@ -27,6 +27,7 @@ def words(data, tmp_path):
             f"--out={tmp_path / 'figures' / 'race.json'}"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_figures_the_picture_and_the_winner(words, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", [*words, "--learning_rates=1e-9,3e-2"])
     race.main()

@@ -29,6 +29,7 @@ class GPT(torch.nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_the_table_and_the_file(tmp_path, monkeypatch, capfd):
     (tmp_path / "model.py").write_text(NANOGPT)
     out = tmp_path / "figures" / "bench.json"
