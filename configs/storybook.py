@@ -29,4 +29,3 @@ max_minutes = 3.0  # the schedule ends then, however fast the machine
 eval_interval = 500
 
 temperature = 0.8
-dtype = "float32"  # the counts above are of stories generated in it
