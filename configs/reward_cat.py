@@ -6,7 +6,7 @@
     python reward.py configs/reward_cat.py --word=dog --out_dir=out/reward_dog
 
 A story should have two sentences about the word and name it no more often than a story would. So
-the two closest sentences count, and only up to a cosine similarity of 0.55, which a quarter of the
+the two closest sentences count, and only up to a cosine similarity of 0.40, which a quarter of the
 sentences with the word reach. Repeating more than the reference does costs reward.
 """
 
@@ -15,7 +15,7 @@ word = "cat"
 temperature = 0.8
 
 top_sentences = 2
-max_similarity = 0.55
+max_similarity = 0.4
 repetition_penalty = 2.5
 kl_factor = 0.015
 

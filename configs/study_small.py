@@ -27,7 +27,7 @@ eval.instruct: --prompts=150 --max_new_tokens=300
 eval.diversity: --num_prompts=50 --temperatures=1 --max_new_tokens=300
 eval.interpret: --stories=500 --head_stories=16
 eval.vocabulary: --num_samples=2
-reward.py: configs/reward_cat.py --max_iters=60
+reward.py: configs/reward_cat.py --max_iters=60 --max_similarity=0.55
 eval.reward: --stories=100
 """
 
