@@ -44,6 +44,7 @@ from train import Settings
 def test_resume_equals_never_stopping(data, tmp_path, optimizer, stop):
     """N + M steps are N steps, stop, a new process, M steps: every bit, and every story told."""
     same = {"optimizer": optimizer, "dropout": 0.1, "gradient_accumulation_steps": 2,
+            "positions": "rope" if optimizer == "muon" else "learned",
             "max_iters": 6, "eval_interval": 2}  # fmt: skip
     whole, parts = (settings_for(data, tmp_path / name, **same) for name in ("whole", "parts"))
     assert tiny.call(tiny.train, whole) == 0
