@@ -273,7 +273,8 @@ def test_orthogonal_brings_singular_values_near_one(shape):
     # The directions stay: U^T got V is diagonal and positive.
     turned = u.mT @ got @ v.mT
     diagonal = turned.diagonal(dim1=-2, dim2=-1)
-    assert (turned - diagonal.diag_embed()).abs().max() < 1e-4 and diagonal.min() > 0
+    rounding = 2e-2 if device.computes_in_bfloat16(torch.device("cpu")) else 1e-4
+    assert (turned - diagonal.diag_embed()).abs().max() < rounding and diagonal.min() > 0
 
 
 @pytest.mark.parametrize(
