@@ -8,7 +8,7 @@ python -m eval.instruct out/instruct
 source = "instruct:storybook"  # 98,000 stories to learn from, each with an instruction
 tokenizer = "bpe"
 vocab_size = 2048
-stories = 100_000  # about as many as a quarter of an hour takes, so each is seen once
+stories = 100_000  # a quarter of an hour sees each once or twice
 val_fraction = 0.02
 
 loss_on = "all"  # on the story alone, the model did not learn in 12 minutes to use the rarer words
