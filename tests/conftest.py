@@ -73,7 +73,7 @@ def browser(tmp_path):
                  "disable-background-networking", "disable-component-update", "disable-sync",
                  f"user-data-dir={tmp_path}", "window-size=1100,800"):  # fmt: skip
         options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium and chromedriver:
         options.binary_location = chromium

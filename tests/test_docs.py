@@ -303,7 +303,8 @@ def test_a_page_is_sound(page, check, monkeypatch):
 
 
 def test_no_path_beside_the_clone_is_named():
-    kinds = ("**/*.py", "**/*.toml", "**/*.txt", "**/*.md", "**/page.html", "**/sections.html")
+    kinds = ("**/*.py", "**/*.toml", "**/*.txt", "**/*.md", "**/page.html", "**/sections.html",
+             "**/*.js")  # fmt: skip
     folders = ("configs", "eval", "nanostories", "kernels", "benchmarks", "docs", "assets")
     files = [path for f in folders for kind in kinds for path in (ROOT / f).glob(kind)]
     files += [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), ROOT / "Makefile"]

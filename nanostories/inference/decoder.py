@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from configs import UserError
 from model import GELU, rotate, rotation
 from nanostories.training.device import pick_dtype
+from nanostories.training.int8 import quantize_rows
 
 
 def _linear(weight, bias, dtype):
@@ -37,9 +38,7 @@ def _linear(weight, bias, dtype):
 
 def _int8_linear(weight, bias):
     """`_linear` with weights of 8 bits, a scale for each output row; activations are bfloat16."""
-    scale = (weight.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()  # (out,)
-    rounded = (weight / scale.float()[:, None]).round().to(torch.int8)
-    bias = bias.bfloat16()
+    (rounded, scale), bias = quantize_rows(weight, torch.bfloat16), bias.bfloat16()
 
     def linear(x):
         if len(x) > 8:  # the int8 kernel takes one row at a time, which is slower from here on

@@ -2,8 +2,8 @@
 
     python sample.py --serve                     # opens http://127.0.0.1:8000/
 
-GET / is page.html. POST /story takes the first line as JSON (without a seed it draws one) and
-answers with the others, each sent as soon as its token is sampled:
+GET / is nanostories/page/page.html. POST /story takes the first line as JSON (without a seed it
+draws one) and answers with the others, each sent as soon as its token is sampled:
 
     {"prompt": "Once", "temperature": 0.8, "top_p": 1, "max_new_tokens": 200, "seed": 7}
     {"seed": 7, "prompt": "Once"}
@@ -29,11 +29,11 @@ import time
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
-from pathlib import Path
 
 import torch
 
 from configs import RANGES, UserError
+from nanostories import page
 from nanostories.inference.generate import available_tokens
 from nanostories.inference.healing import Healer
 from nanostories.inference.kv_cache import NO_PENALTIES, BatchedKVCache
@@ -79,10 +79,8 @@ class Server(ThreadingHTTPServer):
     ):  # fmt: skip
         self.decoder, self.loaded = decoder, loaded
         self.stop, self.top_k, self.penalties = stop, top_k, penalties
-        # The settings stand in a script element, where nothing but "<" could end the JSON.
-        settings = json.dumps(defaults | {"title": title, "max_length": loaded.max_length})
-        page = Path(__file__).with_name("page.html").read_text("utf-8")
-        self.page = page.replace("{settings}", settings.replace("<", "\\u003c"))
+        settings = defaults | {"title": title, "max_length": loaded.max_length}
+        self.page = page.fill("server.js", settings)
         self.model_lock, self.free_slots = FairLock(), threading.Semaphore(MAX_REQUESTS)
         self.unread = {}  # {connection: since when}, the oldest first
         for name in allow_host:

@@ -22,7 +22,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,14 +41,6 @@ from nanostories.training.huggingface import LoadedModel
 CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json")
 RUN_FILES = ("config.json", "tokenizer.json", "env.json", "metrics.jsonl", "loss.png",
              "monitor.png", "reference.json", "samples.txt", "latest", "best")  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings:
-    out_dir: str = ""  # run folder; default: the newest in out/
-    checkpoint: str = "latest"  # latest or best
-    init_from: str = ""  # instead of a run: gpt2, a model of the hub, or a folder with one
-    revision: str = ""  # commit, tag or branch of a model of the hub
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -146,17 +137,19 @@ class CheckpointSaver(contextlib.AbstractContextManager):
 def write_checkpoint(out_dir, weights, optimizer_state, state):
     """Write checkpoints/<state["step"]> and point the symlinks at it.
 
-    weights, optimizer_state: {name: tensor on the CPU}. state: a JSON-able dict with "step",
-    "best_step" (the best checkpoint so far) and "kept_steps" (steps whose checkpoints `prune` never
-    removes). If it fails, the older checkpoints are untouched."""
+    weights, optimizer_state: {name: tensor on the CPU}; optimizer_state None: the checkpoint cannot
+    be resumed. state: a JSON-able dict with "step", "best_step" (the best checkpoint so far) and
+    "kept_steps" (steps whose checkpoints `prune` never removes). If it fails, the older checkpoints
+    are untouched."""
     folder = Path(out_dir) / "checkpoints" / str(state["step"])
     # The folder may be there, from before the step's evaluation: then only the state is new.
     with atomic_folder(folder, part=f"{folder}.part") as part:
         save_file(weights, part / "model.safetensors")
-        save_file(optimizer_state, part / "state.safetensors")
+        if optimizer_state is not None:
+            save_file(optimizer_state, part / "state.safetensors")
         write_json(part / "state.json", state)
-        sums = [f"{sha256(part / name)}  {name}\n" for name in CHECKPOINT_FILES]
-        (part / "SHA256SUMS").write_text("".join(sums))
+        files = sorted(part.iterdir())
+        (part / "SHA256SUMS").write_text("".join(f"{sha256(f)}  {f.name}\n" for f in files))
     prune(out_dir)
 
 
@@ -229,14 +222,6 @@ def _point(link, step):
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def newest_run(folder="out"):
-    """The run under `folder` whose checkpoint is newest; raises UserError if there is none."""
-    runs = [link.parent for link in Path(folder).glob("*/latest") if link.exists()]
-    if not runs:
-        raise UserError(f"no trained run in '{folder}/'; train one first: make story")
-    return str(max(runs, key=lambda run: (resolve_checkpoint(run) / "state.json").stat().st_mtime))
-
-
 def read_config(out_dir):
     """A run's config.json, {"model": ..., "train": ...}; UserError if it is no such file."""
     path = Path(out_dir) / "config.json"
@@ -250,13 +235,16 @@ def read_config(out_dir):
 def data_folder(run, setting="dataset"):
     """The data folder that a run was trained on. run: its folder, or a LoadedModel.
 
-    Raises UserError where it now holds other data, and for a published model: the user can name
-    data with `setting` instead."""
+    Raises UserError where it is gone or now holds other data, and for a published model: the user
+    can name data with `setting` instead."""
     if isinstance(run, LoadedModel) and not run.is_run():
         name = run.provenance["model"]
         raise UserError(f"'{name}' has no data of its own: name some with --{setting}")
     out_dir = getattr(run, "out_dir", run)
     folder = read_config(out_dir)["train"]["dataset"]
+    if not Path(folder, "manifest.json").exists():
+        advice = f"prepare it again, or name data with --{setting}"
+        raise UserError(f"'{folder}', which '{out_dir}' was trained on, is not here: {advice}")
     read_state_of_data(out_dir, folder, f"name data with --{setting}")
     return folder
 
@@ -326,21 +314,12 @@ def read_state(out_dir, which="latest"):
 
 def read_optimizer_state(out_dir, which="latest"):
     """A checkpoint's optimizer state, for `load_optimizer_state`; or UserError."""
-    return read_tensors(resolve_checkpoint(out_dir, which), "state.safetensors")
-
-
-def load_from_settings(settings, origin, device):
-    """The LoadedModel that a script's ModelSettings name; origin: of `configs.load`.
-
-    In a config file init_from is where training starts, so it counts on the command line only."""
-    if settings.init_from and origin["init_from"] == "command line":
-        if settings.out_dir:
-            raise UserError("out_dir names a run, init_from any model: give one of the two")
-        return load_model(settings.init_from, settings.checkpoint, device, settings.revision)
-    out_dir = settings.out_dir
-    if not out_dir:
-        print(f"the newest run: {(out_dir := newest_run())}", file=sys.stderr)
-    return load_run(out_dir, settings.checkpoint, device)
+    folder, name = resolve_checkpoint(out_dir, which), "state.safetensors"
+    verified_path(folder, "state.json")  # so the sums can be read
+    if not (folder / name).exists() and name not in _read_sums(folder):
+        line = f"'{out_dir}' was exported without the optimizer's state, which --resume needs: "
+        raise UserError(line + "--init_from starts another run from its weights")
+    return read_tensors(folder, name)
 
 
 def load_model(name, which="latest", device="cpu", revision="", **changes):
@@ -375,8 +354,10 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
         with WithoutWeights():
             model = GPT(GPTConfig(**config | changes))
         if model.wpe is not None:
-            weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
-        model.to_empty(device=device).load_state_dict(weights)
+            weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size].clone()
+        # Assigned, not copied: new parameters on the meta device would take 0.3 s to become real.
+        weights = {name: weight.to(device, torch.float32) for name, weight in weights.items()}
+        model.load_state_dict(weights, assign=True)
         max_length = min(state["max_length"], model.config.block_size)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder} does not fit {out_dir}/config.json: {error}") from None
