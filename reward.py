@@ -45,6 +45,7 @@ from nanostories.training.distributed import (
     world_size,
 )
 from nanostories.training.logger import RunLogger, services
+from nanostories.training.model_settings import pretrained
 from nanostories.training.optim import make_optimizers
 from nanostories.training.run_config import check_free, only_writer, resumed
 
@@ -53,7 +54,7 @@ from nanostories.training.run_config import check_free, only_writer, resumed
 class Settings:
     # the task
     word: str = "cat"  # what the stories are to be about, spelt as within a sentence
-    init_from: str = ""  # the model to start from: a run folder, gpt2, or a model of the hub
+    init_from: str = ""  # the model to start from: a run, gpt2, one of the hub; default: pretrained
     revision: str = ""  # commit, tag or branch of a model of the hub
     start: str = "Once upon a time there was"  # the prompt; FILE:prompts.txt: one in each line
     # the reward
@@ -119,7 +120,8 @@ def complete(settings, origin):
         read_settings(settings.out_dir)  # refuses a run of train.py
         settings = resumed(settings, origin, settings.out_dir)
     elif not settings.init_from:
-        raise UserError("name the model to start from: --init_from=out/<run>")
+        settings = replace(settings, init_from=pretrained())
+        print0(f"no init_from: starting from {settings.init_from}, which comes with nanoStories")
     dataset = settings.dataset
     if not dataset and checkpoint.is_run_folder(settings.init_from):
         dataset = checkpoint.read_config(settings.init_from)["train"]["dataset"]

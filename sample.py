@@ -34,14 +34,14 @@ from nanostories.inference.generate import (
 )
 from nanostories.inference.healing import Healer
 from nanostories.inference.kv_cache import NO_PENALTIES
-from nanostories.training import checkpoint
+from nanostories.training import checkpoint, model_settings
 from nanostories.training.device import pick_device
 
 SEPARATOR = "\n\n" + "-" * 60 + "\n"  # between stories on the terminal
 
 
 @dataclass(frozen=True)
-class Settings(checkpoint.ModelSettings):
+class Settings(model_settings.ModelSettings):
     start: str = ""  # the prompt; FILE:prompts.txt takes one from each line; empty: a new story
     words: str = ""  # for an Instruct model: words to use, "come, road, sad"
     sentence: str = ""  # a sentence that the story must contain
@@ -200,7 +200,7 @@ def main():
 
     # 2. The model.
     device = pick_device(settings.device)
-    loaded = checkpoint.load_from_settings(settings, origin, device)
+    loaded = model_settings.load_from_settings(settings, origin, device)
     if instruction and loaded.is_run():
         data = checkpoint.read_state(loaded.out_dir, settings.checkpoint)["data"]
         if "train_answer.npy" not in data:

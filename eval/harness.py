@@ -29,7 +29,7 @@ from nanostories.dataset.tokenizer import Tokenizer
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.generate import Completion, beam_search, generate, request_seeds
 from nanostories.inference.kv_cache import check_finite
-from nanostories.training import checkpoint
+from nanostories.training import checkpoint, model_settings
 from nanostories.training.device import pick_device
 
 AUTHORS_BEGINNINGS = "Evaluation prompts.yaml"  # 44 of them, in the data set's repository
@@ -39,7 +39,7 @@ SAMPLING = ("temperature", "top_p", "beams", "max_new_tokens", "seed", "weights"
 
 
 @dataclass(frozen=True)
-class ModelSettings(checkpoint.ModelSettings):
+class ModelSettings(model_settings.ModelSettings):
     """The model that a command evaluates, and where."""
 
     device: str = "auto"  # cpu, cuda, mps; auto takes the best there is
@@ -61,7 +61,7 @@ class SamplingSettings(ModelSettings):
 def open_models(settings, origin):
     """A command's LoadedModels: that of ModelSettings, then those of `beside`; or UserError."""
     device = pick_device(settings.device)
-    first = checkpoint.load_from_settings(settings, origin, device)
+    first = model_settings.load_from_settings(settings, origin, device)
     names = beside_names(settings)
     return [first, *(checkpoint.load_model(name, settings.checkpoint, device) for name in names)]
 

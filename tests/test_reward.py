@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from tiny import call_ranks, settings_for
 
 import reward
-from configs import UserError
+from configs import ROOT, UserError
 from eval import reward_frontier
 from nanostories.dataset import packing
 from nanostories.inference import kv_cache, sampling
@@ -401,8 +402,16 @@ def test_weights_that_are_nan_are_never_saved(base, tmp_path, monkeypatch, step,
     assert checkpoint.steps_of(tmp_path / "run") == [2]
 
 
+def test_without_a_name_it_starts_from_the_boxed_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = reward.complete(reward.Settings(), dict.fromkeys(vars(reward.Settings()), "default"))
+    assert settings.init_from == os.path.relpath(ROOT / "pretrained")
+    assert capsys.readouterr().out == (
+        f"no init_from: starting from {settings.init_from}, which comes with nanoStories\n"
+    )
+
+
 @pytest.mark.parametrize("words, why", [
-    (["--init_from="], "name the model to start from"),
     (["--init_from=./nowhere"], "nowhere"),
     (["--method=ppo"], "method must be naive, reinforce, rloo or grpo, not 'ppo'"),
     (["--top_sentences=-1"], "top_sentences must be 0 or more"),

@@ -1,6 +1,7 @@
 """The commands that use a trained model: sample.py and eval/loss.py."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from eval.loss import groups_of_text, score
 from model import GPT, GPTConfig
 from nanostories.dataset.tokenizer import build
 from nanostories.inference.generate import Completion
-from nanostories.training import checkpoint
+from nanostories.training import checkpoint, model_settings
 from train import Settings, train
 
 EOT = 256
@@ -216,10 +217,24 @@ def test_errors(run, capsys, monkeypatch, arguments, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_no_run_ends_in_one_line(tmp_path):
-    done = call(str(ROOT / "sample.py"), cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr == "sample.py: no trained run in 'out/'; train one first: make story\n"
+def test_without_a_run_the_boxed_model_writes(tmp_path):
+    words = "--start=Once upon a time", "--max_new_tokens=8", "--temperature=0"
+    done = call(str(ROOT / "sample.py"), *words, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("Once upon a time, there was a")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("no trained run in 'out/' yet, so this is the model that comes with")
+    assert line.endswith(os.path.relpath(ROOT / "pretrained", tmp_path))
+
+
+def test_a_run_comes_before_the_boxed_model(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    assert model_settings.default_run() == "out/mine"
+    assert capsys.readouterr().err == "the newest run: out/mine\n"
+    monkeypatch.setattr(model_settings, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="'pretrained' is missing"):
+        model_settings.pretrained()
 
 
 def test_damaged_checkpoints_are_refused(run, tmp_path):

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -131,6 +132,15 @@ def peak_flops(device):
     return next((peak * 1e12 for peak, names in PEAKS.items() if re.fullmatch(names, name)), None)
 
 
+def cpu_name():
+    """The CPU's model where Linux tells it, else its architecture."""
+    with contextlib.suppress(OSError):
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r"model name\s*:\s*(\S.*)", info):
+            return match[1].strip()
+    return platform.machine()
+
+
 def environment(device):
     """What a result may depend on: the commit of this code, versions, device and threads."""
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
@@ -140,6 +150,6 @@ def environment(device):
         "git": commit or None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if cuda else cpu_name(),
         "threads": torch.get_num_threads(),
     }

@@ -13,7 +13,7 @@ from configs import UserError, check_ranges
 from model import GPTConfig
 from nanostories.dataset.sources import dataset_folder
 from nanostories.storage import lock
-from nanostories.training import checkpoint, hub_layouts, huggingface
+from nanostories.training import checkpoint, hub_layouts, huggingface, model_settings
 from nanostories.training.device import memory_of, pick_device
 from nanostories.training.distributed import all_gather, rank, world_size
 from nanostories.training.logger import services
@@ -83,7 +83,7 @@ def complete(settings, origin):
     config_files = [name for name in origin.values() if name.endswith(".py")]
     out_dir = settings.out_dir or (config_files and f"out/{Path(config_files[-1]).stem}")
     if settings.resume:
-        return resumed(settings, origin, out_dir or checkpoint.newest_run())
+        return resumed(settings, origin, out_dir or model_settings.newest_run())
     if settings.init_from:
         settings = like_init_from(settings, origin)
     dataset = settings.dataset or dataset_folder(settings.source, settings.tokenizer)

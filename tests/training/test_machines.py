@@ -23,7 +23,7 @@ import configs
 import train
 from configs import ROOT, UserError
 from nanostories import plotting, storage
-from nanostories.training import checkpoint, device, run_config
+from nanostories.training import checkpoint, device, model_settings, run_config
 
 # ----------------------------------------------------------------------------------------------
 # file systems
@@ -58,7 +58,7 @@ def test_without_symlinks_a_file_holds_the_step(data, tmp_path, monkeypatch, num
     tiny.train(replace(settings, resume=True, max_iters=3))
     out = tmp_path / "run"
     assert (out / "latest").read_text() == "3\n" and (out / "best").is_file()
-    assert checkpoint.newest_run(tmp_path) == str(out)
+    assert model_settings.newest_run(tmp_path) == str(out)
     for which, step in (("latest", 3), ("best", checkpoint.read_state(out)["best_step"])):
         assert checkpoint.load_run(out, which).provenance["step"] == step
 
