@@ -24,7 +24,11 @@ from model import GPTConfig
 from nanostories.training.run_config import SHAPE
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "pretrained" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 USER_FOLDERS = {"data", "out", "stories", ".venv"}  # a reader's own, in the clone
 CHECKOUTS = {"nanoGPT", "llama2.c", "llama.cpp"}  # a page clones them first
 HUB_SETTINGS = ("--init_from", "--model", "--judge", "--embedder", "--baselines")  # owner/name

@@ -12,7 +12,7 @@ from configs import ROOT, UserError
 from eval import fluency
 from eval.fluency import Continuation
 from nanostories.dataset import sources
-from nanostories.training import checkpoint
+from nanostories.training import checkpoint, export
 
 STORIES = ROOT.parent / "shared" / "data" / "tinystories" / "valid_v2.txt"
 NOISE = (1.0, 0.4, 0.15)  # in standard deviations of each weight, of checkpoints 1 to 3
@@ -75,10 +75,11 @@ def test_the_referee_ranks_what_it_reads(noisy, source, capsys):
     assert "warning" not in output.err and "words shuffled" in output.out
 
 
-def test_its_own_referee_is_warned_of(noisy, source, capsys):
+def test_its_own_referee_is_warned_of(noisy, source, tmp_path, capsys):
     """Also in bfloat16, as in pretrained/: rounding makes it no other model."""
     options = f"--source={source}", "--stories=2", "--max_new_tokens=2"
-    call(noisy, f"--referee={noisy}", *options)
+    export.main([str(noisy), "--to=run", f"--out={tmp_path / 'rounded'}"])
+    call(noisy, f"--referee={tmp_path / 'rounded'}", *options)
     assert "nobody should be their own referee" in capsys.readouterr().err
     assert json.loads((noisy / "eval" / "fluency.json").read_text())["own_referee"]
 

@@ -173,7 +173,7 @@ def evaluate(browser, tokenizer, expression, *arguments):
 def test_tokens_are_pythons(boxed, browser):
     texts = [*PROMPTS, "I'LL go, I’ll; DON'T ſ'ſ", " \n \n  x", "\r\n\r\n", "a\u00a0b\u2003c\x85d",
              "\ufeffx", "e\u0301 日本語12345 ½", "<|endoftext|>", "''''s", "x" * 60, "\t\tTab ",
-             "🙂" * 5, "!!!\n\n\n", "fin.\n "]  # fmt: skip
+             "🙂" * 5, "!!!\n\n\n", "fin.\n ", "fin\x85", "fin\ufeff"]  # fmt: skip
     for tokenizer in (boxed.tokenizer, build("gpt2")):
         expected = [tokenizer.encode_prompt(text) for text in texts]
         assert evaluate(browser, tokenizer, "arguments[1].map(encodePrompt)", texts) == expected
