@@ -58,10 +58,10 @@ def call(*words):
 
 
 def test_the_referee_ranks_what_it_reads(noisy, source, capsys):
-    call(noisy, f"--source={source}", "--steps", "--stories=30", "--max_new_tokens=60")
+    call(noisy, f"--source={source}", "--steps", "--stories=20", "--max_new_tokens=40")
     results = json.loads((noisy / "eval" / "fluency.json").read_text())
     sets, steps = results["sets"], results["checkpoints"]
-    assert not results["own_referee"] and results["stories"] == 30
+    assert not results["own_referee"] and results["stories"] == 20
     relative = {name: row["relative"]["mean"] for name, row in {**sets, **steps}.items()}
     # Real stories stand above all models, checkpoints in the order of training.
     assert relative["real stories"] == 0 < relative["3"] < relative["2"] < relative["1"]
