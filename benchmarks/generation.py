@@ -9,10 +9,11 @@ All models have the same shape and random weights, and take turns in one process
 
 One story: tokens per second after a prompt of 8 tokens, sampled at temperature 0.8, and the
 fraction of the memory-bandwidth bound: reading all weights once per token, at the speed at which
-torch sums as many numbers. Batch: 64 prompts of 4 to 16 tokens, on a GPU 1,024. nanoGPT has no KV
-cache, so its cost per token grows with the length: it is compared over 400 tokens. llama2.c is a
-Llama in C of the same width, layers, heads and number of weights; its checkout must have been built
-with `make runomp`. It runs with one thread and with all, and the faster one counts.
+torch sums as many numbers. Batch: 64 prompts of 4 to 16 tokens, on a GPU 1,024. `torch` is the
+decoder that is left where there is no C compiler. nanoGPT has no KV cache, so its cost per token
+grows with the length: it is compared over 400 tokens. llama2.c is a Llama in C of the same width,
+layers, heads and number of weights; its checkout must have been built with `make runomp`. It runs
+with one thread and with all, and the faster one counts.
 
 `ratio` is the median over the rounds, with the lowest and the highest.
 """
@@ -37,9 +38,8 @@ from configs import load, run
 from model import GPT, GPTConfig
 from nanostories import storage
 from nanostories.dataset.shards import Dataset
-from nanostories.inference.decoder import Decoder
+from nanostories.inference.decoder import Decoder, open_decoder
 from nanostories.inference.generate import generate, request_seeds
-from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.training import checkpoint
 from nanostories.training.device import environment
 
@@ -167,8 +167,9 @@ def compare(settings, shape):
     C, L, H, V = shape
     torch.manual_seed(0)
     model = GPT(GPTConfig(V, 512, L, H, C)).eval().to(settings.device)
-    cuda = settings.device == "cuda"
-    decoders = {dtype: Decoder(model, dtype) for dtype in DTYPES[: 2 if cuda else 3]}
+    device, cuda = torch.device(settings.device), settings.device == "cuda"
+    dtypes = DTYPES[: 2 if cuda else 3]
+    decoders = {dtype: open_decoder(model, dtype, device) for dtype in dtypes}
     generator, count = np.random.default_rng(0), 1024 if cuda else 64
     many = [generator.integers(V, size=4 + i % 13).tolist() for i in range(count)]
     one = [list(range(8))]
@@ -179,7 +180,10 @@ def compare(settings, shape):
     measures["transformers"] = transformers_baseline(shape, settings.device)
     fastest = "bfloat16" if cuda else "float32"
     measures[f"batch of {count}"] = lambda n: throughput(decoders[fastest], many, n)
-    if not cuda:
+    if not cuda:  # without a C compiler it would be this one
+        torch_decoder = Decoder(model)
+        measures["torch"] = lambda n: throughput(torch_decoder, one, n)
+        measures[f"torch, batch of {count}"] = lambda n: throughput(torch_decoder, many, n)
         measures["memory bound"] = memory_bound(shape)
     with tempfile.TemporaryDirectory() as folder:
         if settings.llama2c:
@@ -196,6 +200,8 @@ def compare(settings, shape):
         ]
     pairs = [(dtype, "transformers") for dtype in DTYPES] + [("float32", "memory bound")]
     pairs += [(f"batch of {count}", fastest), ("float32", "llama2.c"), ("400 tokens", "nanoGPT")]
+    pairs += [("float32", "torch"), (f"batch of {count}", f"torch, batch of {count}")]
+    pairs += [("bfloat16", "float32"), ("int8", "float32")]
     result = {"shape": f"{C}-{L}", "vocab_size": V, "tokens_per_second": {}, "ratio": {}}
     for name in measures:
         result["tokens_per_second"][name] = statistics.median(r[name] for r in rounds)
@@ -210,7 +216,7 @@ def compare(settings, shape):
 @torch.no_grad()
 def mean_loss(decoder, stories):
     """Loss per token in nats of lists of ids; <|endoftext|> begins each, and is its last target."""
-    cache = BatchedKVCache(decoder, len(stories), max(map(len, stories)))
+    cache = decoder.new_cache(len(stories), max(map(len, stories)))
     cache.add_requests([story[:1] for story in stories], request_seeds(0, len(stories)))
     total_loss, count = 0.0, 0
     for step in range(1, max(map(len, stories)) + 1):
@@ -233,7 +239,8 @@ def losses(settings):
     stories = [story for story in stories if len(story) < loaded.max_length][:128]
     result = {"parameters": loaded.model.num_params(), "checkpoint": loaded.identity(), "loss": {}}
     for dtype in DTYPES:
-        result["loss"][dtype] = mean_loss(Decoder(loaded.model, dtype), stories)
+        decoder = open_decoder(loaded.model, dtype, torch.device("cpu"))
+        result["loss"][dtype] = mean_loss(decoder, stories)
         more = result["loss"][dtype] / result["loss"]["float32"] - 1
         print(f"{dtype:<10} loss {result['loss'][dtype]:.4f} ({more:+.3%})", flush=True)
     return result

@@ -18,6 +18,7 @@ from configs import ROOT, UserError
 from eval import reward_frontier
 from nanostories.dataset import packing
 from nanostories.inference import kv_cache, sampling
+from nanostories.inference.decoder import Decoder
 from nanostories.rl import policy_gradient
 from nanostories.rl.reference import Reference
 from nanostories.training import checkpoint
@@ -128,6 +129,8 @@ def test_the_loss_scores_the_sampled_tokens(base, tmp_path, monkeypatch, tempera
     reference = Reference(settings, torch.device("cpu"))
     _, policy, _ = start_or_resume(settings, reference)
     monkeypatch.setattr(kv_cache, "sample_token", recorded)
+    decoder = "nanostories.rl.reference.open_decoder"  # the one in torch, which calls it
+    monkeypatch.setattr(decoder, lambda model, *_: Decoder(model))
     prompts = [reference.prompts[0]] * 60
     completions = reference.generate(policy, prompts, [[7, i] for i in range(60)])
     batch = packing.pad_batch(prompts, completions, reference.loaded.tokenizer.eot, "cpu")

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from configs import UserError
 from model import GELU, rotate, rotation
+from nanostories.inference import compiled
+from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.training.device import pick_dtype
 from nanostories.training.int8 import quantize_rows
 
@@ -87,6 +89,9 @@ class Decoder:
             head = head.t().contiguous().t()
         self.head = _linear(head, None, weight_dtype)
 
+    def new_cache(self, batch_size, max_length, **penalties):
+        return BatchedKVCache(self, batch_size, max_length, **penalties)
+
     def hidden(self, tokens, positions, attend):
         """The last layer's output for one token a row, float32 (N, C).
 
@@ -116,4 +121,6 @@ def open_decoder(model, weights, device):
     if weights == "auto":
         cuda = device.type == "cuda" and str(pick_dtype("auto", device)) == "torch.bfloat16"
         weights = "bfloat16" if cuda else "float32"
+    if device.type == "cpu" and compiled.load_library():
+        return compiled.CompiledDecoder(model, weights)
     return Decoder(model, weights)

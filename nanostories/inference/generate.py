@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from configs import UserError
-from nanostories.inference.kv_cache import NO_PENALTIES, BatchedKVCache
+from nanostories.inference.kv_cache import NO_PENALTIES
 
 
 def request_seeds(seed, count):
@@ -81,7 +81,7 @@ def stream(
     sampling_kwargs: of `sample_token`. Raises UserError like `available_tokens`."""
     left = [available_tokens(decoder, prompt, max_new_tokens, max_length) for prompt in prompts]
     longest = max((len(p) + new for p, new in zip(prompts, left, strict=True)), default=0)
-    cache = BatchedKVCache(decoder, min(batch_size, len(prompts)), longest, **penalties)
+    cache = decoder.new_cache(min(batch_size, len(prompts)), longest, **penalties)
     waiting, live = deque(range(len(prompts))), []  # prompt indices; `live` by slot
     written = {}  # with `stop`: the ids of each story so far
     while waiting or live:
@@ -126,7 +126,7 @@ def beam_search(
     <|endoftext|> included (length_penalty=1, the default of transformers). The search stops when
     `beams` have finished, or at max_length. heal, stop, penalties: as for `stream`."""
     steps = available_tokens(decoder, prompt, max_new_tokens, max_length)
-    cache = BatchedKVCache(decoder, beams, len(prompt) + steps, **penalties)
+    cache = decoder.new_cache(beams, len(prompt) + steps, **penalties)
     cache.add_requests([prompt], [0], heal)
     hypotheses, scores, finished = [[]], torch.zeros(1, device=decoder.device), []
     for step in range(1, steps + 1):

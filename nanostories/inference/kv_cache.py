@@ -16,6 +16,7 @@ from kernels.attention import attention, attention_span, windowed
 from nanostories.inference.sampling import penalize, sample_token
 
 PREFILL = 4096  # tokens of prompts computed in one pass
+NO_NUMBERS = "the model's output is nan or inf: its weights are of no use"
 NO_PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram": 0}
 
 
@@ -33,10 +34,7 @@ class BatchedKVCache:
         # Keys and values of each layer, the tokens of a head side by side: both products are then
         # row vectors times matrices, on CPUs 1.5 to 2 times as fast as any other layout tried.
         self.kv = torch.zeros(config.n_layer, 2, batch_size, H, D, max_length, **floats)
-        # Added to the attention scores: 0 where a slot attends to a column, else -inf. One row for
-        # each head, as the scores have it. window_mask is for GPT-Neo's local layers.
-        self.causal_mask = torch.full((batch_size, H, max_length), float("-inf"), **floats)
-        self.window_mask = self.causal_mask.clone() if config.window else self.causal_mask
+        self.masks = self._new_masks(floats)
         # As tensors: a Python number written through an index would make a GPU wait.
         self.zero, self.minus_inf = torch.zeros((), **floats), torch.tensor(-torch.inf, **floats)
         self.last_tokens = torch.zeros(batch_size, device=device, dtype=torch.int64)  # to read next
@@ -78,12 +76,25 @@ class BatchedKVCache:
         self.history[new] = torch.from_numpy(history).to(device)
         self.last_tokens[new] = torch.tensor([prompt[-1] for prompt in prompts]).to(device)
         self.positions[new] = positions = torch.tensor(lengths).to(device)
-        distance = positions[:, None] - torch.arange(self.max_length, device=device)
+        self._show_columns(new, positions)
+        self.lengths += lengths
+
+    def _new_masks(self, floats):
+        """(causal, window) masks, (batch_size, H, max_length): added to the attention scores, they
+        are 0 where a slot attends to a column, else -inf. One row for each head, as the scores have
+        it. The second is for GPT-Neo's local layers; without such it is the first."""
+        shape = self.batch_size, self.decoder.config.n_head, self.max_length
+        causal = torch.full(shape, float("-inf"), **floats)
+        return causal, causal.clone() if self.decoder.config.window else causal
+
+    def _show_columns(self, new, positions):
+        """Let the masks of new slots, a slice, show the columns before these positions."""
+        columns = torch.arange(self.max_length, device=positions.device)
+        distance = positions[:, None] - columns
         window = self.decoder.config.window or self.max_length
-        for mask, limit in ((self.causal_mask, self.max_length), (self.window_mask, window)):
+        for mask, limit in zip(self.masks, (self.max_length, window), strict=True):
             visible = (distance > 0) & (distance < limit)
             mask[new] = torch.where(visible, 0.0, float("-inf"))[:, None].to(mask.dtype)
-        self.lengths += lengths
 
     def _prefill(self, group, prompts, first):
         """Compute the keys and values of a group of distinct prompts, without their last tokens,
@@ -187,13 +198,14 @@ class BatchedKVCache:
         """`logits` of the first n slots over S columns; a `position` they share saves indexing."""
         decoder, slots, positions = self.decoder, self.slots[:n], self.positions[:n]
         H, scale, window = decoder.config.n_head, decoder.scale, decoder.config.window
+        causal_mask, window_mask = self.masks
         if window:  # until a column leaves the window, the index is -1: the last, still hidden one
-            self.window_mask[slots, :, (positions - window).clamp(min=-1)] = self.minus_inf
-            self.window_mask[slots, :, positions] = self.zero
+            window_mask[slots, :, (positions - window).clamp(min=-1)] = self.minus_inf
+            window_mask[slots, :, positions] = self.zero
         if position is None:
-            self.causal_mask[slots, :, positions] = self.zero
+            causal_mask[slots, :, positions] = self.zero
         else:
-            self.causal_mask[:n, :, position] = 0
+            causal_mask[:n, :, position] = 0
             new_kv = self.kv[:, :, :n, ..., position].transpose(1, 2).unbind(0)  # (n, 2, H, D) each
         layers = self._layer_views(n, S)
 
@@ -215,8 +227,7 @@ class BatchedKVCache:
     def _layer_views(self, n, S):
         """For each layer (keys (n H, D, S), values (n H, S, D), mask (n H, 1, S)), all views."""
         if self.views[0] != (n, S):
-            masks = self.causal_mask, self.window_mask
-            masks = [mask[:n, :, None, :S].flatten(0, 1) for mask in masks]
+            masks = [mask[:n, :, None, :S].flatten(0, 1) for mask in self.masks]
             keys, values = self.kv[:, :, :n, ..., :S].flatten(2, 3).unbind(1)
             masks = [masks[bool(self.decoder.window(layer))] for layer in range(len(keys))]
             self.views = (n, S), list(zip(keys, values.mT, masks, strict=True))
@@ -241,16 +252,15 @@ class BatchedKVCache:
         target = torch.tensor(moved, device=device)
         source = torch.tensor([order[i] for i in moved], device=device)
         self.kv[:, :, target, ..., :S] = self.kv[:, :, source, ..., :S]
-        masks = {self.causal_mask, self.window_mask}  # one tensor where there is no window
         states = {self.last_tokens, self.positions, self.uniform_noise, self.history}
-        for state in states | masks:
+        for state in states | {*self.masks}:  # one mask where there is no window
             state[target] = state[source]
 
 
 def check_finite(output):
     """Raise FloatingPointError where numbers that a model computed are nan or infinite."""
     if not output.isfinite().all():
-        raise FloatingPointError("the model's output is nan or inf: its weights are of no use")
+        raise FloatingPointError(NO_NUMBERS)
 
 
 def _round_up(number, unit):

@@ -36,7 +36,7 @@ from configs import RANGES, UserError
 from nanostories import page
 from nanostories.inference.generate import available_tokens
 from nanostories.inference.healing import Healer
-from nanostories.inference.kv_cache import NO_PENALTIES, BatchedKVCache
+from nanostories.inference.kv_cache import NO_PENALTIES
 
 MAX_REQUESTS = 8  # stories generated at the same time
 MAX_BODY_BYTES = 64 * 1024
@@ -154,7 +154,7 @@ class Server(ThreadingHTTPServer):
         tokenizer, typed = self.loaded.tokenizer, self.loaded.tokenizer.decode_bytes(ids)
         heal = Healer(tokenizer, **sampling_kwargs)
         with self.model_lock:
-            cache = BatchedKVCache(self.decoder, 1, len(ids) + steps, **self.penalties)
+            cache = self.decoder.new_cache(1, len(ids) + steps, **self.penalties)
             cache.add_requests([ids], [[seed, 0]], heal)  # as the first story of sample.py --seed
         # A token may end inside a character: its bytes wait until the character is complete.
         characters = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -11,6 +11,7 @@ from tiny import LAYOUTS, random_model
 
 from configs import UserError
 from model import GPT, GPTConfig
+from nanostories.inference.compiled import CompiledDecoder
 from nanostories.inference.decoder import Decoder
 from nanostories.inference.generate import (
     Completion,
@@ -32,9 +33,15 @@ def model():
     return random_model()
 
 
+@pytest.fixture(scope="module", params=[Decoder, CompiledDecoder], ids=["torch", "c"])
+def make(request):
+    """Makes a decoder of a model: in torch, or in C."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def decoder(model):
-    return Decoder(model)
+def decoder(make, model):
+    return make(model)
 
 
 def mixed_prompts(count, longest=20, seed=0):
@@ -64,10 +71,10 @@ def greedy(model, prompt, steps):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_greedy_equals_the_model(layout):
+def test_greedy_equals_the_model(make, layout):
     model = random_model(**LAYOUTS[layout])
     prompts = [[EOT, first] for first in range(20)]
-    completions = generate(Decoder(model), prompts, EOT, request_seeds(0, 20), temperature=0)
+    completions = generate(make(model), prompts, EOT, request_seeds(0, 20), temperature=0)
     assert [story.ids for story in completions] == [greedy(model, prompt, 46) for prompt in prompts]
 
 
@@ -88,13 +95,13 @@ def test_greedy_equals_the_model(layout):
     ids=str,
 )
 @torch.no_grad()
-def test_logits_of_every_step_are_the_models(shape):
+def test_logits_of_every_step_are_the_models(make, shape):
     """Rows of different lengths: each row's logits are those of its own story, to 1e-4."""
     model = random_model(**shape)
     prompts = mixed_prompts(5, longest=30)
     if model.config.window == 256:  # long enough to look past the window
         prompts[1] = torch.randint(256, (280,)).tolist()
-    cache = BatchedKVCache(Decoder(model), 5, model.config.block_size)
+    cache = make(model).new_cache(5, model.config.block_size)
     cache.add_requests(prompts, request_seeds(0, 5))
     stories = [list(prompt) for prompt in prompts]
     for _ in range(15):
@@ -106,10 +113,10 @@ def test_logits_of_every_step_are_the_models(shape):
 
 
 @torch.no_grad()
-def test_a_window_in_a_cache_of_exactly_the_needed_length(model):
+def test_a_window_in_a_cache_of_exactly_the_needed_length(make):
     """The last column is used, and the one that is too far back is not confused with it."""
     model = random_model(**LAYOUTS["neo"])
-    cache = BatchedKVCache(Decoder(model), 1, 12)
+    cache = make(model).new_cache(1, 12)
     cache.add_requests([[EOT]], [0])
     story = [EOT]
     for _ in range(12):
@@ -139,11 +146,11 @@ def test_free_slots_beside_live_ones_are_harmless():
 
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.03), ("int8", 0.05)])
 @torch.no_grad()
-def test_smaller_weights_are_nearly_the_same_model(model, dtype, tolerance):
+def test_smaller_weights_are_nearly_the_same_model(make, model, dtype, tolerance):
     """In the norm of the logits, for one row and for many, which take different ways."""
-    decoder = Decoder(model, dtype)
+    decoder = make(model, dtype)
     for count in (1, 20):
-        cache = BatchedKVCache(decoder, count, 48)
+        cache = decoder.new_cache(count, 48)
         cache.add_requests([PROMPT] * count, [0] * count)
         cache.step()
         expected = model(torch.tensor([PROMPT]))[0, -1]
@@ -152,9 +159,9 @@ def test_smaller_weights_are_nearly_the_same_model(model, dtype, tolerance):
         assert error.max() > 1e-5  # or else nothing was rounded
 
 
-def test_dtypes_that_are_none(model):
+def test_dtypes_that_are_none(make, model):
     with pytest.raises(UserError, match="dtype must be float32, bfloat16 or int8, not 'int4'"):
-        Decoder(model, "int4")
+        make(model, "int4")
     with torch.device("meta"):
         elsewhere = GPT(model.config)
     with pytest.raises(UserError, match="int8 weights run on CPUs, not on meta"):
@@ -166,9 +173,9 @@ def test_dtypes_that_are_none(model):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_batched_equals_one_by_one(layout, batch_size):
+def test_batched_equals_one_by_one(make, layout, batch_size):
     """Mixed lengths and seeds, fewer slots than stories: slots are refilled while others go on."""
-    decoder = Decoder(random_model(**LAYOUTS[layout]))
+    decoder = make(random_model(**LAYOUTS[layout]))
     prompts, seeds = mixed_prompts(16), request_seeds(7, 16)
     kwargs = {"temperature": 1.5, "max_new_tokens": 25, "top_p": 0.99 if batch_size == 3 else 1}
     completions = generate(decoder, prompts, EOT, seeds, **kwargs)
@@ -210,9 +217,10 @@ def test_free_slots_are_refilled(decoder):
 
 def test_equal_prompts_are_computed_once(decoder, monkeypatch):
     sizes, hidden = [], decoder.hidden
-    monkeypatch.setattr(decoder, "hidden", lambda t, *r: sizes.append(len(t)) or hidden(t, *r))
+    positions = 3 if isinstance(decoder, CompiledDecoder) else 1  # which argument has them
+    monkeypatch.setattr(decoder, "hidden", lambda *a: sizes.append(len(a[positions])) or hidden(*a))
     prompt, other = list(range(12)), list(range(5))
-    cache = BatchedKVCache(decoder, 50, 48)
+    cache = decoder.new_cache(50, 48)
     cache.add_requests([prompt, other] * 25, [0] * 50)
     assert sizes == [11 + 4]
 
@@ -314,7 +322,7 @@ def test_noise_stays_below_1(decoder, monkeypatch):
     monkeypatch.setattr(
         "nanostories.inference.kv_cache.np.random.default_rng", lambda seed: generator
     )
-    cache = BatchedKVCache(decoder, 1, 48)
+    cache = decoder.new_cache(1, 48)
     cache.add_requests([PROMPT], [0])
     assert 0.9999 < cache.uniform_noise.max() <= 1 - 2**-20
 
