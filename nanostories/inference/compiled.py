@@ -142,13 +142,10 @@ class CompiledDecoder:
         self.library = library or load_library()
         if not self.library:
             raise UserError("step.c is not compiled")
-        self.config, self.device, self.cache_dtype = (
-            model.config,
-            torch.device("cpu"),
-            torch.float32,
-        )
+        self.config = config = model.config
+        self.device, self.cache_dtype = torch.device("cpu"), torch.float32
         self._tensors = []  # kept alive: the library has their addresses
-        config, layers = model.config, (_Layer * len(model.h))()
+        layers = (_Layer * len(model.h))()
         for layer, block in zip(layers, model.h, strict=True):
             layer.ln_1, layer.ln_2 = self._norm(block.ln_1), self._norm(block.ln_2)
             layer.c_attn = self._matrix(block.attn.c_attn.weight, block.attn.c_attn.bias, dtype)
@@ -253,7 +250,7 @@ class CompiledKVCache(BatchedKVCache):
         return dict(zip(group, x.split([len(prompt) - 1 for prompt in group]), strict=True))
 
     def _logits(self, n, S, position):
-        self._in_parts(n, lambda *rows: self._read(*rows))
+        self._in_parts(n, self._read)
         self.positions[:n] += 1
         return self.scores[:n]
 

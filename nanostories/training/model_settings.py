@@ -17,10 +17,14 @@ class ModelSettings:
     revision: str = ""  # commit, tag or branch of a model of the hub
 
 
+def runs_in(folder):
+    """The runs under a folder that have saved a checkpoint, a list of Path."""
+    return [link.parent for link in Path(folder).glob("*/latest") if link.exists()]
+
+
 def newest_run(folder="out"):
     """The run under `folder` whose checkpoint is newest; raises UserError if there is none."""
-    runs = [link.parent for link in Path(folder).glob("*/latest") if link.exists()]
-    if not runs:
+    if not (runs := runs_in(folder)):
         raise UserError(f"no trained run in '{folder}/'; train one first: make story")
 
     def saved_at(run):
@@ -38,7 +42,7 @@ def pretrained():
 
 def default_run():
     """The newest run in out/, or the pretrained one where there is none; prints which."""
-    if any(Path("out").glob("*/latest")):
+    if runs_in("out"):
         print(f"the newest run: {(run := newest_run())}", file=sys.stderr)
     else:
         line = "no trained run in 'out/' yet, so this is the model that comes with nanoStories:"
