@@ -3,6 +3,7 @@
     python sample.py --start "Once upon a time"            # the newest run in out/
     python sample.py --out_dir=out/ts_cpu --num_samples=3 --temperature=0.8 --top_p=0.95
     python sample.py --init_from=roneneldan/TinyStories-33M --start "Once upon a time"
+    python sample.py --drafts=64                           # the best of many drafts, by sentences
     python sample.py --start=FILE:prompts.txt --beams=5    # a prompt on each line; beam search
     python sample.py --json > stories.jsonl
     python sample.py --words "come, road, sad" --features dialogue    # for an Instruct model
@@ -23,6 +24,7 @@ from pathlib import Path
 from configs import UserError, load, printable, run
 from nanostories.dataset import instruct
 from nanostories.inference.decoder import open_decoder
+from nanostories.inference.drafts import write_with_drafts
 from nanostories.inference.generate import (
     Completion,
     StopStrings,
@@ -56,6 +58,7 @@ class Settings(model_settings.ModelSettings):
     repetition_penalty: float = 1.0  # above 1, tokens that occurred are less likely; try 1.2
     no_repeat_ngram: int = 0  # tokens in a sequence that may not occur twice; 0: all may
     stop: tuple = ()  # a text that ends a story, too; may be given several times
+    drafts: int = 1  # of each sentence; the best go on. 64 make stories more coherent, and slower
     beams: int = 0  # width of a beam search in place of sampling; the paper's tables used 5
     seed: int = 1337  # of the sampling
     batch_size: int = 64  # stories generated at a time
@@ -90,7 +93,13 @@ def check_settings(settings, origin):
     for applies, names, why in (
         (settings.beams, {"temperature", "top_k", "top_p", "seed"}, "a beam search draws nothing"),
         (settings.beams or greedy, {"num_samples"}, "without sampling all stories are the same"),
-        (settings.serve, {"start", "num_samples", "beams", "seed", "json"}, "serve opens a page"),
+        (settings.beams or greedy, {"drafts"}, "without sampling all drafts are the same"),
+        (
+            settings.serve,
+            {"start", "num_samples", "drafts", "beams", "seed", "json"},
+            "serve opens a page",
+        ),
+        (settings.drafts > 1, {"batch_size"}, "the drafts of one story are a batch"),
         (not settings.serve, {"host", "port", "allow_host"}, "it is for --serve"),
         (not settings.init_from, {"revision"}, "it is for --init_from"),
     ):
@@ -138,10 +147,20 @@ def completions_in_order(decoder, loaded, ids, settings, options):
             yield i, story(i), completions[i]
         return
     sampling = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
-    options |= {"batch_size": settings.batch_size, "heal": Healer(tokenizer, **sampling)}
+    options |= {"heal": Healer(tokenizer, **sampling)} | sampling
     current, shown = 0, 0  # the first prompt not yet finished, and how many of its ids were yielded
     seeds = request_seeds(settings.seed, len(ids))
-    for step in stream(decoder, ids, eot, seeds, **options, **sampling):
+    if settings.drafts > 1:
+        for i, prompt in enumerate(ids):
+            steps = write_with_drafts(
+                decoder, tokenizer, prompt, seeds[i], settings.drafts, **options
+            )
+            for completions[i], is_last in steps:
+                yield i, story(i, shown), completions[i] if is_last else None
+                shown = 0 if is_last else len(completions[i].ids)
+        return
+    options["batch_size"] = settings.batch_size
+    for step in stream(decoder, ids, eot, seeds, **options):
         for i, token, is_last in step:
             completions[i].append(token)
             if is_last:

@@ -271,7 +271,7 @@ _RANGES = {
     (1e-3, 600): "timeout turn_seconds",
     (0, 1000): "repetition_penalty kl_factor beams arch",
     (0, 1024): "workers jobs",
-    (1, 1024): "n_layer n_head concurrency tries seeds",
+    (1, 1024): "n_layer n_head concurrency tries seeds drafts",
     (0, 2**16 - 1): "port",
     (2, 2**20): "block_size",
     (4, 10**6): "head_stories",

@@ -74,6 +74,16 @@ def test_command_prints_prompt_and_continuation(run, capsys, monkeypatch):
         assert story["text"] in text.out
 
 
+def test_drafts_are_shown_sentence_by_sentence(run, capsys, monkeypatch):
+    """What the terminal shows is the story that a program gets; a prompt may end within a word."""
+    same = (run, "--start=Once é ", "--drafts=6", "--num_samples=2", "--max_new_tokens=12")
+    text = main(capsys, monkeypatch, *same).out
+    lines = main(capsys, monkeypatch, *same, "--json").out.splitlines()
+    stories = [json.loads(line)["text"] for line in lines]
+    assert sample.SEPARATOR.join(stories) + "\n" == text and stories[0] != stories[1]
+    assert all(story.startswith("Once é ") for story in stories)
+
+
 def test_command_says_where_training_ended(run, capsys, monkeypatch):
     printed = main(capsys, monkeypatch, run, "--temperature=0", "--start=ab")
     assert "[stopped at 40 tokens, the longest story in training]" in printed.err
@@ -182,7 +192,8 @@ def test_penalties_and_stop_strings(run, capsys, monkeypatch):
     "seed --beams=2 --seed=3", "top_p --beams=2 --top_p=0.5", "host --host=0.0.0.0",
     "port --port=80", "allow_host --allow_host=a", "start --serve --start=a", "json --serve --json",
     "beams --serve --beams=2", "seed --serve --seed=7", "num_samples --serve --num_samples=2",
-    "revision --revision=main",
+    "revision --revision=main", "drafts --beams=2 --drafts=4", "drafts --temperature=0 --drafts=4",
+    "drafts --serve --drafts=4", "batch_size --drafts=4 --batch_size=8",
 ])  # fmt: skip
 def test_settings_that_mean_nothing_together(run, capsys, monkeypatch, arguments):
     name, *arguments = arguments.split()
@@ -200,6 +211,7 @@ def test_settings_that_mean_nothing_together(run, capsys, monkeypatch, arguments
         (["--weights=int4"], "weights must be auto, float32, bfloat16 or int8, not 'int4'"),
         (["--batch_size=0"], "batch_size must be at least 1"),
         (["--num_samples=0"], "num_samples must be at least 1"),
+        (["--drafts=0"], "drafts must be at least 1"),
         (["--repetition_penalty=0"], "repetition_penalty must be above 0"),
         (["--repetition_penalty=inf"], "repetition_penalty must be above 0"),
         (["--no_repeat_ngram=-1"], "no_repeat_ngram must be 0 or more"),
