@@ -14,6 +14,7 @@ from nanostories.inference.compiled import CompiledDecoder
 from nanostories.inference.decoder import Decoder, open_decoder
 from nanostories.inference.drafts import BEAMS, ends_of_sentences, score, write_with_drafts
 from nanostories.inference.generate import Completion, StopStrings, generate, request_seeds
+from nanostories.inference.healing import Healer
 from nanostories.training import checkpoint
 
 EOT = 256
@@ -156,10 +157,24 @@ def test_stop_strings_and_penalties(decoder):
 # ---- with a model that has learned -------------------------------------------------------------
 
 
-def test_stories_of_many_drafts_have_fewer_slips():
-    """Each story's ten unlikeliest tokens, beside a story of the same opening without drafts."""
+@pytest.fixture(scope="module")
+def boxed():
     loaded = checkpoint.load_run(ROOT / "pretrained")
-    decoder = open_decoder(loaded.model, "float32", torch.device("cpu"))
+    return loaded, open_decoder(loaded.model, "float32", torch.device("cpu"))
+
+
+def test_a_prompt_that_ends_in_a_blank(boxed):
+    loaded, decoder = boxed
+    prompt, heal = loaded.encode_prompt("Once upon a "), Healer(loaded.tokenizer, temperature=0)
+    *_, (story, _) = write_with_drafts(
+        decoder, loaded.tokenizer, prompt, [1], 4, heal=heal, max_new_tokens=9
+    )
+    assert loaded.tokenizer.decode(prompt[1:] + story.ids).startswith("Once upon a time")
+
+
+def test_stories_of_many_drafts_have_fewer_slips(boxed):
+    """By their ten unlikeliest tokens, beside stories without drafts."""
+    loaded, decoder = boxed
     prompt, eot = loaded.encode_prompt("Once upon a time"), loaded.tokenizer.eot
 
     def judge(story):
