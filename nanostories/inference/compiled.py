@@ -8,8 +8,10 @@ library is built by the system's C compiler ($CC, else cc) for this very CPU, co
 model.py, and kept in ~/.cache/nanostories, or $XDG_CACHE_HOME.
 """
 
+import contextlib
 import ctypes
 import functools
+import mmap
 import os
 import platform
 import shlex
@@ -39,6 +41,7 @@ FLAGS = (
 TYPES = {"float32": 0, "bfloat16": 1, "int8": 2}  # as in step.c
 VECTORS = 4
 SHARED = 8  # slots for each thread, from which on each thread has its own
+LARGE = 2**20  # bytes of a matrix
 CHUNK = 64  # tokens of a prompt that are read together: their activations stay in a core's cache
 _Pointer = ctypes.c_void_p
 
@@ -187,8 +190,7 @@ class CompiledDecoder:
         packed = padded.view(-1, block, size).mT  # (blocks, in, block)
         if dtype == "int8":  # the bytes of a lane side by side
             packed = packed.unflatten(-1, (VECTORS, lanes)).mT
-        packed = packed.contiguous()
-        self._tensors.append(packed)
+        self._tensors.append(packed := _in_large_pages(packed))
         return _Matrix(
             packed.data_ptr(), None if bias is None else self._address(bias),
             None if scale is None else self._address(scale), size, out, TYPES[dtype],
@@ -217,6 +219,17 @@ class CompiledDecoder:
         self.library.logits(self.address, x.data_ptr(), len(x), scores.data_ptr(), work.data_ptr(),
                             torch.get_num_threads())  # fmt: skip
         return scores
+
+
+def _in_large_pages(tensor):
+    """A contiguous copy, of a large one in pages of 2 MiB where Linux has them: read whole for each
+    token, in pages of 4 KiB it makes the core look up addresses, too."""
+    if tensor.nbytes < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return tensor.contiguous()
+    pages = mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 class CompiledKVCache(BatchedKVCache):

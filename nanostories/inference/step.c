@@ -1,9 +1,9 @@
 // A GPT's forward pass on a CPU, for generation: model.py on a page of C. compiled.py builds it and
-// calls its three functions: `hidden` reads tokens, each at a position of a slot of the key-value
-// cache, `logits` is the head, `sample` draws the next tokens. Vectors are float, matrices have 32,
-// 16 or 8 bits a weight. C channels, H heads of D channels.
-// The time goes into `matmul`. A core multiplies LANES numbers at once and holds some dozen such
-// vectors. So weights lie as they are read, BLOCK outputs side by side, and serve ROWS tokens.
+// calls `hidden`, which reads tokens, each at a position of a slot of the key-value cache, `logits`,
+// the head, and `sample`, which draws the next tokens. Vectors are float, matrices have 32, 16 or 8
+// bits a weight. C channels, H heads of D. The time goes into `matmul`: a core multiplies LANES
+// numbers at once and holds some dozen such vectors, so weights lie as they are read, BLOCK outputs
+// side by side, and serve ROWS tokens.
 
 #include <math.h>
 #include <stdint.h>
@@ -15,11 +15,9 @@ enum { LANES = 8, ROWS = 2 };
 enum { VECTORS = 4, BLOCK = VECTORS * LANES, FLOAT32 = 0, BFLOAT16, INT8 };
 #define INLINE static inline __attribute__((always_inline))
 const int lanes = LANES;  // for compiled.py, which lays out the weights
-
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t vec_i32 __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t vec_u16 __attribute__((vector_size(2 * LANES), aligned(2)));
-
 typedef struct {
     const void *weight;         // (out / BLOCK, rounded up; in; BLOCK), of `type`
     const float *bias, *scale;  // (out), or NULL; scale: of 8-bit weights, one for each output
@@ -33,15 +31,16 @@ typedef struct {
     int n_layer, n_head, n_embd, window, tanh_gelu;  // window: of odd layers, 0: they see all
     float attention_scale;
     const float *wte, *wpe, *turns, *ln_f;  // learned positions have wpe, rotary ones turns
-    Matrix head;
-    const Layer *layers;
+    Matrix head; const Layer *layers;
 } Model;
 
-// The weights of a block for input number i of all blocks.
-INLINE void load(vec w[VECTORS], const void *weight, long i, int type) {
+// The weights of a block for input number i of all blocks. Those that are far, in memory, are asked
+// for early: a core's own prefetching ends with each page.
+INLINE void load(vec w[VECTORS], const void *weight, long i, int type, int far) {
     vec_i32 bytes = type == INT8 ? ((const vec_i32 *)weight)[i] : (vec_i32){0};  // 4 a lane
     for (int v = 0; v < VECTORS; v++) {
-        long at = i * VECTORS + v;
+        long at = i * VECTORS + v, size = 4 >> type;  // of a weight in bytes: 4, 2, 1
+        if (far && v * size % 4 == 0) __builtin_prefetch((char *)weight + at * LANES * size + 8192);
         if (type == FLOAT32) w[v] = ((const vec *)weight)[at];
         if (type == BFLOAT16)  // the upper half of a float
             w[v] = (vec)(__builtin_convertvector(((const vec_u16 *)weight)[at], vec_i32) << 16);
@@ -52,8 +51,9 @@ INLINE void load(vec w[VECTORS], const void *weight, long i, int type) {
 // One block of y (rows, out) = x (rows, in) W^T + b. Where it is inlined, rows and type are known.
 INLINE void block(float *y, const float *x, const Matrix *m, int first, int rows, int type) {
     vec sums[ROWS][VECTORS] = {0}, w[VECTORS];
+    const int far = rows == 1 && (long)m->in * m->out > 1 << 19;  // more than a core caches
     for (long i = 0; i < m->in; i++) {
-        load(w, m->weight, (long)first / BLOCK * m->in + i, type);
+        load(w, m->weight, (long)first / BLOCK * m->in + i, type, far);
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < VECTORS; v++) sums[r][v] += w[v] * x[r * m->in + i];
     }
