@@ -37,28 +37,35 @@ METHODS = ("naive", "reinforce", "rloo", "grpo")
 KL_IN_LOSS = ("naive", "grpo")
 
 
-def log_probs(model, tokens, temperature):
-    """The model's log-probabilities at a temperature, float32 (N, T, V), of tokens (N, T)."""
-    return (model(tokens).float() / temperature).log_softmax(-1)
+def log_probs(model, tokens, targets, temperature):
+    """The model's log-probabilities at a temperature, float32 (M, V), where targets (N, T) has one:
+    the head reads no prompt and no padding. tokens: (N, T)."""
+    hidden = model.hidden(tokens)[targets != IGNORE_INDEX]
+    return (model.head(hidden).float() / temperature).log_softmax(-1)
 
 
 def target_log_probs(logs, targets):
-    """The log-probabilities of the targets, (N, T), 0 where there is none. logs: (N, T, V)."""
-    index = targets.clamp(min=0)[..., None]  # (N, T, 1)
-    return torch.where(targets != IGNORE_INDEX, logs.gather(-1, index)[..., 0], 0.0)
+    """The log-probabilities of the targets, (N, T), 0 where there is none. logs: of `log_probs`."""
+    index = targets[targets != IGNORE_INDEX]
+    return _in_place(logs.gather(-1, index[:, None])[:, 0], targets)
+
+
+def _in_place(values, targets):
+    """(N, T) with values, (M,), where targets has one, and 0 elsewhere."""
+    return values.new_zeros(targets.shape).masked_scatter(targets != IGNORE_INDEX, values)
 
 
 def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=False):
     """(log pi, log ref, KL_t) of a PaddedBatch at a temperature, each (N, T) float32 and 0 outside
     the completions. log pi has a gradient; KL_t has one with kl_in_loss."""
-    policy_logs = log_probs(policy, tokens, temperature)  # (N, T, V)
+    policy_logs = log_probs(policy, tokens, targets, temperature)  # (M, V)
     with torch.no_grad():
-        reference_logs = log_probs(reference, tokens, temperature)
+        reference_logs = log_probs(reference, tokens, targets, temperature)
     log_pi = target_log_probs(policy_logs, targets)
     log_ref = target_log_probs(reference_logs, targets)
     policy_logs = policy_logs if kl_in_loss else policy_logs.detach()
     kl = (policy_logs.exp() * (policy_logs - reference_logs)).sum(-1)
-    return log_pi, log_ref, torch.where(targets != IGNORE_INDEX, kl, 0.0)
+    return log_pi, log_ref, _in_place(kl, targets)
 
 
 def advantages(method, rewards, log_ratios, beta, group_size):

@@ -72,7 +72,7 @@ class Reference:
         settings, log_ref = self.settings, []
         parts = (rows.split(settings.micro_batch_size) for rows in (batch.tokens, batch.targets))
         for tokens, targets in zip(*parts, strict=True):
-            logs = policy_gradient.log_probs(self.model, tokens, settings.temperature)
+            logs = policy_gradient.log_probs(self.model, tokens, targets, settings.temperature)
             log_ref += policy_gradient.target_log_probs(logs, targets).sum(1).tolist()
         ended, token_counts = [x.ended for x in completions], batch.completion_mask.sum(1).tolist()
         return story_metrics(texts, ended, token_counts, log_ref, settings.word)
