@@ -81,15 +81,30 @@ def _factors(words, threshold):
 
 
 def self_bleu(texts):
-    """BLEU-4 of each text with all others as its references, by NLTK, list of float, 0 to 1; nan
-    where it is empty or alone. Where no k-gram matches, 0.1 counts as matching (Chen & Cherry 2014,
-    smoothing 1), but a text that shares no word with the others has 0."""
-    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # a second to import
-
-    smooth, scores = SmoothingFunction().method1, [math.nan] * len(texts)
+    """BLEU-4 of each text with all others as its references, as NLTK's sentence_bleu has it, list
+    of float, 0 to 1; nan where it is empty or alone. Where no k-gram matches, 0.1 counts as
+    matching (Chen & Cherry 2014, smoothing 1), but a text that shares no word with the others has
+    0. NLTK counts the k-grams of all texts anew for each."""
+    counts = [Counter(gram for n in range(1, 5) for gram in ngrams(text, n)) for text in texts]
+    highest, second = Counter(), Counter()  # of the counts of each k-gram in the texts
+    for gram, number in (item for count in counts for item in count.items()):
+        second[gram] = max(second[gram], min(number, highest[gram]))
+        highest[gram] = max(highest[gram], number)
+    lengths, scores = Counter(map(len, texts)), [math.nan] * len(texts)
     for i, text in enumerate(texts):
-        if text and (others := texts[:i] + texts[i + 1 :]):
-            scores[i] = float(sentence_bleu(others, text, smoothing_function=smooth))
+        if not text or len(texts) == 1:
+            continue
+        matches, totals = Counter(), Counter()  # by k
+        for gram, number in counts[i].items():
+            others = second[gram] if number == highest[gram] else highest[gram]
+            matches[len(gram)] += min(number, others)
+            totals[len(gram)] += number
+        logs = [math.log((matches[n] or 0.1) / (totals[n] or 1)) for n in range(1, 5)]
+        # The length of another text that is closest, the shorter of two.
+        others = lengths - Counter([len(text)])
+        closest = min(others, key=lambda length: (abs(length - len(text)), length))
+        brevity = min(1.0, math.exp(1 - closest / len(text)))
+        scores[i] = brevity * math.exp(sum(logs) / 4) if matches[1] else 0.0
     return scores
 
 

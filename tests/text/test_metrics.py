@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from nanostories.text.metrics import (
@@ -117,6 +118,18 @@ def test_self_bleu_of_equals_is_one():
     assert self_bleu(["abcde", "abcde"]) == [pytest.approx(1), pytest.approx(1)]
     assert self_bleu(["abcde", "vwxyz"]) == [0, 0] and math.isnan(self_bleu(["abc"])[0])
     assert math.isnan(self_bleu(["", "abc"])[0])
+
+
+@given(texts)
+def test_self_bleu_is_nltks(some):
+    smooth = SmoothingFunction().method1
+    for i, score in enumerate(self_bleu(some)):
+        others = some[:i] + some[i + 1 :]
+        if some[i]:
+            expected = sentence_bleu(others, some[i], smoothing_function=smooth)
+            assert score == pytest.approx(float(expected))
+        else:
+            assert math.isnan(score)
 
 
 def test_self_bleu_by_hand():
