@@ -92,8 +92,7 @@ def check_settings(settings, origin):
     greedy = settings.temperature == 0 or settings.top_k == 1
     for applies, names, why in (
         (settings.beams, {"temperature", "top_k", "top_p", "seed"}, "a beam search draws nothing"),
-        (settings.beams or greedy, {"num_samples"}, "without sampling all stories are the same"),
-        (settings.beams or greedy, {"drafts"}, "without sampling all drafts are the same"),
+        (settings.beams or greedy, {"num_samples", "drafts"}, "without sampling all are the same"),
         (
             settings.serve,
             {"start", "num_samples", "drafts", "beams", "seed", "json"},

@@ -41,7 +41,7 @@ FLAGS = (
 TYPES = {"float32": 0, "bfloat16": 1, "int8": 2}  # as in step.c
 VECTORS = 4
 SHARED = 8  # slots for each thread, from which on each thread has its own
-LARGE = 2**20  # bytes of a matrix
+LARGE_PAGE = 2**21  # bytes
 CHUNK = 64  # tokens of a prompt that are read together: their activations stay in a core's cache
 _Pointer = ctypes.c_void_p
 
@@ -190,7 +190,8 @@ class CompiledDecoder:
         packed = padded.view(-1, block, size).mT  # (blocks, in, block)
         if dtype == "int8":  # the bytes of a lane side by side
             packed = packed.unflatten(-1, (VECTORS, lanes)).mT
-        self._tensors.append(packed := _in_large_pages(packed))
+        packed = _in_large_pages(packed)
+        self._tensors.append(packed)
         return _Matrix(
             packed.data_ptr(), None if bias is None else self._address(bias),
             None if scale is None else self._address(scale), size, out, TYPES[dtype],
@@ -224,7 +225,7 @@ class CompiledDecoder:
 def _in_large_pages(tensor):
     """A contiguous copy, of a large one in pages of 2 MiB where Linux has them: read whole for each
     token, in pages of 4 KiB it makes the core look up addresses, too."""
-    if tensor.nbytes < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if tensor.nbytes < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return tensor.contiguous()
     pages = mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without
@@ -256,9 +257,9 @@ class CompiledKVCache(BatchedKVCache):
             slots += [slot_of[prompt]] * (len(prompt) - 1)
             positions += range(len(prompt) - 1)
         rows = [torch.tensor(some, dtype=torch.int64) for some in (tokens, slots, positions)]
-        x = self.decoder.hidden(self.kv, *rows)
+        x, members = self.decoder.hidden(self.kv, *rows), set(group)
         for slot, prompt in enumerate(map(tuple, prompts), first):
-            if prompt in group and slot != (source := slot_of[prompt]):
+            if prompt in members and slot != (source := slot_of[prompt]):
                 self.kv[:, :, slot, ..., : len(prompt)] = self.kv[:, :, source, ..., : len(prompt)]
         return dict(zip(group, x.split([len(prompt) - 1 for prompt in group]), strict=True))
 

@@ -3,10 +3,10 @@
     for completion, is_last in write_with_drafts(decoder, tokenizer, prompt, [1337, 0], drafts=64):
         ...     # what is decided of the story so far, and at the end all of it
 
-A small model slips about once in a story, and goes on from the slip. Here each next sentence is
+A small model slips somewhere in most stories, and goes on from the slip. Here each next sentence is
 sampled many times, and only the beginnings without an unlikely token go on, so that a slip costs a
 draft and not the story. The opening, the rest of the first sentence, is sampled once: it decides
-what the story is about, and the likeliest one is always the same.
+what the story is about, and the likeliest one is nearly always the same.
 """
 
 import functools
@@ -37,32 +37,29 @@ def score(log_p):
     return float(np.sort(log_p)[:UNLIKELIEST].mean()) if log_p else 0.0
 
 
-def draft_sentences(decoder, tokenizer, prompts, seeds, longest, heal, stop, penalties, sampling):
+def draft_sentences(
+    decoder, tokenizer, prompts, seeds, longest, heal=None, stop=None, penalties=NO_PENALTIES,
+    **sampling,
+):  # fmt: skip
     """Sample a sentence after each prompt, a list of ids: a list of (ids, their log-probabilities
     at temperature 1, whether the story is over). At most `longest` tokens in all."""
     room = min(longest, max(map(len, prompts)) + LONGEST)
     cache = decoder.new_cache(len(prompts), room, **penalties)
     cache.add_requests(prompts, seeds, heal)
     live, ends = list(range(len(prompts))), ends_of_sentences(tokenizer)  # `live` by slot
-    drafts = [([], [], False) for _ in prompts]
+    ids, log_p, over = [[] for _ in prompts], [[] for _ in prompts], [False] * len(prompts)
     while live:
         tokens = cache.step(**sampling)
-        log_p = cache.last_logits[: len(live)].log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        finished = []
-        for slot, (i, token, value) in enumerate(
-            zip(live, tokens.tolist(), log_p.tolist(), strict=True)
-        ):
-            ids, values, _ = drafts[i]
-            ids.append(token)
-            values.append(value)
-            whole = prompts[i] + ids
-            over = token == tokenizer.eot or len(whole) >= longest or bool(stop and stop(whole))
-            drafts[i] = ids, values, over
-            if over or token in ends or len(ids) == LONGEST:
-                finished.append(slot)
-        if finished:
+        values = cache.last_logits[: len(live)].log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        for i, token, value in zip(live, tokens.tolist(), values.tolist(), strict=True):
+            ids[i].append(token)
+            log_p[i].append(value)
+            over[i] = token == tokenizer.eot or len(prompts[i]) + len(ids[i]) >= longest
+            over[i] |= bool(stop and stop(prompts[i] + ids[i]))
+        is_done = [over[i] or ids[i][-1] in ends or len(ids[i]) == LONGEST for i in live]
+        if finished := [slot for slot, done in enumerate(is_done) if done]:
             live = [live[slot] for slot in cache.free_slots(finished)]
-    return drafts
+    return list(zip(ids, log_p, over, strict=True))
 
 
 @torch.no_grad()
@@ -78,11 +75,14 @@ def write_with_drafts(
     prompt leaves no room."""
     longest = len(prompt) + available_tokens(decoder, prompt, max_new_tokens, max_length)
     beams = min(BEAMS, drafts)
-    options = longest, heal, stop, penalties, sampling
-    [opening] = draft_sentences(decoder, tokenizer, [prompt], [[*seed, 0]], *options)
+    draft = functools.partial(
+        draft_sentences, decoder, tokenizer, longest=longest, stop=stop, penalties=penalties,
+        **sampling,
+    )  # fmt: skip
+    [(opening, _, over)] = draft([prompt], [[*seed, 0]], heal=heal)
     # Each beginning: its ids after the prompt, the log-probabilities of those after the opening,
     # and whether the story is over.
-    beginnings, number = [(opening[0], [], opening[2])], 1
+    beginnings, number = [(opening, [], over)], 1
     while not all(over for *_, over in beginnings):
         columns = zip(*(ids for ids, *_ in beginnings), strict=False)
         shared = takewhile(lambda column: len(set(column)) == 1, columns)
@@ -91,11 +91,10 @@ def write_with_drafts(
         sources = [live[i % len(live)] for i in range(drafts)]
         prompts = [prompt + ids for ids, *_ in sources]
         seeds = [[*seed, number, i] for i in range(drafts)]
-        new = draft_sentences(
-            decoder, tokenizer, prompts, seeds, longest, None, stop, penalties, sampling
-        )
-        grown = [one for one in beginnings if one[2]]
-        for (ids, log_p, _), (more, values, over) in zip(sources, new, strict=True):
+        grown = [beginning for beginning in beginnings if beginning[2]]
+        for (ids, log_p, _), (more, values, over) in zip(
+            sources, draft(prompts, seeds), strict=True
+        ):
             grown.append((ids + more, log_p + values, over))
         distinct = {tuple(ids): (ids, log_p, over) for ids, log_p, over in grown}
         beginnings = sorted(distinct.values(), key=lambda one: -score(one[1]))[:beams]

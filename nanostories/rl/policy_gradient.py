@@ -47,10 +47,10 @@ def log_probs(model, tokens, targets, temperature):
 def target_log_probs(logs, targets):
     """The log-probabilities of the targets, (N, T), 0 where there is none. logs: of `log_probs`."""
     index = targets[targets != IGNORE_INDEX]
-    return _in_place(logs.gather(-1, index[:, None])[:, 0], targets)
+    return _at_targets(logs.gather(-1, index[:, None])[:, 0], targets)
 
 
-def _in_place(values, targets):
+def _at_targets(values, targets):
     """(N, T) with values, (M,), where targets has one, and 0 elsewhere."""
     return values.new_zeros(targets.shape).masked_scatter(targets != IGNORE_INDEX, values)
 
@@ -65,7 +65,7 @@ def compare(policy, reference, tokens, targets, temperature=1.0, kl_in_loss=Fals
     log_ref = target_log_probs(reference_logs, targets)
     policy_logs = policy_logs if kl_in_loss else policy_logs.detach()
     kl = (policy_logs.exp() * (policy_logs - reference_logs)).sum(-1)
-    return log_pi, log_ref, _in_place(kl, targets)
+    return log_pi, log_ref, _at_targets(kl, targets)
 
 
 def advantages(method, rewards, log_ratios, beta, group_size):

@@ -101,8 +101,8 @@ def self_bleu(texts):
             totals[len(gram)] += number
         logs = [math.log((matches[n] or 0.1) / (totals[n] or 1)) for n in range(1, 5)]
         # The length of another text that is closest, the shorter of two.
-        others = lengths - Counter([len(text)])
-        closest = min(others, key=lambda length: (abs(length - len(text)), length))
+        other_lengths = lengths - Counter([len(text)])
+        closest = min(other_lengths, key=lambda length: (abs(length - len(text)), length))
         brevity = min(1.0, math.exp(1 - closest / len(text)))
         scores[i] = brevity * math.exp(sum(logs) / 4) if matches[1] else 0.0
     return scores
