@@ -126,7 +126,7 @@ def _check(library):
     for positions in ("learned", "rope"):
         model = GPT(GPTConfig(72, 16, 2, 2, 24, positions=positions)).eval()
         decoder, ids = CompiledDecoder(model, library=library), torch.arange(16)
-        kv = torch.zeros(2, 2, 1, 2, 12, 16)
+        kv = decoder.new_kv(1, 16)
         logits = decoder.logits(decoder.hidden(kv, ids, torch.zeros_like(ids), ids))
         if not torch.allclose(logits, model(ids[None])[0], atol=1e-4):
             raise UserError("the compiled step.c computes something else than model.py")
@@ -145,6 +145,7 @@ class CompiledDecoder:
         self.library = library or load_library()
         if not self.library:
             raise UserError("step.c is not compiled")
+        self.lanes = ctypes.c_int.in_dll(self.library, "lanes").value
         self.config = config = model.config
         self.device, self.cache_dtype = torch.device("cpu"), torch.float32
         self._tensors = []  # kept alive: the library has their addresses
@@ -162,7 +163,8 @@ class CompiledDecoder:
         else:
             wpe = self._address(model.wpe.weight)
         self._model = _Model(
-            config.n_layer, config.n_head, config.n_embd, config.window, config.gelu == "tanh",
+            config.n_layer, config.n_head, config.n_embd, config.window or config.block_size,
+            config.gelu == "tanh",
             (config.n_embd // config.n_head) ** -0.5 if config.scale_attention else 1.0,
             self._address(model.wte.weight), wpe, turns, self._norm(model.ln_f),
             self._matrix(model.wte.weight[: config.vocab_size], None, dtype), layers,
@@ -183,34 +185,37 @@ class CompiledDecoder:
         elif dtype == "bfloat16":
             weight = weight.bfloat16()
         out, size = weight.shape
-        lanes = ctypes.c_int.in_dll(self.library, "lanes").value
-        block = VECTORS * lanes
+        block = VECTORS * self.lanes
         padded = weight.new_zeros(-(-out // block) * block, size)
         padded[:out] = weight
         packed = padded.view(-1, block, size).mT  # (blocks, in, block)
-        if dtype == "int8":  # the bytes of a lane side by side
-            packed = packed.unflatten(-1, (VECTORS, lanes)).mT
-        packed = _in_large_pages(packed)
+        per_word = 4 // weight.element_size()  # those of 32 bits side by side
+        packed = _in_large_pages(packed.unflatten(-1, (-1, per_word, self.lanes)).mT)
         self._tensors.append(packed)
         return _Matrix(
             packed.data_ptr(), None if bias is None else self._address(bias),
-            None if scale is None else self._address(scale), size, out, TYPES[dtype],
+            None if scale is None else self._address(scale * 2.0**-24), size, out, TYPES[dtype],
         )  # fmt: skip
 
     def new_cache(self, batch_size, max_length, **penalties):
         return CompiledKVCache(self, batch_size, max_length, **penalties)
 
+    def new_kv(self, batch, max_length):
+        """An empty cache (n_layer, 2, batch, T / lanes, C, lanes); T: max_length, rounded up."""
+        blocks, C = -(-max_length // self.lanes), self.config.n_embd
+        return torch.zeros(self.config.n_layer, 2, batch, blocks, C, self.lanes)
+
     def hidden(self, kv, tokens, slots, positions):
-        """The last layer's output of each token, float32 (N, C); its keys and values go to the
-        cache kv (n_layer, 2, batch, H, D, T). tokens, slots, positions: (N,) int64, contiguous;
-        those of one slot in order."""
-        (_, _, batch, _, _, T), C = kv.shape, self.config.n_embd
+        """The last layer's output of each token, float32 (N, C); its keys and values go to kv, of
+        `new_kv`. tokens, slots, positions: (N,) int64, contiguous; those of one slot in order."""
+        _, _, batch, blocks, C, lanes = kv.shape
         x, threads = torch.empty(len(tokens), C), torch.get_num_threads()
         work = torch.empty(5 * C * min(CHUNK, len(tokens)))
         for i in range(0, len(tokens), CHUNK):
             rows = [some[i : i + CHUNK].data_ptr() for some in (tokens, slots, positions, x)]
-            self.library.hidden(self.address, kv.data_ptr(), batch, T, min(CHUNK, len(tokens) - i),
-                                *rows, work.data_ptr(), threads)  # fmt: skip
+            n = min(CHUNK, len(tokens) - i)
+            self.library.hidden(self.address, kv.data_ptr(), batch, blocks * lanes, n, *rows,
+                                work.data_ptr(), threads)  # fmt: skip
         return x
 
     def logits(self, x):
@@ -260,7 +265,8 @@ class CompiledKVCache(BatchedKVCache):
         x, members = self.decoder.hidden(self.kv, *rows), set(group)
         for slot, prompt in enumerate(map(tuple, prompts), first):
             if prompt in members and slot != (source := slot_of[prompt]):
-                self.kv[:, :, slot, ..., : len(prompt)] = self.kv[:, :, source, ..., : len(prompt)]
+                kv = self._columns(len(prompt))
+                kv[:, :, slot] = kv[:, :, source]
         return dict(zip(group, x.split([len(prompt) - 1 for prompt in group]), strict=True))
 
     def _logits(self, n, S, position):
@@ -295,14 +301,21 @@ class CompiledKVCache(BatchedKVCache):
         address = {name: self._address[name] + first * size for name, size in self._sizes.items()}
         tokens, slots, positions = address["last_tokens"], address["slots"], address["positions"]
         scores, work, x = address["scores"], address["work"], address["x"]
-        library.hidden(model, self.kv.data_ptr(), self.batch_size, self.max_length, n, tokens,
-                       slots, positions, x, work, threads)  # fmt: skip
+        T = self.kv.shape[3] * self.decoder.lanes
+        library.hidden(model, self.kv.data_ptr(), self.batch_size, T, n, tokens, slots, positions,
+                       x, work, threads)  # fmt: skip
         library.logits(model, x, n, scores, work, threads)
         if temperature is not None:
             return library.sample(
                 scores, n, self.scores.shape[1], temperature, address["uniform_noise"],
                 self.max_length, positions, address["p"], tokens,
             )  # fmt: skip
+
+    def _new_kv(self, floats):
+        return self.decoder.new_kv(self.batch_size, self.max_length)
+
+    def _columns(self, n):
+        return self.kv[:, :, :, : -(-n // self.decoder.lanes)]
 
     # C reads how far each story is: no masks.
     def _new_masks(self, floats):

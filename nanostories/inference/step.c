@@ -1,9 +1,7 @@
-// A GPT's forward pass on a CPU, for generation: model.py on a page of C. compiled.py builds it and
-// calls `hidden`, which reads tokens, each at a position of a slot of the key-value cache, `logits`,
-// the head, and `sample`, which draws the next tokens. Vectors are float, matrices have 32, 16 or 8
-// bits a weight. C channels, H heads of D. The time goes into `matmul`: a core multiplies LANES
-// numbers at once and holds some dozen such vectors, so weights lie as they are read, BLOCK outputs
-// side by side, and serve ROWS tokens.
+// A GPT's forward pass on a CPU, for generation: model.py on a page of C. compiled.py lets `hidden`
+// read tokens, each at a position of a slot of the key-value cache, and calls `logits`, `sample`.
+// C channels, H heads of D. The time goes to `matmul`: a core multiplies LANES numbers at once and
+// holds some dozen such vectors: weights lie BLOCK outputs side by side and serve ROWS tokens.
 
 #include <math.h>
 #include <stdint.h>
@@ -12,12 +10,11 @@ enum { LANES = 16, ROWS = 6 };
 #else
 enum { LANES = 8, ROWS = 2 };
 #endif
-enum { VECTORS = 4, BLOCK = VECTORS * LANES, FLOAT32 = 0, BFLOAT16, INT8 };
+enum { VECTORS = 4, BLOCK = VECTORS * LANES, FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 #define INLINE static inline __attribute__((always_inline))
 const int lanes = LANES;  // for compiled.py, which lays out the weights
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t vec_i32 __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint16_t vec_u16 __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef struct {
     const void *weight;         // (out / BLOCK, rounded up; in; BLOCK), of `type`
     const float *bias, *scale;  // (out), or NULL; scale: of 8-bit weights, one for each output
@@ -28,23 +25,22 @@ typedef struct {
     Matrix c_attn, attn_proj, c_fc, mlp_proj;
 } Layer;
 typedef struct {
-    int n_layer, n_head, n_embd, window, tanh_gelu;  // window: of odd layers, 0: they see all
+    int n_layer, n_head, n_embd, window, tanh_gelu;  // window: of odd layers
     float attention_scale;
     const float *wte, *wpe, *turns, *ln_f;  // learned positions have wpe, rotary ones turns
     Matrix head; const Layer *layers;
 } Model;
 
-// The weights of a block for input number i of all blocks. Those that are far, in memory, are asked
-// for early: a core's own prefetching ends with each page.
-INLINE void load(vec w[VECTORS], const void *weight, long i, int type, int far) {
-    vec_i32 bytes = type == INT8 ? ((const vec_i32 *)weight)[i] : (vec_i32){0};  // 4 a lane
-    for (int v = 0; v < VECTORS; v++) {
-        long at = i * VECTORS + v, size = 4 >> type;  // of a weight in bytes: 4, 2, 1
-        if (far && v * size % 4 == 0) __builtin_prefetch((char *)weight + at * LANES * size + 8192);
-        if (type == FLOAT32) w[v] = ((const vec *)weight)[at];
-        if (type == BFLOAT16)  // the upper half of a float
-            w[v] = (vec)(__builtin_convertvector(((const vec_u16 *)weight)[at], vec_i32) << 16);
-        if (type == INT8) w[v] = __builtin_convertvector(bytes << (24 - 8 * v) >> 24, vec);
+// The weights of a block for input number i of all blocks. 32 bits hold one, two or four. Each is
+// moved to the top: there 16 bits are a float, and 8 bits 2^24 times the weight, as `scale` knows.
+// Far ones, in memory, are asked for early: a core itself does so to the end of a page only.
+INLINE void load(vec w[VECTORS], const vec_i32 *words, long i, int type, int far) {
+    for (int v = 0, bits = 32 >> type; v < VECTORS; v++) {
+        const vec_i32 *word = words + (i * VECTORS + v) * bits / 32;
+        int below = v * bits % 32;  // bits of the weights before it
+        if (far && !below) __builtin_prefetch((const char *)word + 8192);
+        vec_i32 top = *word << (32 - bits - below) & (below ? ~0u << (32 - bits) : ~0u);
+        w[v] = type == INT8 ? __builtin_convertvector(top, vec) : (vec)top;
     }
 }
 
@@ -64,9 +60,9 @@ INLINE void block(float *y, const float *x, const Matrix *m, int first, int rows
                 * (m->scale ? m->scale[first + o] : 1) + (m->bias ? m->bias[first + o] : 0);
 }
 
-// y (n, out) = x (n, in) W^T + b. To start other threads pays from some 100,000 products on.
+// y (n, out) = x (n, in) W^T + b. To start other threads pays from some 30,000 products on.
 static void matmul(float *y, const float *x, const Matrix *m, int n, int threads) {
-#pragma omp parallel for num_threads(threads) if ((double)n * m->in * m->out > 1e5)
+#pragma omp parallel for num_threads(threads) if ((double)n * m->in * m->out > 3e4)
     for (int first = 0; first < m->out; first += BLOCK)
         for (long r = 0, rows; r < n; r += rows) {
             rows = n - r < ROWS ? 1 : ROWS;
@@ -83,8 +79,7 @@ static inline float exponential(float x) {
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;  // |r| < 0.35; the two are ln 2
     float p = 1 + r * (1 + r * (0.5f + r * (0.16666667f + r * (0.041666634f
         + r * (0.0083334f + r * 0.0013916f)))));
-    union { int32_t bits; float value; } power = {(n + 127) << 23};
-    return p * power.value;
+    return p * (union { int32_t bits; float value; }){(n + 127) << 23}.value;
 }
 
 static void layer_norm(float *restrict y, const float *restrict x, const float *gain, long C) {
@@ -107,32 +102,40 @@ static void gelu(float *x, long count, int tanh_gelu) {
 }
 
 // A query or key (2, half), turned by the cosines and sines (2, half) of its position.
-static void rotate(float *restrict x, const float *restrict turn, int half) {
+static void rope(float *restrict x, const float *restrict turn, int half) {
     for (int c = 0; c < half; c++) {
-        float a = x[c], b = x[half + c], cosine = turn[c], sine = turn[half + c];
-        x[c] = a * cosine - b * sine;
-        x[half + c] = b * cosine + a * sine;
+        float a = x[c], b = x[half + c];
+        x[c] = a * turn[c] - b * turn[half + c];
+        x[half + c] = b * turn[c] + a * turn[half + c];
     }
 }
 
-// One head: a query q (D) over keys and values (D, T), from column `start` to `end`; out (D).
-static void attend(float *restrict out, const float *q, const float *keys, const float *values,
-                   int start, int end, int T, int D, float scale) {
-    float p[end], highest = -3e38f, total = 0;
-    for (int t = start; t < end; t++) p[t] = 0;
-    for (long c = 0; c < D; c++)  // the inner loops run over tokens, which lie side by side
-        for (int t = start; t < end; t++) p[t] += scale * q[c] * keys[c * T + t];
-    for (int t = start; t < end; t++) highest = p[t] > highest ? p[t] : highest;
-    for (int t = start; t < end; t++) total += p[t] = exponential(p[t] - highest);
-    for (long c = 0; c < D; c++) {
-        float sum = 0;
-        for (int t = start; t < end; t++) sum += p[t] * values[c * T + t];
-        out[c] = sum / total;
+// One head's out (D) of a query q (D) over the keys and values of tokens `start` to `end`, LANES of
+// them in a vector; those of LANES tokens lie C vectors after those of the LANES before.
+static void attend(float *restrict out, const float *q, const vec *keys, const vec *values,
+                   int start, int end, long C, int D, float scale) {
+    const int first = start / LANES, last = (end - 1) / LANES;
+    vec weights[last + 1];
+    float *p = (float *)weights, top = -3e38f, total = 0;
+    for (long b = first; b <= last; b++) {
+        vec score = {0};
+        for (int c = 0; c < D; c++) __builtin_prefetch(values + b * C + c);
+        for (int c = 0; c < D; c++) score += scale * q[c] * keys[b * C + c];
+        weights[b] = score;
+    }
+    for (int t = start; t < end; t++) top = p[t] > top ? p[t] : top;
+    for (int t = start; t < end; t++) total += p[t] = exponential(p[t] - top);
+    for (int t = first * LANES; t < (last + 1) * LANES; t++) p[t] *= t >= start && t < end;
+    for (int c = 0; c < D; c++) {
+        vec sum = {0};
+        for (long b = first; b <= last; b++) sum += weights[b] * values[b * C + c];
+        out[c] = 0;
+        for (int l = 0; l < LANES; l++) out[c] += sum[l] / total;
     }
 }
 
 // Reads n tokens and caches their keys and values; x (n, C) is the last layer's output. Tokens of
-// one slot may come together, in order. cache: (n_layer, 2, batch, H, D, T). work: (n, 5, C).
+// a slot come in order. cache: (n_layer, 2, batch, T / LANES, C, LANES). work: (n, 5, C).
 void hidden(const Model *m, float *cache, int batch, int T, int n, const int64_t *tokens,
             const int64_t *slots, const int64_t *positions, float *x, float *work, int threads) {
     const long C = m->n_embd, H = m->n_head, D = C / H;
@@ -147,19 +150,17 @@ void hidden(const Model *m, float *cache, int batch, int T, int n, const int64_t
         matmul(wide, h, &layer->c_attn, n, threads);  // (n, 3, H, D)
         for (int r = 0; r < n; r++) {
             float *qkv = wide + 3 * r * C;
-            long at = slots[r] * C * T + positions[r];
-            for (int k = 0; m->turns && k < 2 * H; k++)
-                rotate(qkv + k * D, m->turns + positions[r] * D, D / 2);
-            for (int c = 0; c < C; c++) keys[at + c * T] = qkv[C + c];
-            for (int c = 0; c < C; c++) values[at + c * T] = qkv[2 * C + c];
+            long t = positions[r], at = slots[r] * C * T + t / LANES * C * LANES + t % LANES;
+            for (int k = 0; m->turns && k < 2 * H; k++) rope(qkv + k * D, m->turns + t * D, D / 2);
+            for (int c = 0; c < C; c++) keys[at + c * LANES] = qkv[C + c];
+            for (int c = 0; c < C; c++) values[at + c * LANES] = qkv[2 * C + c];
         }
-#pragma omp parallel for num_threads(threads) if (n * C > 4096)
+#pragma omp parallel for num_threads(threads) if (2.0 * n * C * positions[n - 1] > 3e4)
         for (int k = 0; k < n * H; k++) {
-            long r = k / H, first = k % H * D, at = (slots[r] * C + first) * T;
-            int end = positions[r] + 1, window = i % 2 ? m->window : 0;
-            int start = window && end > window ? end - window : 0;
-            attend(h + r * C + first, wide + 3 * r * C + first, keys + at, values + at, start, end,
-                   T, D, m->attention_scale);
+            long r = k / H, first = k % H * D, at = slots[r] * C * T + first * LANES;
+            int end = positions[r] + 1, start = i % 2 && end > m->window ? end - m->window : 0;
+            attend(h + r * C + first, wide + 3 * r * C + first, (vec *)(keys + at),
+                   (vec *)(values + at), start, end, C, D, m->attention_scale);
         }
         matmul(wide, h, &layer->attn_proj, n, threads);
         for (long j = 0; j < n * C; j++) x[j] += wide[j];
@@ -185,13 +186,12 @@ int sample(const float *scores, int n, int V, float temperature, const float *no
     for (int r = 0; r < n; r++, scores += V) {
         union { float value; uint32_t bits; } first = {scores[0]};
         if ((first.bits & 0x7f800000) == 0x7f800000) return 0;
-        float highest = scores[0];
+        float top = scores[0];
         double total = 0, sum = 0;
         int64_t i = 0;
-        for (int j = 0; j < V; j++) highest = scores[j] > highest ? scores[j] : highest;
-        for (int j = 0; j < V; j++) p[j] = exponential((scores[j] - highest) / temperature);
-        for (int j = 0; j < V; j++) total += p[j];
-        if (temperature < 1e-5f) while (scores[i] < highest) i++;
+        for (int j = 0; j < V; j++) top = scores[j] > top ? scores[j] : top;
+        for (int j = 0; j < V; j++) total += p[j] = exponential((scores[j] - top) / temperature);
+        if (temperature < 1e-5f) while (scores[i] < top) i++;
         else while (i < V - 1 && (sum += p[i]) <= noise[(long)r * T + positions[r]] * total) i++;
         tokens[r] = i;
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import LAYOUTS, random_model
+from torch import nn
 
 from configs import ROOT
 from model import GPT, GPTConfig
@@ -16,6 +17,7 @@ from nanostories.inference.decoder import Decoder, open_decoder
 from nanostories.inference.generate import generate, request_seeds
 from nanostories.inference.sampling import sample_token
 from nanostories.training import checkpoint
+from nanostories.training.int8 import quantize_rows
 
 CPU = torch.device("cpu")
 
@@ -30,9 +32,7 @@ def threads():
 
 def logits(decoder, ids, parts=1):
     """The logits after each of `ids`, read in so many parts, in slot 1 of 3."""
-    config = decoder.config
-    shape = config.n_layer, 2, 3, config.n_head, config.n_embd // config.n_head, config.block_size
-    kv, positions, rows = torch.full(shape, 7.0), torch.arange(len(ids)), []
+    kv, positions, rows = decoder.new_kv(3, len(ids)).fill_(7), torch.arange(len(ids)), []
     for some in positions.chunk(parts):
         x = decoder.hidden(kv, ids[some], torch.ones_like(some), some)
         rows.append(decoder.logits(x))
@@ -67,6 +67,24 @@ def test_odd_widths(shape):
         torch.testing.assert_close(
             logits(CompiledDecoder(model), ids), model(ids[None])[0], atol=1e-5, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+@torch.no_grad()
+def test_smaller_weights_are_taken_out_whole(dtype):
+    """The logits are those of the model whose matrices were rounded beforehand."""
+    model, ids = random_model(n_embd=72), torch.arange(20)
+    decoder = CompiledDecoder(model, dtype)
+
+    def rounded(weight):
+        numbers, scale = quantize_rows(weight)
+        return numbers * scale[:, None] if dtype == "int8" else weight.bfloat16().float()
+
+    for layer in model.h.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.copy_(rounded(layer.weight))
+    expected = model.hidden(ids[None])[0] @ rounded(model.wte.weight[:257]).T
+    assert (logits(decoder, ids) - expected).abs().max() < 1e-4
 
 
 @torch.no_grad()
