@@ -151,6 +151,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, self.attn = config, "sdpa"
+        self.residual_dtype = None  # of the sum that blocks add to; None: the embeddings'
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         learned = config.positions == "learned"
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if learned else None
@@ -212,7 +213,7 @@ class GPT(nn.Module):
             angles = rotation(positions, self.config.n_embd // self.config.n_head)
         else:
             x = x + self.wpe(positions)
-        x = self.drop(x)
+        x = self.drop(x).to(self.residual_dtype)
         # Which keys each query attends to, computed once for all layers.
         spans = {
             window: attention_span(windowed(doc_start, window, (B, T), x.device), self.attn)

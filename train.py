@@ -109,6 +109,7 @@ class Settings:
     # the machine
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes the best there is
     dtype: str = "auto"  # float32, bfloat16 or float16; auto: bfloat16 where the hardware has it
+    bfloat16_residual: bool = False  # with dtype bfloat16: the sum that layers add to, too
     compile: bool | None = None  # torch.compile; default: on CUDA
     cuda_graphs: bool | None = None  # default: compiled, on one GPU, n_embd <= 256
     attn: str = "auto"  # attention: auto, triton, sdpa or math
@@ -260,6 +261,7 @@ def train(settings):
     torch.manual_seed(settings.seed)
     model = build_model(settings, tokenizer, device, state)
     attention_reason = select_attention(model, settings.attn, dtype)
+    model.residual_dtype = dtype if settings.bfloat16_residual else None
 
     # ---- 4. optimizer
     optimizers = make_optimizers(model, settings)

@@ -133,6 +133,8 @@ def loss_case(tokens, device, C, required):
     other = "chunks" if chosen == "recompute" else "recompute"
     if other == "chunks" or C <= 256:
         implementations[f"nanostories, {other}"] = nanostories(other)
+    if C >= 256:
+        implementations["nanostories, epilogue"] = nanostories("epilogue")
     with contextlib.suppress(ImportError):
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 

@@ -121,6 +121,10 @@ def configurations():
             implementation = cross_entropy.choose_kernels(getattr(torch, dtype), size)
             name = f"loss C={size} {implementation} {dtype}"
             launchers[name] = (loss_passes, size, getattr(torch, dtype), implementation)
+    for size in (256, 768):  # never chosen without a measurement
+        launchers[f"loss C={size} epilogue bfloat16"] = (
+            loss_passes, size, torch.bfloat16, "epilogue",
+        )  # fmt: skip
     return launchers
 
 

@@ -62,6 +62,12 @@ def launch(kernel, grid, *args, **options):
         kernel[grid](*args, enable_fp_fusion=True, **options)
 
 
+def allocate_descriptors(device):
+    """Let kernels of this thread make tensor descriptors, for which they need memory of the GPU."""
+    if not interpreted():
+        triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=device))
+
+
 @functools.cache
 def _repair_interpreter():
     """Make Triton's interpreter (3.6 to 3.9) compute in bfloat16 as a GPU does.

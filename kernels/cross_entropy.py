@@ -4,6 +4,17 @@
     d loss_n / d h_n = sum_v (p_nv - [v = t]) W_v,                 p_nv = exp(S_nv) / sum_v' ...
     d loss_n / d W_v = sum_n (p_nv - [v = t]) h_n
 
+A softmax usually subtracts the row's maximum, so that no exponential is too large, and has to look
+at all logits first. Here the target's logit is subtracted. Its own term is then 1, and
+
+    E_nv = exp(S_nv - S_nt)    R_n = sum of E_nv over v != t    loss_n = log(1 + R_n)
+    p_nv = E_nv / (1 + R_n)    p_nt - 1 = -R_n / (1 + R_n)
+
+A sum of at least 1 cannot vanish. It can only become too large, where the model finds another word
+2^100 times as likely as the target, a loss of 69 nats: such rows are noticed, and computed again
+with their maximum. And R, summed without the target, keeps the digits of p_t - 1 where the model is
+sure of a target, p_t near 1.
+
 With a vocabulary of V = 50,000 words the logits S are by far the largest tensor of a training step:
 3 GB for 32,768 tokens in bfloat16, and eager PyTorch holds several copies. Both gradients need only
 p, and p follows from S, so S is computed, used and dropped one part at a time. Which way is faster
@@ -12,10 +23,12 @@ depends on C = n_embd, because computing S once more costs 2 N V C operations:
     recompute   for small C. Two Triton kernels that keep a tile of S in registers, as attention
                 does: one sweeps over the vocabulary and makes the loss and d h (attention with
                 K = V = W), one sweeps over the tokens and makes d W.
-    chunks      for larger C. The logits of CHUNK tokens come from a plain matrix product; one
-                Triton kernel turns each row into its loss and, in place, into p - [v = t]; two more
-                products make d h and d W. For a mean loss all of this happens in the forward pass:
-                its gradients are those of the sum, times one factor that is known later.
+    chunks      for larger C. The logits of a chunk of tokens come from a plain matrix product. One
+                Triton kernel turns them into E in place and sums it, a second one makes the losses
+                and puts -R in the target's place; two more products make d h and d W. For a mean
+                loss all of this happens in the forward pass: its gradients are those of the sum,
+                times one factor that is known later.
+    epilogue    chunks in which the product itself turns its tiles into E before it writes them.
     torch       chunks without Triton, for CPUs: a chunk stays in the cache, where all logits would
                 cross the memory bus six times.
 
@@ -23,37 +36,48 @@ The cost in a 2-byte type, besides reading h and W and writing their gradients:
 
                  products     logits moved   logits held
     recompute    8 N V C      -              a tile
-    chunks       6 N V C      10 N V bytes   2 CHUNK V bytes
+    chunks       6 N V C      10 N V bytes   2 x 16,384 V bytes (1.6 GB at V = 50,304)
+    epilogue     6 N V C      6 N V bytes    as chunks
     eager        6 N V C      34 N V bytes   10 N V bytes
 
 On an H100, 32,768 tokens and 50,304 words took `recompute` 3.9 ms and `chunks` 7.6 ms at C = 128,
 and 6.3 and 8.2 ms at C = 256, where the running sum of d h no longer fits a program's registers and
-goes to the stack (results/bench/kernels_h100.json). Beyond, `chunks` is used.
+goes to the stack (results/bench/kernels_h100.json). Beyond, `chunks` is used. All of these times
+are from before the target's logit took the maximum's place, with chunks of 4,096 tokens that read S
+twice: on paper the one is worth 1.1 ms of 14.7 at C = 768, and the other, which adds to d W less
+often, 0.5. `epilogue` saves 4 N V bytes more, 2.2 ms of memory traffic, if Triton's product is as
+fast as the library's (3.3 ms); it is chosen only by name until it has been timed.
 
-A target of which the model is sure has p near 1, and p - 1 would lose its digits if p were rounded
-to bfloat16 first. So d h leaves the target out of the rounded sum and adds (p_t - 1) W_t in full.
-
-Tested and timed on an H100 with Triton 3.6, except for two later choices, the tile shapes for C up
-to 64 and `recompute` above 128; tested in Triton's interpreter; compiled for sm_80, sm_90 and
-sm_100 (`python -m benchmarks.kernel_compile`), `recompute` up to 128.
+Tested in Triton's interpreter and compiled for sm_80, sm_90 and sm_100 (`python -m
+benchmarks.kernel_compile`), `recompute` up to C = 128. An H100 with Triton 3.6 ran an earlier
+version, with the maximum.
 """
 
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import launch, tl, triton, unavailable, warpgroups
+from kernels.backend import (
+    allocate_descriptors,
+    launch,
+    tl,
+    triton,
+    unavailable,
+    warpgroups,
+)
 
 IGNORE_INDEX = -1  # a target that is not scored: padding
-IMPLEMENTATIONS = ("recompute", "chunks", "torch")
-CHUNK = {"cpu": 512, "cuda": 4096}  # tokens; of 50,304 words, 4,096 take 0.4 GB in bfloat16
+IMPLEMENTATIONS = ("recompute", "chunks", "epilogue", "torch")
+CHUNK, CHUNK_ON_GPUS = 512, 16384  # tokens
+SEGMENT = 128  # words
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
-# ---- Triton's work, in torch: the reference ----------------------------------------------------
+# ---- in torch ----------------------------------------------------------------------------------
 
 
-def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_index, grad):
-    """The kernel _softmax_gradient below in torch's operations; logits have no padding here."""
+def _softmax_gradient(logits, targets, d_loss, losses, ignore_index, grad):
+    """Fills `losses` from logits (rows, V). With `grad` these become G and (G, scale) is returned:
+    the gradient of the logits is scale[:, None] * G. Here scale (rows,), float32, is 1."""
     p = logits.softmax(-1, dtype=torch.float32)
     scored = targets != ignore_index
     target = targets.where(scored, 0)[:, None]
@@ -65,6 +89,7 @@ def _softmax_gradient_torch(logits, targets, d_loss, losses, vocab_size, ignore_
     if grad:
         p.scatter_add_(1, target, torch.full_like(target, -1.0, dtype=p.dtype))
         torch.mul(p, (scored * d_loss)[:, None], out=logits)
+    return logits, torch.ones_like(loss)
 
 
 # ---- Triton: recompute -------------------------------------------------------------------------
@@ -79,22 +104,13 @@ def _rows(matrix, rows, n_rows, C: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _sweep_words(
-    HIDDEN, WEIGHT, TARGETS, LOSS, LSE, D_HIDDEN, N, V, ignore_index,
-    C: tl.constexpr, WIDTH: tl.constexpr, GRAD: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr,
+def _sum_words(
+    h, target, m, WEIGHT, V, C: tl.constexpr, WIDTH: tl.constexpr, GRAD: tl.constexpr,
+    RISING: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Loss of BLOCK tokens, and with GRAD its gradient, from all V words, STEP at a time.
-
-    HIDDEN, D_HIDDEN (N, C), WEIGHT (V, C), TARGETS (N,); LOSS (N,) and LSE (N,), the log2 of each
-    row's sum, float32. WIDTH: C rounded up to a power of two. m, z and acc: as in attention.py."""
-    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
-    scored = target != ignore_index
-    target = tl.where(scored, target, 0).to(tl.int32)
-    h = _rows(HIDDEN, tokens, N, C, WIDTH)
-    m = tl.full((BLOCK,), -1e38, tl.float32)
-    z = tl.zeros((BLOCK,), tl.float32)
+    """Sums over the V words but for the target, STEP at a time: (acc, m, rest) of e W and of e,
+    e = exp2(S log2(e) - m). With RISING m is a running maximum, as in attention.py, from m on."""
+    rest = tl.zeros((BLOCK,), tl.float32)
     acc = tl.zeros((BLOCK, WIDTH), tl.float32)
     for LAST in tl.static_range(2):  # whole steps, then what is left of the vocabulary
         low, high = 0, V // STEP * STEP
@@ -106,21 +122,49 @@ def _sweep_words(
             s = tl.dot(h, tl.trans(w), input_precision="ieee")  # (tokens, words)
             if LAST:
                 s = tl.where(words[None, :] < V, s, float("-inf"))
-            new_m = tl.maximum(m, tl.max(s, 1) * LOG2_E)
-            p = tl.exp2(s * LOG2_E - new_m[:, None])
-            rescale = tl.exp2(m - new_m)
-            z = z * rescale + tl.sum(p, 1)
+            if RISING:
+                new_m = tl.maximum(m, tl.max(s, 1) * LOG2_E)
+                rescale = tl.exp2(m - new_m)
+                rest, acc, m = rest * rescale, acc * rescale[:, None], new_m
+            e = tl.exp2(s * LOG2_E - m[:, None])
+            e = tl.where(words[None, :] == target[:, None], 0.0, e)
+            rest += tl.sum(e, 1)
             if GRAD:
-                p = tl.where(words[None, :] == target[:, None], 0.0, p).to(w.dtype)
-                acc = tl.dot(p, w, acc * rescale[:, None], input_precision="ieee")
-            m = new_m
+                acc = tl.dot(e.to(w.dtype), w, acc, input_precision="ieee")
+    return acc, m, rest
+
+
+@triton.jit
+def _sweep_words(
+    HIDDEN, WEIGHT, TARGETS, LOSS, LSE, D_HIDDEN, N, V, ignore_index, limit,
+    C: tl.constexpr, WIDTH: tl.constexpr, GRAD: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Loss of BLOCK tokens, and with GRAD its gradient, from all V words, STEP at a time.
+
+    HIDDEN, D_HIDDEN (N, C), WEIGHT (V, C), TARGETS (N,); LOSS (N,) and LSE (N,), the log2 of each
+    row's sum, float32. WIDTH: C rounded up to a power of two. limit: see _LIMIT."""
+    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    target = tl.load(TARGETS + tokens, mask=tokens < N, other=ignore_index)
+    scored = target != ignore_index
+    target = tl.where(scored, target, 0).to(tl.int32)
+    h = _rows(HIDDEN, tokens, N, C, WIDTH)
+    w_target = _rows(WEIGHT, target, V, C, WIDTH)
+    s_target = tl.sum(h.to(tl.float32) * w_target.to(tl.float32), 1) * LOG2_E
+    acc, m, rest = _sum_words(h, target, s_target, WEIGHT, V, C, WIDTH, GRAD, False, BLOCK, STEP)
+    if tl.max(tl.where(rest < limit, 0, 1), 0) > 0:  # a sum is too large, or nan: all anew
+        acc, m, rest = _sum_words(
+            h, target, s_target, WEIGHT, V, C, WIDTH, GRAD, True, BLOCK, STEP // 2
+        )
+    z = rest + tl.exp2(s_target - m)
     lse = m + tl.log2(z)
-    w_target = _rows(WEIGHT, target, V, C, WIDTH).to(tl.float32)
-    s_target = tl.sum(h.to(tl.float32) * w_target, 1) * LOG2_E
     tl.store(LSE + tokens, lse, mask=tokens < N)
-    tl.store(LOSS + tokens, tl.where(scored, (lse - s_target) * LN_2, 0.0), mask=tokens < N)
+    loss = tl.log2(z) + (m - s_target)
+    tl.store(LOSS + tokens, tl.where(scored, loss * LN_2, 0.0), mask=tokens < N)
     if GRAD:
-        d = acc / z[:, None] + (tl.exp2(s_target - lse) - 1)[:, None] * w_target
+        # Read again, as in between its place is needed. p_t - 1 = -rest / z.
+        w_target = _rows(WEIGHT, target, V, C, WIDTH).to(tl.float32)
+        d = (acc - rest[:, None] * w_target) / z[:, None]
         d = tl.where(scored[:, None], d, 0.0)
         columns = tl.arange(0, WIDTH)[None, :]
         place = D_HIDDEN + tokens[:, None].to(tl.int64) * C + columns
@@ -158,48 +202,156 @@ def _sweep_tokens(
 
 
 # ---- Triton: chunks ----------------------------------------------------------------------------
+#
+# A chunk's logits S become E in segments of SEGMENT words. SUMS (rows, segments) float32 has each
+# segment's sum of E without the target; -1 means that some E would pass 2^limit: there S stays.
 
 
 @triton.jit
-def _softmax_gradient(
-    LOGITS, TARGETS, D_LOSS, LOSS, V, V_PADDED, ignore_index,
-    GRAD: tl.constexpr, BLOCK: tl.constexpr,
+def _exponentials(
+    LOGITS, TARGETS, S_TARGET, SUMS, V, V_PADDED, ignore_index, limit,
+    GRAD: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr,
 ):  # fmt: skip
-    """Loss of one row of LOGITS (rows, V_PADDED); with GRAD the row becomes D_LOSS (p - [v = t]).
+    """One row of LOGITS (rows, V_PADDED), SEGMENTS at a time; only with GRAD is E written.
 
-    The padding and ignored rows become zeros."""
-    row = tl.program_id(0)
-    LOGITS += row.to(tl.int64) * V_PADDED
+    S_TARGET (rows,) float32 gets the target's logit, in base 2."""
+    row = tl.program_id(0).to(tl.int64)
+    LOGITS += row * V_PADDED
+    SUMS += row * tl.cdiv(V_PADDED, SEGMENT)
     target = tl.load(TARGETS + row)
-    scored = target != ignore_index
-    # One maximum and sum for each of BLOCK lanes, combined at the end.
-    m = tl.full((BLOCK,), -1e38, tl.float32)
-    z = tl.zeros((BLOCK,), tl.float32)
-    for word in range(0, V, BLOCK):
-        words = word + tl.arange(0, BLOCK)
+    target = tl.where(target == ignore_index, 0, target)
+    s_target = tl.load(LOGITS + target).to(tl.float32) * LOG2_E
+    tl.store(S_TARGET + row, s_target)
+    # Threads do not run in step: none may overwrite the target's logit before all have read it.
+    # The loop itself needs no barrier: the same thread reads and replaces an element.
+    tl.debug_barrier()
+    for first in range(0, V_PADDED, SEGMENTS * SEGMENT):
+        segments = first // SEGMENT + tl.arange(0, SEGMENTS)
+        words = (segments * SEGMENT)[:, None] + tl.arange(0, SEGMENT)[None, :]
         # V_PADDED, whose divisors the compiler knows, lets it load 16 bytes at a time.
         s = tl.load(LOGITS + words, mask=words < V_PADDED, other=0.0).to(tl.float32)
-        s = tl.where(words < V, s, float("-inf"))
-        new_m = tl.maximum(m, s)
-        z = z * tl.exp2((m - new_m) * LOG2_E) + tl.exp2((s - new_m) * LOG2_E)
-        m = new_m
-    top = tl.max(m, 0)
-    total = tl.sum(z * tl.exp2((m - top) * LOG2_E), 0)
-    s_target = tl.load(LOGITS + tl.where(scored, target, 0)).to(tl.float32)
-    loss = tl.log2(total) * LN_2 + (top - s_target)
-    tl.store(LOSS + row, tl.where(scored, loss, 0.0))
-    if GRAD:
-        d_loss = tl.where(scored, tl.load(D_LOSS + row), 0.0)
-        # Threads do not run in step: none may overwrite the target's logit before all have read it.
-        # The loop itself needs no barrier: the same thread reads and replaces an element.
-        tl.debug_barrier()
-        for word in range(0, V_PADDED, BLOCK):
-            words = word + tl.arange(0, BLOCK)
-            s = tl.load(LOGITS + words, mask=words < V_PADDED, other=0.0).to(tl.float32)
-            p = tl.exp2((s - top) * LOG2_E) / total
-            d = (p - tl.where(words == target, 1.0, 0.0)) * d_loss
-            d = tl.where(words < V, d, 0.0).to(LOGITS.dtype.element_ty)
-            tl.store(LOGITS + words, d, mask=words < V_PADDED)
+        d = tl.where(words < V, s * LOG2_E - s_target, float("-inf"))
+        fits = tl.max(d, 1) <= limit
+        e = tl.exp2(d)
+        total = tl.sum(tl.where(words == target, 0.0, e), 1)
+        tl.store(SUMS + segments, tl.where(fits, total, -1.0), mask=segments * SEGMENT < V_PADDED)
+        if GRAD:
+            e = tl.where(fits[:, None], e, s).to(LOGITS.dtype.element_ty)
+            tl.store(LOGITS + words, e, mask=words < V_PADDED)
+
+
+@triton.jit
+def _words_of_row(
+    LOGITS, SUMS, word, s_target, V, V_PADDED,
+    GRAD: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The logits, in base 2, of BLOCK words of a row that is partly E, and which words they are."""
+    words = word + tl.arange(0, BLOCK)
+    x = tl.load(LOGITS + words, mask=words < V_PADDED, other=0.0).to(tl.float32)
+    total = tl.load(SUMS + words // SEGMENT, mask=words < V_PADDED, other=0.0)
+    is_e = (total >= 0) & GRAD
+    s = tl.where(is_e, s_target + tl.log2(tl.where(is_e, x, 1.0)), x * LOG2_E)
+    return tl.where(words < V, s, float("-inf")), words
+
+
+@triton.jit
+def _finish(
+    LOGITS, TARGETS, S_TARGET, SUMS, D_LOSS, LOSS, SCALE, V, V_PADDED, ignore_index,
+    GRAD: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Loss of one row, and with GRAD what its gradient SCALE E lacks: the target's E and SCALE.
+
+    A row in which an E was too large gets a gradient the usual way: from its maximum and its sum,
+    BLOCK words at a time. SEGMENTS: at least as many as a row has."""
+    row = tl.program_id(0).to(tl.int64)
+    LOGITS += row * V_PADDED
+    SUMS += row * tl.cdiv(V_PADDED, SEGMENT)
+    target = tl.load(TARGETS + row)
+    scored = target != ignore_index
+    target = tl.where(scored, target, 0)
+    d_loss = tl.where(scored, tl.load(D_LOSS + row), 0.0)
+    s_target = tl.load(S_TARGET + row)
+    segments = tl.arange(0, SEGMENTS)
+    sums = tl.load(SUMS + segments, mask=segments * SEGMENT < V_PADDED, other=0.0)
+    if tl.min(sums, 0) >= 0:
+        rest = tl.sum(sums, 0)
+        loss, scale = tl.log2(1 + rest), d_loss / (1 + rest)
+        if GRAD:
+            tl.store(LOGITS + target, (-rest).to(LOGITS.dtype.element_ty))
+    else:
+        # One maximum and sum for each of BLOCK lanes, combined at the end.
+        m = tl.full((BLOCK,), -1e38, tl.float32)
+        z = tl.zeros((BLOCK,), tl.float32)
+        for word in range(0, V, BLOCK):
+            s, words = _words_of_row(
+                LOGITS, SUMS, word, s_target, V, V_PADDED, GRAD, SEGMENT, BLOCK
+            )
+            new_m = tl.maximum(m, s)
+            z = z * tl.exp2(m - new_m) + tl.exp2(s - new_m)
+            m = new_m
+        top = tl.max(m, 0)
+        total = tl.sum(z * tl.exp2(m - top), 0)
+        loss, scale = tl.log2(total) + (top - s_target), d_loss
+        if GRAD:
+            for word in range(0, V_PADDED, BLOCK):
+                s, words = _words_of_row(
+                    LOGITS, SUMS, word, s_target, V, V_PADDED, GRAD, SEGMENT, BLOCK
+                )
+                p = tl.exp2(s - top) / total - tl.where(words == target, 1.0, 0.0)
+                tl.store(LOGITS + words, p.to(LOGITS.dtype.element_ty), mask=words < V_PADDED)
+    tl.store(LOSS + row, tl.where(scored, loss * LN_2, 0.0))
+    tl.store(SCALE + row, scale)
+
+
+# ---- Triton: epilogue --------------------------------------------------------------------------
+
+
+@triton.jit
+def _target_logits(HIDDEN, WEIGHT, TARGETS, S_TARGET, ignore_index, C, BLOCK: tl.constexpr):
+    """S_TARGET (rows,) float32: h . W_t of one row of HIDDEN (rows, C), in base 2."""
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(TARGETS + row)
+    target = tl.where(target == ignore_index, 0, target).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    h = tl.load(HIDDEN + row * C + columns, mask=columns < C, other=0.0).to(tl.float32)
+    w = tl.load(WEIGHT + target * C + columns, mask=columns < C, other=0.0).to(tl.float32)
+    tl.store(S_TARGET + row, tl.sum(h * w, 0) * LOG2_E)
+
+
+@triton.jit
+def _product_exponentials(
+    HIDDEN, WEIGHT, TARGETS, S_TARGET, LOGITS, SUMS, N, V, V_PADDED, limit,
+    C: tl.constexpr, BLOCK: tl.constexpr, SEGMENT: tl.constexpr, STEP: tl.constexpr,
+    GROUP: tl.constexpr,
+):  # fmt: skip
+    """E of BLOCK tokens and SEGMENT words straight from their product, STEP channels at a time.
+
+    HIDDEN (N, C), WEIGHT (V_PADDED, C); LOGITS (N, V_PADDED) and SUMS as _exponentials leaves them.
+    Programs that run at the same time share words, GROUP blocks of tokens each."""
+    blocks, segments = tl.cdiv(N, BLOCK), tl.cdiv(V_PADDED, SEGMENT)
+    group = tl.program_id(0) // (GROUP * segments)
+    height = tl.minimum(blocks - group * GROUP, GROUP)
+    inside = tl.program_id(0) % (GROUP * segments)
+    block, segment = group * GROUP + inside % height, inside // height
+    h = tl.make_tensor_descriptor(HIDDEN, [N, C], [C, 1], [BLOCK, STEP])
+    w = tl.make_tensor_descriptor(WEIGHT, [V_PADDED, C], [C, 1], [SEGMENT, STEP])
+    out = tl.make_tensor_descriptor(LOGITS, [N, V_PADDED], [V_PADDED, 1], [BLOCK, SEGMENT])
+    s = tl.zeros((BLOCK, SEGMENT), tl.float32)
+    for channel in range(0, C, STEP):
+        a, b = h.load([block * BLOCK, channel]), w.load([segment * SEGMENT, channel])
+        s = tl.dot(a, b.T, s, input_precision="ieee")
+    rows = block * BLOCK + tl.arange(0, BLOCK)
+    words = segment * SEGMENT + tl.arange(0, SEGMENT)
+    s_target = tl.load(S_TARGET + rows, mask=rows < N, other=0.0)
+    target = tl.load(TARGETS + rows, mask=rows < N, other=0)
+    d = tl.where(words[None, :] < V, s * LOG2_E - s_target[:, None], float("-inf"))
+    fits = tl.max(d, 1) <= limit
+    e = tl.exp2(d)
+    total = tl.sum(tl.where(words[None, :] == target[:, None], 0.0, e), 1)
+    place = SUMS + rows.to(tl.int64) * segments + segment
+    tl.store(place, tl.where(fits, total, -1.0), mask=rows < N)
+    e = tl.where(fits[:, None], e, s)
+    out.store([block * BLOCK, segment * SEGMENT], e.to(LOGITS.dtype.element_ty))
 
 
 # ---- custom ops, which torch.compile keeps in one graph, and the public function ---------------
@@ -221,6 +373,13 @@ def tiles(n_embd, dtype, backward, device):
     return settings | {"num_warps": 4, "num_stages": stages}
 
 
+def product_tiles(n_embd, dtype):
+    """The launch settings of _product_exponentials."""
+    if dtype == torch.float32:
+        return {"BLOCK": 32, "STEP": 16, "GROUP": 8, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK": 128, "STEP": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
+
+
 def _add_product(total, a, b):
     """total += a b; total is float32, a and b may be of 16 bits."""
     if a.dtype == total.dtype:
@@ -231,31 +390,83 @@ def _add_product(total, a, b):
         total += a @ b
 
 
+def chunk_size(device):
+    """Tokens whose logits exist at a time. Of 50,304 words in bfloat16, 16,384 take 1.6 GB; larger
+    chunks read W and add to its gradient less often."""
+    if device.type != "cuda":
+        return CHUNK
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return CHUNK_ON_GPUS if memory > 32e9 else CHUNK_ON_GPUS // 4
+
+
+def _limit(dtype):
+    """The log2 of the largest E a row may have. Above it come 16 bits for a sum of words, and some
+    for a product with weights. float16 has no room: there each row goes the usual way."""
+    return float("-inf") if dtype == torch.float16 else 100.0
+
+
+def _chunk_kernels(
+    hidden, weight, targets, d_loss, losses, vocab_size, ignore_index, grad, epilogue
+):
+    """As _softmax_gradient, from hidden (rows, C) and weight (width, C), in Triton."""
+    rows, width, C = len(hidden), *weight.shape
+    # Tensor descriptors need rows of a multiple of 16 bytes. In float16 the logits would be rounded
+    # and their target's not.
+    epilogue &= C * hidden.element_size() % 16 == 0 and hidden.dtype != torch.float16
+    floats = {"dtype": torch.float32, "device": hidden.device}
+    s_target, scale = torch.empty(rows, **floats), torch.empty(rows, **floats)
+    sums = torch.empty(rows, triton.cdiv(width, SEGMENT), **floats)
+    limit, grid = _limit(hidden.dtype), (rows,)
+    if epilogue:
+        logits = hidden.new_empty(rows, width)
+        block = triton.next_power_of_2(C)
+        launch(
+            _target_logits, grid, hidden, weight, targets, s_target, ignore_index, C, BLOCK=block
+        )
+        settings = product_tiles(C, hidden.dtype)
+        programs = triton.cdiv(rows, settings["BLOCK"]) * sums.shape[1]
+        allocate_descriptors(hidden.device)
+        args = (hidden, weight, targets, s_target, logits, sums, rows, vocab_size, width, limit)
+        launch(_product_exponentials, (programs,), *args, C=C, SEGMENT=SEGMENT, **settings)
+    else:
+        logits = F.linear(hidden, weight)
+        args = (logits, targets, s_target, sums, vocab_size, width, ignore_index, limit)
+        options = {"GRAD": grad, "SEGMENT": SEGMENT, "SEGMENTS": 4096 // SEGMENT, "num_warps": 8}
+        launch(_exponentials, grid, *args, **options)
+    args = (logits, targets, s_target, sums, d_loss, losses, scale, vocab_size, width, ignore_index)
+    segments = triton.next_power_of_2(sums.shape[1])
+    options = {"SEGMENT": SEGMENT, "SEGMENTS": segments, "BLOCK": 1024, "num_warps": 4}
+    launch(_finish, grid, *args, GRAD=grad or epilogue, **options)
+    return logits, scale
+
+
 def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, implementation):
-    """(losses (N,), d hidden (N, C), d weight (V_padded, C) float32), CHUNK tokens at a time.
+    """(losses (N,), scale (N,), d hidden (N, C), d weight (V_padded, C)), a chunk of tokens at a
+    time; all but d hidden float32, which still lacks the factor scale[:, None].
 
     The gradients are of sum(d_loss * losses), and empty unless `grad`. hidden and weight are of the
     dtype to compute in."""
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+    scales = torch.empty_like(losses) if grad else losses[:0].clone()
     d_hidden = torch.empty_like(hidden) if grad else hidden.new_empty(0)
     d_weight = weight.new_zeros(weight.shape if grad else 0, dtype=torch.float32)
     # The kernel needs the padding, for aligned rows; torch's operations are better off without.
     width = vocab_size if implementation == "torch" else len(weight)
-    weight = weight[:width]
-    size = CHUNK.get(hidden.device.type, CHUNK["cuda"])
+    weight, size = weight[:width], chunk_size(hidden.device)
     for first in range(0, len(hidden), size):
         rows = slice(first, first + size)
-        logits = F.linear(hidden[rows], weight)
-        args = (logits, targets[rows], d_loss[rows], losses[rows], vocab_size)
+        h, args = hidden[rows], (targets[rows], d_loss[rows], losses[rows])
         if implementation == "torch":
-            _softmax_gradient_torch(*args, ignore_index, grad)
+            part, scale = _softmax_gradient(F.linear(h, weight), *args, ignore_index, grad)
         else:
-            options = {"GRAD": grad, "BLOCK": 4096, "num_warps": 8}
-            launch(_softmax_gradient, (len(logits),), *args, width, ignore_index, **options)
+            options = (vocab_size, ignore_index, grad, implementation == "epilogue")
+            part, scale = _chunk_kernels(h, weight, *args, *options)
         if grad:
-            torch.mm(logits, weight, out=d_hidden[rows])
-            _add_product(d_weight[:width], logits.T, hidden[rows])
-    return losses, d_hidden, d_weight
+            torch.mm(part, weight, out=d_hidden[rows])
+            h = torch.mul(h, scale[:, None], out=torch.empty_like(h))
+            _add_product(d_weight[:width], part.T, h)
+            scales[rows] = scale
+    return losses, scales, d_hidden, d_weight
 
 
 @torch.library.custom_op("nanostories::linear_cross_entropy", mutates_args=())
@@ -263,23 +474,24 @@ def fused_loss(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int,
     ignore_index: int, uniform: bool, grad: bool, implementation: str, dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Losses (N,) and what their backward pass needs: (losses, lse, d hidden, d weight).
+    """Losses (N,) and what their backward pass needs: (losses, lse or scale, d hidden, d weight).
 
     uniform: every loss will have the same gradient, as under a mean. grad: there will be a backward
-    pass. lse, d hidden and d weight are empty where the implementation does not make them here."""
+    pass. recompute has lse and makes d hidden. The others have `_in_chunks`' scale and make both
+    gradients if uniform. What is not made here is empty."""
     implementation = implementation or choose_loss(hidden.device, dtype, hidden.shape[1])
     with torch.autocast(hidden.device.type, enabled=False):
         h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
         if implementation != "recompute":
             ones, make = h.new_ones(len(h), dtype=torch.float32), grad and uniform
             args = (h, w, targets, ones, vocab_size, ignore_index, make, implementation)
-            losses, d_hidden, d_weight = _in_chunks(*args)
-            return losses, torch.empty_like(losses[:0]), d_hidden, d_weight
+            return _in_chunks(*args)
         losses, lse = (h.new_empty(len(h), dtype=torch.float32) for _ in range(2))
         d_hidden = torch.empty_like(h) if grad else h.new_empty(0)
         settings = tiles(h.shape[1], dtype, False, h.device)
         grid = (triton.cdiv(len(h), settings["BLOCK"]),)
         args = (h, w, targets, losses, lse, d_hidden, len(h), vocab_size, ignore_index)
+        args = (*args, 2.0 ** _limit(dtype))
         launch(_sweep_words, grid, *args, GRAD=grad, **settings)
         return losses, lse, d_hidden, torch.empty_like(losses[:0])
 
@@ -287,26 +499,27 @@ def fused_loss(
 @torch.library.custom_op("nanostories::linear_cross_entropy_backward", mutates_args=())
 def fused_loss_backward(
     d_losses: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-    lse: torch.Tensor, d_hidden: torch.Tensor, d_weight: torch.Tensor, vocab_size: int,
+    saved: torch.Tensor, d_hidden: torch.Tensor, d_weight: torch.Tensor, vocab_size: int,
     ignore_index: int, implementation: str, dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of hidden and weight, in their dtypes, from those of the losses (N,)."""
     with torch.autocast(hidden.device.type, enabled=False):
         d_losses = d_losses.float().contiguous()
         if d_weight.numel():  # made with the losses, for a gradient of 1
-            d_hidden, d_weight = d_hidden * d_losses[:, None], d_weight * d_losses[:1]
+            d_hidden, d_weight = d_hidden * (d_losses * saved)[:, None], d_weight * d_losses[:1]
             return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype)
         h, w = hidden.to(dtype).contiguous(), weight.to(dtype).contiguous()
         if implementation == "recompute":
             d_weight = torch.empty_like(w, dtype=torch.float32)
             settings = tiles(h.shape[1], dtype, True, h.device)
             grid = (triton.cdiv(len(w), settings["BLOCK"]),)
-            args = (h, w, targets, lse, d_losses, d_weight, len(h), vocab_size, len(w))
+            args = (h, w, targets, saved, d_losses, d_weight, len(h), vocab_size, len(w))
             launch(_sweep_tokens, grid, *args, ignore_index, **settings)
             d_hidden = d_hidden * d_losses[:, None]
         else:
             args = (h, w, targets, d_losses, vocab_size, ignore_index, True, implementation)
-            _, d_hidden, d_weight = _in_chunks(*args)
+            _, scale, d_hidden, d_weight = _in_chunks(*args)
+            d_hidden = d_hidden * scale[:, None]
         return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype)
 
 
@@ -318,7 +531,7 @@ def _(hidden, weight, targets, vocab_size, ignore_index, uniform, grad, implemen
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     return (
         losses,
-        losses.new_empty(len(hidden) if recompute else 0),
+        losses.new_empty(len(hidden) if recompute or make else 0),
         hidden.new_empty(hidden.shape if make else 0, dtype=dtype),
         losses.new_empty(weight.shape if make and not recompute else 0),
     )

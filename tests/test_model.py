@@ -283,6 +283,26 @@ def test_one_compiled_graph_is_the_eager_model(backend, config):
         torch.testing.assert_close(compiled, eager, atol=1e-6, rtol=1e-4)
 
 
+def test_the_residual_in_bfloat16_is_the_same_model_roughly():
+    """Layers add to a sum in bfloat16; the loss and its gradients stay near those in float32."""
+    model, dtypes = small(), []
+    scramble(model)
+    tokens, targets, positions, start = packed_batch([20, 1, 33], 60)
+    model.h[0].register_forward_hook(lambda _, __, x: dtypes.append(x.dtype))
+    results = []
+    for model.residual_dtype in (None, torch.bfloat16):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(tokens, targets, positions=positions, doc_start=start)
+        loss.backward()
+        results.append((loss.detach(), model.wte.weight.grad.clone()))
+    assert dtypes == [torch.float32, torch.bfloat16]
+    (loss, gradient), (rounded, other) = results
+    assert rounded.item() == pytest.approx(loss.item(), rel=0.01)
+    assert (other - gradient).norm() < 0.05 * gradient.norm()
+    assert not torch.equal(other, gradient)
+
+
 def test_triton_attention_is_the_same_model():
     for config in ({}, {"window": 9, "scale_attention": False, "qkv_bias": False}, ROTARY):
         model = small(**config)

@@ -119,6 +119,7 @@ def test_the_largest_seed_works_everywhere(data, tmp_path):
     ({"batch_size": 10**6, "gradient_accumulation_steps": 2}, "a step of 2000000 rows"),
     ({"batch_size": 10**5, "n_embd": 2**12, "row_tokens": 2**14}, "GB of memory or more"),
     ({"n_embd": 2**16, "n_layer": 1024}, "GB of memory or more"),
+    ({"bfloat16_residual": True, "dtype": "float32"}, "bfloat16_residual needs dtype=bfloat16"),
     ({"block_size": 2**20, "row_tokens": 10**6, "n_embd": 2**16}, "GB of memory or more"),
 ])  # fmt: skip
 def test_settings_that_mean_nothing_together(data, tmp_path, changes, message):

@@ -53,6 +53,7 @@ def test_golden_loss_curve(data, tmp_path, name):
         ("math", "torch"),
         pytest.param("triton", "recompute", marks=pytest.mark.slow),
         pytest.param("triton", "chunks", marks=pytest.mark.slow),
+        pytest.param("triton", "epilogue", marks=pytest.mark.slow),
     ],
 )
 def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, loss):
@@ -64,6 +65,16 @@ def test_golden_loss_curve_with_every_kernel(data, tmp_path, monkeypatch, attn, 
     tiny.train(settings_for(data, tmp_path / "run", attn=attn))
     curve = losses(tmp_path / "run")
     assert curve[::5] + curve[-1:] == pytest.approx(GOLDEN["adamw"], abs=2e-3)
+
+
+def test_the_residual_in_bfloat16_learns_as_well(data, tmp_path):
+    curves = []
+    for name, residual in (("float32", False), ("bfloat16", True)):
+        out = tmp_path / name
+        tiny.train(settings_for(data, out, dtype="bfloat16", bfloat16_residual=residual))
+        curves.append(losses(out))
+    assert curves[0] != curves[1]
+    assert curves[0] == pytest.approx(curves[1], abs=0.05)
 
 
 def test_a_run_folder_holds_everything(data, tmp_path):

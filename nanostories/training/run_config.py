@@ -9,12 +9,14 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from configs import UserError, check_ranges
 from model import GPTConfig
 from nanostories.dataset.sources import dataset_folder
 from nanostories.storage import lock
 from nanostories.training import checkpoint, hub_layouts, huggingface, model_settings
-from nanostories.training.device import memory_of, pick_device
+from nanostories.training.device import memory_of, pick_device, pick_dtype
 from nanostories.training.distributed import all_gather, rank, world_size
 from nanostories.training.logger import services
 
@@ -43,6 +45,8 @@ def check(settings):
     size = 16 * (12 * settings.n_layer * width + settings.block_size) * width
     rows = min(settings.batch_size, -(-rows // ranks))
     size += 20 * rows * settings.row_tokens * settings.n_layer * width
+    if settings.bfloat16_residual and pick_dtype(settings.dtype, device) != torch.bfloat16:
+        raise UserError("bfloat16_residual needs dtype=bfloat16")
     if size > (memory := memory_of(device)):
         raise UserError(
             f"this training takes {size / 1e9:,.1f} GB of memory or more, and {device} has "

@@ -28,6 +28,7 @@ SOME = [
     ("loss C=128 recompute bfloat16", 90),
     ("loss C=64 recompute bfloat16", 100),
     ("loss C=768 chunks bfloat16", 90),
+    ("loss C=768 epilogue bfloat16", 90),
 ]
 MANY = """
 import json, sys
@@ -69,7 +70,9 @@ def compiled():
 @pytest.mark.parametrize("name, arch", SOME)
 def test_it_compiles_cleanly(compiled, name, arch):
     result = compiled[name, arch]
-    kernels = {"attention": ["forward", "delta", "backward"], "chunks": ["softmax_gradient"] * 2,
+    kernels = {"attention": ["forward", "delta", "backward"],
+               "chunks": ["exponentials", "finish", "exponentials", "finish"],
+               "epilogue": ["target_logits", "product_exponentials", "finish"],
                "recompute": ["sweep_words", "sweep_words", "sweep_tokens"]}  # fmt: skip
     expected = next(names for word, names in kernels.items() if word in name)
     assert [kernel.split(": ")[1] for kernel, _ in result] == expected
