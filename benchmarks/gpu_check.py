@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_check --nanogpt=nanoGPT       # nine minutes of it; then call it again
     python -m benchmarks.gpu_check --only=kernels          # the parts whose names begin so
-    python -m benchmarks.gpu_check --tiny --device=cpu     # all of it in tiny sizes: a dry run
+    python -m benchmarks.gpu_check --device=cpu            # all of it in tiny sizes: a dry run
 
 Its parts, the most important first: the tests and 60 steps of ts_33m (`tests`), ts_33m and
 fast_33m on the stories at hand (`train`), the race with nanoGPT (`race`), training steps of four
@@ -25,19 +25,38 @@ import hashlib
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from benchmarks import gpu_summary, kernels
-from benchmarks.gpu_parts import Settings, all_parts
+from benchmarks.gpu_parts import all_parts
 from benchmarks.gpu_schedule import DONE, GRACE, State, run_parts
 from configs import ROOT, UserError, clean_up_when_killed, load, require_posix, run
 from nanostories import storage
 
 MORE_TO_DO = 3  # exit status
 KEPT = ("data", "nanogpt", "train_minutes", "epochs", "race_minutes")  # settings for later calls
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: str = ""  # folder for all that it writes; default out/gpu, with tiny out/gpu_tiny
+    minutes: float = 9.0  # of this call; what is not done then is left to the next one
+    data: str = "data/tinystories"  # token folders: this with -gpt2 for ts_33m, -bpe for fast_33m
+    nanogpt: str = ""  # a checkout of nanoGPT to compare with
+    train_minutes: float = 4.0  # of training for each of the two models, where an epoch is long
+    epochs: int = 8  # of training for them, where so many fit train_minutes
+    race_minutes: float = 1.5  # of training for each side of the race
+    only: str = ""  # only parts whose names begin so, comma-separated
+    retry: bool = False  # run parts that failed once more
+    anew: bool = False  # forget what was done of these parts, and run them again
+    tiny: bool = False  # tiny sizes and made-up stories: tries this command itself
+    device: str = "cuda"  # cuda; or cpu, for the tiny form
+
+    train_minutes_range = race_minutes_range = 1e-2, 10**6
+    epochs_range = 1, 1000
 
 
 def version(device):
@@ -83,6 +102,8 @@ def complete(settings, origin, state):
     settings = replace(settings, **state.settings)
     if settings.nanogpt and not (Path(settings.nanogpt) / "model.py").is_file():
         raise UserError(f"no nanoGPT in '{settings.nanogpt}' (no model.py)")
+    if not settings.nanogpt:
+        print("without --nanogpt there is no race, and training steps are timed alone", flush=True)
     return settings
 
 
@@ -93,8 +114,6 @@ def check_device(settings):
         kernels.check_device("cuda")
     elif settings.device != "cpu":
         raise UserError(f"device must be cuda or cpu, not '{settings.device}'")
-    elif not settings.tiny:
-        raise UserError("a CPU runs only the tiny form: --tiny --device=cpu")
 
 
 def call(parts, state, settings, deadline, **options):
@@ -129,11 +148,13 @@ def main():
     settings, origin = load(Settings)
     clean_up_when_killed()
     check_device(settings)
-    out = settings.out or ("out/gpu_tiny" if settings.tiny else "out/gpu")
-    env = {"TRITON_INTERPRET": "1"} if settings.device == "cpu" else {}
+    on_cpu = settings.device == "cpu"
+    tiny = settings.tiny or on_cpu
+    out = settings.out or ("out/gpu_tiny" if tiny else "out/gpu")
+    env = {"TRITON_INTERPRET": "1"} if on_cpu else {}
     with storage.lock(out) as lock:
         state = State(out, version(settings.device))
-        settings = complete(replace(settings, out=out), origin, state)
+        settings = complete(replace(settings, out=out, tiny=tiny), origin, state)
         deadline = began + 60 * settings.minutes - GRACE
         sys.exit(call(all_parts(settings), state, settings, deadline, env=env, lock=lock))
 

@@ -1,9 +1,8 @@
 """The parts of benchmarks/gpu_check.py, the most important first: what each runs, how long it may
-take, and its tiny form, which a CPU runs in seconds."""
+take, and its tiny form, which a CPU runs in seconds. Each function takes that script's Settings."""
 
 import importlib.util
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,25 +20,6 @@ TOKENS_PER_MINUTE = 60e6  # about what an H100 trains at 768-4
 
 TINY_MODEL = ("--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=128", "--row_tokens=256",
               "--batch_size=2", "--gradient_accumulation_steps=1")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Settings:
-    out: str = ""  # folder for all that it writes; default out/gpu, with tiny out/gpu_tiny
-    minutes: float = 9.0  # of this call; what is not done then is left to the next one
-    data: str = "data/tinystories"  # token folders: this with -gpt2 for ts_33m, -bpe for fast_33m
-    nanogpt: str = ""  # a checkout of nanoGPT to compare with
-    train_minutes: float = 4.0  # of training for each of the two models, where an epoch is long
-    epochs: int = 8  # of training for them, where so many fit train_minutes
-    race_minutes: float = 1.5  # of training for each side of the race
-    only: str = ""  # only these parts, comma-separated; a first word takes all that begin with it
-    retry: bool = False  # run parts that failed once more
-    anew: bool = False  # forget what was done of these parts, and run them again
-    tiny: bool = False  # tiny sizes and made-up stories, to try this command itself
-    device: str = "cuda"  # cuda; cpu only with tiny
-
-    train_minutes_range = race_minutes_range = 1e-2, 10**6
-    epochs_range = 1, 1000
 
 
 def missing_packages(*names):
@@ -140,7 +120,7 @@ def train(settings):
     for config in TRAINED:
         name = f"train-{config}"
         run = f"{settings.out}/{name}/{config}"
-        interval = 6 if settings.tiny else 250
+        interval = 6 if settings.tiny else 100
         words = (*start_training(settings, config, run), training_limit(settings, config),
                  f"--eval_interval={interval}", "--eval_stories=0")  # fmt: skip
         best = (f"--out_dir={run}", "--checkpoint=best", f"--device={settings.device}")

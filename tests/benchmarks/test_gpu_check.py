@@ -1,6 +1,7 @@
 """benchmarks/gpu_check.py: its schedule with parts of a few lines, its summary from made-up
 figures, and, slow, all of it in tiny sizes."""
 
+import importlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import gpu_check, gpu_parts, gpu_schedule, gpu_summary, step_profile
-from benchmarks.gpu_parts import Settings
+from benchmarks.gpu_check import Settings
 from benchmarks.gpu_schedule import DONE, FAILED, STARTED, Command, Part, State
 from configs import ROOT, UserError
 from nanostories import storage
@@ -314,6 +315,22 @@ def test_every_part_fits_in_a_call(tmp_path):
         assert all(f"/out/{part.name}" in word or "/out/tests-run" in word for word in inside)
 
 
+@pytest.mark.parametrize("tiny", [False, True])
+def test_every_script_takes_the_settings_of_its_commands(tmp_path, tiny):
+    """Of both forms: only the tiny one is run without a GPU."""
+    (tmp_path / "model.py").touch()
+    settings = replace(data_in(tmp_path, 10**7), nanogpt=str(tmp_path), tiny=tiny)
+    commands = [c for part in gpu_parts.all_parts(settings) for c in part.commands]
+    scripts = set()
+    for command in commands:
+        script, *words = command.words[command.words[0] == "-m" :]
+        if script != "pytest":
+            module = importlib.import_module(script.removesuffix(".py"))
+            gpu_check.load(module.Settings, words, positional="out_dir")
+            scripts.add(script)
+    assert len(scripts) == 9 - (not tiny) and len(commands) == 26 - (not tiny)
+
+
 def test_few_stories_are_trained_on_for_epochs_and_many_by_the_clock(tmp_path):
     settings = data_in(tmp_path, 10**7)
     assert gpu_parts.training_limit(settings, "ts_33m") == "--max_iters=611"  # 80 M / 131,072
@@ -354,7 +371,7 @@ def test_goals_are_met_missed_or_not_measured(tmp_path):
     state = state_in(tmp_path)
     part = python(tmp_path, "speed-768-4")
     state.begin(part)["status"] = DONE
-    write(out / "speed-768-4/speed.json", {"cases": [{"ratio": {"median": 1.251}}]})
+    write(out / "speed-768-4/speed.json", {"cases": [{"ratio": {"median": 1.25}}]})
     write(out / "speed-64-8/speed.json", {"cases": [{"ratio": {"median": 2.6}}]})
     write(out / "speed-256-8/speed.json", {"cases": [{"nanoStories": {}}]})  # without nanoGPT
     (out / "speed-512-8").mkdir()
@@ -425,7 +442,7 @@ def test_the_table_of_a_profile():
 def tiny_call(tmp_path, *words):
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_check", "--tiny", "--device=cpu",
+        [sys.executable, "-m", "benchmarks.gpu_check", "--device=cpu",
          f"--out={tmp_path / 'out'}", *words],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
