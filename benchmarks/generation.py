@@ -1,6 +1,6 @@
 """Generation throughput, compared with transformers, nanoGPT and llama2.c.
 
-    python -m benchmarks.generation                      # compared with transformers
+    python -m benchmarks.generation                      # compared with transformers, if installed
     python -m benchmarks.generation --nanogpt=nanoGPT --llama2c=llama2.c --out=cpu.json
     python -m benchmarks.generation --loss=out/ts_33m    # how much int8 and bfloat16 raise the loss
     python -m benchmarks.generation --device=cuda        # on a GPU, with a batch of 1,024
@@ -177,7 +177,8 @@ def compare(settings, shape):
         dtype: lambda n, decoder=decoder: throughput(decoder, one, n)
         for dtype, decoder in decoders.items()
     }
-    measures["transformers"] = transformers_baseline(shape, settings.device)
+    if importlib.util.find_spec("transformers"):
+        measures["transformers"] = transformers_baseline(shape, settings.device)
     fastest = "bfloat16" if cuda else "float32"
     measures[f"batch of {count}"] = lambda n: throughput(decoders[fastest], many, n)
     if not cuda:  # without a C compiler it would be this one
@@ -261,6 +262,8 @@ def main():
     settings, _ = load(Settings)
     torch.set_grad_enabled(False)
     results = []
+    if not (settings.loss or importlib.util.find_spec("transformers")):
+        print("transformers is not installed: it is left out", flush=True)
     if settings.loss:
         results.append(losses(settings))
         write_results(settings, results)

@@ -106,6 +106,7 @@ def main():
         errors = pool.map(compile_error, itertools.repeat(settings), *zip(*jobs, strict=True))
         errors = dict(zip(jobs, errors, strict=True))
     results, out = [], Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
     for kernel, size, name in passes:
         shapes = [shape for shape in SHAPES if errors[kernel, size, name, shape] is None]
         us = time_shapes(settings, kernel, size, name, shapes)
@@ -116,8 +117,7 @@ def main():
         print("   ".join(f"{shape} {time:.0f} us" for shape, time in list(us.items())[:4]))
         us = {str(shape): time for shape, time in us.items()}
         results.append({"kernel": kernel, "size": size, "pass": name, "chosen": chosen, "us": us})
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tune.json").write_text(json.dumps(results, indent=1) + "\n")
+        (out / "tune.json").write_text(json.dumps(results, indent=1) + "\n")  # so far
     print(f"written: {out}/tune.json")
 
 

@@ -273,8 +273,10 @@ def check_device(device):
 def main():
     settings, _ = load(Settings)
     check_device(settings.device)
+    from torch._functorch import config  # brings torch.compile, which no import needs
+
     # Or a compiled baseline's backward pass could run only once, and not be timed by itself.
-    torch._functorch.config.donated_buffer = False
+    config.donated_buffer = False
     facts = environment(settings)
     print(
         f"{facts['device']}, torch {facts['torch']}, triton {facts['triton']}: "
