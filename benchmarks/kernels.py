@@ -271,10 +271,12 @@ def check_device(device):
 
 
 def main():
+    from torch._functorch import config as functorch  # brings torch.compile, which few need
+
     settings, _ = load(Settings)
     check_device(settings.device)
     # Or a compiled baseline's backward pass could run only once, and not be timed by itself.
-    torch._functorch.config.donated_buffer = False
+    functorch.donated_buffer = False
     facts = environment(settings)
     print(
         f"{facts['device']}, torch {facts['torch']}, triton {facts['triton']}: "
