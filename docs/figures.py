@@ -17,7 +17,7 @@ import torch
 import train
 from configs import CHOICES, ROOT, UserError, run
 from eval import reward_frontier
-from kernels import attention, backend
+from kernels import attention, attention_backward, backend, tile
 from model import GPT, GPTConfig, rotation
 from nanostories.dataset import storybook, tokenizer
 from nanostories.dataset.packing import PackedDataLoader
@@ -49,7 +49,7 @@ def visited_blocks(start):
     backward's sweeps keys: [(key block, its query blocks), ...], queries: as forward. A block goes
     by the number of its first row."""
     qkv = torch.randn(1, T, 3, 1, D).bfloat16()
-    load, store, sweeps = attention._load, attention._store, [[]]
+    load, store, sweeps = tile.load, tile.store, [[]]
 
     def recording_load(matrix, rows, *rest):
         sweeps[-1].append(int(rows.handle.data[0]))
@@ -60,12 +60,13 @@ def visited_blocks(start):
         store(*args)
 
     span, scale = attention.attention_span(start, "triton"), D**-0.5
-    with mock.patch.multiple(attention, _load=recording_load, _store=recording_store):
+    with mock.patch.multiple(tile, load=recording_load, store=recording_store):
         out, lse = attention.flash_attention(qkv, *span, scale)
         forward = [(query, keys[::2]) for query, *keys in filter(None, sweeps)]
         sweeps[:] = [[]]
         # `_delta` has no sweep: it is left out, and the gradients are of no use.
-        with mock.patch.object(attention, "_delta", mock.MagicMock()), np.errstate(all="ignore"):
+        changes = {"_delta": mock.MagicMock(), "one_pass_programs": lambda *_: 0}
+        with mock.patch.multiple(attention_backward, **changes), np.errstate(all="ignore"):
             attention.flash_attention_backward(out, qkv, out, lse, *span, scale)
     # A sweep loads two tiles of its own block, then two for each step.
     both = [(own, others[::2]) for own, _, *others in filter(None, sweeps)]
@@ -89,7 +90,7 @@ def draw_blocks(axes, start, blocks, title):
 
 def attention_blocks(path):
     """Which blocks of the scores the forward pass computes, numbered in their order."""
-    block, step, *_ = attention.tiles(D, torch.bfloat16, False, "cpu").values()
+    block, step, *_ = tile.tiles(D, torch.bfloat16, False, "cpu").values()
     with plot_to(path, 1, 2, size=(9, 4.6)) as (_, axes):
         for panel, start in zip(axes, (None, packed_batch()[0].doc_start[:1, :T]), strict=True):
             programs = visited_blocks(start)[0]
@@ -101,7 +102,7 @@ def attention_blocks(path):
 
 def backward_sweeps(path):
     """The two sweeps of one program of the backward pass, numbered in their order."""
-    block, step, *_ = attention.tiles(D, torch.bfloat16, True, "cpu").values()
+    block, step, *_ = tile.tiles(D, torch.bfloat16, True, "cpu").values()
     start = packed_batch()[0].doc_start[:1, :T]
     (first, queries), (_, keys) = (sweep[3] for sweep in visited_blocks(start)[1:])
     with plot_to(path, 1, 2, size=(9, 4.6)) as (_, (left, right)):

@@ -26,33 +26,13 @@ for the backward pass, which recomputes any P_ij = exp(S_ij - L_i) from it. The 
 2, because a GPU has exp2 and not exp: with S' = S log2(e) and LSE = L log2(e),
 P_ij = exp2(S'_ij - LSE_i).
 
-Backward. Write dX for the gradient of the loss with respect to X; dO is given. From O = P V,
-
-    dV_j = sum_i P_ij dO_i       dP_ij = dO_i . V_j
-
-For the softmax, dP_ij / dS_ik = P_ij ([j = k] - P_ik), where [j = k] is 1 if j = k, else 0. Hence
-
-    dS_ik = sum_j dP_ij P_ij ([j = k] - P_ik) = P_ik (dP_ik - delta_i)
-    delta_i = sum_j P_ij dP_ij = (sum_j P_ij V_j) . dO_i = O_i . dO_i
-
-and with S = scale Q K^T,
-
-    dQ_i = scale sum_j dS_ij K_j         dK_j = scale sum_i dS_ij Q_i
-
-`_delta` computes delta. In `_backward` program i first takes key block i: it sweeps over the
-queries that attend to it and sums dK and dV. Then it takes query block i: it sweeps over the keys
-that the block attends to and sums dQ. Both recompute P, 7 matrix products where 5 would do, but no
-two programs ever write to the same place: no atomics, and the same bits every time. A late block
-has few queries after it and many keys before it, so under a plain causal mask programs have nearly
-the same work: 4 products for each later block, 3 for each earlier one.
+The backward pass has a file of its own, attention_backward.py.
 
 Lower bounds. N = B T tokens of C = H D channels in a 2-byte type have M pairs (i, j) with start_i
-<= j <= i; under a plain causal mask M = N (T + 1) / 2. These kernels must at least
+<= j <= i; under a plain causal mask M = N (T + 1) / 2. The forward pass must at least
 
-    forward    read qkv, write O                               8 N C bytes   201 MB     42 us
-               compute 2 products                              4 M C FLOPs    26 GFLOP  26 us
-    backward   read O, dO, then qkv, dO; write dqkv           18 N C bytes   453 MB     94 us
-               compute 7 products                             14 M C FLOPs    90 GFLOP  91 us
+    read qkv, write O                               8 N C bytes   201 MB     42 us
+    compute 2 products                              4 M C FLOPs    26 GFLOP  26 us
 
 at N = 32,768, C = 768 and T = 512. The times are computed from an H200's data sheet (4.8 TB/s, 989
 TFLOP/s); measured times are an H100's, whose memory is slower (results/bench/kernels_h100.json).
@@ -71,12 +51,13 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import launch, tl, triton, unavailable, warpgroups
+from kernels import tile
+from kernels.attention_backward import flash_attention_backward
+from kernels.backend import LOG2_E, launch, tl, triton, unavailable
 
 IMPLEMENTATIONS = ("auto", "triton", "sdpa", "math")  # `choose_attention` resolves auto
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
 MAX_HEAD_SIZE = 128
-LOG2_E = 1.4426950408889634
 
 
 # ---- which keys a query attends to -------------------------------------------------------------
@@ -171,110 +152,6 @@ def attention_by_story(qkv, start, scale=None):
     return torch.cat(outs).view(B, T, H, D).to(qkv.dtype)
 
 
-# ---- Triton: a tile of a head ------------------------------------------------------------------
-#
-# A kernel is a function that the GPU runs once for each program of a grid; tl.program_id is its
-# number. A program computes on tiles: matrices whose sides are powers of two, at least 16 for
-# tensor cores. A tensor argument (in capitals) arrives as a pointer; adding a matrix of offsets
-# gives a matrix of addresses, and tl.load(addresses, mask, other) reads those where the mask is
-# True. tl.constexpr arguments are constants: each set of them is compiled by itself. num_warps x 32
-# threads run a program; num_stages is how many steps of a loop have their loads under way.
-#
-# The 33M model's heads of 48, padded to 64, would waste a quarter of the work. So a head's tile is
-# a tuple of one matrix or of two side by side: 48 = 32 + 16 columns, 80 = 64 + 16. Only this
-# section's functions and `_delta` know; the other code reads as if a tile were one (rows, D)
-# matrix. How many rows it has is a launch setting, BLOCK or STEP: see `tiles`.
-
-
-@triton.constexpr_function
-def _left(D):
-    """Columns of a tile's first matrix, a power of two. Run by the compiler, not by the GPU."""
-    return 16 if D <= 16 else D - 16 if D in (48, 80) else triton.next_power_of_2(D)
-
-
-@triton.constexpr_function
-def _right(D):
-    """Columns of its second matrix, 0 where there is none."""
-    return 16 if D in (48, 80) else 0
-
-
-@triton.jit
-def _columns(D: tl.constexpr, SECOND: tl.constexpr):
-    """The columns of one of the two matrices, (1, width), and which of them are no padding.
-
-    Without padding, `| (...)` makes the mask the constant True: it then costs nothing."""
-    if SECOND:
-        columns = _left(D) + tl.arange(0, _right(D))[None, :]
-        return columns, (columns < D) | (_left(D) + _right(D) <= D)
-    else:
-        columns = tl.arange(0, _left(D))[None, :]
-        return columns, (columns < D) | (_left(D) <= D)
-
-
-@triton.jit
-def _load(matrix, rows, n_rows, STRIDE: tl.constexpr, D: tl.constexpr, CHECK: tl.constexpr):
-    """A tile of rows of `matrix`, STRIDE elements apart. CHECK: rows from n_rows on become 0."""
-    valid = (rows[:, None] < n_rows) | (not CHECK)  # constant True without CHECK, as in _columns
-    columns, real = _columns(D, False)
-    x = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=valid & real, other=0.0)
-    if _right(D) == 0:
-        return (x,)
-    else:
-        columns, real = _columns(D, True)
-        y = tl.load(matrix + rows[:, None] * STRIDE + columns, mask=valid & real, other=0.0)
-        return x, y
-
-
-@triton.jit
-def _store(matrix, rows, n_rows, tile, STRIDE: tl.constexpr, D: tl.constexpr):
-    """Write a tile into rows of `matrix`, in its dtype; rows from n_rows on are skipped."""
-    valid = rows[:, None] < n_rows
-    dtype = matrix.dtype.element_ty
-    columns, real = _columns(D, False)
-    tl.store(matrix + rows[:, None] * STRIDE + columns, tile[0].to(dtype), mask=valid & real)
-    if _right(D) > 0:
-        columns, real = _columns(D, True)
-        tl.store(matrix + rows[:, None] * STRIDE + columns, tile[1].to(dtype), mask=valid & real)
-
-
-@triton.jit
-def _zeros(ROWS: tl.constexpr, D: tl.constexpr):
-    x = tl.zeros((ROWS, _left(D)), tl.float32)
-    if _right(D) == 0:
-        return (x,)
-    else:
-        return x, tl.zeros((ROWS, _right(D)), tl.float32)
-
-
-@triton.jit
-def _times(tile, factor):
-    """tile * factor; factor: (rows, 1) or a number."""
-    if len(tile) == 1:
-        return (tile[0] * factor,)
-    else:
-        return tile[0] * factor, tile[1] * factor
-
-
-@triton.jit
-def _dot_transposed(a, b):
-    """a b^T, (rows of a, rows of b), in float32."""
-    x = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")
-    if len(a) == 2:
-        x = tl.dot(a[1], tl.trans(b[1]), x, input_precision="ieee")
-    return x
-
-
-@triton.jit
-def _add_dot(tile, p, b):
-    """tile + p b; p (rows of the tile, rows of b) is rounded to b's dtype first."""
-    p = p.to(b[0].dtype)
-    x = tl.dot(p, b[0], tile[0], input_precision="ieee")
-    if len(b) == 1:
-        return (x,)
-    else:
-        return x, tl.dot(p, b[1], tile[1], input_precision="ieee")
-
-
 # ---- Triton: the forward pass ------------------------------------------------------------------
 
 
@@ -297,10 +174,10 @@ def _forward(
     K, V = Q + H * D, Q + 2 * H * D
 
     queries, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
-    q = _load(Q, queries, T, ROW, D, True)
+    q = tile.load(Q, queries, T, ROW, D, True)
     m = tl.full((BLOCK,), -1e38, tl.float32)  # not -inf: s - m must not be -inf - -inf = nan
     z = tl.zeros((BLOCK,), tl.float32)
-    acc = _zeros(BLOCK, D)
+    acc = tile.zeros(BLOCK, D)
     begin = 0
     if HAS_START:
         start = tl.load(START + batch * T + queries, mask=queries < T, other=0)
@@ -316,8 +193,8 @@ def _forward(
             low, high = first, tl.minimum(first + BLOCK, T)
         for key in range(low, high, STEP):
             keys = key + offsets
-            k = _load(K, keys, T, ROW, D, DIAGONAL)
-            s = _dot_transposed(q, k)  # (queries, keys)
+            k = tile.load(K, keys, T, ROW, D, DIAGONAL)
+            s = tile.dot_transposed(q, k)  # (queries, keys)
             if HAS_START:
                 s = tl.where(offsets[None, :] >= (start - key)[:, None], s, float("-inf"))
             if DIAGONAL:
@@ -326,155 +203,17 @@ def _forward(
             # P but for the factor 1 / z: one multiply-add and one exp2 a pair.
             p = tl.exp2(s * scale_log2 - new_m[:, None])
             rescale = tl.exp2(m - new_m)
-            v = _load(V, keys, T, ROW, D, DIAGONAL)
-            acc = _add_dot(_times(acc, rescale[:, None]), p, v)
+            v = tile.load(V, keys, T, ROW, D, DIAGONAL)
+            acc = tile.add_dot(tile.times(acc, rescale[:, None]), p, v)
             z = z * rescale + tl.sum(p, 1)
             m = new_m
 
     out = OUT + batch * T * (H * D) + head * D
-    _store(out, queries, T, _times(acc, 1 / z[:, None]), H * D, D)
+    tile.store(out, queries, T, tile.times(acc, 1 / z[:, None]), H * D, D)
     tl.store(LSE + (batch * H + head) * T + queries, m + tl.log2(z), mask=queries < T)
 
 
-# ---- Triton: the backward pass -----------------------------------------------------------------
-
-
-@triton.jit
-def _delta(OUT, D_OUT, DELTA, T, H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """DELTA (B, H, T) float32: O . dO of each query and head. Grid: (H, blocks, B)."""
-    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    base = batch * T * (H * D) + head * D
-    out = _load(OUT + base, rows, T, H * D, D, True)
-    d_out = _load(D_OUT + base, rows, T, H * D, D, True)
-    delta = tl.sum(out[0].to(tl.float32) * d_out[0].to(tl.float32), 1)
-    if len(out) == 2:
-        delta += tl.sum(out[1].to(tl.float32) * d_out[1].to(tl.float32), 1)
-    tl.store(DELTA + (batch * H + head) * T + rows, delta, mask=rows < T)
-
-
-@triton.jit
-def _key_gradients(
-    Q, DO, LSE, DELTA, DQ, START, END, first, last, T, scale, scale_log2,
-    H: tl.constexpr, D: tl.constexpr, HAS_START: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """dK and dV of the keys from `first` to `last`. Q and DQ point at this head's q in QKV and
-    D_QKV; its k and v lie H D and 2 H D further. The other pointers are moved likewise."""
-    ROW: tl.constexpr = 3 * H * D
-    keys, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
-    # From P^T, (keys, queries), because dV = P^T dO and dK = dS^T Q need that layout: P and dS are
-    # never transposed.
-    k = _load(Q + H * D, keys, T, ROW, D, True)
-    v = _load(Q + 2 * H * D, keys, T, ROW, D, True)
-    dk, dv = _zeros(BLOCK, D), _zeros(BLOCK, D)
-    end = T
-    if HAS_START:
-        end = tl.load(END + last - 1)
-    # DIAGONAL = 0: queries after the block; 1: the block's own. Order does not matter for a sum.
-    # The last step may go beyond `end`: `start` masks those queries. Past T, q and dO are loaded as
-    # zeros and add nothing.
-    for DIAGONAL in tl.static_range(2):
-        low, high = first + BLOCK, end
-        if DIAGONAL:
-            low, high = first, last
-        for query in range(low, high, STEP):
-            queries = query + offsets
-            q = _load(Q, queries, T, ROW, D, True)
-            do = _load(DO, queries, T, H * D, D, True)
-            lse = tl.load(LSE + queries, mask=queries < T, other=0.0)
-            delta = tl.load(DELTA + queries, mask=queries < T, other=0.0)
-            p_t = tl.exp2(_dot_transposed(k, q) * scale_log2 - lse[None, :])
-            if HAS_START:
-                start = tl.load(START + queries, mask=queries < T, other=0)
-                p_t = tl.where(keys[:, None] >= start[None, :], p_t, 0.0)
-            if DIAGONAL:
-                p_t = tl.where(keys[:, None] <= queries[None, :], p_t, 0.0)
-            dv = _add_dot(dv, p_t, do)
-            ds_t = p_t * (_dot_transposed(v, do) - delta[None, :])
-            dk = _add_dot(dk, ds_t, q)
-    _store(DQ + H * D, keys, T, _times(dk, scale), ROW, D)
-    _store(DQ + 2 * H * D, keys, T, dv, ROW, D)
-
-
-@triton.jit
-def _backward(
-    QKV, D_OUT, LSE, DELTA, D_QKV, START, END, T, scale, scale_log2,
-    H: tl.constexpr, D: tl.constexpr, HAS_START: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """dK and dV of BLOCK keys of one head, then dQ of the same BLOCK tokens as queries.
-
-    Shapes as in _forward; D_QKV as QKV, DELTA as LSE, END as START; scale_log2 = scale log2(e)."""
-    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    first = tl.program_id(1) * BLOCK  # in any order: under a causal mask the work is 4 to 3 at most
-    last = tl.minimum(first + BLOCK, T)  # one past the block
-    ROW: tl.constexpr = 3 * H * D
-    Q = QKV + batch * T * ROW + head * D
-    K, V = Q + H * D, Q + 2 * H * D
-    DO = D_OUT + batch * T * (H * D) + head * D
-    DQ = D_QKV + batch * T * ROW + head * D
-    LSE += (batch * H + head) * T
-    DELTA += (batch * H + head) * T
-    START += batch * T
-    END += batch * T
-    _key_gradients(
-        Q, DO, LSE, DELTA, DQ, START, END, first, last, T, scale, scale_log2,
-        H, D, HAS_START, BLOCK, STEP,
-    )  # fmt: skip
-
-    queries, offsets = first + tl.arange(0, BLOCK), tl.arange(0, STEP)
-    q = _load(Q, queries, T, ROW, D, True)
-    do = _load(DO, queries, T, H * D, D, True)
-    lse = tl.load(LSE + queries, mask=queries < T, other=0.0)
-    delta = tl.load(DELTA + queries, mask=queries < T, other=0.0)
-    dq = _zeros(BLOCK, D)
-    begin = 0
-    if HAS_START:
-        start = tl.load(START + queries, mask=queries < T, other=0)
-        begin = tl.load(START + first) // STEP * STEP
-    for DIAGONAL in tl.static_range(2):
-        low, high = begin, first
-        if DIAGONAL:
-            low, high = first, last
-        for key in range(low, high, STEP):
-            keys = key + offsets
-            k = _load(K, keys, T, ROW, D, DIAGONAL)
-            v = _load(V, keys, T, ROW, D, DIAGONAL)
-            p = tl.exp2(_dot_transposed(q, k) * scale_log2 - lse[:, None])
-            if HAS_START:
-                p = tl.where(offsets[None, :] >= (start - key)[:, None], p, 0.0)
-            if DIAGONAL:
-                p = tl.where(offsets[None, :] <= (queries - key)[:, None], p, 0.0)
-            ds = p * (_dot_transposed(do, v) - delta[:, None])
-            dq = _add_dot(dq, ds, k)
-    _store(DQ, queries, T, _times(dq, scale), ROW, D)
-
-
 # ---- custom ops, which torch.compile keeps in one graph, and the public function ---------------
-
-
-def tiles(head_size, dtype, backward, device):
-    """The launch settings of a pass: {"BLOCK", "STEP" (in tokens), "num_warps", "num_stages"} and
-    perhaps "maxnreg", registers a thread. STEP divides BLOCK.
-
-    A tile that needs more registers than there are spills the rest to slow memory. Of the settings
-    that spill next to nothing on the device's kind of tensor cores (benchmarks.kernel_compile),
-    these are the fastest on an H100 (benchmarks.kernel_tuning)."""
-    wide = warpgroups(device)  # four warps share a matrix product
-    if dtype == torch.float32:
-        block, step, warps, stages = 32, 16, 8, 2
-    elif head_size > 64 and not wide:
-        block, step, warps, stages = 64, 32, 8, 2
-    elif backward and (head_size != 64 or not wide):
-        block, step, warps, stages = 64, 32, 4, 3
-    else:
-        block, step, warps, stages = 64, 64, 4, 2 if backward or not wide else 3
-    settings = {"BLOCK": block, "STEP": step, "num_warps": warps, "num_stages": stages}
-    # Without maxnreg the assembler sometimes spills although registers are free.
-    if warps == 8 or not wide:
-        settings["maxnreg"] = 255
-    return settings
 
 
 @torch.library.custom_op("nanostories::attention", mutates_args=())
@@ -487,7 +226,7 @@ def flash_attention(
     qkv = qkv.contiguous()
     B, T, _, H, D = qkv.shape
     out, lse = qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
-    settings = tiles(D, qkv.dtype, False, qkv.device)
+    settings = tile.tiles(D, qkv.dtype, False, qkv.device)
     grid = (H, triton.cdiv(T, settings["BLOCK"]), B)
     has_start = start is not None
     start = start.contiguous() if has_start else lse  # without start any tensor: it is not read
@@ -498,34 +237,10 @@ def flash_attention(
     return out, lse
 
 
-@torch.library.custom_op("nanostories::attention_backward", mutates_args=())
-def flash_attention_backward(
-    d_out: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    start: torch.Tensor | None, end: torch.Tensor | None, scale: float,
-) -> torch.Tensor:  # fmt: skip
-    """The gradient of qkv, (B, T, 3, H, D), contiguous."""
-    qkv, d_out = qkv.contiguous(), d_out.contiguous()
-    B, T, _, H, D = qkv.shape
-    delta, d_qkv = torch.empty_like(lse), torch.empty_like(qkv)
-    settings = tiles(D, qkv.dtype, True, qkv.device)
-    grid = (H, triton.cdiv(T, settings["BLOCK"]), B)
-    launch(_delta, grid, out, d_out, delta, T, H=H, D=D, BLOCK=settings["BLOCK"])
-    has_start = start is not None
-    span = (start.contiguous(), end.contiguous()) if has_start else (lse, lse)
-    launch(
-        _backward, grid, qkv, d_out, lse, delta, d_qkv, *span, T, scale, scale * LOG2_E,
-        H=H, D=D, HAS_START=has_start, **settings,
-    )  # fmt: skip
-    return d_qkv
-
-
 @flash_attention.register_fake
 def _(qkv, start, end, scale):
     B, T, _, H, D = qkv.shape
     return qkv.new_empty(B, T, H, D), qkv.new_empty(B, H, T, dtype=torch.float32)
-
-
-flash_attention_backward.register_fake(lambda d_out, qkv, *_: qkv.new_empty(qkv.shape))
 
 
 def _save(ctx, inputs, output):

@@ -10,6 +10,8 @@ import functools
 
 import torch
 
+LOG2_E = 1.4426950408889634  # the kernels' exp is exp2
+
 try:
     import triton
     import triton.language as tl
@@ -49,6 +51,11 @@ def unavailable(device):
 def warpgroups(device):
     """True if four warps share a matrix product: Hopper and data-center Blackwell GPUs."""
     return interpreted() or torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def tensor_memory(device):
+    """True if matrix products are summed in a memory of their own: data-center Blackwell GPUs."""
+    return not interpreted() and torch.cuda.get_device_capability(device)[0] == 10
 
 
 def launch(kernel, grid, *args, **options):

@@ -2,13 +2,33 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from kernel_cases import DEVICE, DTYPES, NAMES, assert_as_exact
 
 from kernels import attention as module
+from kernels import attention_backward
 from kernels.attention import attention, attention_mask, choose_attention, span_ends, windowed
+
+one_pass_programs = attention_backward.one_pass_programs
+
+
+@pytest.fixture(autouse=True)
+def programs(monkeypatch):
+    """A function: the backward pass takes one pass with n programs, or with 0 two sweeps.
+
+    Until it is called, heads that one pass can take share two programs, on a GPU too."""
+
+    def use(n):
+        monkeypatch.setattr(attention_backward, "one_pass_programs", lambda *_: n)
+
+    def without_gpu(n_heads, head_size, dtype, device):
+        return one_pass_programs(n_heads, head_size, dtype, torch.device("cpu"))
+
+    monkeypatch.setattr(attention_backward, "one_pass_programs", without_gpu)
+    return use
 
 
 def stories(B, T, every=60):
@@ -73,6 +93,36 @@ def test_error_is_torchs(D, dtype, mask):
     check(1, 140, 2, D, dtype, mask)
 
 
+SMALL = [  # cases of `_backward_one_pass`
+    (4, torch.float16, "window"),
+    (16, torch.float16, "causal"),
+    (16, torch.bfloat16, "window"),
+    (20, torch.bfloat16, "stories and window"),
+    (32, torch.float16, "stories and window"),
+    (32, torch.bfloat16, "causal"),
+    (32, torch.bfloat16, "stories"),
+]
+
+
+@pytest.mark.parametrize("D, dtype, mask", SMALL, ids=lambda x: NAMES.get(x, x))
+def test_error_of_small_heads_is_torchs(D, dtype, mask):
+    check(2, 200, 2, D, dtype, mask)
+
+
+@pytest.mark.parametrize("D, dtype, mask", SMALL[1:-1], ids=lambda x: NAMES.get(x, x))
+def test_error_of_small_heads_in_two_sweeps(programs, D, dtype, mask):
+    programs(0)
+    check(1, 140, 2, D, dtype, mask)
+
+
+@pytest.mark.parametrize("block, step", [(128, 32), (128, 128), (32, 16)])
+def test_one_pass_in_other_tiles(monkeypatch, block, step):
+    settings = {"BLOCK": block, "STEP": step, "num_warps": 4, "num_stages": 2}
+    monkeypatch.setattr(attention_backward, "one_pass_tiles", lambda *_: settings)
+    for mask in masks(1, 1):
+        check(1, 270, 2, 16, torch.bfloat16, mask)
+
+
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 97, 128, 129, 513])
 def test_any_length(T):
     check(1, T, 1, 48, torch.bfloat16, "causal")
@@ -109,7 +159,9 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("D, dtype", [(48, torch.bfloat16), (20, torch.float32)])
+@pytest.mark.parametrize(
+    "D, dtype", [(48, torch.bfloat16), (20, torch.float32), (20, torch.bfloat16)]
+)
 def test_every_element_is_written_and_twice_the_same(poisoned, D, dtype):
     torch.manual_seed(0)
     qkv = torch.randn(2, 100, 3, 2, D, device=DEVICE)
@@ -119,6 +171,46 @@ def test_every_element_is_written_and_twice_the_same(poisoned, D, dtype):
     for a, b in zip(*results, strict=True):
         assert a.isfinite().all()
         assert torch.equal(a, b)
+
+
+def test_a_head_s_gradient_is_the_same_in_any_program(poisoned, programs):
+    """What a program leaves in its sums of one head does not reach the next."""
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 150, 3, 2, 16, device=DEVICE).bfloat16()
+    d_out = torch.randn(2, 150, 2, 16, device=DEVICE).bfloat16()
+    for start in (None, windowed(stories(2, 150, 40), 50, (2, 150), DEVICE)):
+        span = module.attention_span(start, "triton")
+        out, lse = module.flash_attention(qkv, *span, 0.25)
+        grads = []
+        for n in (4, 2, 1):  # one head a program, two, four
+            programs(n)
+            args = (d_out, qkv, out, lse, *span, 0.25)
+            grads.append(module.flash_attention_backward(*args))
+        assert grads[0].isfinite().all()
+        assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
+
+
+def test_one_pass_is_chosen_for_many_small_heads(monkeypatch):
+    """Programs of an H100 (132 multiprocessors) and of a B200 (148)."""
+    gpus = {"cuda:0": (132, (9, 0)), "cuda:1": (148, (10, 0))}
+
+    def properties(device):
+        return types.SimpleNamespace(multi_processor_count=gpus[str(device)][0])
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpus[str(device)][1])
+    monkeypatch.setattr("kernels.backend.interpreted", lambda: False)
+    h100, b200 = torch.device("cuda:0"), torch.device("cuda:1")
+    for D, heads, dtype, device, expected in (
+        (16, 1024, torch.bfloat16, h100, 3 * 132),
+        (16, 1024, torch.float16, b200, 2 * 148),
+        (32, 1024, torch.bfloat16, h100, 2 * 132),
+        (4, 300, torch.bfloat16, h100, 300),
+        (16, 2 * 132 - 1, torch.bfloat16, h100, 0),
+        (36, 1024, torch.bfloat16, h100, 0),
+        (16, 1024, torch.float32, h100, 0),
+    ):
+        assert one_pass_programs(heads, D, dtype, device) == expected
 
 
 def test_layouts_other_than_contiguous():
@@ -158,9 +250,10 @@ def test_blocks_of_other_stories_are_never_read():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-def test_more_elements_than_32_bits_count():
+@pytest.mark.parametrize("H, D", [(16, 64), (64, 16)])
+def test_more_elements_than_32_bits_count(H, D):
     torch.manual_seed(0)
-    B, T, H, D = 1450, 512, 16, 64  # qkv has 2^31 + 133 M elements
+    B, T = 1450, 512  # qkv has 2^31 + 133 M elements
     qkv = torch.randn(1, T, 3, H, D, device=DEVICE, dtype=torch.bfloat16)
     d_out = torch.randn(1, T, H, D, device=DEVICE, dtype=torch.bfloat16)
     one = passes("triton", qkv, d_out, None, None, torch.bfloat16)
