@@ -27,20 +27,19 @@ work: 4 products for each later block, 3 for each earlier one.
 One pass. A program takes a whole head, one key block after the other, from the first. It sweeps
 over the queries as above, and adds dS K to their dQ as well: 5 products and 1 exponential a pair.
 The sums of dQ, one row a query, are too many for registers. They wait in float32 in global memory,
-where each program has room for one head, whatever the number of heads: so little that it stays in
-the L2 cache. Nothing sets the sums to zero, and nothing copies them. In the first block that a
-query attends to, start_i // BLOCK, the sum begins at 0 instead of what is in memory: an earlier
-block holds keys of query i exactly where start_i < first, the block's first key. The last is the
-query's own, the diagonal one: there scale times the sum goes to d_qkv.
+where each program has room for one head: so little that it stays in the L2 cache. Nothing sets them
+to zero first. Query i attends to an earlier block than the one whose first key is `first` exactly
+where start_i < first; elsewhere its sum begins at 0, whatever is in memory. Its last block is its
+own, the diagonal one: there scale times the sum goes to d_qkv.
 
-A step of queries that are computed together meets every block from the first that one of them
-attends to up to their own: END of a block's last key is above query exactly where start of the
-query is not after that key. Before its own first block a query in such a step adds zeros, which are
-dropped by the rule above, and the blocks between are consecutive: no sum is lost.
+No block between is left out. STEP queries are computed together, and END of a block's last key is
+above the first of them exactly where that query attends to the block or to an earlier one. Its
+start is the smallest of the step, so the step meets every block from there to the diagonal. A query
+of the step that begins later adds zeros until then, and its sum still begins at 0 as above.
 
 One pass is taken for D <= 32 in a 2-byte type, where the exponentials and the other instructions
-for each pair take more time than the products. Larger tiles of dK, dV and dQ leave too few
-registers, and a head a program is too coarse where there are few heads (`one_pass_programs`).
+for each pair take more time than the products. Wider tiles of dK, dV and dQ leave too few
+registers. A GPU must also have enough heads to share among its programs (`one_pass_programs`).
 
 Lower bounds. In the notation of attention.py, at N = 32,768, C = 768 and T = 512, from an H200's
 data sheet, the kernels must at least
