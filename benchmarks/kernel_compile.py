@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 
 from configs import UserError, load, run
-from kernels import attention, backend, cross_entropy
+from kernels import attention, backend, cross_entropy, mlp
 
 ARCHES = (80, 90, 100)
 # KiB of shared memory a block may have. 80 stands for 8.6, 8.9 and 12.0 too, which have less than
@@ -35,6 +35,7 @@ SHARED_LIMIT = {80: 99, 90: 227, 100: 227}
 STACK_LIMIT = 64
 HEAD_SIZES = (4, 16, 32, 48, 64, 80, 96, 128)
 EMBEDDINGS = (64, 96, 128, 768)
+MLP_EMBEDDINGS = (256, 768)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -95,6 +96,16 @@ def loss_passes(n_embd, dtype, implementation):
     )
 
 
+def mlp_passes(n_embd, dtype, approximate):
+    """Run the launchers of fused_mlp, forward and backward and forward alone."""
+    x, bias = torch.zeros(32, n_embd, dtype=dtype), torch.zeros(4 * n_embd, dtype=dtype)
+    w1, w2 = (torch.zeros(shape, dtype=dtype) for shape in ((4 * n_embd, n_embd), (n_embd, 4 * n_embd)))
+    for grad in (True, False):
+        y, u, _ = mlp.triton_mlp(x, w1, bias, w2, bias[:n_embd], approximate == "tanh", grad)
+        if grad:
+            mlp.triton_mlp_backward(y, w2, u, approximate == "tanh")
+
+
 def record_launches(operation, *args):
     """[(kernel, arguments, options)] of the Triton launches that operation(*args) makes."""
     launches = []
@@ -103,7 +114,7 @@ def record_launches(operation, *args):
         launches.append((kernel, args, options))
 
     with contextlib.ExitStack() as stack:
-        for module in (attention, cross_entropy):
+        for module in (attention, cross_entropy, mlp):
             stack.enter_context(mock.patch.object(module, "launch", launch))
         operation(*args)
     return launches
@@ -121,6 +132,10 @@ def configurations():
             implementation = cross_entropy.choose_kernels(getattr(torch, dtype), size)
             name = f"loss C={size} {implementation} {dtype}"
             launchers[name] = (loss_passes, size, getattr(torch, dtype), implementation)
+        for size in MLP_EMBEDDINGS:
+            for gelu in ("erf", "tanh"):
+                name = f"mlp C={size} {gelu} {dtype}"
+                launchers[name] = (mlp_passes, size, getattr(torch, dtype), gelu)
     return launchers
 
 
