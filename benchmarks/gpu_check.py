@@ -21,7 +21,7 @@ import torch
 from benchmarks import kernels
 from configs import UserError, load, run
 
-TESTS = ("tests/kernels/test_attention.py", "tests/kernels/test_cross_entropy.py")
+TESTS = [f"tests/kernels/test_{name}.py" for name in ("attention", "cross_entropy", "mlp")]
 
 
 @dataclass(frozen=True)

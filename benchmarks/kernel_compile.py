@@ -96,14 +96,13 @@ def loss_passes(n_embd, dtype, implementation):
     )
 
 
-def mlp_passes(n_embd, dtype, approximate):
+def mlp_passes(n_embd, dtype, gelu):
     """Run the launchers of fused_mlp, forward and backward and forward alone."""
     x, bias = torch.zeros(32, n_embd, dtype=dtype), torch.zeros(4 * n_embd, dtype=dtype)
-    w1, w2 = (torch.zeros(shape, dtype=dtype) for shape in ((4 * n_embd, n_embd), (n_embd, 4 * n_embd)))
-    for grad in (True, False):
-        y, u, _ = mlp.triton_mlp(x, w1, bias, w2, bias[:n_embd], approximate == "tanh", grad)
-        if grad:
-            mlp.triton_mlp_backward(y, w2, u, approximate == "tanh")
+    w1, tanh = torch.zeros(4 * n_embd, n_embd, dtype=dtype), gelu == "tanh"
+    for grad in (False, True):
+        y, u, _ = mlp.triton_mlp(x, w1, bias, w1.T, bias[:n_embd], tanh, grad)
+    mlp.triton_mlp_backward(y, w1.T, u, tanh)
 
 
 def record_launches(operation, *args):

@@ -47,9 +47,10 @@ N = 32,768 tokens in bfloat16, for each layer:
 Not counted: db1 does not read du once more (0.067 ms at C = 768). The price is memory: u and g are
 both kept for the backward pass, 16 N C bytes in a 2-byte type.
 
-No GPU has timed this yet, so nothing chooses it: `fused_mlp=True` in train.py does. Limits: float32,
-bfloat16 and float16, in rows of a multiple of 16 bytes; anything else goes torch's way. Tested in
-Triton's interpreter; compiled for sm_80, sm_90 and sm_100 (`python -m benchmarks.kernel_compile`).
+No GPU has timed this yet, or run it, so only train.py's `fused_mlp=True` selects it. Limits:
+float32, bfloat16 and float16, in rows of a multiple of 16 bytes; anything else goes torch's way.
+Tested in Triton's interpreter; compiled for sm_80, sm_90 and sm_100 with Triton 3.6 and 3.9
+(`python -m benchmarks.kernel_compile`).
 """
 
 import torch
@@ -96,6 +97,15 @@ def _tile(N, M, BLOCK: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _halves(tile):
+    """The left and the right half of a tile's columns. An epilogue takes one after the other, for
+    all its values at once need so many registers that only one block fits a multiprocessor."""
+    BLOCK: tl.constexpr = tile.shape[0]
+    WIDTH: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, (BLOCK, 2, WIDTH // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def _product_gelu(
     X, W1, B1, U, G, N, M, C: tl.constexpr, TANH: tl.constexpr, GRAD: tl.constexpr,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
@@ -110,15 +120,18 @@ def _product_gelu(
     for channel in range(0, C, STEP):  # beyond an edge a descriptor loads zeros
         a, b = x.load([row, channel]), w.load([column, channel])
         acc = tl.dot(a, b.T, acc, input_precision="ieee")
-    columns = column + tl.arange(0, WIDTH)
-    u = acc + tl.load(B1 + columns, mask=columns < M, other=0.0).to(tl.float32)[None, :]
-    if GRAD:  # beyond an edge a descriptor stores nothing
-        tl.make_tensor_descriptor(U, [N, M], [M, 1], [BLOCK, WIDTH]).store(
-            [row, column], u.to(U.dtype.element_ty)
-        )
-    p, _ = _probability(u, TANH)
-    g = tl.make_tensor_descriptor(G, [N, M], [M, 1], [BLOCK, WIDTH])
-    g.store([row, column], (u * p).to(G.dtype.element_ty))
+    u_out = tl.make_tensor_descriptor(U, [N, M], [M, 1], [BLOCK, WIDTH // 2])
+    g_out = tl.make_tensor_descriptor(G, [N, M], [M, 1], [BLOCK, WIDTH // 2])
+    halves = _halves(acc)
+    for HALF in tl.static_range(2):
+        first = column + HALF * (WIDTH // 2)
+        columns = first + tl.arange(0, WIDTH // 2)
+        bias = tl.load(B1 + columns, mask=columns < M, other=0.0).to(tl.float32)
+        u = halves[HALF] + bias[None, :]
+        p, _ = _probability(u, TANH)
+        if GRAD:  # beyond an edge a descriptor stores nothing
+            u_out.store([row, first], u.to(U.dtype.element_ty))
+        g_out.store([row, first], (u * p).to(G.dtype.element_ty))
 
 
 @triton.jit
@@ -136,16 +149,19 @@ def _product_gelu_backward(
     for channel in range(0, C, STEP):
         a, b = d_y.load([row, channel]), w.load([channel, column])
         d_g = tl.dot(a, b, d_g, input_precision="ieee")
-    u = tl.make_tensor_descriptor(U, [N, M], [M, 1], [BLOCK, WIDTH]).load([row, column])
-    u = u.to(tl.float32)
-    p, density = _probability(u, TANH)
-    d_u = d_g * (p + u * density)
-    out = tl.make_tensor_descriptor(D_U, [N, M], [M, 1], [BLOCK, WIDTH])
-    out.store([row, column], d_u.to(D_U.dtype.element_ty))
-    # Rows past N add nothing: their dy was loaded as zeros.
-    columns = column + tl.arange(0, WIDTH)
-    place = SUMS + (row // BLOCK).to(tl.int64) * M + columns
-    tl.store(place, tl.sum(d_u, 0), mask=columns < M)
+    u = tl.make_tensor_descriptor(U, [N, M], [M, 1], [BLOCK, WIDTH // 2])
+    out = tl.make_tensor_descriptor(D_U, [N, M], [M, 1], [BLOCK, WIDTH // 2])
+    sums = SUMS + (row // BLOCK).to(tl.int64) * M
+    halves = _halves(d_g)
+    for HALF in tl.static_range(2):
+        first = column + HALF * (WIDTH // 2)
+        u_half = u.load([row, first]).to(tl.float32)
+        p, density = _probability(u_half, TANH)
+        d_u = halves[HALF] * (p + u_half * density)
+        out.store([row, first], d_u.to(D_U.dtype.element_ty))
+        # Rows past N add nothing: their dy was loaded as zeros.
+        columns = first + tl.arange(0, WIDTH // 2)
+        tl.store(sums + columns, tl.sum(d_u, 0), mask=columns < M)
 
 
 # ---- custom ops, which torch.compile keeps in one graph, and the public function ---------------
@@ -154,8 +170,9 @@ def _product_gelu_backward(
 def tiles(dtype):
     """The launch settings of both kernels: their constexprs, num_warps and num_stages.
 
-    On Hopper they leave room for two blocks on a multiprocessor: one computes its product while the
-    other is in its epilogue."""
+    In 16 bits a block takes 96 KB of shared memory and on Hopper, but for the backward pass of erf,
+    up to 128 registers a thread. Two such blocks fit a multiprocessor: one can multiply during the
+    other's epilogue."""
     if dtype == torch.float32:  # without tensor cores
         return {"BLOCK": 32, "WIDTH": 32, "STEP": 16, "GROUP": 8, "num_warps": 4, "num_stages": 2}
     return {"BLOCK": 128, "WIDTH": 128, "STEP": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}

@@ -28,6 +28,10 @@ SOME = [
     ("loss C=128 recompute bfloat16", 90),
     ("loss C=64 recompute bfloat16", 100),
     ("loss C=768 chunks bfloat16", 90),
+    ("mlp C=256 erf bfloat16", 90),
+    ("mlp C=768 tanh bfloat16", 80),
+    ("mlp C=768 tanh bfloat16", 90),
+    ("mlp C=768 tanh bfloat16", 100),
 ]
 MANY = """
 import json, sys
@@ -70,7 +74,8 @@ def compiled():
 def test_it_compiles_cleanly(compiled, name, arch):
     result = compiled[name, arch]
     kernels = {"attention": ["forward", "delta", "backward"], "chunks": ["softmax_gradient"] * 2,
-               "recompute": ["sweep_words", "sweep_words", "sweep_tokens"]}  # fmt: skip
+               "recompute": ["sweep_words", "sweep_words", "sweep_tokens"],
+               "mlp": ["product_gelu"] * 2 + ["product_gelu_backward"]}  # fmt: skip
     expected = next(names for word, names in kernels.items() if word in name)
     assert [kernel.split(": ")[1] for kernel, _ in result] == expected
     assert [problems for _, problems in result] == [[]] * len(expected)
