@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from kernels.attention import attention, attention_span, choose_attention, windowed
 from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from kernels.mlp import fused_mlp
 
 POSITIONS = ("learned", "rope")
 GELU = {"tanh": "tanh", "erf": "none"}  # {setting: what torch calls its approximation}
@@ -117,8 +118,12 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.approximation = GELU[config.gelu]
 
-    def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximation))
+    def forward(self, x, fused):
+        up, down = self.c_fc, self.c_proj
+        if not fused:  # through the modules, whose inputs and outputs hooks may read
+            return down(F.gelu(up(x), approximate=self.approximation))
+        weights = (up.weight, up.bias, down.weight, down.bias)
+        return fused_mlp(x, *weights, self.approximation, "triton")
 
 
 class Block(nn.Module):
@@ -130,9 +135,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x, span, angles, implementation):
+    def forward(self, x, span, angles, implementation, fused_mlp):
         x = x + self.drop(self.attn(self.ln_1(x), span, angles, implementation))
-        return x + self.drop(self.mlp(self.ln_2(x)))
+        return x + self.drop(self.mlp(self.ln_2(x), fused_mlp))
 
 
 class WithoutWeights(TorchFunctionMode):
@@ -146,11 +151,12 @@ class WithoutWeights(TorchFunctionMode):
 
 
 class GPT(nn.Module):
-    """config: a GPTConfig. `use_attention` says which attention to run."""
+    """config: a GPTConfig. `use_attention` says which attention to run; with `fused_mlp` set to
+    True the MLPs run kernels.mlp's Triton kernels."""
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.attn = config, "sdpa"
+        self.config, self.attn, self.fused_mlp = config, "sdpa", False
         self.residual_dtype = None  # of the sum that blocks add to; None: the embeddings'
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         learned = config.positions == "learned"
@@ -220,7 +226,7 @@ class GPT(nn.Module):
             for window in {0, self.config.window}
         }
         for i, block in enumerate(self.h):
-            x = block(x, spans[self.window(i)], angles, self.attn)
+            x = block(x, spans[self.window(i)], angles, self.attn, self.fused_mlp)
         return self.ln_f(x)
 
     def head(self, x):

@@ -113,6 +113,7 @@ class Settings:
     compile: bool | None = None  # torch.compile; default: on CUDA
     cuda_graphs: bool | None = None  # default: compiled, on one GPU, n_embd <= 256
     attn: str = "auto"  # attention: auto, triton, sdpa or math
+    fused_mlp: bool = False  # on a GPU: GELU inside the matrix products
 
 
 # ---- the model ---------------------------------------------------------------------------------
@@ -262,6 +263,7 @@ def train(settings):
     model = build_model(settings, tokenizer, device, state)
     attention_reason = select_attention(model, settings.attn, dtype)
     model.residual_dtype = dtype if settings.bfloat16_residual else None
+    model.fused_mlp = settings.fused_mlp
 
     # ---- 4. optimizer
     optimizers = make_optimizers(model, settings)

@@ -2,7 +2,8 @@
 
 Baselines of attention: torch's own backends (cuDNN, FlashAttention, memory-efficient, math) and
 compiled FlexAttention. Of the loss: eager PyTorch, torch.compile and, where they are installed,
-liger-kernel (linkedin/Liger-Kernel) and cut-cross-entropy (Wijmans et al. 2024).
+liger-kernel (linkedin/Liger-Kernel) and cut-cross-entropy (Wijmans et al. 2024). Of the MLP: eager
+PyTorch and torch.compile.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kernels import attention, attention_backward, cross_entropy
+from kernels import attention, attention_backward, cross_entropy, mlp
 
 STORY_TOKENS = 190  # the mean length of a story of TinyStories
 
@@ -170,6 +171,29 @@ def loss_case(tokens, device, C, required):
     return Case(f"loss C={C}", implementations, (hidden, weight), size, flops, required, no_graph)
 
 
+def mlp_case(tokens, device, C, required):
+    """The MLP of `tokens` tokens with GPT-2's GELU."""
+    N, M = (tokens, 4 * C) if device == "cuda" else (64, 64)
+    torch.manual_seed(0)
+    shapes = (N, C), (M, C), (M,), (C, M), (C,)
+    tensors = [0.02 * torch.randn(shape, device=device) for shape in shapes]
+    tensors[0] *= 50
+    tensors = tuple(tensor.bfloat16().requires_grad_() for tensor in tensors)
+
+    def eager(*tensors):
+        return mlp.fused_mlp(*tensors, "tanh", "torch")
+
+    implementations = {
+        "nanostories": lambda *tensors: mlp.fused_mlp(*tensors, "tanh", "triton"),
+        "torch": eager,  # not called eager: it does not take the memory that the loss saves
+    }
+    if device == "cuda":
+        implementations["compile"] = torch.compile(eager, dynamic=False)
+    # x, W1 and W2 are read twice and dy once, y, dx and both dW written; u and g written and read.
+    size = 2 * (5 * N * C + 6 * M * C + 5 * N * M)
+    return Case(f"mlp C={C}", implementations, tensors, size, 12 * N * C * M, required)
+
+
 def cases(tokens, device, only):
     """The cases whose names have `only`, one after another: they need not fit in memory together.
 
@@ -198,3 +222,7 @@ def cases(tokens, device, only):
         torch.compiler.reset()
         if only in f"loss C={C}":
             yield loss_case(tokens, device, C, {speedup: ("compile",)})
+    for C in (256, 768):
+        torch.compiler.reset()
+        if only in f"mlp C={C}":
+            yield mlp_case(tokens, device, C, {1.0: ("compile",)})

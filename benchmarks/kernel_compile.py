@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 
 from configs import UserError, load, run
-from kernels import attention, attention_backward, backend, cross_entropy
+from kernels import attention, attention_backward, backend, cross_entropy, mlp
 
 ARCHES = (80, 90, 100)
 # KiB of shared memory a block may have. 80 stands for 8.6, 8.9 and 12.0 too, which have less than
@@ -35,6 +35,7 @@ SHARED_LIMIT = {80: 99, 90: 227, 100: 227}
 STACK_LIMIT = 64
 HEAD_SIZES = (4, 16, 32, 48, 64, 80, 96, 128)
 EMBEDDINGS = (64, 96, 128, 768)
+MLP_EMBEDDINGS = (256, 768)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -98,6 +99,15 @@ def loss_passes(n_embd, dtype, implementation):
     )
 
 
+def mlp_passes(n_embd, dtype, gelu):
+    """Run the launchers of fused_mlp, forward and backward and forward alone."""
+    x, bias = torch.zeros(32, n_embd, dtype=dtype), torch.zeros(4 * n_embd, dtype=dtype)
+    w1, tanh = torch.zeros(4 * n_embd, n_embd, dtype=dtype), gelu == "tanh"
+    for grad in (False, True):
+        y, u, _ = mlp.triton_mlp(x, w1, bias, w1.T, bias[:n_embd], tanh, grad)
+    mlp.triton_mlp_backward(y, w1.T, u, tanh)
+
+
 def record_launches(operation, *args):
     """[(kernel, arguments, options)] of the Triton launches that operation(*args) makes."""
     launches = []
@@ -106,7 +116,7 @@ def record_launches(operation, *args):
         launches.append((kernel, args, options))
 
     with contextlib.ExitStack() as stack:
-        for module in (attention, attention_backward, cross_entropy):
+        for module in (attention, attention_backward, cross_entropy, mlp):
             stack.enter_context(mock.patch.object(module, "launch", launch))
         operation(*args)
     return launches
@@ -124,6 +134,10 @@ def configurations():
             implementation = cross_entropy.choose_kernels(getattr(torch, dtype), size)
             name = f"loss C={size} {implementation} {dtype}"
             launchers[name] = (loss_passes, size, getattr(torch, dtype), implementation)
+        for size in MLP_EMBEDDINGS:
+            for gelu in ("erf", "tanh"):
+                name = f"mlp C={size} {gelu} {dtype}"
+                launchers[name] = (mlp_passes, size, getattr(torch, dtype), gelu)
     for size in (256, 768):  # never chosen without a measurement
         launchers[f"loss C={size} epilogue bfloat16"] = (
             loss_passes, size, torch.bfloat16, "epilogue",

@@ -58,6 +58,11 @@ def tensor_memory(device):
     return not interpreted() and torch.cuda.get_device_capability(device)[0] == 10
 
 
+def _scratch(size, alignment, stream):
+    """Memory in which a running kernel builds its tensor descriptors (Hopper's TMA)."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
 def launch(kernel, grid, *args, **options):
     """Run `kernel` over `grid` on the GPU that holds its first argument, a tensor.
 
@@ -65,14 +70,9 @@ def launch(kernel, grid, *args, **options):
     if interpreted():
         _repair_interpreter()
     with torch.cuda.device_of(args[0]):
+        triton.set_allocator(_scratch)  # here, for it is set for each thread, as autograd's
         # a * b + c in one rounding, set explicitly because Triton's default is about to change
         kernel[grid](*args, enable_fp_fusion=True, **options)
-
-
-def allocate_descriptors(device):
-    """Let kernels of this thread make tensor descriptors, for which they need memory of the GPU."""
-    if not interpreted():
-        triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=device))
 
 
 @functools.cache

@@ -57,7 +57,6 @@ import torch
 import torch.nn.functional as F
 
 from kernels.backend import (
-    allocate_descriptors,
     launch,
     tl,
     triton,
@@ -425,7 +424,6 @@ def _chunk_kernels(
         )
         settings = product_tiles(C, hidden.dtype)
         programs = triton.cdiv(rows, settings["BLOCK"]) * sums.shape[1]
-        allocate_descriptors(hidden.device)
         args = (hidden, weight, targets, s_target, logits, sums, rows, vocab_size, width, limit)
         launch(_product_exponentials, (programs,), *args, C=C, SEGMENT=SEGMENT, **settings)
     else:

@@ -1,6 +1,7 @@
 """The architecture against transformers' own, and the properties every later part relies on."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from kernels.attention import attention, attention_mask, attention_scores, windowed
+from kernels.backend import launch
 from kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from model import GPT, GPTConfig, rotate, rotation
 from nanostories.training.hub_layouts import ACTIVATIONS, from_hub_tensors
@@ -317,6 +319,23 @@ def test_triton_attention_is_the_same_model():
             results.append((loss.detach(), *[p.grad.clone() for p in model.parameters()]))
         for expected, found in zip(*results, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+def test_fused_mlp_is_the_same_model(gelu):
+    model = small(gelu=gelu)
+    scramble(model)
+    tokens, targets, positions, start = packed_batch([20, 1, 33], 60)
+    results = []
+    for model.fused_mlp in (False, True):
+        model.zero_grad()
+        with mock.patch("kernels.mlp.launch", wraps=launch) as launches:
+            loss = model(tokens, targets, positions=positions, doc_start=start)
+            loss.backward()
+        assert launches.call_count == (6 if model.fused_mlp else 0)  # two for each of three layers
+        results.append((loss.detach(), *[p.grad.clone() for p in model.parameters()]))
+    for expected, result in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_too_long_is_refused():

@@ -93,8 +93,8 @@ def test_resume_refuses_other_settings_by_name(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=1)
     tiny.train(settings)
     may = {"max_iters": 9, "max_minutes": 1.0, "eval_interval": 7, "save_interval": 3,
-           "device": "cpu", "compile": False, "attn": "math", "skip_nonfinite": True,
-           "report_to": "tensorboard"}  # fmt: skip
+           "device": "cpu", "compile": False, "attn": "math", "fused_mlp": True,
+           "skip_nonfinite": True, "report_to": "tensorboard"}  # fmt: skip
     assert set(run_config.MAY_CHANGE) == {*may, "resume", "out_dir", "cuda_graphs", "profile"}
     changed = resume(settings.out_dir, **may)
     assert {name: getattr(changed, name) for name in may} == may

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from configs import UserError, check_ranges
+from kernels.backend import unavailable
 from model import GPTConfig
 from nanostories.dataset.sources import dataset_folder
 from nanostories.storage import lock
@@ -23,7 +24,7 @@ from nanostories.training.logger import services
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "positions", "gelu")
 # What --resume may change: none of these changes what a step with finite numbers computes.
 MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "save_interval",
-              "device", "compile", "cuda_graphs", "attn", "skip_nonfinite", "profile",
+              "device", "compile", "cuda_graphs", "attn", "fused_mlp", "skip_nonfinite", "profile",
               "report_to")  # fmt: skip
 FILLED_IN = ("dataset", "row_tokens", "lr_decay_iters")  # stored as what 0 or "" came to
 
@@ -40,8 +41,10 @@ def check(settings):
     smallest = settings.batch_size if settings.grow_iters else rows
     if (ranks := world_size()) > smallest or rows > 10**6:
         raise UserError(f"{ranks} ranks cannot share a step of {smallest} rows: change batch_size")
-    # 16 bytes a weight: itself, its gradient and two moments; 20 or more an activation.
     width, device = settings.n_embd, pick_device(settings.device)
+    if settings.fused_mlp and (obstacle := unavailable(device)):
+        raise UserError(f"fused_mlp cannot run: {obstacle}; leave it out")
+    # 16 bytes a weight: itself, its gradient and two moments; 20 or more an activation.
     size = 16 * (12 * settings.n_layer * width + settings.block_size) * width
     rows = min(settings.batch_size, -(-rows // ranks))
     size += 20 * rows * settings.row_tokens * settings.n_layer * width

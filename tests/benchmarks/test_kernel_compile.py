@@ -32,6 +32,10 @@ SOME = [
     ("loss C=64 recompute bfloat16", 100),
     ("loss C=768 chunks bfloat16", 90),
     ("loss C=768 epilogue bfloat16", 90),
+    ("mlp C=256 erf bfloat16", 90),
+    ("mlp C=768 tanh bfloat16", 80),
+    ("mlp C=768 tanh bfloat16", 90),
+    ("mlp C=768 tanh bfloat16", 100),
 ]
 MANY = """
 import json, sys
@@ -76,7 +80,8 @@ def test_it_compiles_cleanly(compiled, name, arch):
     kernels = {"attention": ["forward", "delta", "backward"],
                "chunks": ["exponentials", "finish", "exponentials", "finish"],
                "epilogue": ["target_logits", "product_exponentials", "finish"],
-               "recompute": ["sweep_words", "sweep_words", "sweep_tokens"]}  # fmt: skip
+               "recompute": ["sweep_words", "sweep_words", "sweep_tokens"],
+               "mlp": ["product_gelu"] * 2 + ["product_gelu_backward"]}  # fmt: skip
     expected = next(names for word, names in kernels.items() if word in name)
     if "D=16" in name or "D=32" in name:
         expected = ["forward", "delta", "backward_one_pass", "backward"]
