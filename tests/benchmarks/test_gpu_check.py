@@ -465,7 +465,7 @@ def test_the_tiny_form_in_two_calls(tmp_path):
     assert code == 0, output
     state = json.loads((tmp_path / "out" / "state.json").read_text())["parts"]
     parts = gpu_parts.all_parts(Settings(tiny=True, device="cpu", out=str(tmp_path / "out")))
-    assert [*state] == [part.name for part in parts]
+    assert {*state} == {part.name for part in parts}  # the first call took those that fitted
     assert {record["status"] for record in state.values()} == {DONE}
     for name, record in first.items():
         assert state[name] == record and f"--- {name}:" not in output
