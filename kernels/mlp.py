@@ -78,6 +78,7 @@ def _probability(u, TANH: tl.constexpr):
         q = tl.exp2(tl.minimum(-two_z * LOG2_E, 126.0))
         p = 1 / (1 + q)
         density = q * p * p * (1 + 3 * (u * u * CUBIC)) * TWICE_SQRT_2_OVER_PI
+        density = tl.where(q < 2.0**126, density, 0.0)
     else:
         p = 0.5 + 0.5 * tl.erf(u * SQRT_HALF)
         density = tl.exp2(u * u * LOG2_E * -0.5) * DENSITY_AT_0
