@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import eval.loss
 import prepare
 import train
 from configs import UserError
-from kernels import attention_backward, cross_entropy, tile
+from kernels import attention_backward, backend, cross_entropy, mlp, tile
 from model import GPT, GPTConfig
 from nanostories.dataset.packing import make_loaders, open_data
 from nanostories.dataset.shards import Dataset
@@ -76,6 +77,24 @@ def test_the_residual_in_bfloat16_learns_as_well(data, tmp_path):
         curves.append(losses(out))
     assert curves[0] != curves[1]
     assert curves[0] == pytest.approx(curves[1], abs=0.05)
+
+
+def test_a_run_with_the_fused_mlp(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "validate", lambda *_: None)
+    settings = settings_for(data, tmp_path / "run", fused_mlp=True, max_iters=2)
+    with mock.patch.object(mlp, "launch", wraps=mlp.launch) as launches:
+        tiny.train(settings)
+    assert launches.call_count == 2 * 2 * settings.n_layer  # forward and backward, each step
+    tiny.train(replace(settings, fused_mlp=False, out_dir=str(tmp_path / "other")))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "other"), abs=1e-4)
+
+
+def test_the_fused_mlp_is_refused_where_triton_cannot_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    settings = settings_for(data, tmp_path / "run", fused_mlp=True, device="cpu")
+    with pytest.raises(UserError, match="^fused_mlp cannot run: .* a CUDA GPU, not cpu; leave it"):
+        run_config.check(settings)
+    run_config.check(replace(settings, fused_mlp=False))
 
 
 def test_a_run_folder_holds_everything(data, tmp_path):
