@@ -92,7 +92,7 @@ def test_a_run_with_the_fused_mlp(data, tmp_path, monkeypatch):
 def test_the_fused_mlp_is_refused_where_triton_cannot_run(data, tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "interpreted", lambda: False)
     settings = settings_for(data, tmp_path / "run", fused_mlp=True, device="cpu")
-    with pytest.raises(UserError, match="^fused_mlp cannot run: .* a CUDA GPU, not cpu; leave it"):
+    with pytest.raises(UserError, match=r"^fused_mlp cannot run: .* a CUDA GPU, not cpu; leave it"):
         run_config.check(settings)
     run_config.check(replace(settings, fused_mlp=False))
 
