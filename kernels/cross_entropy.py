@@ -57,7 +57,10 @@ import torch
 import torch.nn.functional as F
 
 from kernels.backend import (
+    compute_dtype,
     launch,
+    product_tile,
+    product_tiles,
     tl,
     triton,
     unavailable,
@@ -325,32 +328,26 @@ def _product_exponentials(
 ):  # fmt: skip
     """E of BLOCK tokens and SEGMENT words straight from their product, STEP channels at a time.
 
-    HIDDEN (N, C), WEIGHT (V_PADDED, C); LOGITS (N, V_PADDED) and SUMS as _exponentials leaves them.
-    Programs that run at the same time share words, GROUP blocks of tokens each."""
-    blocks, segments = tl.cdiv(N, BLOCK), tl.cdiv(V_PADDED, SEGMENT)
-    group = tl.program_id(0) // (GROUP * segments)
-    height = tl.minimum(blocks - group * GROUP, GROUP)
-    inside = tl.program_id(0) % (GROUP * segments)
-    block, segment = group * GROUP + inside % height, inside // height
+    HIDDEN (N, C), WEIGHT (V_PADDED, C); LOGITS (N, V_PADDED) and SUMS: as of _exponentials."""
+    row, word = product_tile(N, V_PADDED, BLOCK, SEGMENT, GROUP)
     h = tl.make_tensor_descriptor(HIDDEN, [N, C], [C, 1], [BLOCK, STEP])
     w = tl.make_tensor_descriptor(WEIGHT, [V_PADDED, C], [C, 1], [SEGMENT, STEP])
     out = tl.make_tensor_descriptor(LOGITS, [N, V_PADDED], [V_PADDED, 1], [BLOCK, SEGMENT])
     s = tl.zeros((BLOCK, SEGMENT), tl.float32)
     for channel in range(0, C, STEP):
-        a, b = h.load([block * BLOCK, channel]), w.load([segment * SEGMENT, channel])
+        a, b = h.load([row, channel]), w.load([word, channel])
         s = tl.dot(a, b.T, s, input_precision="ieee")
-    rows = block * BLOCK + tl.arange(0, BLOCK)
-    words = segment * SEGMENT + tl.arange(0, SEGMENT)
+    rows, words = row + tl.arange(0, BLOCK), word + tl.arange(0, SEGMENT)
     s_target = tl.load(S_TARGET + rows, mask=rows < N, other=0.0)
     target = tl.load(TARGETS + rows, mask=rows < N, other=0)
     d = tl.where(words[None, :] < V, s * LOG2_E - s_target[:, None], float("-inf"))
     fits = tl.max(d, 1) <= limit
     e = tl.exp2(d)
     total = tl.sum(tl.where(words[None, :] == target[:, None], 0.0, e), 1)
-    place = SUMS + rows.to(tl.int64) * segments + segment
+    place = SUMS + rows.to(tl.int64) * tl.cdiv(V_PADDED, SEGMENT) + word // SEGMENT
     tl.store(place, tl.where(fits, total, -1.0), mask=rows < N)
     e = tl.where(fits[:, None], e, s)
-    out.store([block * BLOCK, segment * SEGMENT], e.to(LOGITS.dtype.element_ty))
+    out.store([row, word], e.to(LOGITS.dtype.element_ty))
 
 
 # ---- custom ops, which torch.compile keeps in one graph, and the public function ---------------
@@ -370,13 +367,6 @@ def tiles(n_embd, dtype, backward, device):
         block, step = 64, 32 if width > 64 and not warpgroups(device) else 64
     settings = {"C": n_embd, "WIDTH": width, "BLOCK": block, "STEP": step}
     return settings | {"num_warps": 4, "num_stages": stages}
-
-
-def product_tiles(n_embd, dtype):
-    """The launch settings of _product_exponentials."""
-    if dtype == torch.float32:
-        return {"BLOCK": 32, "STEP": 16, "GROUP": 8, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK": 128, "STEP": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
 
 
 def _add_product(total, a, b):
@@ -422,7 +412,7 @@ def _chunk_kernels(
         launch(
             _target_logits, grid, hidden, weight, targets, s_target, ignore_index, C, BLOCK=block
         )
-        settings = product_tiles(C, hidden.dtype)
+        settings = product_tiles(hidden.dtype)
         programs = triton.cdiv(rows, settings["BLOCK"]) * sums.shape[1]
         args = (hidden, weight, targets, s_target, logits, sums, rows, vocab_size, width, limit)
         launch(_product_exponentials, (programs,), *args, C=C, SEGMENT=SEGMENT, **settings)
@@ -565,8 +555,7 @@ def linear_cross_entropy(
     implementation: one of IMPLEMENTATIONS, by default choose_loss's. Computed in autocast's dtype
     where that is on, else in hidden's. Returns nats, float32: the mean over the scored targets (nan
     if there are none), or with mean=False a loss for each row (N,), 0 where ignored."""
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    dtype = compute_dtype(hidden)
     grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     rest = (ignore_index, mean, grad, implementation, dtype)
     losses = fused_loss(hidden, weight, targets.contiguous(), vocab_size, *rest)[0]

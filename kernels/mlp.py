@@ -56,7 +56,7 @@ Tested in Triton's interpreter; compiled for sm_80, sm_90 and sm_100 with Triton
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import launch, tl, triton
+from kernels.backend import compute_dtype, launch, product_tile, product_tiles, tl, triton
 
 IMPLEMENTATIONS = ("triton", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
@@ -74,27 +74,15 @@ def _probability(u, TANH: tl.constexpr):
     """(P(u), P'(u)) of a float32 tile; the compiler drops what the caller does not use."""
     if TANH:
         two_z = u * (1 + u * u * CUBIC) * TWICE_SQRT_2_OVER_PI
-        # Not above 2^126, so that q P stays below infinity times 0.
-        q = tl.exp2(tl.minimum(-two_z * LOG2_E, 126.0))
-        p = 1 / (1 + q)
-        density = q * p * p * (1 + 3 * (u * u * CUBIC)) * TWICE_SQRT_2_OVER_PI
-        density = tl.where(q < 2.0**126, density, 0.0)
+        # q of |u|, at most 1: nothing overflows. P(-u) = 1 - P(u) = q P(u), and P' is even.
+        q = tl.exp2(-tl.abs(two_z) * LOG2_E)
+        p_abs = 1 / (1 + q)
+        p = tl.where(u < 0, q * p_abs, p_abs)
+        density = q * p_abs * p_abs * (1 + 3 * (u * u * CUBIC)) * TWICE_SQRT_2_OVER_PI
     else:
         p = 0.5 + 0.5 * tl.erf(u * SQRT_HALF)
         density = tl.exp2(u * u * LOG2_E * -0.5) * DENSITY_AT_0
     return p, density
-
-
-@triton.jit
-def _tile(N, M, BLOCK: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr):
-    """(first row, first column) of this program's BLOCK x WIDTH tile of an (N, M) matrix.
-
-    Programs that run at the same time read the same columns' weights, for GROUP blocks of rows."""
-    blocks, across = tl.cdiv(N, BLOCK), tl.cdiv(M, WIDTH)
-    group = tl.program_id(0) // (GROUP * across)
-    height = tl.minimum(blocks - group * GROUP, GROUP)
-    inside = tl.program_id(0) % (GROUP * across)
-    return (group * GROUP + inside % height) * BLOCK, inside // height * WIDTH
 
 
 @triton.jit
@@ -114,7 +102,7 @@ def _product_gelu(
     """A tile of g = gelu(u), and with GRAD of u = x W1^T + b1, STEP channels of x at a time.
 
     X (N, C), W1 (M, C), B1 (M,); U, G (N, M). M is 4C in the transformer."""
-    row, column = _tile(N, M, BLOCK, WIDTH, GROUP)
+    row, column = product_tile(N, M, BLOCK, WIDTH, GROUP)
     x = tl.make_tensor_descriptor(X, [N, C], [C, 1], [BLOCK, STEP])
     w = tl.make_tensor_descriptor(W1, [M, C], [C, 1], [WIDTH, STEP])
     acc = tl.zeros((BLOCK, WIDTH), tl.float32)
@@ -143,7 +131,7 @@ def _product_gelu_backward(
     """A tile of du = (dy W2) gelu'(u), and the sums of its columns.
 
     D_Y (N, C), W2 (C, M); U, D_U (N, M); SUMS (blocks of rows, M) float32."""
-    row, column = _tile(N, M, BLOCK, WIDTH, GROUP)
+    row, column = product_tile(N, M, BLOCK, WIDTH, GROUP)
     d_y = tl.make_tensor_descriptor(D_Y, [N, C], [C, 1], [BLOCK, STEP])
     w = tl.make_tensor_descriptor(W2, [C, M], [M, 1], [STEP, WIDTH])
     d_g = tl.zeros((BLOCK, WIDTH), tl.float32)
@@ -169,14 +157,11 @@ def _product_gelu_backward(
 
 
 def tiles(dtype):
-    """The launch settings of both kernels: their constexprs, num_warps and num_stages.
-
-    In 16 bits a block takes 96 KB of shared memory and on Hopper, but for the backward pass of erf,
-    up to 128 registers a thread. Two such blocks fit a multiprocessor: one can multiply during the
-    other's epilogue."""
-    if dtype == torch.float32:  # without tensor cores
-        return {"BLOCK": 32, "WIDTH": 32, "STEP": 16, "GROUP": 8, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK": 128, "WIDTH": 128, "STEP": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
+    """The launch settings of both kernels. In 16 bits on Hopper a thread takes up to 128 registers,
+    but for the backward pass of erf: two blocks fit a multiprocessor, and one can multiply during
+    the other's epilogue."""
+    settings = product_tiles(dtype)
+    return settings | {"WIDTH": settings["BLOCK"]}
 
 
 def _grid(N, M, settings):
@@ -259,16 +244,10 @@ def fused_mlp(x, w1, b1, w2, b2, approximate, implementation=""):
         return F.linear(F.gelu(F.linear(x, w1, b1), approximate=approximate), w2, b2)
     # Cast here, where torch.compile joins a cast to what made the tensor; its backward pass gives
     # the gradients of the weights the weights' dtype, as under autocast.
-    dtype, tensors = _compute_dtype(x), (x.flatten(0, -2), w1, b1, w2, b2)
+    dtype, tensors = compute_dtype(x), (x.flatten(0, -2), w1, b1, w2, b2)
     grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     tensors = [tensor.to(dtype) for tensor in tensors]
     return triton_mlp(*tensors, approximate == "tanh", grad)[0].unflatten(0, x.shape[:-1])
-
-
-def _compute_dtype(x):
-    """autocast's dtype where that is on, else x's."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def choose_mlp(x, w1, implementation):
@@ -277,7 +256,7 @@ def choose_mlp(x, w1, implementation):
     Raises ValueError for other names."""
     if implementation not in ("", *IMPLEMENTATIONS):
         raise ValueError(f"implementation is one of {IMPLEMENTATIONS}, not '{implementation}'")
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     # A descriptor's rows are a multiple of 16 bytes, and there is at least one.
     fits = dtype in DTYPES and x.numel() and not any(n * dtype.itemsize % 16 for n in w1.shape)
     # By default torch's, until a GPU has timed the kernels.

@@ -273,7 +273,7 @@ def test_one_batch_overfits():
 def test_one_compiled_graph_is_the_eager_model(backend, config):
     """fullgraph: torch.compile finds nothing in the model, kernels included, that breaks it."""
     model = small(**config)
-    model.attn = "triton"
+    model.attn, model.fused_mlp = "triton", True
     tokens, targets, positions, start = packed_batch([20, 1, 33], 60)
     results = []
     for run in (model, torch.compile(model, fullgraph=True, backend=backend)):

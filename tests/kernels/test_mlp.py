@@ -1,5 +1,7 @@
 """The fused MLP against float64, with both GELUs."""
 
+from unittest import mock
+
 import pytest
 import torch
 from kernel_cases import DEVICE, DTYPES, NAMES, assert_as_exact
@@ -66,13 +68,13 @@ def test_gelu_and_its_derivative_everywhere(dtype, approximate):
     tensors = [tensor.to(dtype) for tensor in (u, one, zero, one, zero)]
     check(tensors, approximate)
     y, d_x, *_ = passes(tensors, approximate, "triton", dtype)
-    assert (y[0] == 50).all() and y[1].abs().max().item() < 1e-30 and not y[2:4].any()
-    assert d_x[1].abs().max().item() < 1e-30  # gelu'(-50) = 0
+    assert (y[0] == 50).all() and not y[1:4].any()
+    assert not d_x[1].any()  # gelu'(-50) = 0
 
 
 @pytest.mark.parametrize("approximate", GELUS)
 def test_huge_values_stay_finite(approximate):
-    """u of about +-1e4, where e^-2z and u^3 are beyond float32 or near it."""
+    """e^-2z is beyond float32, and of u of about +-1e12 u^3 is near its end."""
     check(inputs(100, 16, 64, torch.bfloat16, spread=1e4), approximate)
     check(inputs(100, 16, 64, torch.float32, spread=1e12), approximate)
 
@@ -94,8 +96,9 @@ def test_without_gradients_the_result_is_the_same(approximate):
     expected = passes(tensors, approximate, "triton", torch.bfloat16)[0]
     assert torch.equal(fused_mlp(*tensors, approximate, "triton"), expected)
     leaves = [tensor.requires_grad_() for tensor in tensors]
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.object(module, "launch", wraps=module.launch) as launched:
         assert torch.equal(fused_mlp(*leaves, approximate, "triton"), expected)
+    assert not launched.call_args.kwargs["GRAD"]  # u is not written
     assert [t.numel() for t in module.triton_mlp(*tensors, True, False)] == [150 * 24, 0, 0]
 
 
