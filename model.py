@@ -8,11 +8,12 @@ Token plus position embeddings; n_layer blocks of layer norm -> attention -> add
 -> add; a last layer norm; and the token embedding once more as the output head. Three settings turn
 it into GPT-Neo (Black et al. 2021), the architecture of the published TinyStories models. With
 positions = "rope", turned into queries and keys in place of the position embeddings, and
-gelu = "erf" it is GPT-NeoX (Black et al. 2022) with tied embeddings.
+gelu = "erf" it is GPT-NeoX (Black et al. 2022) with tied embeddings. `mlp` and `tied_head` choose
+another MLP, and a head with a matrix of its own.
 
 Initial weights, as GPT-2 has them:
 
-    embeddings, linear weights       normal, std 0.02
+    embeddings, linear weights       normal, std 0.02, the head's too
     attention and MLP projections    normal, std 0.02 / sqrt(2 n_layer): 2 n_layer of them add up
                                      in the residual stream, which so keeps its variance
     biases 0, layer norm gains 1
@@ -34,6 +35,7 @@ from kernels.mlp import fused_mlp
 
 POSITIONS = ("learned", "rope")
 GELU = {"tanh": "tanh", "erf": "none"}  # {setting: what torch calls its approximation}
+MLPS = ("gelu", "relu2", "swiglu")
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class GPTConfig:
     qkv_bias: bool = True
     positions: str = "learned"  # an embedding of each position, or rope: see `rotate`
     gelu: str = "tanh"  # GPT-2's approximation, or erf: the GELU itself, faster on CPUs
+    mlp: str = "gelu"  # or relu2 or swiglu: see `activate`
+    tied_head: bool = True  # the head is the token embedding; False: a matrix of its own
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
-        if self.positions not in POSITIONS or self.gelu not in GELU:
-            raise ValueError(f"positions is one of {POSITIONS}, gelu of {tuple(GELU)}")
+        if self.positions not in POSITIONS or self.gelu not in GELU or self.mlp not in MLPS:
+            raise ValueError(f"positions is in {POSITIONS}, gelu in {tuple(GELU)}, mlp in {MLPS}")
         if self.positions == "rope" and self.n_embd // self.n_head % 2:
             raise ValueError(f"rope needs an even head size, not {self.n_embd // self.n_head}")
 
@@ -65,6 +69,12 @@ class GPTConfig:
     def padded_vocab_size(self):
         """vocab_size rounded up to a multiple of 128, for the head's matmul."""
         return (self.vocab_size + 127) // 128 * 128
+
+    @property
+    def mlp_width(self):
+        """Neurons of an MLP: 4 n_embd. SwiGLU has three matrices for the others' two, so with two
+        thirds of that, to the nearest multiple of 8, as many parameters."""
+        return 8 * max(1, round(self.n_embd / 3)) if self.mlp == "swiglu" else 4 * self.n_embd
 
 
 # ---- rotary positions --------------------------------------------------------------------------
@@ -111,19 +121,32 @@ class Attention(nn.Module):
         return self.c_proj(out.reshape(B, T, C))
 
 
+def activate(x, config):
+    """An MLP's neurons (..., mlp_width), from what its first matrix returns."""
+    if config.mlp == "swiglu":  # Shazeer 2020: one half of x gates the other
+        gate, x = x.chunk(2, -1)
+        return F.silu(gate) * x
+    if config.mlp == "relu2":  # So et al. 2021
+        return F.relu(x).square()
+    return F.gelu(x, approximate=GELU[config.gelu])
+
+
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
-        self.approximation = GELU[config.gelu]
+        self.config, width = config, config.mlp_width
+        # SwiGLU's two matrices that read x are the halves of one, as q, k and v are its thirds.
+        self.c_fc = nn.Linear(config.n_embd, 2 * width if config.mlp == "swiglu" else width)
+        self.c_proj = nn.Linear(width, config.n_embd)
 
     def forward(self, x, fused):
-        up, down = self.c_fc, self.c_proj
+        config, up, down = self.config, self.c_fc, self.c_proj
         if not fused:  # through the modules, whose inputs and outputs hooks may read
-            return down(F.gelu(up(x), approximate=self.approximation))
+            return down(activate(up(x), config))
+        if config.mlp != "gelu":
+            raise ValueError(f"fused_mlp computes mlp='gelu' alone, not '{config.mlp}'")
         weights = (up.weight, up.bias, down.weight, down.bias)
-        return fused_mlp(x, *weights, self.approximation, "triton")
+        return fused_mlp(x, *weights, GELU[config.gelu], "triton")
 
 
 class Block(nn.Module):
@@ -164,6 +187,9 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = None
+        if not config.tied_head:
+            self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.apply(self._init)
         for name, weight in self.named_parameters():
             if name.endswith("c_proj.weight"):
@@ -203,7 +229,7 @@ class GPT(nn.Module):
             return self.head(x)
         vocab_size = self.config.vocab_size
         loss = linear_cross_entropy(
-            x.flatten(0, 1), self.wte.weight, targets.flatten(), vocab_size, IGNORE_INDEX, mean
+            x.flatten(0, 1), self.head_weight, targets.flatten(), vocab_size, IGNORE_INDEX, mean
         )
         return loss if mean else loss.view(targets.shape)
 
@@ -229,21 +255,26 @@ class GPT(nn.Module):
             x = block(x, spans[self.window(i)], angles, self.attn, self.fused_mlp)
         return self.ln_f(x)
 
+    @property
+    def head_weight(self):
+        """The head's matrix, (padded_vocab_size, n_embd): the token embedding, or its own."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
+
     def head(self, x):
         """Hidden states (..., C) -> logits (..., vocab_size): the padding is cropped away."""
-        return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
+        return F.linear(x, self.head_weight)[..., : self.config.vocab_size]
 
     def num_params(self, embeddings=True):
-        """Parameters, without the vocabulary's padding; without both embeddings if asked."""
+        """Parameters, without the vocabulary's padding; if asked, without embeddings and head."""
         config = self.config
-        if not embeddings:
-            return self.num_matmul_params() - config.vocab_size * config.n_embd
-        padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
-        return sum(p.numel() for p in self.parameters()) - padding
+        body = sum(p.numel() for p in (*self.h.parameters(), *self.ln_f.parameters()))
+        rows = config.vocab_size if config.tied_head else 2 * config.vocab_size
+        rows += 0 if self.wpe is None else config.block_size
+        return body + (rows * config.n_embd if embeddings else 0)
 
     def num_matmul_params(self):
-        """Parameters of the blocks and the head: all but the embedding of positions."""
-        return self.num_params() - (0 if self.wpe is None else self.wpe.weight.numel())
+        """Parameters of the blocks and the head: all but what is only looked up."""
+        return self.num_params(embeddings=False) + self.config.vocab_size * self.config.n_embd
 
     def flops_per_token(self, context):
         """Forward and backward floating-point operations of one training token.

@@ -91,6 +91,8 @@ class Settings:
     n_embd: int = 768  # width
     positions: str = "learned"  # an embedding of each position, or rope: rotary positions
     gelu: str = "tanh"  # GPT-2's tanh, or erf: exact, faster on CPUs
+    mlp: str = "gelu"  # or relu2, ReLU squared, or swiglu; all of the same size
+    tied_head: bool = True  # the output head is the token embedding; False: its own matrix
     dropout: float = 0.0  # a single epoch needs none; try 0.1 for fine-tuning
     # the optimizer
     optimizer: str = "adamw"  # adamw, or muon: muon for the blocks' matrices, adamw for the rest

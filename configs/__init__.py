@@ -295,6 +295,7 @@ CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
     "positions": ("learned", "rope"),
     "gelu": ("tanh", "erf"),
+    "mlp": ("gelu", "relu2", "swiglu"),
     "loss_on": ("all", "story"),
     "save_steps": ("log", ""),
     "weights": ("auto", "float32", "bfloat16", "int8"),

@@ -181,7 +181,7 @@ def story_of(loaded, completion):
 def completion_nlls(model, prompts, completions, eot, batch_size):
     """[(negative log-likelihood in nats, tokens)] of each Completion given its prompt, a list of
     ids. The <|endoftext|> counts where the completion ended."""
-    results, head = {}, model.wte.weight
+    results, head = {}, model.head_weight
     # Sorted by length, a batch has little padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i].ids))
     for first in range(0, len(order), batch_size):

@@ -119,7 +119,7 @@ def cut_for_page(loaded, story, text):
 
 def parse_neurons(settings, config):
     """The numbers, layer after layer, of the neurons in the setting `neurons`; or UserError."""
-    numbers, width = [], 4 * config.n_embd
+    numbers, width = [], config.mlp_width
     for name in filter(None, map(str.strip, settings.neurons.split(","))):
         if not (match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", name)):
             raise UserError(f"neurons are named layer:neuron, with commas, not '{name}'")
@@ -153,7 +153,7 @@ def measure_heads(model, stories, others, decode, seed):
 
 def choose_neurons(order, config, requested, settings):
     """{number: why it is shown} of neurons, ascending; order: of all, the most coherent first."""
-    rng, width = np.random.default_rng(settings.seed), 4 * config.n_embd
+    rng, width = np.random.default_rng(settings.seed), config.mlp_width
     shown = dict.fromkeys(requested, "requested")
     for layer in range(config.n_layer):
         top = [i for i in order if i // width == layer][: settings.top_neurons]
@@ -179,7 +179,7 @@ def measure_neurons(model, stories, decode, settings, requested):
     for i, reason in shown.items():
         for example in examples[i]:
             example["tokens"] = [decode([token]) for token in example.pop("ids")]
-        layer, neuron = divmod(i, 4 * config.n_embd)
+        layer, neuron = divmod(i, config.mlp_width)
         rows.append({
             "layer": layer, "neuron": neuron, "shown_as": reason,
             "rank": int(ranks[i]), "coherence": float(first["coherence"][i]),

@@ -1,14 +1,15 @@
 """What a model computes inside, read and changed by hooks on its own modules.
 
     patterns = attention_patterns(model, tokens, layer=0)   # (B, H, T, T), the rows sum to 1
-    neuron_activations(model, tokens, callback)             # callback(layer, (B, T, 4 C))
+    neuron_activations(model, tokens, callback)             # callback(layer, (B, T, neurons))
     with mean_ablate(model, Unit("head", 0, 3), means):     # head 3 of layer 0 adds its mean output
         losses = token_losses(model, batches)
 
 The fused kernels never hold the attention weights, so these are computed again from the very
 queries and keys that a layer hands to attention. A neuron is read where it is used: the input of
-the MLP's second matrix, after the GELU. Ablation replaces what a head or neuron adds to the
-residual stream by its mean, not by zero, which no text may ever make it add (Wang et al. 2022).
+the MLP's second matrix, after the GELU; with SwiGLU the product with the gate. Ablation replaces
+what a head or neuron adds to the residual stream by its mean, not by zero, which no text may ever
+make it add (Wang et al. 2022).
 """
 
 import contextlib
@@ -91,8 +92,8 @@ def attention_patterns(model, tokens, layer):
 
 
 def neuron_activations(model, tokens, callback):
-    """Call callback(layer, values) with each layer's neurons, (B, T, 4 C), while the model runs:
-    never are all layers held. tokens: see `attention_patterns`."""
+    """Call callback(layer, values) with each layer's neurons, (B, T, mlp_width), while the model
+    runs: never are all layers held. tokens: see `attention_patterns`."""
     modules = [output_projection(block, "neuron") for block in model.h]
     run_with_hooks(model, tokens, modules, lambda layer, x, y: callback(layer, x))
 
@@ -132,7 +133,7 @@ def content_scores(model, layer, residuals):
 
 
 def mean_activations(model, batches):
-    """{(kind, layer): mean input of its `output_projection` over all tokens, (C,) or (4 C,)}."""
+    """{(kind, layer): mean input of its `output_projection` over all tokens, (C,) or (neurons,)}."""
     places = list(itertools.product(("head", "neuron"), range(len(model.h))))
     modules = [output_projection(model.h[layer], kind) for kind, layer in places]
     sums, count = [0] * len(places), 0

@@ -125,7 +125,7 @@ def examples(model, stories, top, chosen, device, before=12, after=8):
     with the tokens around each, the neuron's activation at every one, and the index of the highest.
 
     stories: TaggedStories. chosen: indices of neurons, layer after layer."""
-    width = 4 * model.config.n_embd
+    width = model.config.mlp_width
     places = defaultdict(list)  # story -> [(neuron, rank, token)]
     for neuron in chosen:
         pairs = zip(top.stories[neuron].tolist(), top.tokens[neuron].tolist(), strict=True)

@@ -69,10 +69,12 @@ class _Model(ctypes.Structure):
 
 
 @functools.cache
-def load_library():
+def load_library(mlp="gelu"):
     """step.c as a ctypes library, built if it is not yet; None, with a line on stderr, where it
-    cannot be."""
+    cannot be or lacks such an MLP."""
     try:
+        if mlp != "gelu":
+            raise UserError(f"step.c computes mlp=gelu alone, not {mlp}")
         return _library()
     except (OSError, UserError) as error:
         line = f"generation goes on in torch, which is slower: {error}"
@@ -142,9 +144,9 @@ class CompiledDecoder:
     def __init__(self, model, dtype="float32", library=None):
         if dtype not in TYPES:
             raise UserError(f"dtype must be float32, bfloat16 or int8, not '{dtype}'")
-        self.library = library or load_library()
+        self.library = library or load_library(model.config.mlp)
         if not self.library:
-            raise UserError("step.c is not compiled")
+            raise UserError("step.c cannot run this model here")
         self.lanes = ctypes.c_int.in_dll(self.library, "lanes").value
         self.config = config = model.config
         self.device, self.cache_dtype = torch.device("cpu"), torch.float32
@@ -167,7 +169,7 @@ class CompiledDecoder:
             config.gelu == "tanh",
             (config.n_embd // config.n_head) ** -0.5 if config.scale_attention else 1.0,
             self._address(model.wte.weight), wpe, turns, self._norm(model.ln_f),
-            self._matrix(model.wte.weight[: config.vocab_size], None, dtype), layers,
+            self._matrix(model.head_weight[: config.vocab_size], None, dtype), layers,
         )  # fmt: skip
         self.address = ctypes.addressof(self._model)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from configs import UserError
-from model import GELU, rotate, rotation
+from model import activate, rotate, rotation
 from nanostories.inference import compiled
 from nanostories.inference.kv_cache import BatchedKVCache
 from nanostories.training.device import pick_dtype
@@ -76,14 +76,13 @@ class Decoder:
         self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attention else 1.0
         self.wte = model.wte.weight.detach()
         self.wpe = None if model.wpe is None else model.wpe.weight.detach()
-        self.approximation = GELU[config.gelu]
         self.layers = []
         for block in model.h:
             linears = block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
             linears = [_linear(linear.weight, linear.bias, weight_dtype) for linear in linears]
             norms = [_layer_norm(norm, self.dtype) for norm in (block.ln_1, block.ln_2)]
             self.layers.append((*norms, *linears))
-        self.ln_f, head = _layer_norm(model.ln_f, self.dtype), self.wte
+        self.ln_f, head = _layer_norm(model.ln_f, self.dtype), model.head_weight.detach()
         if weight_dtype == torch.float32 and self.device.type == "cpu":
             # The one copy made in float32: by columns, the largest matrix reads 1.3 times as fast.
             head = head.t().contiguous().t()
@@ -108,7 +107,7 @@ class Decoder:
             if self.wpe is None:
                 packed = rotate(packed.unflatten(-1, heads), *angles).flatten(1)
             x += proj(attend(layer, packed))
-            x += down(F.gelu(up(ln_2(x)), approximate=self.approximation))
+            x += down(activate(up(ln_2(x)), self.config))
         return x
 
     def logits(self, x):
@@ -121,6 +120,6 @@ def open_decoder(model, weights, device):
     if weights == "auto":
         cuda = device.type == "cuda" and str(pick_dtype("auto", device)) == "torch.bfloat16"
         weights = "bfloat16" if cuda else "float32"
-    if device.type == "cpu" and compiled.load_library():
+    if device.type == "cpu" and compiled.load_library(model.config.mlp):
         return compiled.CompiledDecoder(model, weights)
     return Decoder(model, weights)

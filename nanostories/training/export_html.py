@@ -9,6 +9,7 @@ the forward pass of model.py in JavaScript. Matrices have 8 bits a weight and on
 import base64
 
 from nanostories.page import fill
+from nanostories.training import hub_layouts
 from nanostories.training.int8 import quantize_rows
 
 # Whatever the page holds, it loads nothing: the browser refuses every request.
@@ -21,7 +22,8 @@ CHUNK = 3 * 2**16  # bytes of weights in a script element; the page shows how ma
 
 
 def html_page(loaded, title):
-    """The page of a LoadedModel, as text. title: of the page."""
+    """The page of a LoadedModel, as text. title: of the page. UserError for what model.js lacks."""
+    hub_layouts.check_exportable(loaded.model.config)
     tensors, data = pack(loaded.model)
     tokenizer, config = loaded.tokenizer, vars(loaded.model.config)
     chunks = [*(data[i : i + CHUNK] for i in range(0, len(data), CHUNK)), b""]

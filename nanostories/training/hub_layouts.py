@@ -118,8 +118,17 @@ def _read_rope(stored):
     return {"rope_type": "default"} | older | (stored.get("rope_parameters") or {})
 
 
+def check_exportable(config):
+    """Raise UserError for what neither these layouts nor the HTML page have."""
+    for name in ("mlp", "tied_head"):
+        value, default = getattr(config, name), getattr(GPTConfig, name)
+        if value != default:
+            raise UserError(f"{name}={value} stays a run folder: only {name}={default} is exported")
+
+
 def _model_type(config):
     """Which of the architectures a GPTConfig is; raises UserError if none can express it."""
+    check_exportable(config)
     neo = not config.scale_attention and not config.qkv_bias
     if config.positions == "rope" and config.scale_attention and config.qkv_bias:
         if not config.window:
@@ -202,7 +211,7 @@ def from_hub_tensors(tensors, config):
     [embedding] = _hub_names("wte.weight", model_type)
     head = [tensors.pop(name) for name in ("lm_head.weight", "embed_out.weight") if name in tensors]
     if not all(torch.equal(x, tensors[embedding]) for x in head):
-        raise UserError("its output head is not its token embedding, as model.py has it")
+        raise UserError("its output head is not its token embedding: only tied heads are read")
     if (tokens := len(tensors[embedding])) != config.vocab_size:
         raise UserError(f"it embeds {tokens} tokens; its vocab_size is {config.vocab_size}")
     with WithoutWeights():

@@ -28,7 +28,7 @@ def make_optimizers(model, settings):
         "lr_scale": settings.muon_lr_scale if muon else 1.0,
     }
     embeddings = {
-        "params": [p for name, p in named.items() if name.startswith(("wte.", "wpe."))],
+        "params": [p for name, p in named.items() if name.startswith(("wte.", "wpe.", "lm_head."))],
         "weight_decay": 0.0,
         "lr_scale": settings.embedding_lr_scale,
     }

@@ -21,7 +21,7 @@ from nanostories.training.device import memory_of, pick_device, pick_dtype
 from nanostories.training.distributed import all_gather, rank, world_size
 from nanostories.training.logger import services
 
-SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "positions", "gelu")
+SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "positions", "gelu", "mlp", "tied_head")
 # What --resume may change: none of these changes what a step with finite numbers computes.
 MAY_CHANGE = ("resume", "out_dir", "max_iters", "max_minutes", "eval_interval", "save_interval",
               "device", "compile", "cuda_graphs", "attn", "fused_mlp", "skip_nonfinite", "profile",
@@ -42,6 +42,8 @@ def check(settings):
     if (ranks := world_size()) > smallest or rows > 10**6:
         raise UserError(f"{ranks} ranks cannot share a step of {smallest} rows: change batch_size")
     width, device = settings.n_embd, pick_device(settings.device)
+    if settings.fused_mlp and settings.mlp != "gelu":
+        raise UserError(f"fused_mlp computes mlp=gelu alone, not {settings.mlp}; leave it out")
     if settings.fused_mlp and (obstacle := unavailable(device)):
         raise UserError(f"fused_mlp cannot run: {obstacle}; leave it out")
     # 16 bytes a weight: itself, its gradient and two moments; 20 or more an activation.
@@ -106,7 +108,7 @@ def like_init_from(settings, origin):
     """The settings with the shape and, unless one was named, the tokenizer of init_from."""
     base = tokenizer = settings.init_from
     if checkpoint.is_run_folder(base):
-        stored = checkpoint.read_config(base)["model"]
+        stored = asdict(GPTConfig()) | checkpoint.read_config(base)["model"]
     else:
         folder = huggingface.resolve_model(base, settings.revision)
         config, positions = hub_layouts.read_model_config(folder, base)
