@@ -133,7 +133,7 @@ def content_scores(model, layer, residuals):
 
 
 def mean_activations(model, batches):
-    """{(kind, layer): mean input of its `output_projection` over all tokens, (C,) or (neurons,)}."""
+    """{(kind, layer): mean input of its `output_projection` over all tokens, (C,) or (neurons,)}"""
     places = list(itertools.product(("head", "neuron"), range(len(model.h))))
     modules = [output_projection(model.h[layer], kind) for kind, layer in places]
     sums, count = [0] * len(places), 0

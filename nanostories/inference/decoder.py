@@ -43,7 +43,8 @@ def _int8_linear(weight, bias):
     (rounded, scale), bias = quantize_rows(weight, torch.bfloat16), bias.bfloat16()
 
     def linear(x):
-        if len(x) > 8:  # the int8 kernel takes one row at a time, which is slower from here on
+        # The int8 kernel takes one row at a time, slower from here on, and whole 16 columns of it.
+        if len(x) > 8 or x.shape[1] % 16:
             return F.linear(x, rounded.bfloat16()) * scale + bias
         return torch._weight_int8pack_mm(x, rounded, scale) + bias
 

@@ -339,12 +339,10 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
 
     which: see `resolve_checkpoint`. changes: to the stored GPTConfig, such as dropout; a smaller
     block_size cuts positions off. Raises UserError for what is missing, damaged or does not fit."""
-    folder, defaults = resolve_checkpoint(out_dir, which), dataclasses.asdict(GPTConfig())
+    config, folder = read_config(out_dir)["model"], resolve_checkpoint(out_dir, which)
     state = read_json(verified_path(folder, "state.json"))
-    # The defaults are for settings that are younger than the run.
-    config, saved = (
-        defaults | one for one in (read_config(out_dir)["model"], state.get("model", {}))
-    )
+    defaults = dataclasses.asdict(GPTConfig())  # for settings that are younger than the run
+    config, saved = defaults | config, defaults | state.get("model", {})
     for name, value in config.items():
         if value != saved.get(name):
             raise UserError(
