@@ -13,7 +13,7 @@ another MLP, and a head with a matrix of its own.
 
 Initial weights, as GPT-2 has them:
 
-    embeddings, linear weights       normal, std 0.02, the head's too
+    embeddings, linear weights       normal, std 0.02
     attention and MLP projections    normal, std 0.02 / sqrt(2 n_layer): 2 n_layer of them add up
                                      in the residual stream, which so keeps its variance
     biases 0, layer norm gains 1

@@ -80,9 +80,15 @@ def record(settings, folder):
     "shape",
     [
         {"gradient_accumulation_steps": 4, "dropout": 0.1},  # two passes a rank, of two rows
-        {"batch_size": 3, "gradient_accumulation_steps": 1, "positions": "rope"},  # 2 rows and 1
+        {
+            "batch_size": 3,
+            "gradient_accumulation_steps": 1,
+            "positions": "rope",
+            "mlp": "swiglu",
+            "tied_head": False,
+        },  # 2 rows and 1
     ],
-    ids=["even", "uneven, rotary"],
+    ids=["even", "uneven, another architecture"],
 )
 def test_two_ranks_compute_what_one_does(data, tmp_path, shape):
     same = {"max_iters": 5, "eval_interval": 5, "grad_clip": 0.0} | shape
