@@ -2,7 +2,8 @@
 Reward, GPT-2.
 
     python -m eval.study configs/study_paper.py --judge=gpt-4o      # its key: $JUDGE_API_KEY
-    python -m eval.study configs/study_paper.py --models=64-2-16,128-2-16    # a part of it
+    python -m eval.study configs/study_paper.py --minutes=25        # as far as 25 minutes go
+    python -m eval.study configs/study_paper.py --stage=released    # the first part of it
 
 Each model trains for one epoch of TinyStories, as in the student report; the paper's train for
 about twenty. Every size is trained on Instruct too, for the Instruct column of the table.
@@ -41,6 +42,64 @@ _TABLE_1 = (  # of eval/published.toml
     "--warmup_iters=1000 --weight_decay=0.01 --beta2=0.999"
 )
 options += "\n".join(f"train.py {size}: {_TABLE_1}" for size in _REPORT.split(", "))
+
+# What a reader of the paper asks first comes first: the sizes that its authors released, width at 8
+# layers, depth at width 256, heads. Each stage has at most 25 minutes of an H100 by estimate, but
+# the three largest trainings, which have a stage each: `--dry_run` prints it, docs/study.md has a
+# table. A stage on Instruct stories comes before the reward, which is compared with it.
+stages = """
+released models: 64-8-16, 128-8-16, 256-8-16
+released-large models: 512-8-16, 768-4-16
+released-instruct instruct: 128-8-16, 768-4-16
+released-instruct-2 instruct: 64-8-16, 256-8-16, 512-8-16
+released-details diversity: 512-8-16, 768-4-16
+released-details interpret: 64-8-16
+width models: 768-8-16
+width-1024 models: 1024-8-16
+depth models: 256-2-16, 256-4-16, 256-12-16
+heads heads: 768-2-2, 768-2-8
+heads-1-layer heads: 768-1-2, 768-1-8
+heads-4 heads: 768-2-4, 768-1-4
+heads-16 models: 768-2-16, 768-1-16
+grid-64 models: 64-2-16, 64-4-16, 64-12-16
+grid-128 models: 128-2-16, 128-4-16, 128-12-16
+grid-512 models: 512-2-16, 512-4-16
+grid-512-12 models: 512-12-16
+grid-768-12 models: 768-12-16
+grid-1024 models: 1024-1-16, 1024-2-16
+grid-1024-4 models: 1024-4-16
+grid-1024-4 interpret: 1024-1-16
+grid-1024-12 models: 1024-12-16
+instruct-64 instruct: 64-2-16, 64-4-16, 64-12-16
+instruct-128 instruct: 128-2-16, 128-4-16, 128-12-16
+instruct-256 instruct: 256-2-16, 256-4-16, 256-12-16
+instruct-512 instruct: 512-2-16, 512-4-16
+instruct-512-12 instruct: 512-12-16
+instruct-768 instruct: 768-1-16, 768-2-16
+instruct-768-8 instruct: 768-8-16
+instruct-768-12 instruct: 768-12-16
+instruct-1024-1 instruct: 1024-1-16
+instruct-1024-2 instruct: 1024-2-16
+instruct-1024-4 instruct: 1024-4-16
+instruct-1024-8 instruct: 1024-8-16
+instruct-1024-12 instruct: 1024-12-16
+report models: 64-4-2, 128-8-4, 128-12-4
+report-256 models: 256-8-4, 256-12-4
+report-512-8 models: 512-8-4
+report-512-12 models: 512-12-4
+report-instruct instruct: 64-4-2, 128-8-4
+report-instruct-2 instruct: 128-12-4, 256-8-4
+report-instruct-256-12 instruct: 256-12-4
+report-instruct-512-8 instruct: 512-8-4
+report-instruct-512-12 instruct: 512-12-4
+syn syn: 64-4-2, 128-8-4
+syn-2 syn: 128-12-4, 256-8-4
+syn-256-12 syn: 256-12-4
+syn-512-8 syn: 512-8-4
+syn-512-12 syn: 512-12-4
+reward reward: 512-12-4
+gpt2 baselines: gpt2, gpt2-medium, gpt2-large, gpt2-xl, EleutherAI/gpt-neo-125M
+"""
 
 # The recipe of ts_28m.py and, for widths 512 and 768, its learning rate.
 block_size = 512

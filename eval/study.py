@@ -3,17 +3,21 @@
     python -m eval.study configs/study_small.py                  # 1 to 2 hours on two CPU cores
     python -m eval.study configs/study_small.py --dry_run        # its commands, and which are done
     python -m eval.study configs/study_paper.py --judge=gpt-4o   # a GPU, and a judge's grades
+    python -m eval.study configs/study_paper.py --stage=released --minutes=25    # a part of it
 
 The config holds train.py's recipe and what to study; study_jobs.py makes commands of it. They run
 `jobs` at a time, each on CPU cores of its own, and write their logs to out/<study>/logs. A job is
 done when its output file is there, made by the very same command: stopped or killed at any point,
 a second call runs only what is missing, and trainings continue from their checkpoints. A job that
-fails stops only those that need it. The result is out/<study>/report.html, see eval.report.
+fails stops only those that need it. The result is out/<study>/report.html, see eval.report. A
+config with `stages` (study_stages.py) runs one after the other, and each leaves a report.
 """
 
 import contextlib
+import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -29,7 +33,8 @@ from configs import ROOT, UserError, declared, load, read_config_file, require_p
 from eval.llm import settings as judge_settings
 from eval.reporting.study_jobs import plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState
-from eval.study_estimate import print_estimate, spent
+from eval.study_estimate import h100_minutes, print_estimate, spent
+from eval.study_stages import select_stages
 from nanostories import storage
 from nanostories.dataset.workers import cpu_count
 from nanostories.text import wordnet
@@ -63,6 +68,8 @@ class Settings:
     interpret: str = ""  # have their heads and neurons interpreted
     baselines: str = ""  # published models to evaluate too: gpt2, hub:owner/name
     options: str = ""  # lines "eval.diversity: --num_prompts=30": further settings of a script
+    stages: str = ""  # lines "first models: 64-2-4": parts of the study, in the order to run them
+    stage: str = ""  # the last stage to run; default: all of them
     # the judge, see eval.judge
     judge: str = ""  # the model that grades, as its server calls it; none: no grades
     base_url: str = "https://api.openai.com/v1"  # the server; its key is $JUDGE_API_KEY
@@ -72,6 +79,7 @@ class Settings:
     # the machine
     jobs: int = 0  # commands to run at a time; 0: one per CPU core, on a GPU one
     device: str = "auto"  # cpu, cuda, mps; auto takes the best available
+    minutes: float = 0.0  # stop after so many, as a signal does, and write the report; 0: no limit
     dry_run: bool = False  # print the commands and their status, the hours and the cost; run none
 
 
@@ -87,10 +95,12 @@ def split_cores(jobs):
 
 
 class Runner:
-    """Runs the pending jobs of a study, `count` at a time. lock: of storage.lock, for them all."""
+    """Runs the pending jobs of a study, `count` at a time. lock: of storage.lock, for them all.
+    deadline: when to stop, a time of time.monotonic()."""
 
-    def __init__(self, settings, state, count, lock):
+    def __init__(self, settings, state, count, lock, deadline=math.inf):
         self.settings, self.state, self.count, self.lock = settings, state, count, lock
+        self.deadline = deadline
         self.logs = Path(settings.out_dir) / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.processes = {}  # {Popen: how many signals it was sent}
@@ -104,6 +114,9 @@ class Runner:
         free_cores, started, running = split_cores(self.count), set(), {}
         with self.stop, ThreadPoolExecutor(self.count) as pool:
             while True:
+                late = time.monotonic() > self.deadline and self.state.names(PENDING)
+                if late and not self.stop.received:
+                    signal.raise_signal(signal.SIGTERM)
                 ready = [] if self.stop.received else self.state.ready(started)
                 for name in ready[: len(free_cores)]:
                     started.add(name)
@@ -121,7 +134,8 @@ class Runner:
                     self.weight += self.state.jobs[name].weight
                     self.record(name, future)
         if self.stop.received:
-            raise UserError("stopped; the same command continues")
+            left = len(self.state.names(PENDING))
+            raise UserError(f"stopped with {left} jobs left; the same command continues")
 
     def forward_signals(self):
         """Send our signals on to the commands, each once."""
@@ -227,27 +241,65 @@ def check(settings):
             raise UserError(f"set the judge's key in ${judge_settings.KEY_VARIABLE}")
 
 
+def write_report(settings):
+    report = [sys.executable, "-m", "eval.report", settings.out_dir]
+    if subprocess.run(report, cwd=ROOT).returncode:
+        raise UserError("all jobs are done, but the report failed")
+
+
+def run_stages(plans, count, lock):
+    """Run the plans of `main`, one after the other, each with a report; the last StudyState."""
+    failed, minutes = [], next(iter(plans.values()))[0].minutes
+    deadline = time.monotonic() + 60 * minutes if minutes else math.inf
+    for stage, (settings, jobs) in plans.items():
+        state = StudyState(settings, jobs)
+        for name in failed:  # in an earlier stage: not tried again in this call
+            state.set(name, FAILED)
+        if stage != list(plans)[-1] and not state.names(PENDING):
+            continue
+        state.write()
+        done = f"{len(jobs)} jobs, {len(state.names(DONE))} of them done; {count} run at a time"
+        print(f"stage {stage}: {done}" if stage else done, flush=True)
+        try:
+            Runner(settings, state, count, lock, deadline).run()
+        except UserError:
+            if time.monotonic() > deadline:
+                write_report(settings)
+            raise
+        write_report(settings)
+        failed = state.names(FAILED)
+    return state
+
+
+def print_plans(plans, device):
+    """Print the commands of each stage's plan and their status, and what the pending ones take."""
+    pending, printed = [], set()
+    for stage, (settings, jobs) in plans.items():
+        status = StudyState(settings, jobs).status
+        new = [job for name, job in jobs.items() if name not in printed]
+        todo = [job for job in new if status[job.name] == PENDING]
+        if stage:
+            print(f"stage {stage}: about {h100_minutes(todo, settings):.0f} minutes on an H100")
+        for job in new:
+            print(f"{status[job.name]:8} python {shlex.join(job.command)}", flush=True)
+        pending, printed = [*pending, *todo], printed | set(jobs)
+    print_estimate(pending, settings, device)
+
+
 def main():
     settings, _ = load(Settings)
     settings, recipe = complete_settings(settings, sys.argv[1:])
-    check(settings)
-    jobs = plan_jobs(settings, recipe)
+    stages = select_stages(settings)
+    for part in stages.values():
+        check(part)
+    # {stage: (the settings of the study up to it, its jobs)}
+    plans = {stage: (part, plan_jobs(part, recipe)) for stage, part in stages.items()}
+    device = pick_device(settings.device).type
     if settings.dry_run:
-        state = StudyState(settings, jobs)
-        for name, status in state.status.items():
-            print(f"{status:8} python {shlex.join(jobs[name].command)}", flush=True)
-        pending = [jobs[name] for name in state.names(PENDING)]
-        return print_estimate(pending, settings, pick_device(settings.device).type)
-    on_cpu = pick_device(settings.device).type == "cpu"
-    count = settings.jobs or (cpu_count() if on_cpu else 1)
+        return print_plans(plans, device)
+    count = settings.jobs or (cpu_count() if device == "cpu" else 1)
     with storage.lock(settings.out_dir) as lock:
-        state = StudyState(settings, jobs)
-        state.write()
-        print(f"{len(jobs)} jobs, {len(state.names(DONE))} of them done; {count} run at a time")
-        Runner(settings, state, count, lock).run()
-        report = [sys.executable, "-m", "eval.report", settings.out_dir]
-        if subprocess.run(report, cwd=ROOT).returncode:
-            raise UserError("all jobs are done, but the report failed")
+        state = run_stages(plans, count, lock)
     if failed := state.names(FAILED):
         waiting = f"{len(state.names(PENDING))} wait for them; the same command tries again"
         raise UserError(f"{len(failed)} jobs failed ({', '.join(failed)}), {waiting}")

@@ -7,13 +7,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from configs import ROOT, UserError, load
 from eval import harness, judge, knowledge, reward
 from eval.llm import settings as judge_settings
 from eval.llm.rubrics import TOPIC, JudgeItem
 from nanostories.storage import read_json
 
-EPOCH = 400e6  # tokens of TinyStories, 2.1 million stories of 190, where its data is not made yet
+# Tokens of TinyStories' 1.92 GB and TinyStories-Instruct's 2.66 GB, at 4.05 bytes a token of GPT-2,
+# where the data is not made yet.
+EPOCH, INSTRUCT_EPOCH = 475e6, 655e6
+VOCAB_SIZES = {"gpt2": 50_257, "gpt2-10k": 10_000, "bytes": 257}  # others are in the settings
 ITEM = JudgeItem(" a word" * 150, " a word" * 40)  # about as long as a story and its beginning
 
 
@@ -39,9 +44,8 @@ def training_hours(jobs, settings, device):
     sizes = {job.weight: "{n_embd}-{n_layer}".format(**options(job)) for job in jobs}
     weights = sorted(sizes)
     weights = sorted({weights[0], weights[len(weights) // 2], weights[-1]})
-    vocab_sizes = {"gpt2": 50_257, "gpt2-10k": 10_000, "bytes": 257}
     words = [f"--sizes={','.join(sizes[weight] for weight in weights)}", f"--device={device}",
-             f"--vocabs={vocab_sizes.get(settings.tokenizer, settings.vocab_size)}", "--steps=2",
+             f"--vocabs={VOCAB_SIZES.get(settings.tokenizer, settings.vocab_size)}", "--steps=2",
              "--rounds=5", *(["--tokens=1024"] if device != "cuda" else [])]  # fmt: skip
     print("timing ten steps of each of up to three sizes", flush=True)
     env = os.environ | ({"OMP_NUM_THREADS": "1"} if device == "cpu" else {})  # as a study's jobs
@@ -55,16 +59,73 @@ def training_hours(jobs, settings, device):
     seconds = 0.0
     for job in jobs:
         given, speed = options(job), dict(zip(weights, speeds, strict=True))
-        manifest = ROOT / given["dataset"] / "manifest.json"
-        rows = int(given.get("batch_size", 32)) * int(given.get("gradient_accumulation_steps", 1))
-        tokens = rows * int(given.get("row_tokens", 1024)) * int(given.get("max_iters", 0))
-        if not tokens:
-            made = manifest.exists() and read_json(manifest)["splits"]["train"]["tokens"]
-            tokens = made or EPOCH
+        _, tokens = training_tokens(given)
         near = min(weights, key=lambda weight: abs(weight - job.weight))
         limit = float(given.get("max_minutes", 0)) or float("inf")
         seconds += min(tokens / speed[near] * job.weight / near, 60 * limit)
     return seconds / 3600
+
+
+def training_tokens(given):
+    """(tokens of a step, of all steps) of a training with these `options`."""
+    manifest = ROOT / given["dataset"] / "manifest.json"
+    rows = int(given.get("batch_size", 32)) * int(given.get("gradient_accumulation_steps", 1))
+    step = rows * int(given.get("row_tokens", 1024))
+    made = manifest.exists() and read_json(manifest)["splits"]["train"]["tokens"]
+    epoch = made or (INSTRUCT_EPOCH if given["dataset"].endswith("-instruct") else EPOCH)
+    return step, step * int(given.get("max_iters", 0)) or epoch
+
+
+# ---- minutes on an H100, without one -----------------------------------------------------------
+
+MEASURED = "results/bench/h100.json"
+# Nothing but training steps was measured on that card. All else is an allowance, in minutes: to
+# start, and train.py to compile; to download stories and to tokenize them, of which 16 cores do
+# 120 MB/s; synonyms took two cores 33 s for 35,255 stories. Other commands have OTHER.
+ALLOWANCES = {"prepare.py": 5.0, "synonyms.py": 5.0, "train.py": 1.0, "reward.py": 8.0,
+              "eval.diversity": 3.0, "eval.interpret": 3.0, "eval.vocabulary": 2.0}  # fmt: skip
+OTHER = 0.5
+PUBLISHED = 0.5  # more for an evaluation of a published model: its download, its size
+SMALL_STEP = 0.002  # seconds more for a step of fewer tokens than those measured: its launches
+VALIDATION = 1 / 300  # of an epoch's time: a hundredth of its stories, no backward pass
+
+
+def h100_minutes(jobs, settings):
+    """Minutes that these Jobs of a study take on one H100, one after the other, by estimate: tokens
+    times the measured seconds a token, and allowances. The judge's time is not counted."""
+    cases = read_json(ROOT / MEASURED)["cases"]
+    vocab_size, minutes = VOCAB_SIZES.get(settings.tokenizer, settings.vocab_size), 0.0
+    for job in jobs:
+        script, given = next(word for word in job.command if word != "-m"), options(job)
+        minutes += ALLOWANCES.get(script, OTHER)
+        if script.startswith("eval.") and "init_from" in given:
+            minutes += PUBLISHED
+        if script == "train.py":
+            step, tokens = training_tokens(given)
+            steps = tokens / step
+            validations = 2 + steps / int(given.get("eval_interval", 1000))
+            parameters = matmul_parameters(given["n_embd"], given["n_layer"], vocab_size)
+            seconds = tokens * (1 + validations * VALIDATION) * seconds_per_token(cases, parameters)
+            seconds += steps * SMALL_STEP if step < cases[0]["tokens"] else 0.0
+            minutes += seconds / 60
+    return minutes
+
+
+def matmul_parameters(width, layers, vocab_size):
+    """Weights that each token is multiplied with, of the blocks and the output layer."""
+    return 12 * int(layers) * int(width) ** 2 + int(width) * vocab_size
+
+
+def seconds_per_token(cases, parameters):
+    """Seconds a token of a model with so many `matmul_parameters`: on the line between the nearest
+    two of the measured cases, and of a larger model in proportion to the largest."""
+    shapes = ((case["n_embd"], case["n_layer"], case["vocab_size"]) for case in cases)
+    points = sorted(
+        (matmul_parameters(*shape), 1 / case["nanoStories"]["tokens_per_second"])
+        for shape, case in zip(shapes, cases, strict=True)
+    )
+    sizes, seconds = zip(*points, strict=True)
+    return np.interp(parameters, sizes, seconds) * max(1.0, parameters / sizes[-1])
 
 
 def options(job):
