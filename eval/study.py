@@ -279,7 +279,8 @@ def print_plans(plans, device):
         new = [job for name, job in jobs.items() if name not in printed]
         todo = [job for job in new if status[job.name] == PENDING]
         if stage:
-            print(f"stage {stage}: about {h100_minutes(todo, settings):.0f} minutes on an H100")
+            minutes = h100_minutes(todo, settings)
+            print(f"stage {stage}: about {minutes:.0f} minutes on an H100, by estimate")
         for job in new:
             print(f"{status[job.name]:8} python {shlex.join(job.command)}", flush=True)
         pending, printed = [*pending, *todo], printed | set(jobs)

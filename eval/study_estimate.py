@@ -80,8 +80,8 @@ def training_tokens(given):
 
 MEASURED = "results/bench/h100.json"
 # Nothing but training steps was measured on that card. All else is an allowance, in minutes: to
-# start, and train.py to compile; to download stories and to tokenize them, of which 16 cores do
-# 120 MB/s; synonyms took two cores 33 s for 35,255 stories. Other commands have OTHER.
+# download stories and tokenize them on 16 cores; to replace words by synonyms, which took two cores
+# 33 s for 35,255 stories; to start a training and compile it. Commands not listed have OTHER.
 ALLOWANCES = {"prepare.py": 5.0, "synonyms.py": 5.0, "train.py": 1.0, "reward.py": 8.0,
               "eval.diversity": 3.0, "eval.interpret": 3.0, "eval.vocabulary": 2.0}  # fmt: skip
 OTHER = 0.5

@@ -434,23 +434,25 @@ def normal(folder):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_it_ends_with_the_same_report(tmp_path):
-    """Killed outright while it trains, and once more by a signal; then called again to its end."""
+    """Killed outright while it trains, and once more by a signal; then called again to its end. The
+    study that is cut short is one in two stages, too."""
     one, two = "left-alone", "cut-short"  # words that no report has
+    staged = command(tmp_path, two, "--stages=first models: 16-1-2\nsecond models: 16-2-2")
     subprocess.run(command(tmp_path, one), cwd=ROOT, check=True, capture_output=True)
-    run = subprocess.Popen(command(tmp_path, two), cwd=ROOT, start_new_session=True)
+    run = subprocess.Popen(staged, cwd=ROOT, start_new_session=True)
     wait_for(lambda: list(tmp_path.glob(f"{two}/16-*/checkpoints/*")))
     run.kill()
     run.wait()
-    again = subprocess.run(command(tmp_path, two), cwd=ROOT, capture_output=True, text=True)
+    again = subprocess.run(staged, cwd=ROOT, capture_output=True, text=True)
     if again.returncode:  # what the killed one had started still held the lock
         assert "has not ended yet" in again.stderr
         wait_for(lambda: not locked(tmp_path / f".{two}.lock"))
-        run = subprocess.Popen(command(tmp_path, two), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        run = subprocess.Popen(staged, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         time.sleep(8)
         run.send_signal(signal.SIGTERM)
         _, stderr = run.communicate(timeout=60)
         assert not run.returncode or "the same command continues" in stderr
-        subprocess.run(command(tmp_path, two), cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(staged, cwd=ROOT, check=True, capture_output=True)
     assert normal(tmp_path / one) == normal(tmp_path / two)
     state = json.loads((tmp_path / two / "study.json").read_text())
     assert {job["status"] for job in state["jobs"]} == {DONE}
