@@ -1,4 +1,4 @@
-"""Grammar, consistency, plot and knowledge without a judge: does a model prefer what is right?
+"""Six skills without a judge: does a model prefer what is right?
 
     python -m eval.skills out/ts_33m
     python -m eval.skills out/ts_33m --steps             # its earlier checkpoints, too
@@ -6,15 +6,18 @@
 
 Each question is a prompt with a right and a wrong continuation, so chance answers half of them:
 
-    grammar, consistency, plot     held-out stories with one thing broken (minimal_pairs.py)
-    context, reasoning, facts      the paper's prompts (knowledge_prompts.py)
+    consistency, plot, context     held-out stories with one thing broken (minimal_pairs.py)
+    grammar, context               our own sentences with words to draw (templates.py)
+    reasoning, facts               what belongs to what, both ways (relations.py)
 
     margin = log p(right | prompt) - log p(wrong | prompt), in nats
 
-The answer is correct where the margin is above 0. A judge's grades say what a reader thinks of a
-story; these scores say what the model knows, by hundreds of questions, the same ones for every
-model. Intervals are 95 % bootstrap intervals over the questions. Results are in eval/skills.json of
-the run, with the score of each question.
+The answer is correct where the margin is above 0; in reasoning and facts, where the mean of the
+margins of both ways is. A judge's grades say what a reader thinks of a story; these scores say what
+the model knows, by hundreds of questions, the same ones for every model. Questions that share words
+or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts. Results are in
+eval/skills.json of the run, with the score of each prompt. Earlier checkpoints are asked every
+fourth prompt.
 """
 
 from dataclasses import dataclass
@@ -22,16 +25,17 @@ from hashlib import sha256
 
 from configs import UserError, load, run
 from eval import bootstrap, harness
-from eval.prompts import knowledge_prompts, minimal_pairs
+from eval.prompts import minimal_pairs, relations, templates
 from nanostories.training import checkpoint
 
-KINDS = (*minimal_pairs.KINDS, *knowledge_prompts.KINDS)
+KINDS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
+STEPS_STRIDE = 4  # earlier checkpoints are scored on every fourth Prompt of a kind
 
 
 @dataclass(frozen=True)
 class Settings(harness.ModelSettings):
     dataset: str = ""  # a data folder, for its held-out stories; default: the run's
-    questions: int = 320  # most questions of each kind that is made from stories
+    questions: int = 640  # of each kind, where there are as many
     steps: bool = False  # every checkpoint that the run has kept, too
     seed: int = 1337  # of the questions and the intervals
 
@@ -42,30 +46,50 @@ def main():
     if settings.steps and not loaded.is_run():
         raise UserError("steps are those of a run: name its folder")
     source, seed = settings.dataset or checkpoint.data_folder(loaded), settings.seed
-    made = minimal_pairs.make(list(harness.val_texts(source)), settings.questions, seed)
-    questions = [*(question.prompt for question in made), *knowledge_prompts.paper()]
+    questions = make(list(harness.val_texts(source)), settings.questions, seed)
     prompts = fitting(questions, loaded)
     if too_long := len(questions) - len(prompts):
-        print(f"{too_long} of {len(questions)} questions are too long for this model, and left out")
+        print(f"{too_long} of {len(questions)} prompts are too long for this model, and left out")
     scores, identity = score(loaded, prompts), repr([(prompt.kind, prompt) for prompt in prompts])
     results = {
         "checkpoint": loaded.identity(), "source": source, "seed": seed, "too_long": too_long,
         "questions_sha256": sha256(identity.encode("utf-8", "surrogatepass")).hexdigest(),
+        "questions": {kind: count(prompts, kind) for kind in scores},
         "skills": intervals(scores, seed),
         "correct": {kind: score["accuracy"].tolist() for kind, score in scores.items()},
     }  # fmt: skip
     harness.print_table(
-        ["", "questions", "accuracy", "margin, nats"],
-        [[kind, row["margin"]["n"], *row.values()] for kind, row in results["skills"].items()],
-    )
+        ["", "prompts", "questions", "accuracy", "margin, nats"],
+        [[kind, row["margin"]["n"], results["questions"][kind], *row.values()]
+         for kind, row in results["skills"].items()],
+    )  # fmt: skip
     if settings.steps:
-        results["checkpoints"] = score_checkpoints(loaded, prompts, seed)
+        results["checkpoints"] = score_checkpoints(loaded, thinned(prompts), seed)
         print()
         harness.print_table(["step", *scores], [
             [str(row["step"]), *(row["skills"][kind]["accuracy"]["mean"] for kind in scores)]
             for row in results["checkpoints"]
         ])  # fmt: skip
     harness.write_result(loaded.out_dir, "skills", results)
+
+
+def make(texts, count, seed):
+    """The Prompts of `count` questions of each of KINDS, from a list of stories and our tables."""
+    makers = (minimal_pairs.make(texts, count, seed), templates.make(count, seed))
+    made = [one.prompt for some in (*makers, relations.make(count, seed)) for one in some]
+    return sorted(made, key=lambda prompt: KINDS.index(prompt.kind))
+
+
+def thinned(prompts):
+    """Every STEPS_STRIDE-th of the Prompts of each kind."""
+    by_kind = ([one for one in prompts if one.kind == kind] for kind in KINDS)
+    return [one for some in by_kind for one in some[::STEPS_STRIDE]]
+
+
+def count(prompts, kind):
+    """The number of questions of a kind."""
+    pairs = sum(len(one.pairs) for one in prompts if one.kind == kind)
+    return pairs // 2 if kind in relations.KINDS else pairs
 
 
 def fitting(prompts, loaded):
@@ -83,6 +107,8 @@ def score(loaded, prompts):
     """{kind: harness.margin_scores of its Prompts} of a LoadedModel."""
     margins, by_kind = harness.log_likelihood_margins(loaded, prompts), {kind: [] for kind in KINDS}
     for prompt, pairs in zip(prompts, margins, strict=True):
+        if prompt.kind in relations.KINDS:
+            pairs = [sum(two) / 2 for two in zip(pairs[::2], pairs[1::2], strict=True)]
         by_kind[prompt.kind].append(pairs)
     return {kind: harness.margin_scores(some) for kind, some in by_kind.items() if some}
 
