@@ -28,8 +28,8 @@ KINDS = ("consistency", "context", "plot")
 MIN_LENGTH, MAX_LENGTH = 200, 1400  # characters of a story
 MAX_PROMPT = 800  # characters of the story before the question: short, to be read fast
 TRIES = 20  # words drawn to find one that is not in a story
-_NAME = re.compile(r"(?<=[a-z,] )([A-Z][a-z]+)\b")
-_NOUN = re.compile(r"\b(?:[Tt]he|his|her|their|my|your) ([a-z]+)\b")
+_NAME = re.compile(r"(?<=[a-z,] )(?!Mrs?\b|Ms\b|Dr\b)([A-Z][a-z]+)\b")
+_NOUN = re.compile(r"\b(?:[Tt]he|his|her|their|my|your) (?!end\b)([a-z]+)\b")
 
 
 class Question(NamedTuple):
@@ -130,7 +130,7 @@ def plot(texts, count, rng):
         i = rng.randrange(1, len(parts) - 1)
         two = parts[i : i + 2]
         start = text.find(" ".join(two))
-        if start > 0 and '"' not in "".join(two) and two[0] != two[1]:
+        if start > 0 and not set('"“”') & set("".join(two)) and two[0] != two[1]:
             pair = tuple(" " + " ".join(order) for order in (two, two[::-1]))
             questions.append(Question("order", Prompt("plot", text[:start].rstrip(), (pair,))))
     rng.shuffle(questions)

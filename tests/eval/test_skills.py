@@ -40,12 +40,15 @@ def test_the_command(runs, capsys):
         call(runs / name, "--steps", "--questions=40")
     some, none = (results(runs / name) for name in ("some", "none"))
     assert some["questions_sha256"] == none["questions_sha256"]
-    assert set(some["correct"]) <= set(skills.KINDS) and "grammar" in some["correct"]
+    assert set(some["correct"]) <= set(skills.KINDS)
+    for kind in ("grammar", "reasoning", "facts"):  # of our own sentences, whatever the data
+        assert some["questions"][kind] >= 40 > len(some["correct"][kind]) > 1
     for kind, correct in some["correct"].items():
         assert some["skills"][kind]["accuracy"]["mean"] == pytest.approx(np.mean(correct))
     steps = [row["step"] for row in some["checkpoints"]]
     assert steps == checkpoint.steps_of(runs / "some") and 32 in steps and steps[-1] == 60
-    assert some["checkpoints"][-1]["skills"] == some["skills"]
+    for kind, row in some["checkpoints"][-1]["skills"].items():
+        assert row["accuracy"]["mean"] == pytest.approx(np.mean(some["correct"][kind][::4]))
     tokens = [row["tokens"] for row in some["checkpoints"]]
     assert tokens == sorted(tokens)
     assert some["correct"] != none["correct"] and "grammar" in capsys.readouterr().out
@@ -59,6 +62,26 @@ def test_scores_by_hand(monkeypatch):
     assert scores["grammar"]["accuracy"].tolist() == [0.5, 1.0]
     assert scores["grammar"]["margin"].tolist() == [-1.0, 2.0]
     assert skills.intervals(scores, 0)["grammar"]["accuracy"]["mean"] == 0.75
+
+
+def test_both_ways_are_one_question(monkeypatch):
+    """Of reasoning and facts the two margins of a question count together."""
+    prompts = [Prompt("facts", "a", ((" b", " c"),) * 4), Prompt("plot", "a", ((" b", " c"),) * 4)]
+    monkeypatch.setattr(harness, "log_likelihood_margins", lambda *_: [[3.0, -1.0, 2.0, -4.0]] * 2)
+    scores = skills.score(None, prompts)
+    assert scores["facts"]["accuracy"].tolist() == [0.5] == scores["plot"]["accuracy"].tolist()
+    assert scores["facts"]["margin"].tolist() == [0.0]
+    monkeypatch.setattr(harness, "log_likelihood_margins", lambda *_: [[3.0, -1.0, 4.0, -2.0]] * 2)
+    assert skills.score(None, prompts)["facts"]["accuracy"].tolist() == [1.0]
+    assert skills.count(prompts, "facts") == 2 and skills.count(prompts, "plot") == 4
+
+
+def test_checkpoints_are_asked_a_part_of_each_kind():
+    prompts = [Prompt(kind, str(i), ()) for i in range(9) for kind in ("plot", "facts")]
+    thin = skills.thinned(prompts)
+    assert [(one.kind, one.text) for one in thin] == [
+        (kind, text) for kind in ("plot", "facts") for text in "048"
+    ]
 
 
 def test_what_a_model_cannot_read_is_left_out():
