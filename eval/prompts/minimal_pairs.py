@@ -6,8 +6,8 @@
 Minimal pairs, as of Warstadt et al. 2020 (BLiMP), made from the stories themselves:
 
     consistency   a name or a noun that the story has last mentioned many words before, or another
-                  one that it has not mentioned. That one is drawn by its frequency, so the more
-                  usual word is not more often right
+                  one that it has not mentioned: of two stories each gets the word of the other,
+                  so each word is as often wrong as right
     context       which of two nouns that the story has both mentioned comes here
     plot          two of its sentences in the wrong order (Barzilay & Lapata 2008)
 
@@ -27,7 +27,6 @@ from nanostories.text.words import STOP_WORDS, sentences
 KINDS = ("consistency", "context", "plot")
 MIN_LENGTH, MAX_LENGTH = 200, 1400  # characters of a story
 MAX_PROMPT = 800  # characters of the story before the question: short, to be read fast
-TRIES = 20  # words drawn to find one that is not in a story
 _NAME = re.compile(r"(?<=[a-z,] )(?!Mrs?\b|Ms\b|Dr\b)([A-Z][a-z]+)\b")
 _NOUN = re.compile(r"\b(?:[Tt]he|his|her|their|my|your) (?!end\b)([a-z]+)\b")
 
@@ -95,17 +94,23 @@ def consistency(texts, count, rng):
     nouns, names = simple_nouns(), count_names(texts)
     far = returns(texts, _NAME, names, range(30, MAX_LENGTH), rng, between=1)
     farther = returns(texts, _NOUN, nouns, range(60, MAX_LENGTH), rng)
-    questions = _with_others("name", far, rng)[: 3 * count // 4]
-    return questions + _with_others("noun", farther, rng)[: count - len(questions)]
+    questions = swapped("name", far)[: 3 * count // 8 * 2]
+    return questions + swapped("noun", farther)[: (count - len(questions)) // 2 * 2]
 
 
-def _with_others(rule, places, rng):
-    """Questions of consistency: the other word is drawn from those of all the places."""
-    questions, drawn = [], [match[1] for _, match in places]
+def swapped(rule, places):
+    """Questions of consistency, two by two: of two stories, each with the word of the other one,
+    which it does not have. So each word is as often wrong as right."""
+    questions, waiting = [], []
     for text, match in places:
-        tries = (rng.choice(drawn) for _ in range(TRIES))
-        if other := next((word for word in tries if word not in text), None):
-            questions.append(_question("consistency", rule, text, match, other))
+        fitting = (i for i, (other_text, other) in enumerate(waiting)
+                   if match[1] not in other_text and other[1] not in text)  # fmt: skip
+        if (i := next(fitting, None)) is None:
+            waiting.append((text, match))
+            continue
+        other_text, other = waiting.pop(i)
+        questions.append(_question("consistency", rule, text, match, other[1]))
+        questions.append(_question("consistency", rule, other_text, other, match[1]))
     return questions
 
 

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 
 import pytest
 
@@ -63,18 +64,12 @@ def test_it_is_long_since_the_word_was_mentioned():
 
 
 def test_how_frequent_a_word_is_decides_nothing():
-    """A model that knows no more than that is right half the time."""
-    rng, some = random.Random(0), []
-    for names in ("Tom", "Tom", "Tom", "Ann", "Ann", "Rex", "Sue", "Ben"):
-        a, b = names, rng.choice([n for n in ("Kim", "Joe", "Max") if n != names])
-        some += [f"One day, {a} sat. {b} saw, {b} ran. Number {i}. {FAR * 3}Later, {a} sat down."
-                 for i in range(60)]  # fmt: skip
-    some = [text.replace("saw, ", "saw that ") for text in some]
-    counts, right = count_names(some), []
-    for one in consistency(some, 4000, random.Random(4)):
-        usual = [counts[word] for word in first_words(one)]
-        right.append(0.5 if usual[0] == usual[1] else usual[0] > usual[1])
-    assert len(right) > 300 and 0.42 < sum(right) / len(right) < 0.58
+    """A model that knows no more than that is right in half of the questions."""
+    some = far_texts() + [text + " The end." for text in far_texts() if "Tom" in text]
+    for rule in ("name", "noun"):
+        questions = [one for one in consistency(some, 40, random.Random(4)) if one.rule == rule]
+        right, wrong = (Counter(side) for side in zip(*map(first_words, questions), strict=True))
+        assert right == wrong and len(right) > 3, rule
 
 
 def test_both_nouns_are_of_the_story():

@@ -1,5 +1,6 @@
 """Our own sentences: balanced, true, without a slip of English, and fit for children."""
 
+import random
 import re
 from collections import Counter
 
@@ -31,6 +32,11 @@ def test_no_question_twice():
     texts = [one.prompt.text + "|".join(pair) for one in QUESTIONS for pair in one.prompt.pairs]
     prompts = [one.prompt for one in QUESTIONS]
     assert len(prompts) == len(set(prompts)) and len(set(texts)) > 0.98 * len(texts)
+    many = templates.of_kind(
+        "grammar", 10_000, random.Random(1)
+    )  # so many that some are drawn twice
+    assert len(many) == len({one.prompt for one in many})
+    assert sum(len(one.prompt.pairs) for one in many) >= 10_000
 
 
 def test_what_is_right_once_is_wrong_as_often():
@@ -90,8 +96,6 @@ def test_made_by_the_seed():
 
 
 def test_fill_draws_different_words_for_different_numbers():
-    import random
-
     words = {"x": ["dog|dogs", "cat|cats"]}
     for seed in range(20):
         one, other = templates.fill("{x1} {x1+} {x2}", words, random.Random(seed)).split()[1:]
