@@ -4,10 +4,15 @@
     python -m eval.instruct out/ood --beside=out/instruct    # two models, the same instructions
     python -m eval.instruct --init_from=gpt2 --source=tinystories-instruct    # any model, any data
 
-A story is generated for each instruction and checked for each requirement (instruct_checks.py), and
-for all of them together ("joint"). The same checks of the true story give the ceiling. Those of the
-model's own stories, shuffled over the instructions, give the floor: the score of a model that reads
-no instruction. Intervals are 95 % bootstrap intervals over the instructions.
+A story is generated for each instruction and checked for each requirement (instruct_checks.py), for
+the fraction of them that it meets ("met") and for all of them together ("joint"). The same checks
+of the true story give the ceiling. Those of the model's own stories, shuffled over the
+instructions, give the floor: the score of a model that reads no instruction.
+
+    own     whether the model finds the true story likelier after its own instruction than after
+            another record's: chance answers half, and no story need be generated well
+
+Intervals are 95 % bootstrap intervals over the instructions.
 
 Results are in eval/instruct.json of the run, the stories with their checks in eval/instruct.jsonl;
 with --source, --dataset or --beside in files whose names say so.
@@ -24,6 +29,7 @@ from eval import bootstrap, harness
 from eval.instruct_checks import CHECKS, UNREQUESTED, check_story, find_unrequested, passes_all
 from nanostories.dataset import instruct, sources
 from nanostories.dataset.shards import read_manifest
+from nanostories.inference.generate import Completion
 from nanostories.training import checkpoint
 
 COLUMNS = {"model": "model", "true": "true story", "shuffled": "shuffled stories"}
@@ -57,6 +63,8 @@ def main():
         samples = harness.generate_completions(model, prompts, settings, settings.num_samples)
         stories = [[harness.story_of(model, one) for one in some] for some in samples]
         measured.append(measure(records, stories, settings))
+        if all(record.story for record in records):
+            measured[-1]["model"]["own"] = prefers_own(model, records, settings)
         checks.append(intervals(measured[-1], settings.seed))
         print_table(model.out_dir, checks[-1])
         lines = lines or lines_of(records, stories)  # the first model's
@@ -65,6 +73,7 @@ def main():
     if (Path(source) / "manifest.json").is_file():
         results["data"] = checkpoint.data_hashes(read_manifest(source))
     results["checks"], *others = checks
+    results["by_instruction"] = {name: by_instruction(measured[0], name) for name in ("met", "own")}
     given = settings.source or settings.dataset
     name = f"instruct-{sources.slug(given)}" if given else "instruct"
     for other in others:
@@ -87,10 +96,49 @@ def lines_of(records, stories):
     ]  # fmt: skip
 
 
+def shift_of(records, settings):
+    """How many records further another record's instruction is taken from."""
+    return np.random.default_rng([settings.seed, 1]).integers(1, len(records))
+
+
+def prefers_own(loaded, records, settings):
+    """(whether the true story is likelier after its own instruction than after another record's, 1
+    for each record where both fit the model), float64 (2, records)."""
+    shift, encode = shift_of(records, settings), loaded.tokenizer.encode
+    own = [loaded.encode_prompt(record.prompt()) for record in records]
+    others = [*own[shift:], *own[:shift]]
+    stories = [Completion(encode(record.story)) for record in records]
+    lengths = [max(len(one), len(other)) for one, other in zip(own, others, strict=True)]
+    limit = loaded.model.config.block_size
+    fits = [n + len(story.ids) <= limit for n, story in zip(lengths, stories, strict=True)]
+    pairs = [
+        (prompt, story)
+        for *prompts, story, fit in zip(own, others, stories, fits, strict=True)
+        for prompt in prompts if fit
+    ]  # fmt: skip
+    if not pairs:
+        return np.zeros((2, len(records)))
+    nlls = harness.completion_nlls(
+        loaded.model, *zip(*pairs, strict=True), loaded.tokenizer.eot, harness.LIKELIHOOD_BATCH
+    )
+    after_own, after_other = np.array([nll for nll, _ in nlls]).reshape(-1, 2).T
+    answers = np.array([fits, fits], np.float64)
+    answers[0, fits] = after_own < after_other
+    return answers
+
+
+def by_instruction(measured, check):
+    """{side: the score of each instruction, None where it has none} of what `measure` returns."""
+    return {
+        side: [total / n if n else None for total, n in counts[check].T.tolist()]
+        for side, counts in measured.items() if check in counts
+    }  # fmt: skip
+
+
 def measure(records, stories, settings):
     """{side: `count_checks`}: of a model's stories, for each record a list of (text, whether it
     ended), of the same shuffled, and of the true ones where the records have them."""
-    shift = np.random.default_rng([settings.seed, 1]).integers(1, len(records))
+    shift = shift_of(records, settings)
     texts = [[(text, None) for text, _ in some] for some in stories]
     sides = {"model": stories, "shuffled": [*texts[shift:], *texts[:shift]]}
     if all(record.story for record in records):
@@ -99,21 +147,24 @@ def measure(records, stories, settings):
 
 
 def count_checks(records, stories, pair):
-    """{check: (sums, counts)} over the stories of each prompt, float64 (2, prompts); "joint" also
-    apart, where the pair is required and where not."""
+    """{check: (sums, counts)} over the stories of each prompt, float64 (2, prompts); "met" and
+    "joint" also apart, where the pair is required and where not."""
     counts = collections.defaultdict(lambda: np.zeros((2, len(records))))
     for i, (record, some) in enumerate(zip(records, stories, strict=True)):
         for text, ended in some:
             scores = check_story(record, text)
-            scores |= {"joint": passes_all(scores)} | find_unrequested(record, text)
+            met = sum(scores.values()) / len(scores)
+            scores |= {"met": met, "joint": passes_all(scores)} | find_unrequested(record, text)
             if ended is not None:
                 scores["ended"] = ended
             for name, score in scores.items():
                 counts[name][:, i] += score, 1
     has_pair = np.array([record.has_fields(pair.split("+")) for record in records])
-    apart = {f"joint, {pair}": counts["joint"] * has_pair,
-             "joint, others": counts["joint"] * ~has_pair}  # fmt: skip
-    names = (*CHECKS, "joint", *UNREQUESTED, "ended")
+    apart = {
+        f"{check}, {part}": counts[check] * mask
+        for check in ("met", "joint") for part, mask in ((pair, has_pair), ("others", ~has_pair))
+    }  # fmt: skip
+    names = (*CHECKS, "met", "joint", *UNREQUESTED, "ended")
     return {name: counts[name] for name in names if name in counts} | apart
 
 
@@ -129,10 +180,11 @@ def intervals(measured, seed):
 
 
 def differences(one, other, seed):
-    """{check: interval of one model's less the other's} of "joint", over all and by subset."""
+    """{check: interval of one model's less the other's} of "met", "joint" and "own", over all, and
+    of the first two by subset."""
     one, other = one["model"], other["model"]
-    joint = [name for name in one if name.startswith("joint")]
-    return {name: bootstrap.difference(one[name], other[name], seed) for name in joint}
+    names = [name for name in one if name.startswith(("met", "joint", "own"))]
+    return {name: bootstrap.difference(one[name], other[name], seed) for name in names}
 
 
 def print_table(name, checks):

@@ -2,6 +2,7 @@
 
     python -m eval.loss out/ts_cpu                           # the validation stories of its data
     python -m eval.loss out/ts_cpu --source=mine.txt         # any source that prepare.py reads
+    python -m eval.loss out/v1 --dataset=data/v2             # another data folder's
     python -m eval.loss out/instruct --loss_on=story         # only the stories of Instruct records
 
 The text is scored as it is: nothing is cleaned or dropped, and every token counts once. A story
@@ -30,7 +31,8 @@ from nanostories.training.validation import evaluate
 
 @dataclass(frozen=True)
 class Settings(harness.ModelSettings):
-    source: str = ""  # any source of prepare.py; default: the validation stories of the run's data
+    source: str = ""  # any source of prepare.py; default: the validation stories of `dataset`
+    dataset: str = ""  # a data folder; default: that of the run's data
     loss_on: str = ""  # all, or story: only that of Instruct records; default: as trained, else all
     batch_size: int = 8  # rows of tokens in one forward pass
     dtype: str = "float32"  # float32, bfloat16 or float16 to compute in
@@ -80,6 +82,8 @@ def main():
     device, loss_on = loaded.model.wte.weight.device, settings.loss_on or "all"
     if source := settings.source:
         texts = sources.read(source)
+    elif source := settings.dataset:
+        texts = harness.val_texts(source)
     else:
         source = checkpoint.data_folder(loaded, "source")
         texts = harness.val_texts(source)

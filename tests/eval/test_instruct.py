@@ -3,8 +3,11 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import tiny
+import torch
+import torch.nn.functional as F
 from tiny import settings_for
 
 import eval.instruct as script
@@ -69,7 +72,8 @@ def test_two_models_beside_each_other(runs, capsys, monkeypatch):
         assert checks["ended"]["model"]["n"] == 20 and alone["checkpoint"]["step"] == 3
         assert alone["seed"] == 1337 and "val_000.bin" in alone["data"]
     gaps = beside["beside"]["difference"]
-    assert set(gaps) == {"joint", "joint, words+summary", "joint, others"}
+    parts = ("", ", words+summary", ", others")
+    assert set(gaps) == {"own", *(f"{name}{part}" for name in ("met", "joint") for part in parts)}
     means = [beside["checks"]["joint"]["model"]["mean"]]
     means.append(beside["beside"]["checks"]["joint"]["model"]["mean"])
     assert gaps["joint"]["mean"] == pytest.approx(means[0] - means[1])
@@ -90,6 +94,49 @@ def test_the_floor_is_of_other_instructions():
     passed = {side: sum(counts["joint"][0]) for side, counts in measured.items()}
     assert passed["model"] == passed["true"] == len(records) > 15
     assert passed["shuffled"] < len(records) / 5
+
+
+def records_of(count):
+    facts = [instruct.StoryFacts(s.text, tuple(s.words)) for s in storybook.stories(count, seed=5)]
+    made = (instruct.make_record(one, seed) for seed, one in enumerate(facts))
+    return [record for record in made if record]
+
+
+def test_a_story_is_preferred_after_its_own_instruction_where_it_is_likelier(runs):
+    """By the model's loss on the story's tokens alone, one story at a time."""
+    [loaded] = harness.open_models(script.Settings(out_dir=str(runs / "control")), {})
+    loaded.model.double()  # so that rounding decides nothing
+    records, settings = records_of(12), script.Settings()
+    right, scored = script.prefers_own(loaded, records, settings)
+    shift, expected = script.shift_of(records, settings), []
+    for i, record in enumerate(records):
+        story, losses = loaded.tokenizer.encode(record.story), []
+        for other in (record, records[(i + shift) % len(records)]):
+            prompt = loaded.encode_prompt(other.prompt())
+            tokens = torch.tensor([prompt + story])
+            logits = loaded.model(tokens[:, :-1])[0, len(prompt) - 1 :]
+            losses.append(F.cross_entropy(logits, tokens[0, len(prompt) :], reduction="sum").item())
+        expected.append(losses[0] < losses[1])
+    assert right.tolist() == expected and scored.all() and 0 < sum(expected) < len(records)
+
+
+def test_a_story_that_fits_only_one_of_the_instructions_is_not_asked(runs):
+    [loaded] = harness.open_models(script.Settings(out_dir=str(runs / "control")), {})
+    records = records_of(6)
+    long = "He was so happy. " * (loaded.model.config.block_size // 4)
+    records[2] = instruct.Record((("words", "dog"),), long.strip())
+    right, scored = script.prefers_own(loaded, records, script.Settings())
+    assert scored.tolist() == [1, 1, 0, 1, 1, 1][: len(records)] and right[2] == 0
+    by_side = script.by_instruction({"model": {"own": np.array([right, scored])}}, "own")
+    assert by_side["model"][2] is None and None not in by_side["model"][3:]
+
+
+def test_met_is_the_mean_of_the_requirements():
+    record = instruct.make_instruction(words="dog, cat", features="Dialogue")
+    counts = script.count_checks([record], [[("The dog ran.", True)]], "words+features")
+    assert counts["met"].tolist() == [[0.25], [1]]  # half of the words, nobody speaks
+    assert counts["met, words+features"].tolist() == [[0.25], [1]]
+    assert counts["met, others"].tolist() == [[0], [0]]
 
 
 def test_prompts_without_stories(runs, tmp_path, capsys, monkeypatch):
