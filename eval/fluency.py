@@ -23,7 +23,7 @@ stories' own sentences and words in another order show what the referee makes of
 
 Results compare where referee, stories and lengths are the same. The referee should be stronger than
 the model, another one, and not trained on the stories. Intervals are 95 % bootstrap intervals over
-the beginnings; the result is eval/fluency.json of the run.
+the beginnings; the result is eval/fluency.json of the run, with --steps eval/fluency-steps.json.
 """
 
 import re
@@ -259,7 +259,7 @@ def main():
             rows[str(step)] = measures
         print()
         show("step", rows)
-    harness.write_result(loaded.out_dir, "fluency", results)
+    harness.write_result(loaded.out_dir, "fluency-steps" if settings.steps else "fluency", results)
 
 
 if __name__ == "__main__":

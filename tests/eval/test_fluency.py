@@ -59,7 +59,7 @@ def call(*words):
 
 def test_the_referee_ranks_what_it_reads(noisy, source, capsys):
     call(noisy, f"--source={source}", "--steps", "--stories=20", "--max_new_tokens=40")
-    results = json.loads((noisy / "eval" / "fluency.json").read_text())
+    results = json.loads((noisy / "eval" / "fluency-steps.json").read_text())
     sets, steps = results["sets"], results["checkpoints"]
     assert not results["own_referee"] and results["stories"] == 20
     relative = {name: row["relative"]["mean"] for name, row in {**sets, **steps}.items()}
