@@ -87,19 +87,21 @@ def quotient(one, other, seed, transform):
     return interval(_divide(*draws), np.count_nonzero(one[1]))
 
 
-def resample_models(answers, rng):
-    """Draws of the mean score of each model, (models, 1 + ROUNDS).
+def resample_models(answers, rng, vary=("questions", "seeds")):
+    """Draws of the mean score of each model, (models, 1 + ROUNDS); vary: what is resampled.
 
     answers: float64 (seeds, questions) for each model, nan where there is no answer. All models
     share the resampled questions; `resample_seeds` adds what other seeds would change."""
     counts = resample_counts(answers[0].shape[1], rng).T  # (questions, ROUNDS)
+    if "questions" not in vary:
+        counts = np.ones_like(counts)
     errors = resample_seeds([np.nanmean(one, axis=1) for one in answers], rng)
     rows = []
     for i, one in enumerate(answers):
         present = ~np.isnan(one)
         sums, totals = np.where(present, one, 0) @ counts, present @ counts  # (seeds, ROUNDS)
         means = sums.sum(0) / np.maximum(1, totals.sum(0))
-        if errors:
+        if errors and "seeds" in vary:
             means = means + errors[i][1:] - errors[i][0]
         rows.append(np.r_[np.nanmean(one), means])
     return np.array(rows)

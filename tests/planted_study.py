@@ -49,7 +49,7 @@ def run(size, seed, accuracies, loss=3.0, kind="", along=None, tokens=2_000_000)
         str(size), f"out/planted/{kind}{size}-s{seed}", kind, size, seed,
         parameters=size.parameters + 200_000, block_parameters=size.parameters,
         matmul_parameters=size.parameters + 200_000 - 512 * size.width, tokens=tokens,
-        curve=curve, train_curve=curve,
+        curve=curve, train_curve=curve, recipe={"dataset": "data/planted"},
         results={"skills": skills(accuracies, seed, along)} if accuracies else {},
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ def study(accuracies_of, loss_of=lambda size: 3.0, seeds=3, more=(), **changes):
         for seed in range(1, seeds + 1)
     ]
     settings = {"models": SIZES, "dataset": "data/planted", "source": "planted", "judge": "",
-                "baselines": "", "out_dir": "out/planted"}  # fmt: skip
+                "baselines": "", "out_dir": "out/planted", "hold_out": "words+summary"}  # fmt: skip
     data = {"splits": {"train": {"tokens": 6_000_000, "stories": 9, "bytes": 99}},
             "tokenizer": "bpe", "vocab_size": 2048, "files": {}}  # fmt: skip
     return Study(settings, [], [*runs, *more], {"data/planted": data})

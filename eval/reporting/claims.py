@@ -21,6 +21,7 @@ from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, Scores, relative_
 
 VERDICTS = SEEN, NOT_SEEN, UNDECIDED = "seen at this scale", "not seen at this scale", "not decided"
 NOT_MEASURED = "not all of the models to compare have been measured"
+LEARNED = 0.6  # accuracy from which a skill counts as learned
 LARGE_GPT2 = ("gpt2-large", "gpt2-xl")  # the baselines that the paper names
 
 
@@ -41,10 +42,10 @@ class Claim:
         return SEEN if self.value["low"] > 0 else NOT_SEEN
 
 
-def evaluate_claims(study):
-    """[Claim] of a results.Study, in the paper's order."""
+def evaluate_claims(study, vary=("questions", "seeds")):
+    """[Claim] of a results.Study, in the paper's order. vary: what is resampled for intervals."""
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    scores, claims = Scores(study.grid), []
+    scores, claims = Scores(study.grid, vary=vary), []
     for row in table["claim"]:
         test, arguments = globals()[row.pop("test")], row.pop("arguments", ())
         value, note = test(study, scores, *arguments)
@@ -57,35 +58,44 @@ def evaluate_claims(study):
 
 def grammar_plateaus(study, scores):
     order = np.argsort([size.parameters for size in scores.sizes])
-    larger = np.sort(order[len(order) // 2 :])
-    grammar, *others = (scores.slope(kind, larger) for kind in ("grammar", "consistency", "plot"))
-    return bootstrap.interval((others[0] + others[1]) / 2 - grammar, len(larger)), scores.seed_note
+    larger, kinds = np.sort(order[len(order) // 2 :]), ("grammar", "consistency", "plot")
+    slopes = [(scores.slope(kind, larger), scores.slope(kind, np.sort(order))) for kind in kinds]
+    if flat := [kind for kind, pair in zip(kinds, slopes, strict=True) if not rises(pair[1])]:
+        return None, f"{' and '.join(flat)} cannot be told to grow with the parameters"
+    grammar, *others = (among_larger / among_all for among_larger, among_all in slopes)
+    return bootstrap.interval(np.mean(others, axis=0) - grammar, len(larger)), scores.seed_note
+
+
+def rises(draws):
+    """Whether an estimate is above 0 with all of its interval."""
+    value = bootstrap.interval(draws, 1)
+    return value is not None and value["low"] > 0
 
 
 def grammar_is_first(study, scores):
-    gaps, late = [], 0
+    gaps = []
     for run in study.grid:
         rows = (run.results.get("skills") or {}).get("checkpoints") or []
         points = [halfway(rows, kind) for kind in ("grammar", "consistency")]
-        if points != [None, None]:  # a kind that is not halfway yet counts as reached at the end
-            late += None in points
-            end = np.log2(rows[-1]["tokens"])
-            first, second = (end if x is None else x for x in points)
-            gaps.append(second - first)
+        if None not in points:
+            gaps.append(points[1] - points[0])
     if len(gaps) < MIN_SIZES:
-        return None, ""
+        return None, f"{len(gaps)} of the runs have learned both" * bool(gaps)
     [draws] = bootstrap.resample_seeds([np.array(gaps)], np.random.default_rng(0))
-    note = f"{late} of {len(gaps)} runs ended before one of the two: the end counts for it"
-    return bootstrap.interval(draws, len(gaps)), note * (late > 0)
+    return bootstrap.interval(draws, len(gaps)), ""
 
 
-def halfway(rows, kind, half=(1 + CHANCE) / 2):
-    """log2 of the tokens at which the accuracy of a kind first reaches `half`; None if never."""
+def halfway(rows, kind):
+    """log2 of the tokens at which the accuracy of a kind is first halfway from chance to its last
+    value; None if that is no better than LEARNED."""
     points = [(np.log2(row["tokens"]), row["skills"][kind]["accuracy"]["mean"])
               for row in rows if row["tokens"] and kind in row["skills"]]  # fmt: skip
-    i = next((i for i, (_, accuracy) in enumerate(points) if accuracy >= half), None)
-    if not i:
-        return None if i is None else points[0][0]
+    if not points or points[-1][1] < LEARNED:
+        return None
+    half = (CHANCE + points[-1][1]) / 2
+    i = next(i for i, (_, accuracy) in enumerate(points) if accuracy >= half)
+    if i == 0:
+        return points[0][0]
     (before, low), (after, high) = points[i - 1 : i + 1]
     return before + (half - low) / (high - low) * (after - before)
 
@@ -107,35 +117,39 @@ def consistency_threshold(study, scores):
 # ---- instructions ------------------------------------------------------------------------------
 
 
-def instructed_runs(study):
-    """[(Size, {"model", "shuffled": intervals})]: how many instructions are followed completely."""
-    runs = [run for run in study.of_kind("instruct") if run.results.get("instruct")]
-    return [(run.size, run.results["instruct"]["checks"]["joint"]) for run in runs]
+def instructed(study, vary):
+    """{size: (1 + ROUNDS,)} of how much better than chance models find a true story's own
+    instruction (eval.instruct's "own"), 0 chance and 1 all right; and a note."""
+    runs = [run for run in study.of_kind("instruct") if (run.results.get("instruct") or {})
+            .get("by_instruction", {}).get("own")]  # fmt: skip
+    answers = {}
+    for run in runs:
+        own = run.results["instruct"]["by_instruction"]["own"]["model"]
+        answers.setdefault(run.size, []).append((np.array(own, float) - CHANCE) / (1 - CHANCE))
+    if not answers:
+        return {}, "no model was trained on instructions"
+    groups = [np.array(rows) for rows in answers.values()]
+    draws = bootstrap.resample_models(groups, np.random.default_rng(0), vary)
+    note = ONE_SEED * any(len(rows) == 1 for rows in groups)
+    return dict(zip(answers, draws, strict=True)), note
 
 
 def two_layers(study, scores):
-    gains, runs = {}, instructed_runs(study)
-    for size, row in runs:
-        if row.get("shuffled") and size.layers in (1, 2):
-            gain = row["model"]["mean"] - row["shuffled"]["mean"]
-            errors = [bootstrap.standard_error(row[side]) for side in ("model", "shuffled")]
-            gains.setdefault(size.width, {})[size.layers] = gain, np.hypot(*errors)
-    pairs = [(both[2], both[1]) for both in gains.values() if len(both) == 2]
-    if not pairs:
-        return None, "" if runs else "no model was trained on instructions"
-    mean = np.mean([two - one for (two, _), (one, _) in pairs])
-    error = np.sqrt(sum(two**2 + one**2 for (_, two), (_, one) in pairs)) / len(pairs)
-    return bootstrap.normal_interval(mean, error, len(pairs)), ONE_SEED
+    draws, note = instructed(study, scores.vary)
+    gains = [draws[two] - draws[one] for one, two in itertools.permutations(draws, 2)
+             if (one.width, one.layers, two.layers) == (two.width, 1, 2)]  # fmt: skip
+    if not gains:
+        return None, note * (not draws)
+    return bootstrap.interval(np.mean(gains, axis=0), len(gains)), note
 
 
 def instructions_follow_depth(study, scores):
-    runs = instructed_runs(study)
-    x = np.array([[1, np.log2(size.width), np.log2(size.layers)] for size, _ in runs])
-    if len(runs) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
+    draws, note = instructed(study, scores.vary)
+    x = np.array([[1, np.log2(size.width), np.log2(size.layers)] for size in draws])
+    if len(draws) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
         return None, f"it takes {MIN_SIZES} models trained on instructions that differ in both"
-    draws = bootstrap.normal_draws([row["model"] for _, row in runs], np.random.default_rng(0))
-    _, width, layers = np.linalg.lstsq(x, draws, rcond=None)[0]
-    return bootstrap.interval(layers - width, len(runs)), ONE_SEED
+    _, width, layers = np.linalg.lstsq(x, np.array(list(draws.values())), rcond=None)[0]
+    return bootstrap.interval(layers - width, len(draws)), note
 
 
 # ---- depth and width ---------------------------------------------------------------------------
@@ -151,8 +165,13 @@ def gains_more(study, scores, kind, more, less):
 
 
 def shallow_models(study, scores):
-    gap = scores.slopes("consistency")["layers"] - scores.slopes("grammar")["layers"]
-    return bootstrap.interval(gap, len(scores.sizes)), scores.seed_note
+    shares = []
+    for kind in ("consistency", "grammar"):
+        slopes = scores.slopes(kind)
+        if not rises(slopes["width"] + slopes["layers"]):
+            return None, f"{kind} cannot be told to grow with width and depth"
+        shares.append(slopes["layers"] / (slopes["width"] + slopes["layers"]))
+    return bootstrap.interval(shares[0] - shares[1], len(scores.sizes)), scores.seed_note
 
 
 def creativity_is_last(study, scores):
@@ -187,19 +206,21 @@ def small_models_win(study, scores):
 
 
 def loss_flattens(study, scores):
-    epoch = study.plain_data.get("splits", {}).get("train", {}).get("tokens")
-    runs = [run for run in study.grid if run.curve and epoch and run.tokens >= 0.99 * epoch]
-    if not runs:
-        longest = max((run.tokens for run in study.grid), default=0)
-        return None, f"the longest run is {longest / epoch:.2f} epochs" if epoch else ""
-    values = []
-    for run in runs:
+    values, longest = [], 0
+    for run in [run for run in study.runs if run.curve and run.kind in ("", "once")]:
+        epochs = study.epochs(run)
+        longest = max(longest, epochs or 0)
+        if not epochs or epochs < 0.99:
+            continue
+        epoch = run.tokens / epochs
         first = np.interp(epoch / 100, *np.array(run.train_curve).T)
         middle, last = np.interp([epoch / 2, epoch], *np.array(run.curve).T)
         values.append(0.1 - (middle - last) / max(first - last, 1e-9))
+    if not values:
+        return None, f"the longest run is {longest:.2f} epochs" if longest else ""
     draws = bootstrap.resample_seeds([np.array(values)], np.random.default_rng(0))
     note = "a learning rate that falls to its end makes the end steeper"
-    return draws and bootstrap.interval(draws[0], len(runs)), note
+    return draws and bootstrap.interval(draws[0], len(values)), note
 
 
 def more_heads_help(study, scores):

@@ -29,30 +29,33 @@ GRADES = ("grammar", "consistency", "plot", "creativity")  # that a judge gives
 class Scores:
     """The scores of those runs of a grid that eval.skills has evaluated.
 
-    sizes: [Size]; draws: {kind: float64 (sizes, 1 + ROUNDS)}, the estimate first; counts: {kind:
-    number of questions}; judge: the model that graded, "" for none; unit: what 0 and 1 stand for;
-    seed_note: ONE_SEED where a size has only one run, else ""."""
+    of: a function of a Run, what its scores stand for; runs of one count as seeds of each other.
+    vary: as of resample_models. sizes: [Size], or what `of` returns; draws: {kind: float64 (sizes,
+    1 + ROUNDS)}, the estimate first; counts: {kind: number of questions}; judge: the model that
+    graded, "" for none; unit: what 0 and 1 stand for; seed_note: ONE_SEED where a size has only one
+    run, else ""."""
 
-    def __init__(self, runs):
+    def __init__(self, runs, of=lambda run: run.size, vary=("questions", "seeds")):
         runs = [run for run in runs if run.results.get("skills")]
-        answers = [(run.size, relative_answers(run)) for run in runs]
-        self.judge, self.draws, self.counts = "", {}, {}
+        answers = [(of(run), relative_answers(run)) for run in runs]
+        self.judge, self.draws, self.counts, self.vary = "", {}, {}, vary
         graded = [r for r in runs if r.results.get("judge-paper") and r.results.get("grades")]
-        if graded and {run.size for run in graded} == {run.size for run in runs}:
+        if graded and {of(run) for run in graded} == {of(run) for run in runs}:
             self.judge = graded[0].results["judge-paper"]["judge"]["model"]
             for run, (_, scores) in zip(runs, answers, strict=True):
                 for grade in GRADES:
                     scores.pop(grade, None)
                 scores |= relative_grades(run)
-        self.unit, seeds = UNITS[bool(self.judge)], Counter(run.size for run in runs)
+        self.unit, seeds = UNITS[bool(self.judge)], Counter(of(run) for run in runs)
         self.sizes, rng = list(seeds), np.random.default_rng(0)
         self.seed_note = ONE_SEED * (1 in seeds.values())
         for kind in sorted({kind for _, scores in answers for kind in scores}):
-            by_size = [[scores[kind] for of, scores in answers if of == size and kind in scores]
+            by_size = [[scores[kind] for name, scores in answers if name == size and kind in scores]
                        for size in self.sizes]  # fmt: skip
             lengths = {len(row) for rows in by_size for row in rows}
             if len(lengths) == 1 and all(by_size):
-                self.draws[kind] = resample_models([np.array(rows) for rows in by_size], rng)
+                groups = [np.array(rows) for rows in by_size]
+                self.draws[kind] = resample_models(groups, rng, vary)
                 self.counts[kind] = lengths.pop()
 
     def by_size(self, kind):

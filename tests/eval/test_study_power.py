@@ -1,0 +1,67 @@
+"""The power calculation, on studies whose truth is planted and by hand."""
+
+import sys
+
+import pytest
+from planted_study import KINDS, study
+
+from configs import UserError
+from eval import bootstrap, study_power
+from eval.reporting.claims import Claim
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_rounds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.bootstrap.ROUNDS", 600)
+        yield
+
+
+def claims(*errors, mean=0.1):
+    return [[Claim("a", "", "", bootstrap.normal_interval(mean, error, 9))] for error in errors]
+
+
+def test_by_hand():
+    """A value of 0.1 needs an error of 0.1 / 2.8; the questions' part of it leaves the rest."""
+    [row] = study_power.power(*claims(0.05, 0.03, 0.04)).values()
+    assert row["detectable"] == pytest.approx(2.8 * 0.05)
+    assert row["more_seeds"] == pytest.approx(0.04**2 / ((0.1 / 2.8) ** 2 - 0.03**2))
+    assert row["more_questions"] is None  # more seeds alone would do, more questions would not
+    [row] = study_power.power(*claims(0.05, 0.04, 0.03, mean=-0.1)).values()
+    assert row["more_seeds"] is None and row["more_questions"] > 1
+    assert study_power.power(*[[Claim("a", "", "", None)]] * 3) == {}
+
+
+def test_a_study_as_large_as_it_says_decides():
+    """With the detectable difference as the value, as many seeds as there are suffice."""
+    [row] = study_power.power(*claims(0.05, 0.0, 0.05, mean=0.14)).values()
+    assert row["more_seeds"] == pytest.approx(1.0)
+
+
+def test_the_parts_make_the_whole():
+    """Of a planted study: what questions and seeds change adds up, in squares."""
+    planted = study(lambda size: {kind: 0.7 + 0.0005 * size.width for kind in KINDS})
+    for one in planted.runs:  # seeds that differ
+        answers = one.results["skills"]["correct"]["plot"]
+        answers[: 8 * one.seed] = [1.0] * (8 * one.seed)
+    row = study_power.power_of(planted)["Plot follows width"]
+    assert row["questions"] > 0 < row["seeds"]
+    whole = (row["questions"] ** 2 + row["seeds"] ** 2) ** 0.5
+    assert row["error"] == pytest.approx(whole, rel=0.2)
+
+
+def test_a_claim_on_losses_rests_on_no_questions():
+    [row] = study_power.power(*claims(0.05, 0.05, 0.05)).values()
+    assert row["questions"] == 0.0 and row["seeds"] == pytest.approx(0.05)
+
+
+def test_the_command(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["eval.study_power"])
+    with pytest.raises(UserError, match="usage"):
+        study_power.main()
+    planted = study(lambda size: {kind: 0.7 for kind in KINDS})
+    monkeypatch.setattr(study_power, "read_study", lambda folder: planted)
+    monkeypatch.setattr(sys, "argv", ["eval.study_power", str(tmp_path)])
+    study_power.main()
+    out = capsys.readouterr().out
+    assert "Plot follows width" in out and "detectable" in out and "Creativity" not in out
