@@ -45,8 +45,8 @@ options += "\n".join(f"train.py {size}: {_TABLE_1}" for size in _REPORT.split(",
 
 # What a reader of the paper asks first comes first: the sizes that its authors released, width at 8
 # layers, depth at width 256, heads. Each stage has at most 25 minutes of an H100 by estimate, but
-# the three largest trainings, which have a stage each: `--dry_run` prints it, docs/study.md has a
-# table. A stage on Instruct stories comes before the reward, which is compared with it.
+# the three largest trainings, which have a stage each: `--dry_run` prints it, docs/study_gpu.md has
+# a table. A stage on Instruct stories comes before the reward, which is compared with it.
 stages = """
 released models: 64-8-16, 128-8-16, 256-8-16
 released-large models: 512-8-16, 768-4-16
@@ -83,7 +83,8 @@ instruct-1024-2 instruct: 1024-2-16
 instruct-1024-4 instruct: 1024-4-16
 instruct-1024-8 instruct: 1024-8-16
 instruct-1024-12 instruct: 1024-12-16
-report models: 64-4-2, 128-8-4, 128-12-4
+report models: 64-4-2, 128-8-4
+report-128-12 models: 128-12-4
 report-256 models: 256-8-4, 256-12-4
 report-512-8 models: 512-8-4
 report-512-12 models: 512-12-4

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from configs import UserError, load, run
 from eval import bootstrap
-from eval.reporting import charts, model_sections, scaling_law, story_sections
+from eval.reporting import charts, model_sections, scaling_law, story_sections, variants
 from eval.reporting.claims import VERDICTS, evaluate_claims
 from eval.reporting.page import render, templates
 from eval.reporting.results import read_study
+from eval.study_power import power_of
 from nanostories import storage
 
 
@@ -30,14 +31,15 @@ def scale_of(study):
     return " ".join(templates().get_template("sections.html").module.scale(study).split())
 
 
-def make_sections(study, claims, law):
-    """{name: what its macro in sections.html takes} of a results.Study, its claims and its law."""
-    of_study = (*model_sections.SECTIONS, *story_sections.SECTIONS)
+def make_sections(study, claims, law, power):
+    """{name: what its macro in sections.html takes} of a results.Study, its claims, its law and the
+    power of its claims."""
+    of_study = (*model_sections.SECTIONS, *story_sections.SECTIONS, *variants.SECTIONS)
     of_claims = {"claims": claims, "verdicts": VERDICTS, "scale": scale_of(study)}
     svgs = [charts.chart(draw, **labels) for draw, labels in model_sections.headline(study)]
     return {function.__name__: function(study) for function in of_study} | {
         "headline": of_claims | {"svgs": svgs},
-        "claims": of_claims,
+        "claims": of_claims | {"power": power},
         "scaling": model_sections.scaling(study, law),
         "questions": story_sections.questions(study, claims, law),
         "sources": {},
@@ -51,11 +53,15 @@ def main():
         raise UserError("usage: python -m eval.report out/<study>")
     study, out = read_study(settings.out_dir), Path(settings.out_dir)
     claims, law = evaluate_claims(study), scaling_law.fit_twice(scaling_law.curves_of(study))
-    scale, sections = scale_of(study), make_sections(study, claims, law)
+    power = power_of(study)
+    scale, sections = scale_of(study), make_sections(study, claims, law, power)
     subtitle = f"{scale or out.name}; judge: {study.settings['judge'] or 'none'}"
     page = render("The TinyStories study, reproduced", subtitle, sections)
     storage.write_text(out / "report.html", page.encode("utf-8", "replace").decode())
-    rows = [asdict(claim) | {"verdict": claim.verdict} for claim in claims]
+    rows = [
+        asdict(claim) | {"verdict": claim.verdict, "power": power.get(claim.text)}
+        for claim in claims
+    ]
     storage.write_json(out / "report.json", {"scale": scale, "claims": rows, "scaling": law})
     if panels := model_sections.headline(study):
         charts.picture(out / "headline.png", *panels, size=(9, 4))

@@ -1,6 +1,6 @@
 """The whole study in one command: a grid of models, every evaluation that applies, and the report.
 
-    python -m eval.study configs/study_small.py                  # 1 to 2 hours on two CPU cores
+    python -m eval.study configs/study_small.py                  # an hour on two CPU cores
     python -m eval.study configs/study_small.py --dry_run        # its commands, and which are done
     python -m eval.study configs/study_paper.py --judge=gpt-4o   # a GPU, and a judge's grades
     python -m eval.study configs/study_paper.py --stage=released --minutes=25    # a part of it
@@ -34,7 +34,7 @@ from eval.llm import settings as judge_settings
 from eval.reporting.study_jobs import plan_jobs, sizes
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState
 from eval.study_estimate import h100_minutes, print_estimate, spent
-from eval.study_stages import select_stages
+from eval.study_stages import OF_THE_GRID, select_stages
 from nanostories import storage
 from nanostories.dataset.workers import cpu_count
 from nanostories.text import wordnet
@@ -51,6 +51,9 @@ class Settings:
     val_source: str = ""  # validation stories; default: the data set's own
     instruct_source: str = ""  # Instruct records; default: made from source
     instruct_val_source: str = ""  # validation records
+    hold_out: str = "words+summary"  # instructions that are never together in the data of `ood`
+    v1_source: str = "tinystories"  # for `corpora`: stories of GPT-3.5 and GPT-4,
+    v2_source: str = "tinystories-v2"  # and of GPT-4 alone
     tokenizer: str = "gpt2"  # as in prepare.py: gpt2, gpt2-10k, bpe, bytes, or a path
     vocab_size: int = 4096  # of bpe, <|endoftext|> included
     dataset: str = ""  # token folder to make; default data/<study> for out/<study>, else in out_dir
@@ -61,7 +64,9 @@ class Settings:
     # models of the grid that
     syn: str = ""  # are also trained on stories with synonyms
     instruct: str = ""  # are also trained on Instruct records
-    ood: str = ""  # and on records without some combinations of instructions
+    ood: str = ""  # and on records where `hold_out` is never together
+    architectures: str = ""  # are also trained as study_jobs.ARCHITECTURES,
+    corpora: str = ""  # and on the other stories of study_jobs.CORPORA
     table1: str = ""  # are also trained by the student report's table 1
     reward: str = ""  # are also fine-tuned with reinforcement learning
     diversity: str = ""  # are searched for copies of training stories
@@ -226,11 +231,12 @@ def check(settings):
     grid = sizes(settings.models, "models")
     if not grid:
         raise UserError("name the models of the grid: --models=64-2-4,128-2-4")
-    for name in ("syn", "instruct", "ood", "table1", "reward", "diversity", "interpret"):
+    for name in OF_THE_GRID:
         for size in sizes(getattr(settings, name), name):
             if size not in grid:
                 raise UserError(f"{name}: {size} is not one of the models")
-    if settings.syn and not settings.dry_run:  # raise UserError if the word lists are missing
+    needs_words = settings.syn or settings.corpora
+    if needs_words and not settings.dry_run:  # raise UserError if the word lists are missing
         wordnet.pos_tags(["dog"]), wordnet.reader()
     if settings.max_cost and not settings.price_in + settings.price_out:
         raise UserError("max_cost needs prices: --price_in and --price_out, per million tokens")

@@ -13,12 +13,12 @@ from configs import ROOT, UserError, load
 from eval import harness, judge, knowledge, reward
 from eval.llm import settings as judge_settings
 from eval.llm.rubrics import TOPIC, JudgeItem
+from eval.reporting.study_jobs import VOCAB_SIZES
 from nanostories.storage import read_json
 
 # Tokens of TinyStories' 1.92 GB and TinyStories-Instruct's 2.66 GB, at 4.05 bytes a token of GPT-2,
 # where the data is not made yet.
 EPOCH, INSTRUCT_EPOCH = 475e6, 655e6
-VOCAB_SIZES = {"gpt2": 50_257, "gpt2-10k": 10_000, "bytes": 257}  # others are in the settings
 ITEM = JudgeItem(" a word" * 150, " a word" * 40)  # about as long as a story and its beginning
 
 

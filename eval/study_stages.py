@@ -15,8 +15,10 @@ from dataclasses import replace
 
 from configs import UserError
 
-STAGED = ("models", "heads", "syn", "instruct", "ood", "table1", "reward", "diversity", "interpret",
-          "baselines")  # fmt: skip
+# Settings that name models of the grid.
+OF_THE_GRID = ("syn", "instruct", "ood", "architectures", "corpora", "table1", "reward",
+               "diversity", "interpret")  # fmt: skip
+STAGED = ("models", "heads", *OF_THE_GRID, "baselines")
 
 
 def split_words(text):

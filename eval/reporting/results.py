@@ -79,6 +79,12 @@ class Study:
         runs = [run for run in self.runs if run.kind == kind]
         return sorted(runs, key=lambda run: (run.size or (), run.seed))
 
+    def epochs(self, run):
+        """How often a Run has read each story of its data, on average; None if not known."""
+        data = self.data.get(run.recipe.get("dataset"), {})
+        tokens = data.get("splits", {}).get("train", {}).get("tokens")
+        return run.tokens / tokens if tokens else None
+
     def first(self, size, kind=""):
         """The run of a size and kind with the lowest seed, or None."""
         return next((run for run in self.of_kind(kind) if run.size == size), None)

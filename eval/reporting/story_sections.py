@@ -17,6 +17,7 @@ from eval.memorization.page import highlight
 from eval.prompts import knowledge_prompts
 from eval.reporting import charts
 from eval.reporting.page import templates
+from nanostories.dataset.instruct import parse_record
 from nanostories.text.words import ngrams, split_words, words_and_marks
 
 WRITERS = {"model": "model", "shuffled": "given another instruction", "true": "true story"}
@@ -91,9 +92,19 @@ def instruct(study):
                      for run in runs} for writer, label in WRITERS.items()}  # fmt: skip
     draw = charts.draw_intervals(joint, {run.size: run.size.parameters for run in runs})
     labels = {"xlabel": "parameters without embeddings", "ylabel": "followed completely, fraction"}
-    held_out = [run for run in study.of_kind("ood") if run.results.get("instruct")]
-    return {"runs": runs, "writers": WRITERS, "held_out": held_out,
+    pair = study.settings["hold_out"].split("+")
+    held_out = [
+        (run, next((x for x in run.results.get("instructed", ()) if requires(x, pair)), None))
+        for run in study.of_kind("ood") if run.results.get("instruct")
+    ]  # fmt: skip
+    return {"runs": runs, "writers": WRITERS, "held_out": held_out, "pair": pair,
             "by_size": charts.chart(draw, **labels) if len(runs) > 1 else None}  # fmt: skip
+
+
+def requires(line, fields):
+    """Whether the instruction of a line of eval.instruct has all of the fields."""
+    record = parse_record(line["prompt"])
+    return record is not None and record.has_fields(fields)
 
 
 def diversity(study):
@@ -174,7 +185,8 @@ def questions(study, claims, law):
         if run.kind == "" and run.results.get("interpret"):
             values["neurons"] = run.results["interpret"]["neurons"]
         if run.kind == "ood" and run.results.get("instruct"):
-            values["held_out"] = run.results["instruct"]["beside"]["difference"]
+            gaps = run.results["instruct"]["beside"]["difference"]
+            values["held_out"] = gaps.get(f"met, {study.settings['hold_out']}")
     table = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
     for row in table["question"]:
         try:

@@ -16,12 +16,13 @@ from configs import UserError
 from eval import report
 from eval.memorization.copying import BINS
 from eval.prompts import knowledge_prompts
-from eval.reporting import charts, model_sections, scaling_law, story_sections
+from eval.reporting import charts, model_sections, scaling_law, story_sections, variants
 from eval.reporting import results as study_results
 from eval.reporting.claims import evaluate_claims
 from eval.reporting.page import Cell, cell, labeled, render, templates
 from eval.reporting.study_jobs import Size
 from eval.reporting.study_state import digest
+from eval.study_power import power_of
 
 CHART = charts.chart
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&amp; {{ 7 * 7 }} \ud800'
@@ -55,7 +56,9 @@ class Reader(HTMLParser):
 
 def page_of(planted):
     claims, law = evaluate_claims(planted), scaling_law.fit_twice(scaling_law.curves_of(planted))
-    return render("The study", "subtitle", report.make_sections(planted, claims, law))
+    return render(
+        "The study", "subtitle", report.make_sections(planted, claims, law, power_of(planted))
+    )
 
 
 def block(name, *args):
@@ -97,11 +100,18 @@ def full():
     planted.settings["judge"] = HOSTILE
     for one in planted.runs:
         one.results |= results(one)
+        one.results["fluency"] = fluency(0.5 - 0.001 * one.size.width + 0.01 * one.seed)
+        one.results["fluency-steps"] = one.results["fluency"]
     planted.runs[0].env = {"torch": "9.9", "data": {}}
     planted.runs[0].recipe = {"batch_size": 2, "learning_rate": HOSTILE}
     planted.jobs.append({"name": HOSTILE, "command": ["train.py", HOSTILE], "status": "failed",
                            "output": "x", "run": ""})  # fmt: skip
     size = Size(64, 2, 4)
+    for kind in ("rope", "untied", "v1", "v2", "once", "twice"):
+        for seed in (1, 2):
+            planted.runs.append(run(size, seed, accuracies(size), 2.9, kind))
+            planted.runs[-1].recipe |= {"n_embd": 72}
+            planted.runs[-1].results["fluency"] = fluency(0.1 * seed)
     of_kind = {"instruct": instruct(), "syn": vocabulary(), "reward": rewarded(),
                "naive": rewarded(), "ood": held_out(), "table1": {}}  # fmt: skip
     for kind, found in of_kind.items():
@@ -170,6 +180,14 @@ def results(one):
     }  # fmt: skip
 
 
+def fluency(relative):
+    """What eval.fluency finds of a model whose referee's nats per byte are `relative`."""
+    row = dict.fromkeys(variants.FLUENCY, interval(0.1)) | {"relative": interval(relative)}
+    sets = {"real stories": row, "temperature 0.8": row, "temperature 1.0": row}
+    steps = {str(n): row | {"relative": interval(relative + 1 / n)} for n in (1, 2, 4)}
+    return {"sets": sets, "stories": 20, "checkpoints": steps}
+
+
 def instruct():
     joint = {side: interval(0.3) for side in ("model", "shuffled", "true")}
     return {"instruct": {"checks": {"joint": joint}},
@@ -202,7 +220,7 @@ def rewarded():
 
 def held_out():
     """What eval.instruct finds of two models, one of which never saw words and summary together."""
-    checks = {name: {"model": interval(0.3)} for name in ("joint", "joint, words+summary")}
+    checks = {name: {"model": interval(0.3)} for name in ("joint", "met, words+summary")}
     gaps = dict.fromkeys(checks, interval(-0.07))
     line = {"prompt": f"Words: a\nSummary: {HOSTILE}\nStory: ", "story": "Of both."}
     result = {"checks": checks, "beside": {"checks": checks, "difference": gaps}}
@@ -228,7 +246,7 @@ def test_with_half_of_it_missing(page, quick):
     less = page_of(planted)
     names = re.findall('<h2 id="(.*?)">', page)
     assert re.findall('<h2 id="(.*?)">', less) == names == re.findall('href="#(.*?)">', less)
-    assert len(set(names)) == 18 and "not measured" in less
+    assert len(set(names)) == 22 and "not measured" in less
     assert 0 < less.count("<h4>") < page.count("<h4>")
 
 
@@ -334,6 +352,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         "models": "64-2-4",
         "baselines": "",
         "dataset": "nowhere",
+        "hold_out": "words+summary",
         "judge": "",
         "source": "x",
     }
@@ -513,7 +532,7 @@ def test_what_the_seeds_have(page):
     shown = texts(page)
     for words in (
         "with a KL penalty", "without (naive)", "the student report's table 7",
-        "An instructed one.", "words and a summary, which it never saw together", "Of both.",
+        "An instructed one.", "words and summary, which it never saw together", "Of both.",
         "-0.070", "original continuation", "The original. ", "Instructions followed completely",
         "run once on the same stories", "Lily wanted to get either a cat or a dog",
         "what a head of each kind attends to", "bert-base-uncased (estimated)", "22,500,000",
@@ -542,7 +561,7 @@ def test_a_fit_that_misses_says_so(quick):
     claims, law = evaluate_claims(planted), scaling_law.fit_twice(scaling_law.curves_of(planted))
     for misses in (False, True):
         changed = law | {"misfit": 0.031, "misses": misses}
-        page = render("", "", report.make_sections(planted, claims, changed))
+        page = render("", "", report.make_sections(planted, claims, changed, {}))
         assert ("misses the envelope by up to 3 % of the loss" in texts(page)) == misses
         assert "Without the curves of the smallest model" in texts(page)
 

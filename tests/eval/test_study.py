@@ -16,9 +16,18 @@ import configs
 import train
 from configs import ROOT, UserError
 from eval import published, study, study_estimate
-from eval.reporting.study_jobs import Job, Size, parse_options, plan_jobs, sizes
+from eval.reporting.study_jobs import (
+    ARCHITECTURES,
+    Job,
+    Size,
+    equal_width,
+    parse_options,
+    plan_jobs,
+    sizes,
+)
 from eval.reporting.study_state import DONE, FAILED, PENDING, StudyState, hash_commands
 from eval.study import Runner, Settings
+from model import GPT, GPTConfig
 from nanostories import storage
 from nanostories.training import checkpoint
 
@@ -77,7 +86,7 @@ def test_the_plan(settings):
     runs = sorted(Path(job.run).name for job in jobs.values() if job.run)
     assert runs == sorted([
         "64-2-4-s1", "64-2-4-s2", "128-2-4-s1", "128-2-4-s2", "64-2-8-s1", "64-2-8-s2",
-        "syn-64-2-4-s1", "instruct-128-2-4-s1", "reward-128-2-4-s1",
+        "syn-64-2-4-s1", "instruct-128-2-4-s1", "instruct-128-2-4-s2", "reward-128-2-4-s1",
         "naive-128-2-4-s1"])  # fmt: skip
     assert len({job.output for job in jobs.values()}) == len(jobs)
     seen = []
@@ -118,6 +127,66 @@ def test_what_the_seeds_have_beside_the_grid(settings):
     assert slides.output.endswith("eval/judge-slides.json")
 
 
+def test_other_architectures_have_as_many_parameters(settings):
+    """Each as near as a width can come to it; all else is the plain model's."""
+    for size in (Size(64, 2, 4), Size(128, 2, 4), Size(256, 2, 8)):
+        for kind, (_, fields) in ARCHITECTURES.items():
+            width = equal_width(size, kind, 2048, 512)
+            config = {"vocab_size": 2048, "n_layer": size.layers, "n_head": size.heads}
+            plain = GPT(GPTConfig(**config, n_embd=size.width)).num_params()
+            other = GPT(GPTConfig(**config, **fields, n_embd=width)).num_params()
+            step = 1.1 * 2 * size.heads / size.width  # of the width that heads allow
+            assert abs(other / plain - 1) < step, (size, kind, width)
+    jobs = plan_jobs(
+        replace(settings, architectures="128-2-4", tokenizer="bpe", vocab_size=2048), {}
+    )
+    plain, words = (set(jobs[f"train {x}128-2-4-s2"].command) for x in ("", "rope-"))
+    out = f"--out_dir={settings.out_dir}/rope-128-2-4-s2"
+    assert words - plain == {"--positions=rope", out, "--n_embd=136"}
+    assert "eval.skills untied-128-2-4-s2" in jobs and "eval.fluency swiglu-128-2-4-s1" in jobs
+
+
+def test_other_stories_are_measured_on_the_plain_ones(settings):
+    options = "prepare.py v1: --max_stories=9\ntrain.py v1: --max_iters=7\ntrain.py 64: --beta1=0.8"
+    more = replace(settings, corpora="64-2-4", options=options, v1_source="one.txt", val_source="v")
+    jobs = plan_jobs(more, {"max_iters": 5})
+    v1 = jobs["data v1"]
+    assert {"--source=one.txt", "--val_source=v", "--max_stories=9",
+            f"--tokenizer={settings.dataset}"} <= set(v1.command)  # fmt: skip
+    assert "--source=storybook" in jobs["data storybook"].command
+    assert jobs["data syn"].command[0] == "synonyms.py"
+    words = jobs["train v1-64-2-4-s2"].command
+    assert words[1:4] == ("--max_iters=5", "--beta1=0.8", "--max_iters=7")  # the last one counts
+    assert f"--dataset={settings.dataset}-v1" in words
+    for kind in ("v1", "v2", "syn", "storybook", "once", "twice"):
+        for script in ("eval.loss", "eval.skills"):
+            job = jobs[f"{script} {kind}-64-2-4-s2"]
+            assert f"--dataset={settings.dataset}" in job.command
+    assert f"--dataset={settings.dataset}" in jobs["eval.loss 64-2-4-s1"].command
+    assert f"--dataset={settings.dataset}" not in jobs["eval.skills 64-2-4-s1"].command
+    with pytest.raises(UserError, match="options are lines"):
+        parse_options("train.py v3: --max_iters=7")
+
+
+def test_fluency_is_read_of_every_model_and_along_those_that_are_searched_for_copies(settings):
+    jobs = plan_jobs(replace(settings, diversity="128-2-4"), {})
+    assert (
+        "eval.fluency 64-2-4-s2" in jobs
+        and "--steps" not in jobs["eval.fluency 128-2-4-s1"].command
+    )
+    along = jobs["eval.fluency steps 128-2-4-s1"]
+    assert "--steps" in along.command and along.output.endswith("/eval/fluency-steps.json")
+    assert "eval.fluency steps 64-2-4-s1" not in jobs
+    assert "eval.fluency 64-2-8-s1" not in jobs  # of the table of heads
+
+
+def test_instructions_are_followed_by_every_seed(settings):
+    jobs = plan_jobs(replace(settings, hold_out="words+features", ood="128-2-4"), {})
+    for name in ("instruct-128-2-4-s1", "instruct-128-2-4-s2", "ood-128-2-4-s1"):
+        assert "--pair=words+features" in jobs[f"eval.instruct {name}"].command
+    assert "--hold_out=words+features" in jobs["data ood"].command
+
+
 def test_new_jobs_leave_the_commands_of_the_others_as_they_were(settings):
     """A result is kept by its command's words and those of what it needs: a study goes on."""
     keys = hash_commands(plan_jobs(settings, {"batch_size": 2}))
@@ -149,7 +218,7 @@ def test_options():
         parse_options("eval.skills: 'a")
 
 
-@pytest.mark.parametrize("name", ["study_small", "study_paper"])
+@pytest.mark.parametrize("name", ["study_small", "study_medium", "study_paper"])
 def test_the_configs(name, no_words):
     settings, recipe = study.complete_settings(Settings(), [f"configs/{name}.py"])
     values = study.read_config_file(f"configs/{name}.py")
@@ -181,7 +250,7 @@ def script_settings(command, monkeypatch):
     return caught.value.args[0]
 
 
-@pytest.mark.parametrize("name", ["study_small", "study_paper"])
+@pytest.mark.parametrize("name", ["study_small", "study_medium", "study_paper"])
 def test_every_script_knows_the_settings_of_its_commands(name, monkeypatch):
     """One command for each script and mode, and with a device where the study gives it one."""
     settings, recipe = study.complete_settings(Settings(), [f"configs/{name}.py"])

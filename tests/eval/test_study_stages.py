@@ -128,7 +128,7 @@ def test_the_table_of_the_docs_is_the_estimate(paper):
         trainings = sum(bool(job.run) for job in jobs)
         rows.append(f"| {stage} | {adds} | {len(jobs)} | {trainings} | {minutes:.0f} |")
         total += minutes
-    text = (ROOT / "docs/study.md").read_text()
+    text = (ROOT / "docs/study_gpu.md").read_text()
     assert "\n".join(rows) in text, "\n" + "\n".join(rows)
     assert f"{total / 60:.1f} hours" in text, total / 60
 
@@ -228,5 +228,5 @@ def test_a_dry_run_lists_each_job_below_its_stage(settings, monkeypatch, capsys,
     first, second = lines[heads[0] : heads[1]], lines[heads[1] :]
     assert sum("--n_embd=64" in line for line in first) == 2
     assert not any("--n_embd=128" in line for line in first)
-    assert sum("python train.py" in line for line in second) == 3  # two seeds, and Instruct
-    assert "7 trainings: about 1.8 hours" in lines[-1] and not any("reward.py" in x for x in lines)
+    assert sum("python train.py" in line for line in second) == 4  # two seeds, and two of Instruct
+    assert "8 trainings: about 2.0 hours" in lines[-1] and not any("reward.py" in x for x in lines)

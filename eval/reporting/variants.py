@@ -1,0 +1,201 @@
+"""The report's sections about single changes: another architecture, or other stories, beside the
+model that differs in nothing else; and how good the measures are that such differences are seen by.
+Each function of a results.Study returns what the macro of its name in sections.html takes.
+"""
+
+import functools
+import itertools
+
+import numpy as np
+
+from eval import bootstrap
+from eval.reporting import charts
+from eval.reporting.model_sections import SKILLS
+from eval.reporting.scores import CHANCE, Scores
+from eval.reporting.study_jobs import ARCHITECTURES, CORPORA, COUNTERPARTS
+
+# {measure of eval.fluency: (what it is, 1 if more is better, -1 if less is)}
+FLUENCY = {
+    "relative": ("the referee's nats per byte less those of real stories", -1),
+    "non_words": ("words that are none, fraction", -1),
+    "repeated": ("repeated 4-grams, fraction", -1),
+    "new_names": ("names that nothing introduces, fraction", -1),
+    "ended": ("stories that end, fraction", 1),
+}
+TEMPERATURE = "temperature 1.0"  # where a model writes as it has learned
+
+
+def written(run, measure="relative"):
+    """A measure of eval.fluency of what a Run writes, as a float; None where there is none."""
+    measured = run.results.get("fluency")
+    interval = measured and measured["sets"][TEMPERATURE][measure]
+    return interval and interval["mean"]
+
+
+def final_loss(run):
+    """The loss of a Run on the plain validation stories: by eval.loss where it was run."""
+    measured = run.results.get("loss")
+    return measured["loss"] if measured else run.loss
+
+
+def kind_and_size(run):
+    return run.kind, run.size
+
+
+def size_of(run):
+    return run.size
+
+
+def draws_by_seed(runs, value_of, of):
+    """{name: (1 + ROUNDS,)} of the means over seeds of what a run has one value of; the spread of
+    the seeds is that of all. With one seed each, only the means, (1,). of: as of Scores."""
+    values = {}
+    for run in runs:
+        if (value := value_of(run)) is not None:
+            values.setdefault(of(run), []).append(value)
+    groups = [np.array(group) for group in values.values()]
+    draws = bootstrap.resample_seeds(groups, np.random.default_rng(0)) if groups else None
+    means = [np.array([np.mean(group)]) for group in groups]
+    return dict(zip(values, draws or means, strict=True))
+
+
+def fluency_draws(runs, measure):
+    """`draws_by_seed` of a measure of what the sizes write."""
+    return draws_by_seed(runs, functools.partial(written, measure=measure), size_of)
+
+
+def as_value(draws):
+    """An interval of draws; of an estimate alone a float; None of None."""
+    if draws is None or len(draws) == 1:
+        return None if draws is None else float(draws[0])
+    return bootstrap.interval(draws, len(draws))
+
+
+def differences(study, kinds, counterparts):
+    """[row] of the kinds' runs beside their counterparts of the same size. counterparts: {kind: the
+    other kind}, "" where it is not named. A row has the `run`s and `other` runs, and `values`:
+    {measure: interval of the difference}, of the loss, the skills (accuracy) and the fluency."""
+    runs = [run for kind in ("", *kinds) for run in study.of_kind(kind)]
+    scores = Scores([*study.grid, *(run for run in runs if run.kind)], kind_and_size)
+    draws = {"loss": draws_by_seed(runs, final_loss, kind_and_size),
+             "relative": draws_by_seed(runs, written, kind_and_size)}  # fmt: skip
+    for skill in scores.draws:
+        by_name = scores.by_size(skill)
+        draws[skill] = {name: (1 - CHANCE) * one for name, one in by_name.items()}
+    rows, names = [], dict.fromkeys(kind_and_size(run) for run in runs if run.kind)
+    for kind, size in names:
+        if kind in counterparts.values():
+            continue
+        one, other = (kind, size), (counterparts.get(kind, ""), size)
+        pair = [[run for run in runs if kind_and_size(run) == name] for name in (one, other)]
+        if all(pair):
+            values = {
+                measure: as_value(by_name[one] - by_name[other])
+                for measure, by_name in draws.items() if one in by_name and other in by_name
+            }  # fmt: skip
+            rows.append({"run": pair[0], "other": pair[1], "values": values})
+    return rows
+
+
+def changes_of(rows):
+    """The rows of a table of `differences`: a measure each, with a cell for each difference."""
+    labels = {"loss": "loss, nats per token"} | {skill: skill for skill in SKILLS}
+    labels["relative"] = "referee, nats per byte"
+    return [[label, *(row["values"].get(measure) for row in rows)]
+            for measure, label in labels.items()
+            if any(measure in row["values"] for row in rows)]  # fmt: skip
+
+
+# ---- sections ----------------------------------------------------------------------------------
+
+
+def architectures(study):
+    rows = differences(study, ARCHITECTURES, {})
+    return {"rows": rows, "kinds": ARCHITECTURES, "changes": changes_of(rows)}
+
+
+def corpora(study):
+    rows = differences(study, CORPORA, COUNTERPARTS)
+    kinds = CORPORA | {"": ("the plain stories",)}
+    return {"rows": rows, "kinds": kinds, "epochs": study.epochs, "changes": changes_of(rows)}
+
+
+def fluency(study):
+    """What the models write, as a stronger model reads it."""
+    runs = [run for run in study.grid if run.results.get("fluency")]
+    if not runs:
+        return {"rows": {}}
+    first = runs[0].results["fluency"]
+    controls = {name: row for name, row in first["sets"].items() if "temperature" not in name}
+    rows = {name: [row[measure] for measure in FLUENCY] for name, row in controls.items()}
+    draws = {name: fluency_draws(runs, name) for name in FLUENCY}
+    for size in dict.fromkeys(run.size for run in runs):
+        rows[str(size)] = [as_value(draws[measure].get(size)) for measure in FLUENCY]
+    relative = {size: as_value(one) for size, one in draws["relative"].items() if len(one) > 1}
+    draw = charts.draw_intervals({"relative": relative}, {s: s.parameters for s in relative})
+    labels = {"xlabel": "parameters without embeddings", "ylabel": "nats per byte above real"}
+    return {"rows": rows, "measures": FLUENCY, "stories": first["stories"],
+            "by_size": charts.chart(draw, **labels) if len(relative) > 1 else None}  # fmt: skip
+
+
+def validity(study):
+    """Whether a measure says what the loss says: along one training, and from size to size."""
+    scores, runs = Scores(study.grid), study.grid
+    losses = draws_by_seed(runs, lambda run: run.loss, size_of)
+    skills = sorted(scores.draws, key=SKILLS.index) if not scores.judge else ()
+    measures = {skill: (1, scores.by_size(skill)) for skill in skills}
+    for name, (_, sign) in FLUENCY.items():
+        measures[name] = sign, fluency_draws(runs, name)
+    if not runs:
+        return {"rows": [], "run": None}
+    # Along the training of the largest run with both kinds of measures at its checkpoints.
+    measured = [run for run in runs if run.results.get("fluency-steps")] or runs
+    shown = max(measured, key=lambda run: (run.size.parameters, -run.seed))
+    rows = [
+        {"measure": FLUENCY[name][0] if name in FLUENCY else name}
+        | rise(along(shown, name), sign) | agreement(losses, draws, sign)
+        for name, (sign, draws) in measures.items()
+    ]  # fmt: skip
+    return {"rows": rows, "run": shown}
+
+
+def along(run, measure):
+    """The intervals of a measure at a Run's checkpoints, the earliest first."""
+    if measure in FLUENCY:
+        rows = (run.results.get("fluency-steps") or {}).get("checkpoints") or {}
+        return [row[measure] for _, row in sorted(rows.items(), key=lambda item: int(item[0]))]
+    rows = (run.results.get("skills") or {}).get("checkpoints") or []
+    return [row["skills"][measure]["accuracy"] for row in rows if measure in row["skills"]]
+
+
+def rise(intervals, sign):
+    """How a measure changes along training: its first and last intervals, their difference, counted
+    upwards where it gets better, and in how many of the steps between checkpoints it did."""
+    intervals = [one for one in intervals if one]
+    if len(intervals) < 2:
+        return {"first": None, "last": None, "gain": None, "better": None}
+    first, last = intervals[0], intervals[-1]
+    ends = (last, first) if sign > 0 else (first, last)
+    steps = [sign * (b["mean"] - a["mean"]) > 0 for a, b in itertools.pairwise(intervals)]
+    gain = bootstrap.independent_difference(*ends)
+    return {"first": first, "last": last, "gain": gain, "better": f"{sum(steps)} of {len(steps)}"}
+
+
+def agreement(losses, draws, sign):
+    """Of the pairs of sizes whose losses differ by more than the interval of that difference: how
+    many a measure orders as the loss does, and how many it clearly orders otherwise."""
+    pairs = alike = otherwise = 0
+    for one, other in itertools.combinations(draws, 2):
+        if one not in losses or other not in losses:
+            continue
+        gap = as_value(losses[other] - losses[one])
+        if not isinstance(gap, dict) or gap["low"] * gap["high"] <= 0:
+            continue
+        difference = sign * np.sign(gap["mean"]) * (draws[one] - draws[other])  # > 0 if it agrees
+        pairs += 1
+        alike += difference[0] > 0
+        otherwise += len(difference) > 1 and as_value(difference)["high"] < 0
+    return {"pairs": pairs, "alike": int(alike), "otherwise": int(otherwise)}
+
+
+SECTIONS = (fluency, validity, architectures, corpora)

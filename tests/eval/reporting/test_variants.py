@@ -1,0 +1,147 @@
+"""Single changes beside what they change, and how good the measures are, on planted studies."""
+
+import numpy as np
+import pytest
+from planted_study import GRID, KINDS, interval, run, study
+
+from eval.reporting import variants
+from eval.reporting.study_jobs import ARCHITECTURES, CORPORA, COUNTERPARTS, Size
+
+SIZE = Size(64, 2, 4)
+PLAIN = {kind: 0.7 for kind in KINDS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_rounds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.bootstrap.ROUNDS", 300)
+        yield
+
+
+def fluent(one, relative):
+    row = dict.fromkeys(variants.FLUENCY, interval(0.1)) | {"relative": interval(relative)}
+    one.results["fluency"] = {"sets": {variants.TEMPERATURE: row}, "stories": 9}
+    return one
+
+
+def planted(kinds, seeds=2, jitter=0.01):
+    """The grid, all alike, and two runs of each kind: {kind: (loss, accuracy of all kinds)}."""
+    of = study(lambda size: PLAIN, seeds=seeds)
+    for kind, (loss, accuracy) in kinds.items():
+        for seed in range(1, seeds + 1):
+            of.runs.append(run(SIZE, seed, dict.fromkeys(KINDS, accuracy), loss, kind))
+    for one in of.runs:
+        one.curve = [(one.tokens, one.curve[-1][1] + jitter * one.seed)]
+        fluent(one, one.loss - 3)
+    return of
+
+
+def values(study_, kind, kinds=ARCHITECTURES, counterparts=None):
+    rows = variants.differences(study_, kinds, counterparts or {})
+    [row] = [row for row in rows if row["run"][0].kind == kind]
+    return row["values"]
+
+
+def test_a_better_architecture_is_better_in_all():
+    found = values(planted({"rope": (2.8, 0.85), "untied": (3.2, 0.6)}), "rope")
+    assert found["loss"]["high"] < 0 and found["loss"]["mean"] == pytest.approx(-0.2)
+    assert found["relative"]["mean"] == pytest.approx(-0.2)
+    assert all(found[kind]["low"] > 0.05 for kind in KINDS)
+    assert found["plot"]["mean"] == pytest.approx(0.15, abs=0.03)  # of the accuracy, not of 0 to 1
+    found = values(planted({"untied": (3.2, 0.6)}), "untied")
+    assert found["loss"]["low"] > 0 > found["facts"]["high"]
+
+
+def test_the_same_architecture_again_is_no_better():
+    found = values(planted({"rope": (3.0, 0.7)}), "rope")
+    assert all(one["low"] <= 0 <= one["high"] for one in found.values())
+
+
+def test_the_spread_of_all_seeds_is_behind_every_interval():
+    """Two seeds of one size tell little; those of the grid tell how far any two lie apart."""
+    narrow, wide = (
+        values(planted({"rope": (2.9, 0.7)}, jitter=jitter), "rope")["loss"]
+        for jitter in (0.002, 0.2)
+    )
+    assert wide["high"] - wide["low"] > 20 * (narrow["high"] - narrow["low"]) > 0
+
+
+def test_one_seed_gives_a_difference_without_an_interval():
+    found = values(planted({"rope": (2.8, 0.7)}, seeds=1), "rope")
+    assert found["loss"] == pytest.approx(-0.2) and isinstance(found["loss"], float)
+
+
+def test_other_stories_are_compared_with_their_counterpart():
+    """V1 with V2, twice with once, and none of these with the plain stories; by eval.loss."""
+    kinds = {"v1": (2.0, 0.8), "v2": (2.5, 0.7), "once": (2.2, 0.8), "twice": (2.4, 0.7),
+             "storybook": (5.0, 0.6)}  # fmt: skip
+    of = planted(kinds)
+    of.data["data/planted"]["splits"]["train"]["tokens"] = 1_000_000
+    for one in of.runs:
+        one.results["loss"] = {"loss": one.loss + 1 if one.kind == "v1" else one.loss}
+    rows = variants.differences(of, CORPORA, COUNTERPARTS)
+    pairs = {(row["run"][0].kind, row["other"][0].kind): row["values"]["loss"]["mean"]
+             for row in rows}  # fmt: skip
+    expected = {("v1", "v2"): 0.5, ("twice", "once"): 0.2, ("storybook", ""): 2.0}
+    assert pairs == {pair: pytest.approx(gap) for pair, gap in expected.items()}
+    assert of.epochs(rows[0]["run"][0]) == 2.0
+    sections = variants.corpora(of)
+    assert [row[0] for row in sections["changes"]][:2] == ["loss, nats per token", "grammar"]
+
+
+def test_a_kind_without_its_counterpart_is_left_out():
+    assert variants.differences(planted({"v1": (2.0, 0.8)}), CORPORA, COUNTERPARTS) == []
+
+
+# ---- what the measures are worth ---------------------------------------------------------------
+
+
+def by_parameters(low, high):
+    """A formula that goes from `low` for the smallest to `high` for the largest size."""
+    parameters = np.log([size.parameters for size in GRID])
+    return lambda size: (
+        low + (high - low) * ((np.log(size.parameters) - parameters.min()) / np.ptp(parameters))
+    )
+
+
+def measured(accuracy, relative):
+    of = study(lambda size: PLAIN | {"plot": accuracy(size)}, by_parameters(3.0, 2.0))
+    for one in of.runs:
+        one.curve = [(one.tokens, one.curve[-1][1] + 0.005 * one.seed)]
+        fluent(one, relative(one.size) + 0.005 * one.seed)
+    return {row["measure"]: row for row in variants.validity(of)["rows"]}
+
+
+def test_a_measure_that_follows_the_loss_and_one_that_runs_against_it():
+    rows = measured(by_parameters(0.6, 0.95), by_parameters(0.5, 0.1))
+    relative = rows[variants.FLUENCY["relative"][0]]  # less is better
+    for row in (rows["plot"], relative):
+        assert row["alike"] == row["pairs"] > 20 and row["otherwise"] == 0
+    rows = measured(by_parameters(0.95, 0.6), by_parameters(0.1, 0.5))
+    relative = rows[variants.FLUENCY["relative"][0]]
+    for row in (rows["plot"], relative):
+        assert row["alike"] < 3 and row["otherwise"] > 15
+    assert rows["facts"]["otherwise"] == 0  # the same for all
+
+
+def test_pairs_whose_losses_do_not_differ_do_not_count():
+    of = study(lambda size: PLAIN, lambda size: 3.0)
+    assert {row["pairs"] for row in variants.validity(of)["rows"]} == {0}
+
+
+def test_rise():
+    up = [interval(0.5), interval(0.6), interval(0.55), interval(0.9)]
+    found = variants.rise(up, 1)
+    assert found["gain"]["mean"] == pytest.approx(0.4) and found["better"] == "2 of 3"
+    down = variants.rise(up, -1)
+    assert down["gain"]["mean"] == pytest.approx(-0.4) and down["better"] == "1 of 3"
+    assert variants.rise(up[:1], 1)["gain"] is None
+
+
+def test_along_training_comes_from_the_checkpoints_in_their_order():
+    one = run(SIZE, 1, PLAIN, along=[(n, {"plot": 0.5 + n / 100}) for n in (1, 2, 16)])
+    assert [x["mean"] for x in variants.along(one, "plot")] == [0.51, 0.52, 0.66]
+    assert variants.along(one, "facts") == []
+    steps = {str(n): {"relative": interval(n)} for n in (16, 2, 128)}
+    one.results["fluency-steps"] = {"checkpoints": steps}
+    assert [x["mean"] for x in variants.along(one, "relative")] == [2, 16, 128]
