@@ -89,6 +89,18 @@ def test_other_stories_are_compared_with_their_counterpart():
     assert [row[0] for row in sections["changes"]][:2] == ["loss, nats per token", "grammar"]
 
 
+def test_losses_of_quite_other_stories_do_not_widen_the_rest():
+    """storybook.py's two seeds lie 1 nat apart on real stories; V1's and V2's do not."""
+    kinds = {"v1": (2.0, 0.8), "v2": (2.5, 0.7), "storybook": (12.0, 0.6)}
+    of = planted(kinds)
+    for one in of.runs:
+        if one.kind == "storybook":
+            one.results["loss"] = {"loss": 12.0 + one.seed}
+    found = {kind: values(of, kind, CORPORA, COUNTERPARTS)["loss"] for kind in ("v1", "storybook")}
+    widths = {kind: one["high"] - one["low"] for kind, one in found.items()}
+    assert widths["v1"] < 0.1 < widths["storybook"]
+
+
 def test_a_kind_without_its_counterpart_is_left_out():
     assert variants.differences(planted({"v1": (2.0, 0.8)}), CORPORA, COUNTERPARTS) == []
 
