@@ -17,7 +17,7 @@ from eval.reporting.study_jobs import ARCHITECTURES, CORPORA, COUNTERPARTS
 # {measure of eval.fluency: (what it is, 1 if more is better, -1 if less is)}
 FLUENCY = {
     "relative": ("the referee's nats per byte less those of real stories", -1),
-    "non_words": ("words that are none, fraction", -1),
+    "non_words": ("non-words, fraction", -1),
     "repeated": ("repeated 4-grams, fraction", -1),
     "new_names": ("names that nothing introduces, fraction", -1),
     "ended": ("stories that end, fraction", 1),
