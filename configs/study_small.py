@@ -1,4 +1,4 @@
-"""The study on two CPU cores, in less than an hour: eight models, 2 M tokens each, two seeds.
+"""The study on two CPU cores, in an hour or so: eight models, 2 M tokens each, two seeds.
 
     python -m eval.study configs/study_small.py
 

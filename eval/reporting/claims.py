@@ -82,7 +82,8 @@ def grammar_is_first(study, scores):
     if len(gaps) < MIN_SIZES:
         return None, f"{len(gaps)} of the runs have learned both" * bool(gaps)
     [draws] = bootstrap.resample_seeds([np.array(gaps)], np.random.default_rng(0))
-    return bootstrap.interval(draws, len(gaps)), ""
+    note = f"one run each of {len(gaps)} sizes: the interval is over sizes, not questions or seeds"
+    return bootstrap.interval(draws, len(gaps)), note
 
 
 def halfway(rows, kind):

@@ -38,8 +38,9 @@ vocab_size = 400
 models = "16-1-2, 16-2-2"
 seeds = 1
 options = '''
-prepare.py: --stories=300 --workers=1
+prepare.py: --stories=300 --workers=1 --val_fraction=0.1
 eval.skills: --questions=20
+eval.fluency: --stories=4 --max_new_tokens=10
 eval.side_by_side: --max_new_tokens=20
 eval.judge prompts: --max_new_tokens=10
 '''
