@@ -53,7 +53,7 @@ def main():
         raise UserError("usage: python -m eval.report out/<study>")
     study, out = read_study(settings.out_dir), Path(settings.out_dir)
     claims, law = evaluate_claims(study), scaling_law.fit_twice(scaling_law.curves_of(study))
-    power = power_of(study)
+    power = power_of(study, claims)
     scale, sections = scale_of(study), make_sections(study, claims, law, power)
     subtitle = f"{scale or out.name}; judge: {study.settings['judge'] or 'none'}"
     page = render("The TinyStories study, reproduced", subtitle, sections)

@@ -250,7 +250,7 @@ def check(settings):
 def write_report(settings):
     report = [sys.executable, "-m", "eval.report", settings.out_dir]
     if subprocess.run(report, cwd=ROOT).returncode:
-        raise UserError("all jobs are done, but the report failed")
+        raise UserError("the report failed")
 
 
 def run_stages(plans, count, lock):

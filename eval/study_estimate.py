@@ -13,7 +13,7 @@ from configs import ROOT, UserError, load
 from eval import harness, judge, knowledge, reward
 from eval.llm import settings as judge_settings
 from eval.llm.rubrics import TOPIC, JudgeItem
-from eval.reporting.study_jobs import VOCAB_SIZES
+from eval.reporting.study_jobs import vocab_size_of
 from nanostories.storage import read_json
 
 # Tokens of TinyStories' 1.92 GB and TinyStories-Instruct's 2.66 GB, at 4.05 bytes a token of GPT-2,
@@ -45,7 +45,7 @@ def training_hours(jobs, settings, device):
     weights = sorted(sizes)
     weights = sorted({weights[0], weights[len(weights) // 2], weights[-1]})
     words = [f"--sizes={','.join(sizes[weight] for weight in weights)}", f"--device={device}",
-             f"--vocabs={VOCAB_SIZES.get(settings.tokenizer, settings.vocab_size)}", "--steps=2",
+             f"--vocabs={vocab_size_of(settings)}", "--steps=2",
              "--rounds=5", *(["--tokens=1024"] if device != "cuda" else [])]  # fmt: skip
     print("timing ten steps of each of up to three sizes", flush=True)
     env = os.environ | ({"OMP_NUM_THREADS": "1"} if device == "cpu" else {})  # as a study's jobs
@@ -94,7 +94,7 @@ def h100_minutes(jobs, settings):
     """Minutes that these Jobs of a study take on one H100, one after the other, by estimate: tokens
     times the measured seconds a token, and allowances. The judge's time is not counted."""
     cases = read_json(ROOT / MEASURED)["cases"]
-    vocab_size, minutes = VOCAB_SIZES.get(settings.tokenizer, settings.vocab_size), 0.0
+    vocab_size, minutes = vocab_size_of(settings), 0.0
     for job in jobs:
         script, given = next(word for word in job.command if word != "-m"), options(job)
         minutes += ALLOWANCES.get(script, OTHER)

@@ -50,10 +50,10 @@ def power(claims, of_questions, of_seeds):
     return rows
 
 
-def power_of(study):
-    """`power` of a results.Study."""
-    kinds = (("questions", "seeds"), ("questions",), ("seeds",))
-    return power(*(evaluate_claims(study, vary=kind) for kind in kinds))
+def power_of(study, claims):
+    """`power` of a results.Study and its Claims."""
+    parts = (evaluate_claims(study, vary=(part,)) for part in ("questions", "seeds"))
+    return power(claims, *parts)
 
 
 def times(part, rest, value):
@@ -67,12 +67,11 @@ def main():
     settings, _ = load(Settings, positional="out_dir")
     if not settings.out_dir:
         raise UserError("usage: python -m eval.study_power out/<study>")
-    rows = power_of(read_study(settings.out_dir))
+    study = read_study(settings.out_dir)
+    rows = power_of(study, evaluate_claims(study))
     head = ["claim", "value", "error", "questions", "seeds", "detectable", "seeds x", "questions x"]
-    harness.print_table(
-        [*head, "both x"],
-        [[text, *map(_rounded, row.values())] for text, row in rows.items()],
-    )
+    cells = [[text, *map(_rounded, row.values())] for text, row in rows.items()]
+    harness.print_table([*head, "both x"], cells)
 
 
 def _rounded(value):

@@ -14,6 +14,7 @@ before it, and the report is whole after each.
 from dataclasses import replace
 
 from configs import UserError
+from eval.reporting.study_jobs import listed
 
 # Settings that name models of the grid.
 OF_THE_GRID = ("syn", "instruct", "ood", "architectures", "corpora", "table1", "reward",
@@ -21,16 +22,12 @@ OF_THE_GRID = ("syn", "instruct", "ood", "architectures", "corpora", "table1", "
 STAGED = ("models", "heads", *OF_THE_GRID, "baselines")
 
 
-def split_words(text):
-    return text.replace(",", " ").split()
-
-
 def parse_stages(settings):
     """{stage: settings of the study up to it}, in order; {"": settings} of a study without stages.
 
     settings: of eval.study. UserError for a line that is none, for words that the settings do not
     have, and for words in no stage."""
-    left = {name: split_words(getattr(settings, name)) for name in STAGED}
+    left = {name: listed(getattr(settings, name)) for name in STAGED}
     added = {}  # {stage: [(setting, word)]}
     for line in filter(str.strip, settings.stages.splitlines()):
         head, colon, text = line.partition(":")
@@ -40,8 +37,8 @@ def parse_stages(settings):
                 "stages are lines such as 'small models: 64-2-4, 128-2-4', a stage and one of "
                 f"{', '.join(STAGED)}; not '{line.strip()}'"
             )
-        for word in split_words(text):
-            if word not in split_words(getattr(settings, setting)):
+        for word in listed(text):
+            if word not in listed(getattr(settings, setting)):
                 raise UserError(f"stages: {stage} has '{word}', which is not one of the {setting}")
             added.setdefault(stage, []).append((setting, word))
             left[setting] = [other for other in left[setting] if other != word]
@@ -54,7 +51,7 @@ def parse_stages(settings):
     for stage, pairs in added.items():
         so_far |= set(pairs)
         # In the order of the settings, which is that of the report's tables.
-        kept = {name: [word for word in split_words(getattr(settings, name))
+        kept = {name: [word for word in listed(getattr(settings, name))
                        if (name, word) in so_far] for name in STAGED}  # fmt: skip
         parts = {name: ", ".join(words) for name, words in kept.items()}
         result[stage] = replace(settings, **parts)

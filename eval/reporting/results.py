@@ -17,7 +17,7 @@ import torch
 
 from configs import UserError
 from eval.interpretability.page import read_patterns
-from eval.reporting.study_jobs import RESULTS, Size, sizes
+from eval.reporting.study_jobs import RESULTS, Size, listed, sizes
 from eval.reporting.study_state import DONE, digest
 from model import GPT, GPTConfig
 from nanostories import storage
@@ -99,7 +99,7 @@ def read_study(out_dir):
         settings, jobs = study["settings"], study["jobs"]
         done = {job["output"]: job["sha256"] for job in jobs if job["status"] == DONE}
         folders = [job["run"] for job in jobs if job["run"] and job["status"] == DONE]
-        baselines = settings["baselines"].replace(",", " ").split()
+        baselines = listed(settings["baselines"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a study of this version: {error}") from None
     runs = [run for folder in folders if (run := read_run(folder))]

@@ -60,7 +60,7 @@ CORPORA = {
 }
 # What the kinds of CORPORA are compared with: the other one that has read as many tokens.
 COUNTERPARTS = {"v1": "v2", "syn": "", "storybook": "", "twice": "once"}
-VOCAB_SIZES = {"gpt2": 50_257, "gpt2-10k": 10_000, "bytes": 257}  # of tokenizers that have one
+VOCAB_SIZES = {"gpt2": 50_257, "gpt2-10k": 10_000, "bytes": 257}  # others are in the settings
 SCRIPTS = ("prepare.py", "synonyms.py", "reward.py", *RESULTS)  # that take options, and
 # "train.py 64" of a width, "train.py 64-4-2" of a size, "train.py v1", "prepare.py v1" of a kind
 SPECIAL = rf"train\.py \d+(-\d+-\d+)?|(train|prepare)\.py ({'|'.join(CORPORA)})"
@@ -100,10 +100,15 @@ class Size(NamedTuple):
         return 12 * self.layers * self.width**2
 
 
+def listed(text):
+    """The words of a setting, with commas or blanks between them."""
+    return text.replace(",", " ").split()
+
+
 def sizes(text, setting):
     """The Sizes in "64-2-4, 128-2-4", each once. `setting` is named in the UserError for others."""
     result = []
-    for word in text.replace(",", " ").split():
+    for word in listed(text):
         if not re.fullmatch(r"[1-9]\d{0,4}(-[1-9]\d{0,2}){2}", word, re.ASCII):
             raise UserError(f"{setting}: '{word}' is not width-layers-heads, such as 64-2-4")
         size = Size(*map(int, word.split("-")))
@@ -130,6 +135,11 @@ def parse_options(text):
         except ValueError as error:
             raise UserError(f"options: '{line.strip()}': {error}") from None
     return options
+
+
+def vocab_size_of(settings):
+    """The number of tokens of a study's tokenizer, before it is made."""
+    return VOCAB_SIZES.get(settings.tokenizer, settings.vocab_size)
 
 
 @functools.cache
@@ -223,7 +233,7 @@ class Plan:
                 words += self.options.get(f"train.py {one}", [])
         if kind not in ARCHITECTURES:
             return [*words, f"--n_embd={size.width}"]
-        vocab_size = VOCAB_SIZES.get(self.settings.tokenizer, self.settings.vocab_size)
+        vocab_size = vocab_size_of(self.settings)
         width = equal_width(size, kind, vocab_size, int(recipe.get("block_size", 512)))
         fields = ARCHITECTURES[kind][1]
         return [*words, *(f"--{k}={v}" for k, v in fields.items()), f"--n_embd={width}"]
@@ -313,7 +323,7 @@ def plan_variants(plan, seeds):
 def plan_baselines(plan):
     """Evaluate the published models; the first GPT-2 is also compared by its neurons."""
     settings, (data, folder) = plan.settings, plan.prepare()
-    names = settings.baselines.replace(",", " ").split()
+    names = listed(settings.baselines)
     for name in names:
         model = Model(name, huggingface.results_folder(name), (f"--init_from={name}",), ())
         for script in ("eval.skills", "eval.side_by_side"):

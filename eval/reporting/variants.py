@@ -5,6 +5,7 @@ Each function of a results.Study returns what the macro of its name in sections.
 
 import functools
 import itertools
+from operator import attrgetter
 
 import numpy as np
 
@@ -23,6 +24,7 @@ FLUENCY = {
     "ended": ("stories that end, fraction", 1),
 }
 TEMPERATURE = "temperature 1.0"  # where a model writes as it has learned
+size_of, kind_and_size = attrgetter("size"), attrgetter("kind", "size")  # of a Run
 
 
 def written(run, measure="relative"):
@@ -36,14 +38,6 @@ def final_loss(run):
     """The loss of a Run on the plain validation stories: by eval.loss where it was run."""
     measured = run.results.get("loss")
     return measured["loss"] if measured else run.loss
-
-
-def kind_and_size(run):
-    return run.kind, run.size
-
-
-def size_of(run):
-    return run.size
 
 
 def draws_by_seed(runs, value_of, of):
@@ -77,6 +71,10 @@ def differences(study, kinds, counterparts):
     {measure: interval of the difference}, of the loss, the skills (accuracy) and the fluency."""
     runs = [run for kind in ("", *kinds) for run in study.of_kind(kind)]
     scores = Scores([*study.grid, *(run for run in runs if run.kind)], kind_and_size)
+    skills = {
+        skill: {name: (1 - CHANCE) * one for name, one in scores.by_size(skill).items()}
+        for skill in scores.draws
+    }
     rows = []
     for kind, size in dict.fromkeys(kind_and_size(run) for run in runs if run.kind):
         one, other = (kind, size), (counterparts.get(kind, ""), size)
@@ -85,11 +83,10 @@ def differences(study, kinds, counterparts):
             continue
         # The seeds of other kinds say nothing of these: losses on other stories lie far apart.
         those = {run.out_dir: run for run in (*study.grid, *pair[0], *pair[1])}.values()
-        draws = {"loss": draws_by_seed(those, final_loss, kind_and_size),
-                 "relative": draws_by_seed(those, written, kind_and_size)}  # fmt: skip
-        for skill in scores.draws:
-            by_name = scores.by_size(skill)
-            draws[skill] = {name: (1 - CHANCE) * by_name[name] for name in by_name}
+        draws = skills | {
+            "loss": draws_by_seed(those, final_loss, kind_and_size),
+            "relative": draws_by_seed(those, written, kind_and_size),
+        }
         values = {
             measure: as_value(by_name[one] - by_name[other])
             for measure, by_name in draws.items() if one in by_name and other in by_name
@@ -141,14 +138,13 @@ def fluency(study):
 
 def validity(study):
     """Whether a measure says what the loss says: along one training, and from size to size."""
-    scores, runs = Scores(study.grid), study.grid
+    if not (runs := study.grid):
+        return {"rows": [], "run": None}
+    scores = Scores(runs)
     losses = draws_by_seed(runs, lambda run: run.loss, size_of)
     skills = sorted(scores.draws, key=SKILLS.index) if not scores.judge else ()
     measures = {skill: (1, scores.by_size(skill)) for skill in skills}
-    for name, (_, sign) in FLUENCY.items():
-        measures[name] = sign, fluency_draws(runs, name)
-    if not runs:
-        return {"rows": [], "run": None}
+    measures |= {name: (sign, fluency_draws(runs, name)) for name, (_, sign) in FLUENCY.items()}
     # Along the training of the largest run with both kinds of measures at its checkpoints.
     measured = [run for run in runs if run.results.get("fluency-steps")] or runs
     shown = max(measured, key=lambda run: (run.size.parameters, -run.seed))
@@ -186,9 +182,7 @@ def agreement(losses, draws, sign):
     """Of the pairs of sizes whose losses differ by more than the interval of that difference: how
     many a measure orders as the loss does, and how many it clearly orders otherwise."""
     pairs = alike = otherwise = 0
-    for one, other in itertools.combinations(draws, 2):
-        if one not in losses or other not in losses:
-            continue
+    for one, other in itertools.combinations([size for size in draws if size in losses], 2):
         gap = as_value(losses[other] - losses[one])
         if not isinstance(gap, dict) or gap["low"] * gap["high"] <= 0:
             continue

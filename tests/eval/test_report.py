@@ -56,9 +56,8 @@ class Reader(HTMLParser):
 
 def page_of(planted):
     claims, law = evaluate_claims(planted), scaling_law.fit_twice(scaling_law.curves_of(planted))
-    return render(
-        "The study", "subtitle", report.make_sections(planted, claims, law, power_of(planted))
-    )
+    sections = report.make_sections(planted, claims, law, power_of(planted, claims))
+    return render("The study", "subtitle", sections)
 
 
 def block(name, *args):

@@ -7,7 +7,7 @@ from planted_study import KINDS, study
 
 from configs import UserError
 from eval import bootstrap, study_power
-from eval.reporting.claims import Claim
+from eval.reporting.claims import Claim, evaluate_claims
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +44,7 @@ def test_the_parts_make_the_whole():
     for one in planted.runs:  # seeds that differ
         answers = one.results["skills"]["correct"]["plot"]
         answers[: 8 * one.seed] = [1.0] * (8 * one.seed)
-    row = study_power.power_of(planted)["Plot follows width"]
+    row = study_power.power_of(planted, evaluate_claims(planted))["Plot follows width"]
     assert row["questions"] > 0 < row["seeds"]
     whole = (row["questions"] ** 2 + row["seeds"] ** 2) ** 0.5
     assert row["error"] == pytest.approx(whole, rel=0.2)

@@ -14,7 +14,7 @@ from eval import study, study_estimate
 from eval.reporting.study_jobs import Job, plan_jobs
 from eval.reporting.study_state import DONE, FAILED, PENDING, hash_commands
 from eval.study import Settings
-from eval.study_stages import STAGED, parse_stages, select_stages, split_words
+from eval.study_stages import STAGED, listed, parse_stages, select_stages
 from nanostories import storage
 
 CONFIG = "configs/study_paper.py"
@@ -101,11 +101,9 @@ def test_stages_leave_the_commands_of_earlier_ones_as_they_were(paper, judge):
 def test_each_size_of_the_papers_study_is_in_one_stage(paper):
     settings, _ = paper
     lines = (line.partition(":") for line in settings.stages.strip().splitlines())
-    named = Counter(
-        (head.split()[1], word) for head, _, text in lines for word in split_words(text)
-    )
-    known = {(name, word) for name in STAGED for word in split_words(getattr(settings, name))}
-    assert named == Counter(known) and len(split_words(settings.models)) == 26 + 7
+    named = Counter((head.split()[1], word) for head, _, text in lines for word in listed(text))
+    known = {(name, word) for name in STAGED for word in listed(getattr(settings, name))}
+    assert named == Counter(known) and len(listed(settings.models)) == 26 + 7
 
 
 # ---- minutes -----------------------------------------------------------------------------------
