@@ -83,7 +83,7 @@ def test_no_filler_has_a_word_in_question():
         assert not words & set(re.findall(r"\w+", filler)), filler
 
 
-def test_words_are_fit_for_children():
+def test_words_are_fit_for_children(nltk_data):
     tables = [one.prompt for one in QUESTIONS + relations.make(10**6, 1)]
     texts = {prompt.text + end for prompt in tables for pair in prompt.pairs for end in pair}
     words = {word for text in texts for word in re.findall(r"[a-z]{2,}", text.lower())}
