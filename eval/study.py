@@ -135,7 +135,9 @@ class Runner:
                 for future in ended:
                     name, cores, begin = running.pop(future)
                     free_cores.append(cores)
-                    self.seconds += time.monotonic() - begin
+                    seconds = time.monotonic() - begin
+                    self.state.rows[name]["seconds"] += seconds
+                    self.seconds += seconds
                     self.weight += self.state.jobs[name].weight
                     self.record(name, future)
         if self.stop.received:
@@ -191,7 +193,7 @@ class Runner:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
         done = not error and future.result()
         if self.stop.received and not done:
-            return
+            return state.write()
         state.set(name, DONE if done else FAILED)
         left = state.names(PENDING)
         pace = self.seconds / self.weight / self.count
@@ -307,6 +309,8 @@ def main():
     count = settings.jobs or (cpu_count() if device == "cpu" else 1)
     with storage.lock(settings.out_dir) as lock:
         state = run_stages(plans, count, lock)
+    hours = sum(row["seconds"] for row in state.rows.values()) / 3600
+    print(f"all commands together: {hours:.2f} hours, {hours / count:.2f} with {count} at a time")
     if failed := state.names(FAILED):
         waiting = f"{len(state.names(PENDING))} wait for them; the same command tries again"
         raise UserError(f"{len(failed)} jobs failed ({', '.join(failed)}), {waiting}")

@@ -35,7 +35,8 @@ def digest(output):
 
 class StudyState:
     """The file out/<study>/study.json: the study's settings, and a row for each of its jobs, with
-    the hash of its command and the status and hash of its output. It is written at each change."""
+    the hash of its command, the status and hash of its output, and the seconds that the command ran,
+    over all calls. It is written at each change."""
 
     def __init__(self, settings, jobs):
         self.path, self.jobs, self.rows = Path(settings.out_dir) / "study.json", jobs, {}
@@ -52,7 +53,9 @@ class StudyState:
             made = same and old["status"] == DONE and output is not None
             status = DONE if made and old["sha256"] == output else PENDING
             row = {k: v for k, v in asdict(job).items() if k != "weight"}
-            self.rows[name] = row | {"key": keys[name], "status": status, "sha256": output}
+            seconds = old.get("seconds", 0.0) if same else 0.0
+            row |= {"key": keys[name], "status": status, "sha256": output, "seconds": seconds}
+            self.rows[name] = row
         self.chain = {}  # the weight of a job and of the heaviest chain of jobs after it
         for name, job in reversed(jobs.items()):
             after = (self.chain[x] for x, other in jobs.items() if name in other.needs)

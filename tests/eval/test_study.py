@@ -420,7 +420,16 @@ def test_a_signal_stops_it(settings, tmp_path):
     with pytest.raises(UserError, match="the same command continues"):
         go(settings, jobs, count=1)
     assert time.monotonic() - begun < 30 and not late.exists()
-    assert StudyState(settings, jobs).status == {"done": DONE, "late": PENDING}
+    state = StudyState(settings, jobs)
+    assert state.status == {"done": DONE, "late": PENDING}
+    seconds = state.rows["late"]["seconds"]
+    assert 0 < seconds < 30
+    jobs["late"] = shell("late", made(late), late)  # another command: its time is its own
+    assert StudyState(settings, jobs).rows["late"]["seconds"] == 0
+    jobs["late"] = shell("late", wait, late)
+    with pytest.raises(UserError, match="the same command continues"):
+        go(settings, jobs, count=1)
+    assert StudyState(settings, jobs).rows["late"]["seconds"] > seconds
 
 
 def test_a_job_that_finishes_while_stopping_is_recorded(settings, tmp_path):
