@@ -4,8 +4,8 @@
 
 It reads what eval.study has made and measures nothing; what is missing is marked as such. The page
 loads nothing, from the network or elsewhere, follows the light or dark setting, fits a phone and
-prints. report.json holds the study's scale in words, the claims with their verdicts (seen at this
-scale, not seen at this scale, not decided) and the scaling law, headline.png the first figure.
+prints. report.json holds the study's scale in words, the claims with their verdicts
+(claims.VERDICTS), the scaling law and what width and depth give, headline.png the first figure.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,6 +17,7 @@ from eval.reporting import charts, model_sections, scaling_law, story_sections, 
 from eval.reporting.claims import VERDICTS, evaluate_claims
 from eval.reporting.page import render, templates
 from eval.reporting.results import read_study
+from eval.reporting.width_and_depth import width_and_depth
 from eval.study_power import power_of
 from nanostories import storage
 
@@ -40,6 +41,7 @@ def make_sections(study, claims, law, power):
     return {function.__name__: function(study) for function in of_study} | {
         "headline": of_claims | {"svgs": svgs},
         "claims": of_claims | {"power": power},
+        "width_and_depth": width_and_depth(study),
         "scaling": model_sections.scaling(study, law),
         "questions": story_sections.questions(study, claims, law),
         "sources": {},
@@ -62,7 +64,9 @@ def main():
         asdict(claim) | {"verdict": claim.verdict, "power": power.get(claim.text)}
         for claim in claims
     ]
-    storage.write_json(out / "report.json", {"scale": scale, "claims": rows, "scaling": law})
+    facts = {"scale": scale, "claims": rows, "scaling": law}
+    facts["width_and_depth"] = sections["width_and_depth"]
+    storage.write_json(out / "report.json", facts)
     if panels := model_sections.headline(study):
         charts.picture(out / "headline.png", *panels, size=(9, 4))
     print(f"\n{'':58}{'verdict':24}value")

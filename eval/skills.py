@@ -55,8 +55,7 @@ def main():
         "checkpoint": loaded.identity(), "source": source, "seed": seed, "too_long": too_long,
         "questions_sha256": sha256(identity.encode("utf-8", "surrogatepass")).hexdigest(),
         "questions": {kind: count(prompts, kind) for kind in scores},
-        "skills": intervals(scores, seed),
-        "correct": {kind: score["accuracy"].tolist() for kind, score in scores.items()},
+        **summary(scores, seed),
     }  # fmt: skip
     harness.print_table(
         ["", "prompts", "questions", "accuracy", "margin, nats"],
@@ -113,22 +112,25 @@ def score(loaded, prompts):
     return {kind: harness.margin_scores(some) for kind, some in by_kind.items() if some}
 
 
-def intervals(scores, seed):
-    """{kind: {"accuracy", "margin": intervals}} of what `score` returns."""
-    return {
+def summary(scores, seed):
+    """Of what `score` returns, "skills": {kind: {"accuracy", "margin": intervals}}, and "correct":
+    {kind: the accuracy of each prompt}."""
+    skills = {
         kind: {name: bootstrap.mean(values, seed) for name, values in score.items()}
         for kind, score in scores.items()
     }
+    correct = {kind: score["accuracy"].tolist() for kind, score in scores.items()}
+    return {"skills": skills, "correct": correct}
 
 
 def score_checkpoints(loaded, prompts, seed):
-    """[{"step", "tokens", "skills"}] of the run's checkpoints, the earliest first."""
+    """[{"step", "tokens"} and `summary`] of the run's checkpoints, the earliest first."""
     rows, device = [], loaded.model.wte.weight.device
     for step in checkpoint.steps_of(loaded.out_dir):
         which = f"checkpoints/{step}"
-        skills = score(checkpoint.load_run(loaded.out_dir, which, device), prompts)
+        scores = score(checkpoint.load_run(loaded.out_dir, which, device), prompts)
         tokens = checkpoint.read_state(loaded.out_dir, which)["tokens"]
-        rows.append({"step": step, "tokens": tokens, "skills": intervals(skills, seed)})
+        rows.append({"step": step, "tokens": tokens, **summary(scores, seed)})
     return rows
 
 

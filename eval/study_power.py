@@ -9,8 +9,10 @@
     seeds x     times as many seeds with which the value that was seen would be decided in 80 % of
                 repetitions, all else equal; questions x, as many questions; both x, as many of both
 
-For a value that is really 0 no number is enough. With more tokens the values change, too, and so
-does how much the seeds differ: of that a study says nothing.
+For a value that is really 0 no number is enough. A difference of shares has no such factors: its
+error does not fall as that of a mean. The others are upper bounds, for with few seeds a part of the
+error is that their own spread is hardly known (Student's t), and more seeds tell it better. With more
+tokens the values change, too, and how much the seeds differ: of that a study says nothing.
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,8 @@ class Settings:
 def power(claims, of_questions, of_seeds):
     """{claim: a row} of the claims that were measured, from the same Claims evaluated three times:
     with questions and seeds resampled, and with each of them alone. Of a row, more_seeds is None
-    where the questions alone leave the claim open, more_questions where the seeds do."""
+    where the questions alone leave the claim open, more_questions where the seeds do, and all three
+    for a share."""
     rows = {}
     for claim, *parts in zip(claims, of_questions, of_seeds, strict=True):
         if claim.value is None:
@@ -43,10 +46,14 @@ def power(claims, of_questions, of_seeds):
         rows[claim.text] = {
             "value": value, "error": error, "questions": questions, "seeds": seeds,
             "detectable": POWER * error,
-            "more_seeds": times(seeds, questions, value),
-            "more_questions": times(questions, seeds, value),
-            "more_of_both": times(error, 0.0, value),
         }  # fmt: skip
+        parts = {
+            "seeds": (seeds, questions),
+            "questions": (questions, seeds),
+            "of_both": (error, 0.0),
+        }
+        for name, (part, rest) in parts.items():
+            rows[claim.text][f"more_{name}"] = None if claim.share else times(part, rest, value)
     return rows
 
 

@@ -35,7 +35,7 @@ def skills(accuracies, seed, along=None):
     }
     if along:
         results["checkpoints"] = [
-            {"step": n // 2000, "tokens": n,
+            {"step": n // 2000, "tokens": n, "correct": {k: answers(x, 0) for k, x in row.items()},
              "skills": {kind: {"accuracy": interval(x)} for kind, x in row.items()}}
             for n, row in along
         ]  # fmt: skip

@@ -4,9 +4,9 @@
         print(claim.text, claim.verdict)  # "Grammar is learned before consistency", "not decided"
 
 Each claim is a difference or a slope that is above 0 if the claim holds. If all of its 95 %
-interval is above 0, it is seen at this scale; if all is below, not; else it is not decided.
-scores.py describes the resamples; a claim that rests on one seed per model says so in its note.
-claims.toml lists the claims, each with the function of this file that tests it.
+interval is above 0, it is seen at this scale; if all is below, the opposite is; else it is not
+decided. scores.py describes the resamples; a claim that rests on one seed per model says so in its
+note. claims.toml lists the claims, each with the function of this file that tests it.
 """
 
 import itertools
@@ -17,10 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from eval import bootstrap
-from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, Scores, relative_answers
+from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, Scores, relative_answers, slopes
 
-VERDICTS = SEEN, NOT_SEEN, UNDECIDED = "seen at this scale", "not seen at this scale", "not decided"
-NOT_MEASURED = "not all of the models to compare have been measured"
+VERDICTS = SEEN, OPPOSITE, UNDECIDED, NOT_MEASURED = (
+    "seen at this scale", "the opposite is seen", "not decided", "not measured",
+)  # fmt: skip
+MISSING = "not all of the models to compare have been measured"
+FLAT = "cannot be told to grow with the parameters"  # so that a share of its gain says nothing
 LEARNED = 0.6  # accuracy from which a skill counts as learned
 LARGE_GPT2 = ("gpt2-large", "gpt2-xl")  # the baselines that the paper names
 
@@ -34,12 +37,15 @@ class Claim:
     measure: str  # what was compared
     value: dict | None  # an interval, None where it could not be measured
     note: str = ""  # why not, or a caveat
+    share: bool = False  # a difference of shares, whose error may not fall as that of a mean
 
     @property
     def verdict(self):
-        if self.value is None or not self.value["low"] * self.value["high"] > 0:
+        if self.value is None:
+            return UNDECIDED if self.note.endswith(FLAT) else NOT_MEASURED
+        if not self.value["low"] * self.value["high"] > 0:
             return UNDECIDED
-        return SEEN if self.value["low"] > 0 else NOT_SEEN
+        return SEEN if self.value["low"] > 0 else OPPOSITE
 
 
 def evaluate_claims(study, vary=("questions", "seeds")):
@@ -49,7 +55,7 @@ def evaluate_claims(study, vary=("questions", "seeds")):
     for row in table["claim"]:
         test, arguments = globals()[row.pop("test")], row.pop("arguments", ())
         value, note = test(study, scores, *arguments)
-        claims.append(Claim(**row, value=value, note=note or NOT_MEASURED * (value is None)))
+        claims.append(Claim(**row, value=value, note=note or MISSING * (value is None)))
     return claims
 
 
@@ -59,46 +65,58 @@ def evaluate_claims(study, vary=("questions", "seeds")):
 def grammar_plateaus(study, scores):
     order = np.argsort([size.parameters for size in scores.sizes])
     larger, kinds = np.sort(order[len(order) // 2 :]), ("grammar", "consistency", "plot")
-    slopes = [(scores.slope(kind, larger), scores.slope(kind, np.sort(order))) for kind in kinds]
-    if flat := [kind for kind, pair in zip(kinds, slopes, strict=True) if not rises(pair[1])]:
-        return None, f"{' and '.join(flat)} cannot be told to grow with the parameters"
-    grammar, *others = (among_larger / among_all for among_larger, among_all in slopes)
+    pairs = [(scores.slope(kind, larger), scores.slope(kind, np.sort(order))) for kind in kinds]
+    if any(rises(among_all) is None for _, among_all in pairs):
+        return None, scores.seed_note
+    if flat := [kind for kind, pair in zip(kinds, pairs, strict=True) if not rises(pair[1])]:
+        return None, f"{' and '.join(flat)} {FLAT}"
+    grammar, *others = (among_larger / among_all for among_larger, among_all in pairs)
     return bootstrap.interval(np.mean(others, axis=0) - grammar, len(larger)), scores.seed_note
 
 
 def rises(draws):
-    """Whether an estimate is above 0 with all of its interval."""
+    """Whether an estimate is above 0 with all of its interval; None where there is none."""
     value = bootstrap.interval(draws, 1)
-    return value is not None and value["low"] > 0
+    return value and value["low"] > 0
 
 
 def grammar_is_first(study, scores):
     gaps = []
     for run in study.grid:
-        rows = (run.results.get("skills") or {}).get("checkpoints") or []
-        points = [halfway(rows, kind) for kind in ("grammar", "consistency")]
-        if None not in points:
-            gaps.append(points[1] - points[0])
+        one, other = (learned_at(run, kind, scores.vary) for kind in ("grammar", "consistency"))
+        if one is not None and other is not None:
+            gaps.append(other - one)
     if len(gaps) < MIN_SIZES:
         return None, f"{len(gaps)} of the runs have learned both" * bool(gaps)
-    [draws] = bootstrap.resample_seeds([np.array(gaps)], np.random.default_rng(0))
-    note = f"one run each of {len(gaps)} sizes: the interval is over sizes, not questions or seeds"
+    draws, note = np.mean(gaps, axis=0), f"one run each of {len(gaps)} sizes: they stand for seeds"
+    if "seeds" in scores.vary:
+        sizes = np.array([gap[0] for gap in gaps])
+        draws = draws + bootstrap.resample_seeds([sizes], np.random.default_rng(0))[0] - draws[0]
     return bootstrap.interval(draws, len(gaps)), note
 
 
-def halfway(rows, kind):
-    """log2 of the tokens at which the accuracy of a kind is first halfway from chance to its last
-    value; None if that is no better than LEARNED."""
-    points = [(np.log2(row["tokens"]), row["skills"][kind]["accuracy"]["mean"])
-              for row in rows if row["tokens"] and kind in row["skills"]]  # fmt: skip
-    if not points or points[-1][1] < LEARNED:
+def learned_at(run, kind, vary):
+    """(1 + ROUNDS,): log2 of the tokens at which a kind is halfway to its last accuracy; None if
+    that is no better than LEARNED. The questions that are drawn are the same for all runs."""
+    rows = (run.results.get("skills") or {}).get("checkpoints") or []
+    rows = [row for row in rows if row["tokens"] and kind in row.get("correct", ())]
+    answers = [np.array([row["correct"][kind]]) for row in rows]  # (1, questions) each
+    if not answers or np.mean(answers[-1]) < LEARNED:
         return None
-    half = (CHANCE + points[-1][1]) / 2
-    i = next(i for i, (_, accuracy) in enumerate(points) if accuracy >= half)
-    if i == 0:
-        return points[0][0]
-    (before, low), (after, high) = points[i - 1 : i + 1]
-    return before + (half - low) / (high - low) * (after - before)
+    rng = np.random.default_rng(len(kind))  # others of another kind
+    accuracies = bootstrap.resample_models(answers, rng, [x for x in vary if x == "questions"])
+    return halfway(np.log2([row["tokens"] for row in rows]), accuracies)
+
+
+def halfway(x, accuracies):
+    """Where accuracies, (checkpoints, n), are first halfway from chance to their last; (n,), on the
+    lines between the checkpoints' x."""
+    half, columns = (CHANCE + accuracies[-1]) / 2, np.arange(accuracies.shape[1])
+    after = (accuracies >= half).argmax(0)
+    before = np.maximum(after - 1, 0)
+    low, high = accuracies[before, columns], accuracies[after, columns]
+    share = np.divide(half - low, high - low, where=after > 0, out=np.zeros(len(columns)))
+    return x[before] + share * (x[after] - x[before])
 
 
 def consistency_threshold(study, scores):
@@ -107,12 +125,17 @@ def consistency_threshold(study, scores):
         # The same depth, and either as many heads or heads of the same size.
         heads = two.heads in (one.heads, 2 * one.heads)
         if two.width == 2 * one.width and two.layers == one.layers and heads:
-            gains.setdefault(one.width, []).append(draws[two] - draws[one])
-    means = {width: np.mean(x, axis=0) for width, x in gains.items()}
-    if 64 not in means or len(means) < 2:
+            by_depth = gains.setdefault(one.width, {})
+            by_depth.setdefault(one.layers, []).append(draws[two] - draws[one])
+    shared = sorted(set.intersection(*map(set, gains.values()))) if gains else []
+    if 64 not in gains or len(gains) < 2 or not shared:
         return None, scores.seed_note
+    means = {width: np.mean([np.mean(by_depth[n], axis=0) for n in shared], axis=0)
+             for width, by_depth in gains.items()}  # fmt: skip
     others = np.max([gain for width, gain in means.items() if width != 64], axis=0)
-    return bootstrap.interval(means[64] - others, len(means)), scores.seed_note
+    note = f"at {' and '.join(map(str, shared))} layers, which all these widths have"
+    notes = filter(None, (note, scores.seed_note))
+    return bootstrap.interval(means[64] - others, len(means)), "; ".join(notes)
 
 
 # ---- instructions ------------------------------------------------------------------------------
@@ -146,20 +169,19 @@ def two_layers(study, scores):
 
 def instructions_follow_depth(study, scores):
     draws, note = instructed(study, scores.vary)
-    x = np.array([[1, np.log2(size.width), np.log2(size.layers)] for size in draws])
-    if len(draws) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
-        return None, f"it takes {MIN_SIZES} models trained on instructions that differ in both"
-    _, width, layers = np.linalg.lstsq(x, np.array(list(draws.values())), rcond=None)[0]
-    return bootstrap.interval(layers - width, len(draws)), note
+    gains = slopes(draws, np.array([*draws.values()]))
+    value = bootstrap.interval(gains["layers"] - gains["width"], len(draws))
+    missing = f"it takes {MIN_SIZES} models trained on instructions that differ in both"
+    return value, note if value else missing
 
 
 # ---- depth and width ---------------------------------------------------------------------------
 
 
 def gains_more(study, scores, kind, more, less):
-    """A skill gains more from twice the `more` than from twice the `less`: width and layers."""
-    slopes, notes = scores.slopes(kind), [scores.seed_note]
-    value = bootstrap.interval(slopes[more] - slopes[less], len(scores.sizes))
+    """A skill gains more from as many parameters in the `more` than in the `less`: width, layers."""
+    gains, notes = scores.slopes(kind), [scores.seed_note]
+    value = bootstrap.interval(gains[more] - gains[less], len(scores.sizes))
     if value and scores.counts[kind] < 30:
         notes.insert(0, f"only {scores.counts[kind]} prompts")
     return value, "; ".join(filter(None, notes))
@@ -168,10 +190,10 @@ def gains_more(study, scores, kind, more, less):
 def shallow_models(study, scores):
     shares = []
     for kind in ("consistency", "grammar"):
-        slopes = scores.slopes(kind)
-        if not rises(slopes["width"] + slopes["layers"]):
-            return None, f"{kind} cannot be told to grow with width and depth"
-        shares.append(slopes["layers"] / (slopes["width"] + slopes["layers"]))
+        gains = scores.slopes(kind)
+        if not (grows := rises(gains["width"] + gains["layers"])):
+            return None, scores.seed_note if grows is None else f"{kind} {FLAT}"
+        shares.append(gains["layers"] / (gains["width"] + gains["layers"]))
     return bootstrap.interval(shares[0] - shares[1], len(scores.sizes)), scores.seed_note
 
 
@@ -246,12 +268,15 @@ def neuron_coherence(runs):
     return results[0] if results else None
 
 
-def neurons_are_readable(study, scores):
+def neurons_are_coherent(study, scores):
     ours = neuron_coherence(study.grid)
     if not ours:
         return None, "no model was interpreted"
     random = ours["mean_coherence_random_weights"]
-    return bootstrap.independent_difference(ours["mean_coherence"], random), ONE_SEED
+    readable = [ours[f"readable{which}"]["mean"] for which in ("", "_random_weights")]
+    note = "readable, more coherent than 99 % of random tokens: {:.3f}, {:.3f} with random weights"
+    note = f"{note.format(*readable)}; {ONE_SEED}"
+    return bootstrap.independent_difference(ours["mean_coherence"], random), note
 
 
 def gpt2_neurons_are_less_readable(study, scores):

@@ -63,13 +63,8 @@ class Scores:
         return dict(zip(self.sizes, self.draws[kind], strict=True)) if kind in self.draws else {}
 
     def slopes(self, kind):
-        """{"width", "layers": (1 + ROUNDS,)}: what a kind gains from twice the width and from twice
-        the layers, the other fixed. [nan] for too few sizes, or where both grow together."""
-        x = np.array([[1, np.log2(s.width), np.log2(s.layers)] for s in self.sizes])
-        if kind not in self.draws or len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
-            return dict.fromkeys(("width", "layers"), np.array([np.nan]))
-        _, width, layers = np.linalg.lstsq(x, self.draws[kind], rcond=None)[0]
-        return {"width": width, "layers": layers}
+        """`slopes` of a kind."""
+        return slopes(self.sizes, self.draws.get(kind))
 
     def slope(self, kind, chosen):
         """(1 + ROUNDS,): what a kind gains from twice the parameters, among the `chosen` sizes, int
@@ -79,6 +74,17 @@ class Scores:
         x = np.log2([self.sizes[i].parameters for i in chosen])
         x = x - x.mean()
         return x @ self.draws[kind][chosen] / (x @ x)
+
+
+def slopes(sizes, draws):
+    """{"width", "layers": (1 + ROUNDS,)}: what float64 (sizes, 1 + ROUNDS) gain from twice the
+    parameters of the blocks, if they make the model wider, by the root of 2, or deeper: there are
+    12 * width**2 * layers. [nan] without draws, for too few sizes, or where both grow together."""
+    x = np.array([[1, 2 * np.log2(size.width), np.log2(size.layers)] for size in sizes])
+    if draws is None or len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
+        return dict.fromkeys(("width", "layers"), np.array([np.nan]))
+    _, width, layers = np.linalg.lstsq(x, draws, rcond=None)[0]
+    return {"width": width, "layers": layers}
 
 
 def relative_answers(run):

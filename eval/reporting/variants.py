@@ -59,10 +59,10 @@ def fluency_draws(runs, measure):
 
 
 def as_value(draws):
-    """An interval of draws; of an estimate alone a float; None of None."""
-    if draws is None or len(draws) == 1:
-        return None if draws is None else float(draws[0])
-    return bootstrap.interval(draws, len(draws))
+    """An interval of draws; of an estimate alone a float; None of None and of [nan]."""
+    if draws is None or np.isnan(draws[0]):
+        return None
+    return bootstrap.interval(draws, len(draws)) if len(draws) > 1 else float(draws[0])
 
 
 def differences(study, kinds, counterparts):

@@ -61,7 +61,7 @@ def test_scores_by_hand(monkeypatch):
     scores = skills.score(None, prompts)
     assert scores["grammar"]["accuracy"].tolist() == [0.5, 1.0]
     assert scores["grammar"]["margin"].tolist() == [-1.0, 2.0]
-    assert skills.intervals(scores, 0)["grammar"]["accuracy"]["mean"] == 0.75
+    assert skills.summary(scores, 0)["skills"]["grammar"]["accuracy"]["mean"] == 0.75
 
 
 def test_both_ways_are_one_question(monkeypatch):

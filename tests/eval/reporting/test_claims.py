@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from planted_study import GRID, KINDS, answers, interval, run, study
 
-from eval.reporting.claims import NOT_SEEN, SEEN, UNDECIDED, Claim, evaluate_claims, halfway
+from eval.reporting.claims import (
+    NOT_MEASURED, OPPOSITE, SEEN, UNDECIDED, Claim, evaluate_claims, halfway, learned_at,
+)  # fmt: skip
 from eval.reporting.scores import Scores
 from eval.reporting.study_jobs import Size
 
@@ -62,7 +64,7 @@ def early(w, d):
 def test_claims_about_scores(text, holds, fails):
     """Planted true, planted the other way round, and with nothing that differs."""
     assert verdict(text, of(**holds)) == SEEN
-    assert verdict(text, of(**fails)) == NOT_SEEN
+    assert verdict(text, of(**fails)) == OPPOSITE
     assert verdict(text, of()) == UNDECIDED
 
 
@@ -109,7 +111,7 @@ def along(first, second, height=0.5):
 
 
 @pytest.mark.parametrize("first, second, expected", [
-    (2e4, 2e5, SEEN), (2e5, 2e4, NOT_SEEN), (5e4, 5e4, UNDECIDED),
+    (2e4, 2e5, SEEN), (2e5, 2e4, OPPOSITE), (5e4, 5e4, UNDECIDED),
 ])  # fmt: skip
 def test_what_is_learned_first(first, second, expected):
     planted = study(lambda size: accuracies(size), along=along(first, second))
@@ -120,13 +122,25 @@ def test_what_is_learned_first(first, second, expected):
 
 
 def test_halfway_by_hand():
-    """Between 1,000 tokens at 0.6 and 4,000 at 0.7 lies 0.65, halfway to 0.8, in the middle."""
-    rows = [{"tokens": n, "skills": {"plot": {"accuracy": {"mean": x}}}}
+    """Between 1,000 tokens at 0.6 and 4,000 at 0.7 lies 0.65, halfway to 0.8, in the middle; and of
+    what starts above it, the first checkpoint."""
+    accuracies = np.array([[0.6, 0.9], [0.7, 0.7], [0.8, 0.8]])
+    found = halfway(np.log2([1000, 4000, 16000]), accuracies)
+    assert found == pytest.approx(np.log2([2000, 1000]))
+
+
+def test_what_is_not_learned_or_not_measured_has_no_halfway():
+    rows = [{"tokens": n, "correct": {"plot": answers(x, 0)}}
             for n, x in [(0, 0.5), (1000, 0.6), (4000, 0.7), (16000, 0.8)]]  # fmt: skip
-    assert halfway(rows, "plot") == pytest.approx(np.log2(2000))
-    assert halfway(rows, "grammar") is None and halfway(rows[:1], "plot") is None
-    rows[-1]["skills"]["plot"]["accuracy"]["mean"] = 0.59  # not learned
-    assert halfway(rows, "plot") is None
+    one = run(GRID[0], 1, {"plot": 0.8})
+    assert learned_at(one, "plot", ("questions",)) is None  # no checkpoints
+    one.results["skills"]["checkpoints"] = rows
+    draws = learned_at(one, "plot", ("questions",))
+    assert 1000 < 2 ** draws[0] < 4000 and np.std(draws) > 0
+    assert np.std(learned_at(one, "plot", ("seeds",))) == 0
+    assert learned_at(one, "grammar", ("questions",)) is None
+    rows[-1]["correct"]["plot"] = answers(0.55, 0)
+    assert learned_at(one, "plot", ("questions",)) is None
 
 
 def instructed(accuracy_of, sizes, seeds=2):
@@ -142,7 +156,7 @@ def test_runs_that_do_not_learn_one_of_the_two_do_not_count():
     rows = [(n, {"grammar": one["grammar"], "consistency": 0.5}) for n, one in along(2e4, 2e4)]
     assert (
         verdict("Grammar is learned before", study(lambda size: accuracies(size), along=rows))
-        == UNDECIDED
+        == NOT_MEASURED
     )
     few = study(lambda size: accuracies(size), along=along(2e4, 2e5))
     few.runs = few.runs[:3]
@@ -158,7 +172,7 @@ def test_other_heads_are_no_other_width():
             one.size = one.size._replace(heads=32)
     planted.settings["models"] = ", ".join(dict.fromkeys(str(x.size) for x in planted.runs))
     assert len(planted.grid) == len(planted.runs)
-    assert verdict("Consistency appears", planted) == UNDECIDED
+    assert verdict("Consistency appears", planted) == NOT_MEASURED
 
 
 def test_instructions_at_the_same_width():
@@ -166,10 +180,10 @@ def test_instructions_at_the_same_width():
     one, two = Size(64, 1, 4), Size(128, 2, 4)
     more = instructed(lambda size: 0.5 + 0.1 * size.layers, [one, two])
     planted = study(lambda size: accuracies(size), more=more)
-    assert verdict("Instructions need", planted) == UNDECIDED
+    assert verdict("Instructions need", planted) == NOT_MEASURED
 
 
-@pytest.mark.parametrize("one, two, expected", [(0.6, 0.8, SEEN), (0.8, 0.6, NOT_SEEN),
+@pytest.mark.parametrize("one, two, expected", [(0.6, 0.8, SEEN), (0.8, 0.6, OPPOSITE),
                                                 (0.7, 0.7, UNDECIDED)])  # fmt: skip
 def test_two_layers(one, two, expected):
     more = instructed(lambda size: one if size.layers == 1 else two,
@@ -177,8 +191,8 @@ def test_two_layers(one, two, expected):
     assert verdict("Instructions need", study(lambda size: accuracies(size), more=more)) == expected
 
 
-@pytest.mark.parametrize("width, depth, expected", [(0.02, 0.1, SEEN), (0.1, 0.02, NOT_SEEN),
-                                                    (0.05, 0.05, UNDECIDED)])  # fmt: skip
+@pytest.mark.parametrize("width, depth, expected", [(0.02, 0.1, SEEN), (0.1, 0.02, OPPOSITE),
+                                                    (0.1, 0.05, UNDECIDED)])  # fmt: skip
 def test_instructions_follow_depth(width, depth, expected):
     more = instructed(
         lambda size: 0.55 + width * np.log2(size.width / 32) + depth * np.log2(size.layers), GRID
@@ -186,10 +200,10 @@ def test_instructions_follow_depth(width, depth, expected):
     planted = study(lambda size: accuracies(size), more=more)
     assert verdict("Instructions follow", planted) == expected
     few = study(lambda size: accuracies(size), more=more[:4])
-    assert verdict("Instructions follow", few) == UNDECIDED
+    assert verdict("Instructions follow", few) == NOT_MEASURED
 
 
-@pytest.mark.parametrize("gain, expected", [(0.2, SEEN), (-0.2, NOT_SEEN), (0.0, UNDECIDED)])
+@pytest.mark.parametrize("gain, expected", [(0.2, SEEN), (-0.2, OPPOSITE), (0.0, UNDECIDED)])
 def test_heads(gain, expected):
     more = [run(Size(64, 2, 8), seed, {}, loss=3.0 - gain + 0.01 * seed) for seed in (1, 2, 3)]
     few = [run(Size(64, 2, 2), seed, {}, loss=3.0 + 0.01 * seed) for seed in (1, 2, 3)]
@@ -199,7 +213,8 @@ def test_heads(gain, expected):
 def test_one_seed_cannot_tell_chance_from_heads():
     more = [run(Size(64, 2, n), 1, {}, loss=3.0 + n / 100) for n in (2, 8)]
     assert (
-        verdict("More heads", study(lambda size: accuracies(size), seeds=1, more=more)) == UNDECIDED
+        verdict("More heads", study(lambda size: accuracies(size), seeds=1, more=more))
+        == NOT_MEASURED
     )
 
 
@@ -222,7 +237,7 @@ def test_what_another_seed_would_change_widens_an_interval():
 
 
 @pytest.mark.parametrize("tokens, last, expected", [
-    (6_000_000, 3.19, SEEN), (6_000_000, 2.2, NOT_SEEN), (2_000_000, 3.19, UNDECIDED),
+    (6_000_000, 3.19, SEEN), (6_000_000, 2.2, OPPOSITE), (2_000_000, 3.19, NOT_MEASURED),
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["", "once"])
 def test_the_loss_flattens(tokens, last, expected, kind):
@@ -235,27 +250,28 @@ def test_the_loss_flattens(tokens, last, expected, kind):
     assert verdict("The loss flattens", planted) == expected
 
 
-@pytest.mark.parametrize("theirs, expected", [(0.6, SEEN), (0.95, NOT_SEEN), (0.75, UNDECIDED)])
+@pytest.mark.parametrize("theirs, expected", [(0.6, SEEN), (0.95, OPPOSITE), (0.75, UNDECIDED)])
 def test_baselines(theirs, expected):
     baseline = run(Size(1, 1, 1), 1, dict.fromkeys(KINDS, theirs), kind="baseline")
     baseline.name, baseline.size = "gpt2-xl", None
     planted = study(lambda size: accuracies(size), more=[baseline])
     assert verdict("Small models beat", planted) == expected
     baseline.name = "gpt2"
-    assert verdict("Small models beat", planted) == UNDECIDED  # neither large nor XL
+    assert verdict("Small models beat", planted) == NOT_MEASURED  # neither large nor XL
     baseline.name = "gpt2-xl"
     baseline.results["skills"]["questions_sha256"] = "other"
-    assert verdict("Small models beat", planted) == UNDECIDED
+    assert verdict("Small models beat", planted) == NOT_MEASURED
 
 
 def test_neurons():
     planted = study(lambda size: accuracies(size))
-    facts = {"mean_coherence": interval(0.5), "mean_coherence_random_weights": interval(0.3)}
+    facts = {"mean_coherence": interval(0.5), "mean_coherence_random_weights": interval(0.3),
+             "readable": interval(0.9), "readable_random_weights": interval(0.8)}  # fmt: skip
     planted.runs[0].results["interpret"] = {"neurons": facts}
-    assert verdict("Neurons of TinyStories", planted) == SEEN
+    assert verdict("Neurons are more coherent", planted) == SEEN
     facts["mean_coherence_random_weights"] = interval(0.5)
-    assert verdict("Neurons of TinyStories", planted) == UNDECIDED
-    assert verdict("Neurons of GPT-2", planted) == UNDECIDED
+    assert verdict("Neurons are more coherent", planted) == UNDECIDED
+    assert verdict("Neurons of GPT-2", planted) == NOT_MEASURED
 
 
 def graded(creative, plain, seed):
@@ -269,10 +285,10 @@ def graded(creative, plain, seed):
     return [*lines, {"number": [0, 3], "verdict": None}]
 
 
-@pytest.mark.parametrize("creative, plain, expected", [(3.5, 8.0, SEEN), (8.0, 4.5, NOT_SEEN)])
+@pytest.mark.parametrize("creative, plain, expected", [(3.5, 8.0, SEEN), (8.0, 4.5, OPPOSITE)])
 def test_creativity_takes_a_judge(creative, plain, expected):
     planted = study(lambda size: accuracies(size))
-    assert verdict("Creativity", planted) == UNDECIDED
+    assert verdict("Creativity", planted) == NOT_MEASURED
     for one in planted.runs:
         if one.seed == 1:
             one.results["judge-paper"] = {"judge": {"model": "a teacher"}}
@@ -290,11 +306,11 @@ def test_a_judge_stands_in_for_the_scores():
             one.results["grades"] = graded(grade, grade, 0)
     assert verdict("Plot follows width", planted) == SEEN
     planted.runs[0].results.pop("judge-paper")
-    assert verdict("Plot follows width", planted) == NOT_SEEN
+    assert verdict("Plot follows width", planted) == OPPOSITE
 
 
 def test_verdicts_by_hand():
-    for value, expected in ((interval(0.5), SEEN), (interval(-0.5), NOT_SEEN), (None, UNDECIDED),
+    for value, expected in ((interval(0.5), SEEN), (interval(-0.5), OPPOSITE), (None, NOT_MEASURED),
                             (interval(0.005), UNDECIDED),
                             (interval(0.0, 0.0), UNDECIDED)):  # fmt: skip
         assert Claim("", "", "", value).verdict == expected
@@ -303,5 +319,5 @@ def test_verdicts_by_hand():
 def test_with_nothing_measured_nothing_is_claimed():
     empty = study(lambda size: {}, seeds=0)
     assert all(
-        claim.verdict == UNDECIDED and claim.value is None for claim in evaluate_claims(empty)
+        claim.verdict == NOT_MEASURED and claim.value is None for claim in evaluate_claims(empty)
     )
