@@ -179,7 +179,7 @@ def instructions_follow_depth(study, scores):
 
 
 def gains_more(study, scores, kind, more, less):
-    """A skill gains more from as many parameters in the `more` than in the `less`: width, layers."""
+    """A skill gains more from parameters in the `more` than in the `less`: width, layers."""
     gains, notes = scores.slopes(kind), [scores.seed_note]
     value = bootstrap.interval(gains[more] - gains[less], len(scores.sizes))
     if value and scores.counts[kind] < 30:

@@ -35,8 +35,8 @@ def digest(output):
 
 class StudyState:
     """The file out/<study>/study.json: the study's settings, and a row for each of its jobs, with
-    the hash of its command, the status and hash of its output, and the seconds that the command ran,
-    over all calls. It is written at each change."""
+    the hash of its command, the status and hash of its output, and for how many seconds the command
+    ran, over all calls. It is written at each change."""
 
     def __init__(self, settings, jobs):
         self.path, self.jobs, self.rows = Path(settings.out_dir) / "study.json", jobs, {}

@@ -5,7 +5,14 @@ import pytest
 from planted_study import GRID, KINDS, answers, interval, run, study
 
 from eval.reporting.claims import (
-    NOT_MEASURED, OPPOSITE, SEEN, UNDECIDED, Claim, evaluate_claims, halfway, learned_at,
+    NOT_MEASURED,
+    OPPOSITE,
+    SEEN,
+    UNDECIDED,
+    Claim,
+    evaluate_claims,
+    halfway,
+    learned_at,
 )  # fmt: skip
 from eval.reporting.scores import Scores
 from eval.reporting.study_jobs import Size
