@@ -11,8 +11,8 @@
 
 For a value that is really 0 no number is enough. A difference of shares has no such factors: its
 error does not fall as that of a mean. The others are upper bounds, for with few seeds a part of the
-error is that their own spread is hardly known (Student's t), and more seeds tell it better. With more
-tokens the values change, too, and how much the seeds differ: of that a study says nothing.
+error is that their own spread is hardly known (Student's t), and more seeds tell it better. With
+more tokens the values change, too, and how much the seeds differ: of that a study says nothing.
 """
 
 from dataclasses import dataclass

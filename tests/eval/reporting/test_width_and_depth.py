@@ -17,7 +17,7 @@ def planted(loss_of=lambda size: 3 - 0.2 * np.log2(size.width) - 0.06 * np.log2(
 
 
 def test_gains_by_as_many_parameters():
-    """Twice as wide is four times the parameters: a loss that falls by 0.2 falls by 0.1 for twice."""
+    """Twice as wide is four times the parameters: 0.2 for those is 0.1 for twice as many."""
     rows = {row["measure"]: row for row in planted()["rows"]}
     loss = rows["validation loss, its fall, nats"]
     assert loss["width"]["mean"] == pytest.approx(0.1)
