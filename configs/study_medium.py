@@ -30,6 +30,8 @@ interpret = "64-4-4"
 # Muon's learning rates follow 1 / sqrt(width), see docs/fast.md. TinyStories V1 and V2 are compared
 # on as many tokens as 8,500 stories have; 32,000 stories are seen once, and half of them twice.
 options = """
+eval.fluency: --stories=100
+eval.fluency steps: --stories=50
 eval.instruct: --prompts=1000 --max_new_tokens=300
 eval.diversity: --num_prompts=50 --temperatures=1 --max_new_tokens=300
 eval.interpret: --stories=500 --head_stories=16
