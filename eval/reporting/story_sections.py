@@ -16,6 +16,7 @@ from eval.memorization.copying import MIDDLES
 from eval.memorization.page import highlight
 from eval.prompts import knowledge_prompts
 from eval.reporting import charts
+from eval.reporting.model_sections import by_name
 from eval.reporting.page import templates
 from nanostories.dataset.instruct import parse_record
 from nanostories.text.words import ngrams, split_words, words_and_marks
@@ -30,8 +31,7 @@ REWARD_CURVES = {"reward": "reward", "kl": "KL to the reference, nats", "about":
 
 def evaluated(study, name):
     """{model: its results of an evaluation}, for the first run of each size and the baselines."""
-    first = {run.name: run for run in reversed(study.grid)}
-    runs = [*reversed(first.values()), *study.of_kind("baseline")]
+    runs = [runs[0] for runs in by_name([*study.grid, *study.of_kind("baseline")]).values()]
     return {run.name: run.results[name] for run in runs if run.results.get(name)}
 
 
@@ -89,7 +89,7 @@ def instruct(study):
     """How models trained on instructions follow them, also combinations that they never saw."""
     runs = [run for run in study.of_kind("instruct") if run.results.get("instruct")]
     joint = {label: {run.size: run.results["instruct"]["checks"]["joint"].get(writer)
-                     for run in runs} for writer, label in WRITERS.items()}  # fmt: skip
+                     for run in reversed(runs)} for writer, label in WRITERS.items()}  # fmt: skip
     draw = charts.draw_intervals(joint, {run.size: run.size.parameters for run in runs})
     labels = {"xlabel": "parameters without embeddings", "ylabel": "followed completely, fraction"}
     pair = study.settings["hold_out"].split("+")

@@ -3,7 +3,6 @@ model that differs in nothing else; and how good the measures are that such diff
 Each function of a results.Study returns what the macro of its name in sections.html takes.
 """
 
-import functools
 import itertools
 from operator import attrgetter
 
@@ -12,14 +11,14 @@ import numpy as np
 from eval import bootstrap
 from eval.reporting import charts
 from eval.reporting.model_sections import SKILLS
-from eval.reporting.scores import CHANCE, Scores
+from eval.reporting.scores import CHANCE, MIN_SIZES, Scores
 from eval.reporting.study_jobs import ARCHITECTURES, CORPORA, COUNTERPARTS
 
-# {measure of eval.fluency: (what it is, 1 if more is better, -1 if less is)}
+# {measure of eval.fluency: (what it is, 1: more is better, -1: less is, 0: as in real stories is)}
 FLUENCY = {
     "relative": ("the referee's nats per byte less those of real stories", -1),
     "non_words": ("non-words, fraction", -1),
-    "repeated": ("repeated 4-grams, fraction", -1),
+    "repeated": ("repeated 4-grams, fraction", 0),
     "new_names": ("names that nothing introduces, fraction", -1),
     "ended": ("stories that end, fraction", 1),
 }
@@ -27,11 +26,21 @@ TEMPERATURE = "temperature 1.0"  # where a model writes as it has learned
 size_of, kind_and_size = attrgetter("size"), attrgetter("kind", "size")  # of a Run
 
 
-def written(run, measure="relative"):
-    """A measure of eval.fluency of what a Run writes, as a float; None where there is none."""
+def written(run, measure="relative", from_real=False):
+    """A measure of eval.fluency of what a Run writes, or its distance from that of real stories, as
+    a float; None where there is none."""
     measured = run.results.get("fluency")
     interval = measured and measured["sets"][TEMPERATURE][measure]
-    return interval and interval["mean"]
+    return interval and (distance(interval, measured, measure) if from_real else interval)["mean"]
+
+
+def distance(interval, measured, measure):
+    """The interval of the distance of a measure, an interval, from that of the real stories in what
+    eval.fluency measured."""
+    real = measured["sets"]["real stories"][measure]["mean"]
+    low, high = sorted(abs(interval[end] - real) for end in ("low", "high"))
+    low *= not interval["low"] <= real <= interval["high"]
+    return interval | {"mean": abs(interval["mean"] - real), "low": low, "high": high}
 
 
 def final_loss(run):
@@ -53,9 +62,9 @@ def draws_by_seed(runs, value_of, of):
     return dict(zip(values, draws or means, strict=True))
 
 
-def fluency_draws(runs, measure):
-    """`draws_by_seed` of a measure of what the sizes write."""
-    return draws_by_seed(runs, functools.partial(written, measure=measure), size_of)
+def fluency_draws(runs, measure, from_real=False):
+    """`draws_by_seed` of a measure of what the sizes write, see `written`."""
+    return draws_by_seed(runs, lambda run: written(run, measure, from_real), size_of)
 
 
 def as_value(draws):
@@ -71,10 +80,8 @@ def differences(study, kinds, counterparts):
     {measure: interval of the difference}, of the loss, the skills (accuracy) and the fluency."""
     runs = [run for kind in ("", *kinds) for run in study.of_kind(kind)]
     scores = Scores([*study.grid, *(run for run in runs if run.kind)], kind_and_size)
-    skills = {
-        skill: {name: (1 - CHANCE) * one for name, one in scores.by_size(skill).items()}
-        for skill in scores.draws
-    }
+    skills = {skill: {name: (1 - CHANCE) * one for name, one in scores.by_size(skill).items()}
+              for skill in scores.draws}  # fmt: skip
     rows = []
     for kind, size in dict.fromkeys(kind_and_size(run) for run in runs if run.kind):
         one, other = (kind, size), (counterparts.get(kind, ""), size)
@@ -83,14 +90,10 @@ def differences(study, kinds, counterparts):
             continue
         # The seeds of other kinds say nothing of these: losses on other stories lie far apart.
         those = {run.out_dir: run for run in (*study.grid, *pair[0], *pair[1])}.values()
-        draws = skills | {
-            "loss": draws_by_seed(those, final_loss, kind_and_size),
-            "relative": draws_by_seed(those, written, kind_and_size),
-        }
-        values = {
-            measure: as_value(by_name[one] - by_name[other])
-            for measure, by_name in draws.items() if one in by_name and other in by_name
-        }  # fmt: skip
+        draws = skills | {"loss": draws_by_seed(those, final_loss, kind_and_size),
+                          "relative": draws_by_seed(those, written, kind_and_size)}  # fmt: skip
+        values = {measure: as_value(by_name[one] - by_name[other])
+                  for measure, by_name in draws.items() if {one, other} <= {*by_name}}  # fmt: skip
         rows.append({"run": pair[0], "other": pair[1], "values": values})
     return rows
 
@@ -104,11 +107,24 @@ def changes_of(rows):
             if any(measure in row["values"] for row in rows)]  # fmt: skip
 
 
+def loss_per_doubling(runs):
+    """What twice the width adds to the losses of a grid, means over seeds: a in the fit of c +
+    a log2(width) + b log2(layers). None for too few sizes, or where both grow together."""
+    losses = draws_by_seed(runs, lambda run: run.loss, size_of)
+    x = np.array([[1, np.log2(size.width), np.log2(size.layers)] for size in losses])
+    if len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
+        return None
+    return np.linalg.lstsq(x, [draws[0] for draws in losses.values()], rcond=None)[0][1]
+
+
 # ---- sections ----------------------------------------------------------------------------------
 
 
 def architectures(study):
-    rows = differences(study, ARCHITECTURES, {})
+    rows, slope = differences(study, ARCHITECTURES, {}), loss_per_doubling(study.grid)
+    for row in rows:
+        doublings = np.log2(row["run"][0].recipe["n_embd"] / row["other"][0].size.width)
+        row["by_width"] = slope and slope * doublings + 0.0  # no -0.0
     return {"rows": rows, "kinds": ARCHITECTURES, "changes": changes_of(rows)}
 
 
@@ -143,24 +159,25 @@ def validity(study):
     scores = Scores(runs)
     losses = draws_by_seed(runs, lambda run: run.loss, size_of)
     skills = sorted(scores.draws, key=SKILLS.index) if not scores.judge else ()
-    measures = {skill: (1, scores.by_size(skill)) for skill in skills}
-    measures |= {name: (sign, fluency_draws(runs, name)) for name, (_, sign) in FLUENCY.items()}
+    measures = {skill: (skill, 1, scores.by_size(skill)) for skill in skills}
+    for name, (label, sign) in FLUENCY.items():
+        label += ": distance from that of real stories" * (not sign)
+        measures[name] = label, sign or -1, fluency_draws(runs, name, from_real=not sign)
     # Along the training of the largest run with both kinds of measures at its checkpoints.
     measured = [run for run in runs if run.results.get("fluency-steps")] or runs
     shown = max(measured, key=lambda run: (run.size.parameters, -run.seed))
-    rows = [
-        {"measure": FLUENCY[name][0] if name in FLUENCY else name}
-        | rise(along(shown, name), sign) | agreement(losses, draws, sign)
-        for name, (sign, draws) in measures.items()
-    ]  # fmt: skip
+    rows = [{"measure": label} | rise(along(shown, name), sign) | agreement(losses, draws, sign)
+            for name, (label, sign, draws) in measures.items()]  # fmt: skip
     return {"rows": rows, "run": shown}
 
 
 def along(run, measure):
-    """The intervals of a measure at a Run's checkpoints, the earliest first."""
+    """The intervals of a measure, or its distance, at a Run's checkpoints, the earliest first."""
     if measure in FLUENCY:
-        rows = (run.results.get("fluency-steps") or {}).get("checkpoints") or {}
-        return [row[measure] for _, row in sorted(rows.items(), key=lambda item: int(item[0]))]
+        measured = run.results.get("fluency-steps") or {"checkpoints": {}}
+        steps = measured["checkpoints"]
+        rows = [steps[step][measure] for step in sorted(steps, key=int)]
+        return [x if FLUENCY[measure][1] else distance(x, measured, measure) for x in rows if x]
     rows = (run.results.get("skills") or {}).get("checkpoints") or []
     return [row["skills"][measure]["accuracy"] for row in rows if measure in row["skills"]]
 
@@ -168,14 +185,13 @@ def along(run, measure):
 def rise(intervals, sign):
     """How a measure changes along training: its first and last intervals, their difference, counted
     upwards where it gets better, and in how many of the steps between checkpoints it did."""
-    intervals = [one for one in intervals if one]
     if len(intervals) < 2:
-        return {"first": None, "last": None, "gain": None, "better": None}
+        return {"first": None, "last": None, "gain": None, "better": 0, "steps": 0}
     first, last = intervals[0], intervals[-1]
     ends = (last, first) if sign > 0 else (first, last)
     steps = [sign * (b["mean"] - a["mean"]) > 0 for a, b in itertools.pairwise(intervals)]
     gain = bootstrap.independent_difference(*ends)
-    return {"first": first, "last": last, "gain": gain, "better": f"{sum(steps)} of {len(steps)}"}
+    return {"first": first, "last": last, "gain": gain, "better": sum(steps), "steps": len(steps)}
 
 
 def agreement(losses, draws, sign):

@@ -498,7 +498,7 @@ def test_labels_are_plain_words_with_units(page):
     for old in ("mtld", "about", "mentions", "words"):
         assert f'data-sort-key="{old}"' not in page
     [row] = re.findall(r'data-sort-key="words per story".*?</tr>', page)
-    assert row.count(">0<small>") == 3  # of a number of words no decimals
+    assert row.count(">0 <small>") == 3  # of a number of words no decimals
 
 
 def test_a_pair_is_colored_by_its_probabilities_and_a_text_by_what_it_says(quick):
@@ -537,6 +537,52 @@ def test_what_the_seeds_have(page):
         "what a head of each kind attends to", "bert-base-uncased (estimated)", "22,500,000",
     ):  # fmt: skip
         assert words in shown, words
+
+
+@pytest.mark.parametrize("steps, words", [
+    (1000, "Of its 1,000 steps here 1,000 are warm-up: the learning rate reaches its value only"),
+    (400, "Of its 400 steps here 400 are warm-up: the learning rate"),
+    (5000, "Of its 5,000 steps here 1,000 are warm-up."),
+])  # fmt: skip
+def test_how_much_of_the_students_recipe_is_warm_up(quick, steps, words):
+    planted = full()
+    [table_1] = planted.of_kind("table1")
+    table_1.recipe |= {"max_iters": steps, "warmup_iters": 1000}
+    assert words in texts(page_of(planted))
+
+
+def test_measures_that_grew_in_few_steps_are_named(quick):
+    planted = full()
+    for rows, named in (((0.6, 0.5, 0.5, 0.7), True), ((0.5, 0.6, 0.7, 0.7), False)):
+        along = [{"step": n, "tokens": n, "skills": {"plot": {"accuracy": interval(x)}}}
+                 for n, x in enumerate(rows)]  # fmt: skip
+        for one in planted.grid:
+            one.results["skills"]["checkpoints"] = along
+            one.results["judge-paper"] = None
+        words = "Better in fewer than half of the steps between checkpoints: plot (1 of 3)"
+        assert (words in texts(page_of(planted))) == named
+
+
+def test_settings_that_differ_between_widths_have_all_their_values(quick):
+    planted = full()
+    for one in planted.grid:
+        one.recipe |= {"muon_lr_scale": 64 / one.size.width, "beta1": 0.9}
+    shown = page_of(planted)
+    scales = "2.0 (width 32), 1.0 (width 64), 0.5 (width 128), 0.25 (width 256)"
+    for name, value in (("muon_lr_scale", scales), ("beta1", "0.9")):
+        [row] = re.findall(rf'data-sort-key="{name}".*?</tr>', shown)
+        assert f">{value}<" in row
+
+
+@pytest.mark.parametrize("tokens, words", [
+    (6_000_000, "33 % of the training stories, each once."),
+    (800_000, "each training story 2.5 times."),
+])  # fmt: skip
+def test_how_much_a_run_reads(quick, tokens, words):
+    planted = full()
+    planted.grid[0].recipe["dataset"] = "data/planted"
+    planted.data["data/planted"]["splits"]["train"]["tokens"] = tokens
+    assert f"A run of the grid reads {words}" in texts(page_of(planted))
 
 
 def test_questions_are_answered_by_numbers_or_open(quick):

@@ -18,9 +18,13 @@ def fewer_rounds():
         yield
 
 
-def fluent(one, relative):
-    row = dict.fromkeys(variants.FLUENCY, interval(0.1)) | {"relative": interval(relative)}
-    one.results["fluency"] = {"sets": {variants.TEMPERATURE: row}, "stories": 9}
+def fluent(one, relative, repeated=0.01):
+    """What eval.fluency finds; of real stories 0.02 of the 4-grams are repeated."""
+    row = dict.fromkeys(variants.FLUENCY, interval(0.1))
+    sets = {"real stories": row | {"repeated": interval(0.02)},
+            variants.TEMPERATURE: row | {"relative": interval(relative),
+                                         "repeated": interval(repeated)}}  # fmt: skip
+    one.results["fluency"] = {"sets": sets, "stories": 9}
     return one
 
 
@@ -105,6 +109,33 @@ def test_a_kind_without_its_counterpart_is_left_out():
     assert variants.differences(planted({"v1": (2.0, 0.8)}), CORPORA, COUNTERPARTS) == []
 
 
+def test_what_the_width_alone_is_worth_comes_from_the_grid():
+    """Planted: 0.3 nats for twice the width, and 0.1 for twice the layers."""
+    of = planted({"rope": (2.8, 0.7), "swiglu": (3.0, 0.7), "untied": (3.1, 0.7)})
+    for one in of.runs:
+        width, layers = np.log2([one.size.width, one.size.layers])
+        one.curve = [(one.tokens, 5 - 0.3 * width - 0.1 * layers + 0.01 * one.seed)]
+        one.recipe["n_embd"] = {"rope": 128, "untied": 32}.get(one.kind, one.size.width)
+    found = {row["run"][0].kind: row["by_width"] for row in variants.architectures(of)["rows"]}
+    assert found == pytest.approx({"rope": -0.3, "swiglu": 0.0, "untied": 0.3})
+    assert str(found["swiglu"]) == "0.0"  # not -0.0
+
+
+@pytest.mark.parametrize("kept", [GRID[:3], [size for size in GRID if size.layers == 2]])
+def test_a_grid_that_gives_no_slope_gives_no_part_of_the_width(kept):
+    """Fewer than four sizes, or sizes of one depth."""
+    of = planted({"rope": (2.8, 0.7)})
+    assert variants.loss_per_doubling([one for one in of.grid if one.size in kept]) is None
+    of.settings["models"] = ", ".join(map(str, kept))
+    of.runs[-1].recipe["n_embd"] = of.runs[-2].recipe["n_embd"] = 72
+    assert [row["by_width"] for row in variants.architectures(of)["rows"]] == [None]
+
+
+def test_where_width_and_depth_grow_together_neither_has_a_slope():
+    runs = [run(Size(32 * 2**n, 2**n, 4), 1, {}, 4 - 0.1 * n) for n in range(4)]
+    assert variants.loss_per_doubling(runs) is None
+
+
 # ---- what the measures are worth ---------------------------------------------------------------
 
 
@@ -136,6 +167,31 @@ def test_a_measure_that_follows_the_loss_and_one_that_runs_against_it():
     assert rows["facts"]["otherwise"] == 0  # the same for all
 
 
+def test_repetition_is_best_as_in_real_stories():
+    """Gibberish repeats nothing: the nearer to the 0.02 of real stories, from either side, the
+    better."""
+    label = "repeated 4-grams, fraction: distance from that of real stories"
+    for first, last in ((0.0, 0.015), (0.04, 0.025)):
+        of = study(lambda size: PLAIN, by_parameters(3.0, 2.0))
+        repeated = by_parameters(first, last)
+        for one in of.runs:
+            one.curve = [(one.tokens, one.curve[-1][1] + 0.005 * one.seed)]
+            fluent(one, 0.1, repeated(one.size) + 1e-5 * one.seed)
+        [row] = [row for row in variants.validity(of)["rows"] if row["measure"] == label]
+        assert row["alike"] == row["pairs"] > 20 and row["otherwise"] == 0
+        steps = {str(n): {"repeated": interval(x, 0.002)} for n, x in ((1, first), (9, last))}
+        of.runs[0].results["fluency-steps"] = of.runs[0].results["fluency"] | {"checkpoints": steps}
+        ends = variants.along(of.runs[0], "repeated")
+        assert [one["mean"] for one in ends] == pytest.approx([0.02, 0.005])
+        assert all(0 < one["low"] < one["mean"] < one["high"] for one in ends)
+
+
+def test_a_distance_from_real_stories_may_be_none():
+    found = fluent(run(SIZE, 1, {}), 0.1, 0.025).results["fluency"]
+    one = variants.distance(found["sets"][variants.TEMPERATURE]["repeated"], found, "repeated")
+    assert one["low"] == 0 and one["high"] == pytest.approx(0.015)  # 0.015 to 0.035, around 0.02
+
+
 def test_pairs_whose_losses_do_not_differ_do_not_count():
     of = study(lambda size: PLAIN, lambda size: 3.0)
     assert {row["pairs"] for row in variants.validity(of)["rows"]} == {0}
@@ -143,10 +199,10 @@ def test_pairs_whose_losses_do_not_differ_do_not_count():
 
 def test_rise():
     up = [interval(0.5), interval(0.6), interval(0.55), interval(0.9)]
-    found = variants.rise(up, 1)
-    assert found["gain"]["mean"] == pytest.approx(0.4) and found["better"] == "2 of 3"
-    down = variants.rise(up, -1)
-    assert down["gain"]["mean"] == pytest.approx(-0.4) and down["better"] == "1 of 3"
+    found, down = variants.rise(up, 1), variants.rise(up, -1)
+    assert found["gain"]["mean"] == pytest.approx(0.4) and found["better"] == 2
+    assert down["gain"]["mean"] == pytest.approx(-0.4) and down["better"] == 1
+    assert found["steps"] == down["steps"] == 3
     assert variants.rise(up[:1], 1)["gain"] is None
 
 
