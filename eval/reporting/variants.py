@@ -11,7 +11,7 @@ import numpy as np
 from eval import bootstrap
 from eval.reporting import charts
 from eval.reporting.model_sections import SKILLS
-from eval.reporting.scores import CHANCE, MIN_SIZES, Scores
+from eval.reporting.scores import CHANCE, Scores, slopes
 from eval.reporting.study_jobs import ARCHITECTURES, CORPORA, COUNTERPARTS
 
 # {measure of eval.fluency: (what it is, 1: more is better, -1: less is, 0: as in real stories is)}
@@ -108,13 +108,9 @@ def changes_of(rows):
 
 
 def loss_per_doubling(runs):
-    """What twice the width adds to the losses of a grid, means over seeds: a in the fit of c +
-    a log2(width) + b log2(layers). None for too few sizes, or where both grow together."""
+    """What twice the width adds to the losses of a grid, by `slopes`; nan where they are."""
     losses = draws_by_seed(runs, lambda run: run.loss, size_of)
-    x = np.array([[1, np.log2(size.width), np.log2(size.layers)] for size in losses])
-    if len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
-        return None
-    return np.linalg.lstsq(x, [draws[0] for draws in losses.values()], rcond=None)[0][1]
+    return 2 * slopes(losses, np.array([*losses.values()]))["width"][0]
 
 
 # ---- sections ----------------------------------------------------------------------------------
@@ -124,7 +120,7 @@ def architectures(study):
     rows, slope = differences(study, ARCHITECTURES, {}), loss_per_doubling(study.grid)
     for row in rows:
         doublings = np.log2(row["run"][0].recipe["n_embd"] / row["other"][0].size.width)
-        row["by_width"] = slope and slope * doublings + 0.0  # no -0.0
+        row["by_width"] = as_value([slope * doublings + 0.0])  # no -0.0
     return {"rows": rows, "kinds": ARCHITECTURES, "changes": changes_of(rows)}
 
 
