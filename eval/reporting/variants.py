@@ -63,8 +63,10 @@ def draws_by_seed(runs, value_of, of):
 
 
 def fluency_draws(runs, measure, from_real=False):
-    """`draws_by_seed` of a measure of what the sizes write, see `written`."""
-    return draws_by_seed(runs, lambda run: written(run, measure, from_real), size_of)
+    """`draws_by_seed` of a measure of what the sizes write, see `written`; fractions end at 1."""
+    draws = draws_by_seed(runs, lambda run: written(run, measure, from_real), size_of)
+    ends = (0, 1) if FLUENCY[measure][0].endswith("fraction") else (None, None)
+    return {size: one.clip(*ends) for size, one in draws.items()}
 
 
 def as_value(draws):

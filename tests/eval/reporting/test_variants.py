@@ -213,3 +213,13 @@ def test_along_training_comes_from_the_checkpoints_in_their_order():
     steps = {str(n): {"relative": interval(n)} for n in (16, 2, 128)}
     one.results["fluency-steps"] = {"checkpoints": steps}
     assert [x["mean"] for x in variants.along(one, "relative")] == [2, 16, 128]
+
+
+def test_fractions_end_at_1():
+    """Also what other seeds might have made of them; nats may be any number."""
+    runs = [fluent(run(SIZE, seed, {}), 1.5) for seed in (1, 2)]
+    for one, ended in zip(runs, (0.99, 0.95), strict=True):
+        one.results["fluency"]["sets"][variants.TEMPERATURE]["ended"] = interval(ended)
+    [draws] = variants.fluency_draws(runs, "ended").values()
+    assert draws[0] == pytest.approx(0.97) and draws.max() == 1
+    assert variants.fluency_draws(runs, "relative")[SIZE][0] == 1.5
