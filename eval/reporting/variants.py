@@ -164,31 +164,38 @@ def validity(study):
     # Along the training of the largest run with both kinds of measures at its checkpoints.
     measured = [run for run in runs if run.results.get("fluency-steps")] or runs
     shown = max(measured, key=lambda run: (run.size.parameters, -run.seed))
-    rows = [{"measure": label} | rise(along(shown, name), sign) | agreement(losses, draws, sign)
+    rows = [{"measure": label} | rise(*along(shown, name), sign) | agreement(losses, draws, sign)
             for name, (label, sign, draws) in measures.items()]  # fmt: skip
     return {"rows": rows, "run": shown}
 
 
 def along(run, measure):
-    """The intervals of a measure, or its distance, at a Run's checkpoints, the earliest first."""
+    """The intervals of a measure, or its distance, at a Run's checkpoints, the earliest first; and
+    the answers there, [] where only their intervals are known."""
     if measure in FLUENCY:
         measured = run.results.get("fluency-steps") or {"checkpoints": {}}
         steps = measured["checkpoints"]
         rows = [steps[step][measure] for step in sorted(steps, key=int)]
-        return [x if FLUENCY[measure][1] else distance(x, measured, measure) for x in rows if x]
+        rows = [x if FLUENCY[measure][1] else distance(x, measured, measure) for x in rows if x]
+        return rows, []
     rows = (run.results.get("skills") or {}).get("checkpoints") or []
-    return [row["skills"][measure]["accuracy"] for row in rows if measure in row["skills"]]
+    rows = [row for row in rows if measure in row.get("correct", ())]
+    return ([row["skills"][measure]["accuracy"] for row in rows],
+            [np.array(row["correct"][measure]) for row in rows])  # fmt: skip
 
 
-def rise(intervals, sign):
+def rise(intervals, answers, sign):
     """How a measure changes along training: its first and last intervals, their difference, counted
-    upwards where it gets better, and in how many of the steps between checkpoints it did."""
+    upwards where it gets better, and in how many of the steps between checkpoints it did. The
+    difference is of the same questions where there are `answers`, else as of independent ones."""
     if len(intervals) < 2:
         return {"first": None, "last": None, "gain": None, "better": 0, "steps": 0}
     first, last = intervals[0], intervals[-1]
     ends = (last, first) if sign > 0 else (first, last)
     steps = [sign * (b["mean"] - a["mean"]) > 0 for a, b in itertools.pairwise(intervals)]
     gain = bootstrap.independent_difference(*ends)
+    if answers:
+        gain = bootstrap.mean(sign * (answers[-1] - answers[0]))
     return {"first": first, "last": last, "gain": gain, "better": sum(steps), "steps": len(steps)}
 
 

@@ -554,8 +554,8 @@ def test_how_much_of_the_students_recipe_is_warm_up(quick, steps, words):
 def test_measures_that_grew_in_few_steps_are_named(quick):
     planted = full()
     for rows, named in (((0.6, 0.5, 0.5, 0.7), True), ((0.5, 0.6, 0.7, 0.7), False)):
-        along = [{"step": n, "tokens": n, "skills": {"plot": {"accuracy": interval(x)}}}
-                 for n, x in enumerate(rows)]  # fmt: skip
+        along = [{"step": n, "tokens": n, "skills": {"plot": {"accuracy": interval(x)}},
+                  "correct": {"plot": [x] * 9}} for n, x in enumerate(rows)]  # fmt: skip
         for one in planted.grid:
             one.results["skills"]["checkpoints"] = along
             one.results["judge-paper"] = None

@@ -181,7 +181,7 @@ def test_repetition_is_best_as_in_real_stories():
         assert row["alike"] == row["pairs"] > 20 and row["otherwise"] == 0
         steps = {str(n): {"repeated": interval(x, 0.002)} for n, x in ((1, first), (9, last))}
         of.runs[0].results["fluency-steps"] = of.runs[0].results["fluency"] | {"checkpoints": steps}
-        ends = variants.along(of.runs[0], "repeated")
+        ends, _ = variants.along(of.runs[0], "repeated")
         assert [one["mean"] for one in ends] == pytest.approx([0.02, 0.005])
         assert all(0 < one["low"] < one["mean"] < one["high"] for one in ends)
 
@@ -199,20 +199,31 @@ def test_pairs_whose_losses_do_not_differ_do_not_count():
 
 def test_rise():
     up = [interval(0.5), interval(0.6), interval(0.55), interval(0.9)]
-    found, down = variants.rise(up, 1), variants.rise(up, -1)
+    found, down = variants.rise(up, [], 1), variants.rise(up, [], -1)
     assert found["gain"]["mean"] == pytest.approx(0.4) and found["better"] == 2
     assert down["gain"]["mean"] == pytest.approx(-0.4) and down["better"] == 1
     assert found["steps"] == down["steps"] == 3
-    assert variants.rise(up[:1], 1)["gain"] is None
+    assert variants.rise(up[:1], [], 1)["gain"] is None
+
+
+def test_the_rise_of_the_same_questions_is_paired():
+    """One more of a hundred is right, and none less: a change that independent ones would hide."""
+    first = np.arange(100) % 2.0
+    ends, last = [interval(0.5, 0.1), interval(0.52, 0.1)], np.where(np.arange(100) < 4, 1, first)
+    paired = variants.rise(ends, [first, last], 1)["gain"]
+    assert paired["mean"] == pytest.approx(0.02)
+    assert paired["low"] > -0.01 > variants.rise(ends, [], 1)["gain"]["low"]
+    assert variants.rise(ends, [first, last], -1)["gain"]["mean"] == pytest.approx(-0.02)
 
 
 def test_along_training_comes_from_the_checkpoints_in_their_order():
     one = run(SIZE, 1, PLAIN, along=[(n, {"plot": 0.5 + n / 100}) for n in (1, 2, 16)])
-    assert [x["mean"] for x in variants.along(one, "plot")] == [0.51, 0.52, 0.66]
-    assert variants.along(one, "facts") == []
+    intervals, answers = variants.along(one, "plot")
+    assert [x["mean"] for x in intervals] == [0.51, 0.52, 0.66] and len(answers) == 3
+    assert variants.along(one, "facts") == ([], [])
     steps = {str(n): {"relative": interval(n)} for n in (16, 2, 128)}
     one.results["fluency-steps"] = {"checkpoints": steps}
-    assert [x["mean"] for x in variants.along(one, "relative")] == [2, 16, 128]
+    assert [x["mean"] for x in variants.along(one, "relative")[0]] == [2, 16, 128]
 
 
 def test_fractions_end_at_1():
