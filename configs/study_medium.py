@@ -28,7 +28,8 @@ diversity = "64-2-4, 256-2-4"
 interpret = "64-4-4"
 
 # Muon's learning rates follow 1 / sqrt(width), see docs/fast.md. TinyStories V1 and V2 are compared
-# on as many tokens as 8,500 stories have; 32,000 stories are seen once, and half of them twice.
+# on as many tokens as 8,500 stories have. 19,000 stories make one epoch of as many tokens as all the
+# runs have, half of them two.
 options = """
 eval.fluency: --stories=100
 eval.fluency steps: --stories=50
@@ -47,10 +48,9 @@ train.py v1: --max_iters=960
 prepare.py v2: --max_stories=8500
 train.py v2: --max_iters=960
 prepare.py storybook: --stories=60000
-prepare.py once: --max_stories=32000
+prepare.py once: --max_stories=19000
 train.py once: --max_iters=0
-prepare.py twice: --max_stories=16000
-train.py twice: --max_iters=3394
+prepare.py twice: --max_stories=9500
 """
 
 # Positions are learned, as in the paper, and the schedule falls from the start.
