@@ -28,8 +28,8 @@ diversity = "64-2-4, 256-2-4"
 interpret = "64-4-4"
 
 # Muon's learning rates follow 1 / sqrt(width), see docs/fast.md. TinyStories V1 and V2 are compared
-# on as many tokens as 8,500 stories have. 19,000 stories make one epoch of as many tokens as all the
-# runs have, half of them two.
+# on as many tokens as 8,500 stories have. 19,000 stories make one epoch of as many tokens as all
+# the runs have, half of them two.
 options = """
 eval.fluency: --stories=100
 eval.fluency steps: --stories=50

@@ -49,6 +49,8 @@ def test_the_command(runs, capsys):
     assert steps == checkpoint.steps_of(runs / "some") and 32 in steps and steps[-1] == 60
     for kind, row in some["checkpoints"][-1]["skills"].items():
         assert row["accuracy"]["mean"] == pytest.approx(np.mean(some["correct"][kind][::4]))
+    assert some["checkpoints"][-1]["correct"]["plot"] == some["correct"]["plot"][::4]
+    assert some["checkpoints"][0]["correct"] != some["checkpoints"][-1]["correct"]
     tokens = [row["tokens"] for row in some["checkpoints"]]
     assert tokens == sorted(tokens)
     assert some["correct"] != none["correct"] and "grammar" in capsys.readouterr().out

@@ -32,6 +32,13 @@ def test_by_hand():
     assert study_power.power(*[[Claim("a", "", "", None)]] * 3) == {}
 
 
+def test_a_share_has_no_factors():
+    one = bootstrap.normal_interval(0.1, 0.05, 9)
+    [row] = study_power.power(*[[Claim("a", "", "", one, share=True)]] * 3).values()
+    assert row["detectable"] == pytest.approx(2.8 * 0.05)
+    assert row["more_seeds"] is row["more_questions"] is row["more_of_both"] is None
+
+
 def test_a_study_as_large_as_it_says_decides():
     """With the detectable difference as the value, as many seeds as there are suffice."""
     [row] = study_power.power(*claims(0.05, 0.0, 0.05, mean=0.14)).values()

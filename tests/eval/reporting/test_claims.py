@@ -11,6 +11,7 @@ from eval.reporting.claims import (
     UNDECIDED,
     Claim,
     evaluate_claims,
+    grammar_is_first,
     halfway,
     learned_at,
 )  # fmt: skip
@@ -126,6 +127,21 @@ def test_what_is_learned_first(first, second, expected):
     if first != second:  # else rounding would decide
         lower = study(lambda size: accuracies(size), along=along(first, second, height=0.25))
         assert verdict("Grammar is learned before", lower) == expected  # of harder questions
+
+
+def test_sizes_and_questions_both_widen_what_is_learned_first():
+    planted = study(lambda size: accuracies(size))
+    for one in planted.runs:
+        one.results["skills"]["checkpoints"] = study(
+            lambda size: accuracies(size), along=along(2e4, 2e4 * one.size.width)
+        ).runs[0].results["skills"]["checkpoints"]  # fmt: skip
+    both, questions, sizes = (
+        grammar_is_first(planted, Scores(planted.grid, vary=vary))[0]
+        for vary in (("questions", "seeds"), ("questions",), ("seeds",))
+    )
+    widths = [one["high"] - one["low"] for one in (both, questions, sizes)]
+    assert widths[0] > max(widths[1:]) and min(widths[1:]) > 0.1
+    assert both["mean"] == questions["mean"] == sizes["mean"]
 
 
 def test_halfway_by_hand():
