@@ -5,7 +5,8 @@
 It reads what eval.study has made and measures nothing; what is missing is marked as such. The page
 loads nothing, from the network or elsewhere, follows the light or dark setting, fits a phone and
 prints. report.json holds the study's scale in words, the claims with their verdicts
-(claims.VERDICTS), the scaling law and what width and depth give, headline.png the first figure.
+(claims.VERDICTS), the scaling law, what width and depth give, and the differences that other
+architectures and stories make, headline.png the first figure.
 """
 
 from dataclasses import asdict, dataclass
@@ -66,6 +67,12 @@ def main():
     ]
     facts = {"scale": scale, "claims": rows, "scaling": law}
     facts["width_and_depth"] = sections["width_and_depth"]
+    for name in ("architectures", "corpora"):
+        facts[name] = [
+            {"model": row["run"][0].name, "kind": row["run"][0].kind, "less": row["other"][0].kind}
+            | row["values"]
+            for row in sections[name]["rows"]
+        ]
     storage.write_json(out / "report.json", facts)
     if panels := model_sections.headline(study):
         charts.picture(out / "headline.png", *panels, size=(9, 4))

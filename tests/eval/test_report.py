@@ -365,6 +365,21 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "not measured" in capsys.readouterr().out
 
 
+def test_the_numbers_of_the_page_are_in_a_file(tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(report, "read_study", lambda folder: full())
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    report.main()
+    result = json.loads((tmp_path / "report.json").read_text())
+    of_study = variants.architectures(full())["rows"] + variants.corpora(full())["rows"]
+    rows = result["architectures"] + result["corpora"]
+    assert [row["kind"] for row in rows] == [row["run"][0].kind for row in of_study] != []
+    assert [row["loss"] for row in rows] == [row["values"]["loss"] for row in of_study]
+    assert len(result["width_and_depth"]["rows"]) == 9
+    assert [row["verdict"] for row in result["claims"]] == [
+        claim.verdict for claim in evaluate_claims(full())
+    ]
+
+
 def test_no_study(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no study in"):
         study_results.read_study(tmp_path)
