@@ -16,8 +16,8 @@ The answer is correct where the margin is above 0; in reasoning and facts, where
 margins of both ways is. A judge's grades say what a reader thinks of a story; these scores say what
 the model knows, by hundreds of questions, the same ones for every model. Questions that share words
 or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts. Results are in
-eval/skills.json of the run, with the score of each prompt. Earlier checkpoints are asked every
-fourth prompt.
+eval/skills.json of the run, with the score of each prompt. Earlier checkpoints are asked all of
+grammar and every fourth prompt of the others.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,9 @@ from eval.prompts import minimal_pairs, relations, templates
 from nanostories.training import checkpoint
 
 KINDS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
-STEPS_STRIDE = 4  # earlier checkpoints are scored on every fourth Prompt of a kind
+# Earlier checkpoints are scored on every fourth Prompt of a kind; on all of grammar, which has the
+# fewest and the shortest.
+STEPS_STRIDE = dict.fromkeys(KINDS, 4) | {"grammar": 1}
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ def make(texts, count, seed):
 
 
 def thinned(prompts):
-    """Every STEPS_STRIDE-th of the Prompts of each kind."""
-    by_kind = ([one for one in prompts if one.kind == kind] for kind in KINDS)
-    return [one for some in by_kind for one in some[::STEPS_STRIDE]]
+    """Of the Prompts of each kind, one of STEPS_STRIDE."""
+    by_kind = {kind: [one for one in prompts if one.kind == kind] for kind in KINDS}
+    return [one for kind, some in by_kind.items() for one in some[:: STEPS_STRIDE[kind]]]
 
 
 def count(prompts, kind):

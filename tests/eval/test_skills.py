@@ -48,7 +48,9 @@ def test_the_command(runs, capsys):
     steps = [row["step"] for row in some["checkpoints"]]
     assert steps == checkpoint.steps_of(runs / "some") and 32 in steps and steps[-1] == 60
     for kind, row in some["checkpoints"][-1]["skills"].items():
-        assert row["accuracy"]["mean"] == pytest.approx(np.mean(some["correct"][kind][::4]))
+        assert row["accuracy"]["mean"] == pytest.approx(
+            np.mean(some["correct"][kind][:: skills.STEPS_STRIDE[kind]])
+        )
     assert some["checkpoints"][-1]["correct"]["plot"] == some["correct"]["plot"][::4]
     assert some["checkpoints"][0]["correct"] != some["checkpoints"][-1]["correct"]
     tokens = [row["tokens"] for row in some["checkpoints"]]
@@ -79,10 +81,11 @@ def test_both_ways_are_one_question(monkeypatch):
 
 
 def test_checkpoints_are_asked_a_part_of_each_kind():
-    prompts = [Prompt(kind, str(i), ()) for i in range(9) for kind in ("plot", "facts")]
+    prompts = [Prompt(kind, str(i), ()) for i in range(9) for kind in ("grammar", "plot")]
     thin = skills.thinned(prompts)
     assert [(one.kind, one.text) for one in thin] == [
-        (kind, text) for kind in ("plot", "facts") for text in "048"
+        *(("grammar", text) for text in "012345678"),
+        *(("plot", text) for text in "048"),
     ]
 
 
