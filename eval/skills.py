@@ -29,8 +29,7 @@ from eval.prompts import minimal_pairs, relations, templates
 from nanostories.training import checkpoint
 
 KINDS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
-# Earlier checkpoints are scored on every fourth Prompt of a kind; on all of grammar, which has the
-# fewest and the shortest.
+# Earlier checkpoints are asked one of so many Prompts; grammar has the fewest and the shortest.
 STEPS_STRIDE = dict.fromkeys(KINDS, 4) | {"grammar": 1}
 
 
