@@ -9,10 +9,11 @@
     seeds x     times as many seeds with which the value that was seen would be decided in 80 % of
                 repetitions, all else equal; questions x, as many questions; both x, as many of both
 
-For a value that is really 0 no number is enough. A difference of shares has no such factors: its
-error does not fall as that of a mean. The others are upper bounds, for with few seeds a part of the
-error is that their own spread is hardly known (Student's t), and more seeds tell it better. With
-more tokens the values change, too, and how much the seeds differ: of that a study says nothing.
+For a value that is really 0 no number is enough. Shares have no such numbers: their intervals are
+lopsided, and their error does not fall as that of a mean. The others are upper bounds, for with few
+seeds a part of the error is that their own spread is hardly known (Student's t), and more seeds
+tell it better. With more tokens the values change, too, and how much the seeds differ: of that a
+study says nothing.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def power(claims, of_questions, of_seeds):
             questions = 0.0
         rows[claim.text] = {
             "value": value, "error": error, "questions": questions, "seeds": seeds,
-            "detectable": POWER * error,
+            "detectable": None if claim.share else POWER * error,
         }  # fmt: skip
         parts = {
             "seeds": (seeds, questions),

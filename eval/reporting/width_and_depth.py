@@ -3,7 +3,7 @@
     rows = width_and_depth(study)["rows"]     # a results.Study
     rows[0]["measure"], rows[0]["difference"]["mean"]  # "validation loss, its fall", -0.02
 
-The loss is the control: a skill that only follows the loss has the sign of its difference.
+The loss is the control: a skill that only follows the loss has its share of layers.
 """
 
 from operator import attrgetter
@@ -15,15 +15,17 @@ from eval.reporting.model_sections import SKILLS
 from eval.reporting.scores import Scores, slopes
 from eval.reporting.variants import as_value, draws_by_seed, fluency_draws
 
+LOSS = "validation loss, its fall, nats"
+
 
 def width_and_depth(study):
     """A row for each measure: what twice the parameters of the blocks give it in width and in
-    layers, the difference, and the layers' share of both where their sum is above 0; and how much
-    larger the layers' share is in context than in facts."""
+    layers, the difference, and the layers' share of both where their sum is above 0, and that less
+    the share of the loss; and how much larger the layers' share is in context than in facts."""
     scores, runs = Scores(study.grid), study.grid
     own, _ = instructed(study, scores.vary)
     losses = draws_by_seed(runs, attrgetter("loss"), attrgetter("size"))
-    measures = {"validation loss, its fall, nats": negated(losses),
+    measures = {LOSS: negated(losses),
                 "fluency: the referee's nats per byte, their fall":
                 negated(fluency_draws(runs, "relative"))}  # fmt: skip
     measures |= {skill: scores.by_size(skill) for skill in SKILLS}
@@ -34,9 +36,11 @@ def width_and_depth(study):
         width, layers = gains["width"], gains["layers"]
         if len(width) > 1 and rises(width + layers):
             shares[measure] = layers / (width + layers)
+        shift = {measure, LOSS} <= shares.keys() and measure != LOSS
         rows.append(
             {"measure": measure, "width": as_value(width), "layers": as_value(layers),
-             "difference": as_value(layers - width), "share": as_value(shares.get(measure))}
+             "difference": as_value(layers - width), "share": as_value(shares.get(measure)),
+             "beside_loss": as_value(shares[measure] - shares[LOSS]) if shift else None}
         )  # fmt: skip
     both = {"context", "facts"} <= shares.keys()
     shift = as_value(shares["context"] - shares["facts"]) if both else None

@@ -141,7 +141,8 @@ def test_sizes_and_questions_both_widen_what_is_learned_first():
     )
     widths = [one["high"] - one["low"] for one in (both, questions, sizes)]
     assert widths[0] > max(widths[1:]) and min(widths[1:]) > 0.1
-    assert both["mean"] == questions["mean"] == sizes["mean"]
+    means = [one["mean"] for one in (both, questions, sizes)]
+    assert means == pytest.approx([means[0]] * 3, rel=0.05)  # each less its own bias
 
 
 def test_halfway_by_hand():

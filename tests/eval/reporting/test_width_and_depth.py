@@ -23,7 +23,9 @@ def test_gains_by_as_many_parameters():
     assert loss["width"]["mean"] == pytest.approx(0.1)
     assert loss["layers"]["mean"] == pytest.approx(0.06)
     assert loss["difference"]["mean"] == pytest.approx(-0.04)
-    assert loss["share"]["mean"] == pytest.approx(0.06 / 0.16)
+    assert loss["share"]["mean"] == pytest.approx(0.06 / 0.16) and loss["beside_loss"] is None
+    beside = rows["context"]["beside_loss"]["mean"]
+    assert beside == pytest.approx(rows["context"]["share"]["mean"] - 0.06 / 0.16)
     facts = rows["facts"]  # scores: twice the accuracy
     assert facts["width"]["mean"] == pytest.approx(0.1, abs=0.02)
     assert facts["layers"]["low"] < 0 < facts["layers"]["high"]
