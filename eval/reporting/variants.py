@@ -44,9 +44,10 @@ def distance(interval, measured, measure):
 
 
 def final_loss(run):
-    """The loss of a Run on the plain validation stories: by eval.loss where it was run."""
+    """The loss of a Run on the plain validation stories, None where it is not known: its own are
+    others where it reads other stories, and then only eval.loss says it."""
     measured = run.results.get("loss")
-    return measured["loss"] if measured else run.loss
+    return measured["loss"] if measured else None if run.kind in CORPORA else run.loss
 
 
 def draws_by_seed(runs, value_of, of):
@@ -96,7 +97,8 @@ def differences(study, kinds, counterparts):
                           "relative": draws_by_seed(those, written, kind_and_size)}  # fmt: skip
         values = {measure: as_value(by_name[one] - by_name[other])
                   for measure, by_name in draws.items() if {one, other} <= {*by_name}}  # fmt: skip
-        rows.append({"run": pair[0], "other": pair[1], "values": values})
+        if values:
+            rows.append({"run": pair[0], "other": pair[1], "values": values})
     return rows
 
 

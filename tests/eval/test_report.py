@@ -373,7 +373,7 @@ def test_the_numbers_of_the_page_are_in_a_file(tmp_path, monkeypatch, quick):
     of_study = variants.architectures(full())["rows"] + variants.corpora(full())["rows"]
     rows = result["architectures"] + result["corpora"]
     assert [row["kind"] for row in rows] == [row["run"][0].kind for row in of_study] != []
-    assert [row["loss"] for row in rows] == [row["values"]["loss"] for row in of_study]
+    assert [row["plot"] for row in rows] == [row["values"]["plot"] for row in of_study]
     assert len(result["width_and_depth"]["rows"]) == 9
     assert [row["verdict"] for row in result["claims"]] == [
         claim.verdict for claim in evaluate_claims(full())

@@ -98,11 +98,22 @@ def test_losses_of_quite_other_stories_do_not_widen_the_rest():
     kinds = {"v1": (2.0, 0.8), "v2": (2.5, 0.7), "storybook": (12.0, 0.6)}
     of = planted(kinds)
     for one in of.runs:
-        if one.kind == "storybook":
-            one.results["loss"] = {"loss": 12.0 + one.seed}
+        if one.kind:
+            spread = 1 if one.kind == "storybook" else 0.01
+            one.results["loss"] = {"loss": one.loss + spread * one.seed}
     found = {kind: values(of, kind, CORPORA, COUNTERPARTS)["loss"] for kind in ("v1", "storybook")}
     widths = {kind: one["high"] - one["low"] for kind, one in found.items()}
     assert widths["v1"] < 0.1 < widths["storybook"]
+
+
+def test_the_loss_on_other_stories_is_not_compared():
+    """A model of other stories that eval.loss has not tried on the plain ones has no such loss."""
+    of = planted({"syn": (2.0, 0.8)})
+    assert "loss" not in values(of, "syn", CORPORA, COUNTERPARTS)
+    assert "loss" in values(planted({"rope": (2.0, 0.8)}), "rope")
+    for one in of.runs:
+        one.results = {} if one.kind else one.results
+    assert variants.differences(of, CORPORA, COUNTERPARTS) == []
 
 
 def test_a_kind_without_its_counterpart_is_left_out():
