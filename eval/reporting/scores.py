@@ -22,7 +22,7 @@ from eval.bootstrap import resample_models
 MIN_SIZES = 4  # below which no slope is fitted
 CHANCE = 0.5
 ONE_SEED = "one seed per model: the interval leaves out what another seed would change"
-UNITS = {False: "accuracy: 0 chance, 1 all right", True: "grade: 0 the paper's 64-2, 1 GPT-4"}
+UNITS = {False: "score: 0 chance, 1 all right", True: "grade: 0 the paper's 64-2, 1 GPT-4"}
 GRADES = ("grammar", "consistency", "plot", "creativity")  # that a judge gives
 
 
