@@ -2,8 +2,8 @@
 
     python -m eval.study configs/study_medium.py
 
-Widths 32 to 256 with 1 to 8 layers, twice the tokens of study_small.py. docs/study.md says how the
-sizes, seeds and questions were chosen, from what the small study could not tell.
+Widths 32 to 256 with 1 to 8 layers, 2.7 times the tokens of study_small.py. docs/study.md says how
+the sizes, seeds and questions were chosen, from what the small study could not tell.
 """
 
 source = "tinystories"
@@ -31,6 +31,7 @@ interpret = "64-4-4"
 # on as many tokens as 8,500 stories have. 19,000 stories make one epoch of as many tokens as all
 # the runs have, half of them two.
 options = """
+eval.loss: --stories=3000
 eval.fluency: --stories=100
 eval.fluency steps: --stories=50
 eval.instruct: --prompts=1000 --max_new_tokens=300

@@ -33,6 +33,7 @@ from nanostories.training.validation import evaluate
 class Settings(harness.ModelSettings):
     source: str = ""  # any source of prepare.py; default: the validation stories of `dataset`
     dataset: str = ""  # a data folder; default: that of the run's data
+    stories: int = 0  # only the first so many; 0: all
     loss_on: str = ""  # all, or story: only that of Instruct records; default: as trained, else all
     batch_size: int = 8  # rows of tokens in one forward pass
     dtype: str = "float32"  # float32, bfloat16 or float16 to compute in
@@ -89,6 +90,7 @@ def main():
         texts = harness.val_texts(source)
         trained = checkpoint.read_config(loaded.out_dir)["train"]
         loss_on = settings.loss_on or trained["loss_on"]
+    texts = itertools.islice(texts, settings.stories or None)
     groups = groups_of_text(texts, loaded.tokenizer, records=loss_on == "story")
     autocast = autocast_for(device, pick_dtype(settings.dtype, device))
     rows = score(loaded.model, groups, loaded.tokenizer.eot, settings.batch_size, autocast)
@@ -104,8 +106,8 @@ def main():
     print(f"perplexity {perplexity:.4f}")
     print(f"bits per byte {bits:.4f}")
     harness.write_result(loaded.out_dir, "loss", {
-        "checkpoint": loaded.identity(), "source": source, "loss_on": loss_on,
-        "tokens": int(tokens.sum()), "bytes": int(num_bytes.sum()),
+        "checkpoint": loaded.identity(), "source": source, "stories": settings.stories,
+        "loss_on": loss_on, "tokens": int(tokens.sum()), "bytes": int(num_bytes.sum()),
         "loss": loss, "loss_95": loss_half, "perplexity": perplexity,
         "bits_per_byte": bits, "bits_per_byte_95": bits_half,
     })  # fmt: skip

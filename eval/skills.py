@@ -17,9 +17,10 @@ margins of both ways is. A judge's grades say what a reader thinks of a story; t
 the model knows, by hundreds of questions, the same ones for every model. Questions that share words
 or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts. Results are in
 eval/skills.json of the run, with the score of each prompt. Earlier checkpoints are asked all of
-grammar and every fourth prompt of the others.
+grammar and consistency and every fourth prompt of the others.
 """
 
+import itertools
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -29,13 +30,14 @@ from eval.prompts import minimal_pairs, relations, templates
 from nanostories.training import checkpoint
 
 KINDS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
-# Earlier checkpoints are asked one of so many Prompts; grammar has the fewest and the shortest.
-STEPS_STRIDE = dict.fromkeys(KINDS, 4) | {"grammar": 1}
+# Earlier checkpoints are asked one of so many Prompts; a claim compares when these two are learned.
+STEPS_STRIDE = dict.fromkeys(KINDS, 4) | {"grammar": 1, "consistency": 1}
 
 
 @dataclass(frozen=True)
 class Settings(harness.ModelSettings):
     dataset: str = ""  # a data folder, for its held-out stories; default: the run's
+    stories: int = 5000  # the first so many of them are what questions are made from
     questions: int = 640  # of each kind, where there are as many
     steps: bool = False  # every checkpoint that the run has kept, too
     seed: int = 1337  # of the questions and the intervals
@@ -47,7 +49,8 @@ def main():
     if settings.steps and not loaded.is_run():
         raise UserError("steps are those of a run: name its folder")
     source, seed = settings.dataset or checkpoint.data_folder(loaded), settings.seed
-    questions = make(list(harness.val_texts(source)), settings.questions, seed)
+    texts = list(itertools.islice(harness.val_texts(source), settings.stories))
+    questions = make(texts, settings.questions, seed)
     prompts = fitting(questions, loaded)
     if too_long := len(questions) - len(prompts):
         print(f"{too_long} of {len(questions)} prompts are too long for this model, and left out")

@@ -17,8 +17,8 @@ from eval.reporting.study_jobs import vocab_size_of
 from nanostories.storage import read_json
 
 # Tokens of TinyStories' 1.92 GB and TinyStories-Instruct's 2.66 GB, at 4.05 bytes a token of GPT-2,
-# where the data is not made yet.
-EPOCH, INSTRUCT_EPOCH = 475e6, 655e6
+# where the data is not made yet. STORY: of a story, for part of TinyStories.
+EPOCH, INSTRUCT_EPOCH, STORY = 475e6, 655e6, 224
 ITEM = JudgeItem(" a word" * 150, " a word" * 40)  # about as long as a story and its beginning
 
 
@@ -31,17 +31,18 @@ def print_estimate(jobs, settings, device):
     trainings = [job for job in jobs if job.command[0] == "train.py"]
     if trainings:
         try:
-            hours = f"about {training_hours(trainings, settings, device):,.1f} hours, one by one"
+            hours = f"about {training_hours(jobs, settings, device):,.1f} hours, one by one"
         except UserError as error:
             hours = str(error)
         print(f"{len(trainings)} trainings: {hours}")
 
 
 def training_hours(jobs, settings, device):
-    """Hours of trainings, one after the other: the smallest, the middle and the largest model are
-    timed, others take as long as the nearest of these, in proportion to Job.weight.
-    """
-    sizes = {job.weight: "{n_embd}-{n_layer}".format(**options(job)) for job in jobs}
+    """Hours of the trainings among jobs, one after the other: the smallest, the middle and the
+    largest model are timed, others take as long as the nearest of these, in proportion to
+    Job.weight."""
+    trainings = [job for job in jobs if job.command[0] == "train.py"]
+    sizes = {job.weight: "{n_embd}-{n_layer}".format(**options(job)) for job in trainings}
     weights = sorted(sizes)
     weights = sorted({weights[0], weights[len(weights) // 2], weights[-1]})
     words = [f"--sizes={','.join(sizes[weight] for weight in weights)}", f"--device={device}",
@@ -57,23 +58,27 @@ def training_hours(jobs, settings, device):
         cases = read_json(Path(folder, "a.json"))["cases"]
     speeds = [case["nanoStories"]["tokens_per_second"] for case in cases]
     seconds = 0.0
-    for job in jobs:
+    for job in trainings:
         given, speed = options(job), dict(zip(weights, speeds, strict=True))
-        _, tokens = training_tokens(given)
+        _, tokens = training_tokens(given, jobs)
         near = min(weights, key=lambda weight: abs(weight - job.weight))
         limit = float(given.get("max_minutes", 0)) or float("inf")
         seconds += min(tokens / speed[near] * job.weight / near, 60 * limit)
     return seconds / 3600
 
 
-def training_tokens(given):
-    """(tokens of a step, of all steps) of a training with these `options`."""
+def training_tokens(given, jobs):
+    """(tokens of a step, of all steps) of a training with these `options`; jobs: with that which
+    makes its data, where that is not there."""
     manifest = ROOT / given["dataset"] / "manifest.json"
     rows = int(given.get("batch_size", 32)) * int(given.get("gradient_accumulation_steps", 1))
     step = rows * int(given.get("row_tokens", 1024))
     made = manifest.exists() and read_json(manifest)["splits"]["train"]["tokens"]
-    epoch = made or (INSTRUCT_EPOCH if given["dataset"].endswith("-instruct") else EPOCH)
-    return step, step * int(given.get("max_iters", 0)) or epoch
+    epoch = INSTRUCT_EPOCH if given["dataset"].endswith("-instruct") else EPOCH
+    for maker in map(options, jobs):
+        if maker.get("out") == given["dataset"]:
+            epoch = STORY * int(maker.get("max_stories", 0)) or epoch
+    return step, step * int(given.get("max_iters", 0)) or made or epoch
 
 
 # ---- minutes on an H100, without one -----------------------------------------------------------
@@ -101,7 +106,7 @@ def h100_minutes(jobs, settings):
         if script.startswith("eval.") and "init_from" in given:
             minutes += PUBLISHED
         if script == "train.py":
-            step, tokens = training_tokens(given)
+            step, tokens = training_tokens(given, jobs)
             steps = tokens / step
             validations = 2 + steps / int(given.get("eval_interval", 1000))
             parameters = matmul_parameters(given["n_embd"], given["n_layer"], vocab_size)

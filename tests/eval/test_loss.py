@@ -8,7 +8,7 @@ from tiny import settings_for, train
 
 import prepare
 from configs import UserError
-from eval import loss
+from eval import harness, loss
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +37,10 @@ def test_the_held_out_stories_of_another_data_folder(runs, monkeypatch):
     assert same["loss"] == own["loss"] != other["loss"] and other["source"] == str(runs / "two")
     with pytest.raises(UserError, match="no data in"):
         measured(runs, monkeypatch, "--dataset=data/nowhere")
+
+
+def test_the_first_stories_alone(runs, monkeypatch):
+    stories = list(harness.val_texts(str(runs / "one")))
+    some = measured(runs, monkeypatch, "--stories=5")
+    assert some["bytes"] == sum(len(text.encode()) + 1 for text in stories[:5])
+    assert measured(runs, monkeypatch)["bytes"] > some["bytes"] and some["stories"] == 5

@@ -81,12 +81,21 @@ def test_both_ways_are_one_question(monkeypatch):
 
 
 def test_checkpoints_are_asked_a_part_of_each_kind():
-    prompts = [Prompt(kind, str(i), ()) for i in range(9) for kind in ("grammar", "plot")]
-    thin = skills.thinned(prompts)
-    assert [(one.kind, one.text) for one in thin] == [
-        *(("grammar", text) for text in "012345678"),
-        *(("plot", text) for text in "048"),
-    ]
+    kinds = {"grammar": "012345678", "consistency": "012345678", "plot": "048"}
+    prompts = [Prompt(kind, str(i), ()) for i in range(9) for kind in kinds]
+    asked = [(one.kind, one.text) for one in skills.thinned(prompts)]
+    assert asked == [(kind, text) for kind, some in kinds.items() for text in some]
+
+
+def test_questions_are_of_the_first_stories(runs, monkeypatch):
+    """As many held-out stories as a data set has would take longer to read than to ask about."""
+    made_from = []
+    make = lambda texts, *rest: made_from.append(texts) or kept(texts, *rest)  # noqa: E731
+    kept = skills.make
+    monkeypatch.setattr(skills, "make", make)
+    call(runs / "none", "--questions=4", "--stories=7")
+    call(runs / "none", "--questions=4")
+    assert len(made_from[0]) == 7 and made_from[1][:7] == made_from[0] and len(made_from[1]) > 7
 
 
 def test_what_a_model_cannot_read_is_left_out():

@@ -562,7 +562,7 @@ def test_a_config_is_needed(monkeypatch):
 
 
 def test_dry_run_makes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("eval.study_estimate.training_hours", lambda jobs, *_: len(jobs) / 4)
+    monkeypatch.setattr("eval.study_estimate.training_hours", lambda *_: 0.5)
     monkeypatch.setattr(sys, "argv", command(tmp_path, "none", "--dry_run")[2:])
     study.main()
     out = capsys.readouterr().out
@@ -628,6 +628,10 @@ def test_hours_follow_tokens_and_sizes(settings, monkeypatch):
     epochs = [replace(job, command=(*job.command, "--max_iters=0")) for job in jobs]
     hours = 2 * study_estimate.EPOCH / 1000 / 3600
     assert study_estimate.training_hours(epochs, models, "cpu") == pytest.approx(hours)
+    some = plan_jobs(replace(models, options="prepare.py: --max_stories=500"), recipe).values()
+    some = [replace(job, command=(*job.command, "--max_iters=0")) for job in some]
+    hours = 2 * 500 * study_estimate.STORY / 1000 / 3600
+    assert study_estimate.training_hours(some, models, "cpu") == pytest.approx(hours)
     larger = replace(models, models="64-2-4, 64-4-4, 128-2-4, 256-2-4, 512-2-4", seeds=1)
     jobs = [j for j in plan_jobs(larger, recipe).values() if j.run]
     weights = [job.weight for job in jobs]

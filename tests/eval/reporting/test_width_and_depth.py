@@ -36,7 +36,8 @@ def test_shares_only_of_what_grows():
     rows = {row["measure"]: row for row in found["rows"]}
     assert rows["grammar"]["share"] is None  # the same for all sizes
     assert rows["context"]["share"]["mean"] == pytest.approx(2 / 3, abs=0.1)
-    assert found["shift"]["low"] > 0.3  # context leans on layers, facts do not
+    [(one, other, value)] = found["compared"]  # there is no own instruction
+    assert (one, other) == ("context", "facts") and value["low"] > 0.3  # facts lean on width
     nothing = width_and_depth(study(lambda size: {}, seeds=0))
-    assert nothing["shift"] is None
+    assert not nothing["compared"]
     assert all(row["difference"] is None for row in nothing["rows"])
