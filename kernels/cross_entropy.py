@@ -457,8 +457,7 @@ def _in_chunks(hidden, weight, targets, d_loss, vocab_size, ignore_index, grad, 
     return losses, scales, d_hidden, d_weight
 
 
-@torch.library.custom_op("nanostories::linear_cross_entropy", mutates_args=())
-def fused_loss(
+def compute_loss(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int,
     ignore_index: int, uniform: bool, grad: bool, implementation: str, dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
@@ -482,6 +481,11 @@ def fused_loss(
         args = (*args, 2.0 ** _limit(dtype))
         launch(_sweep_words, grid, *args, GRAD=grad, **settings)
         return losses, lse, d_hidden, torch.empty_like(losses[:0])
+
+
+fused_loss = torch.library.custom_op(
+    "nanostories::linear_cross_entropy", compute_loss, mutates_args=()
+)
 
 
 @torch.library.custom_op("nanostories::linear_cross_entropy_backward", mutates_args=())
@@ -558,7 +562,9 @@ def linear_cross_entropy(
     dtype = compute_dtype(hidden)
     grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     rest = (ignore_index, mean, grad, implementation, dtype)
-    losses = fused_loss(hidden, weight, targets.contiguous(), vocab_size, *rest)[0]
+    # The first call of an op imports torch's compiler, a second that evaluations need not wait.
+    op = fused_loss if grad or torch.compiler.is_compiling() else compute_loss
+    losses = op(hidden, weight, targets.contiguous(), vocab_size, *rest)[0]
     return losses.sum() / (targets != ignore_index).sum() if mean else losses
 
 

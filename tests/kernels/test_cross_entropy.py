@@ -1,6 +1,8 @@
 """The fused loss against float64, in each of its three ways."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from kernel_cases import DEVICE, DTYPES, NAMES, assert_as_exact
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from configs import ROOT
 from kernels import cross_entropy as module
 from kernels.cross_entropy import IMPLEMENTATIONS, choose_loss, linear_cross_entropy
 
@@ -235,3 +238,18 @@ def test_what_is_chosen():
     assert module.choose_kernels(torch.bfloat16, 256) == "recompute"
     assert module.choose_kernels(torch.bfloat16, 260) == "chunks"
     assert module.choose_kernels(torch.float32, 64) == "chunks"
+
+
+def test_an_evaluation_does_not_import_the_compiler():
+    code = """
+import sys, torch
+from kernels.cross_entropy import linear_cross_entropy
+hidden, targets = torch.ones(4, 8), torch.zeros(4, dtype=torch.long)
+with torch.no_grad():
+    print(linear_cross_entropy(hidden, torch.ones(16, 8), targets, 16).item())
+print("torch._dynamo" in sys.modules)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loss, imported = done.stdout.split()
+    assert float(loss) == pytest.approx(math.log(16)) and imported == "False"
