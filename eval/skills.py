@@ -15,9 +15,9 @@ Each question is a prompt with a right and a wrong continuation, so chance answe
 The answer is correct where the margin is above 0; in reasoning and facts, where the mean of the
 margins of both ways is. A judge's grades say what a reader thinks of a story; these scores say what
 the model knows, by hundreds of questions, the same ones for every model. Questions that share words
-or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts. Results are in
-eval/skills.json of the run, with the score of each prompt. Earlier checkpoints are asked all of
-grammar and consistency and every fourth prompt of the others.
+or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts, of grammar over its
+rules. Results are in eval/skills.json of the run, with the score of each prompt or rule. Earlier
+checkpoints are asked all of grammar and consistency and every fourth prompt of the others.
 """
 
 import itertools
@@ -79,7 +79,7 @@ def main():
 def make(texts, count, seed):
     """The Prompts of `count` questions of each of KINDS, from a list of stories and our tables."""
     makers = (minimal_pairs.make(texts, count, seed), templates.make(count, seed))
-    made = [one.prompt for some in (*makers, relations.make(count, seed)) for one in some]
+    made = itertools.chain(*makers, relations.make(count, seed))
     return sorted(made, key=lambda prompt: KINDS.index(prompt.kind))
 
 
@@ -107,13 +107,16 @@ def fitting(prompts, loaded):
 
 
 def score(loaded, prompts):
-    """{kind: harness.margin_scores of its Prompts} of a LoadedModel."""
-    margins, by_kind = harness.log_likelihood_margins(loaded, prompts), {kind: [] for kind in KINDS}
+    """{kind: harness.margin_scores of its Prompts} of a LoadedModel; the Prompts of one rule of
+    grammar are one, for what is true of a rule need not be so of the next."""
+    margins, by_kind = harness.log_likelihood_margins(loaded, prompts), {kind: {} for kind in KINDS}
     for prompt, pairs in zip(prompts, margins, strict=True):
         if prompt.kind in relations.KINDS:
             pairs = [sum(two) / 2 for two in zip(pairs[::2], pairs[1::2], strict=True)]
-        by_kind[prompt.kind].append(pairs)
-    return {kind: harness.margin_scores(some) for kind, some in by_kind.items() if some}
+        rows = by_kind[prompt.kind]
+        which = prompt.rule if prompt.kind == "grammar" else len(rows)
+        rows.setdefault(which, []).extend(pairs)
+    return {kind: harness.margin_scores(rows.values()) for kind, rows in by_kind.items() if rows}
 
 
 def summary(scores, seed):

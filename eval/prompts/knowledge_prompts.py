@@ -28,11 +28,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """A beginning, what it tests (one of KINDS), and (right, wrong) continuations of it."""
+    """A beginning, what it tests (one of KINDS), and (right, wrong) continuations of it. rule: how
+    the two differ, for prompts that are made by one."""
 
     kind: str
     text: str
     pairs: tuple
+    rule: str = ""
 
 
 def paper(name="knowledge"):

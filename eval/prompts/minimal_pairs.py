@@ -1,7 +1,7 @@
 """Held-out stories with one thing broken: what a model that has read the story would not write.
 
-    questions = make(texts, 640, seed=1)      # of each kind, from a list of stories
-    questions[0].prompt     # Prompt("consistency", "... and then", ((" Tom ran.", " Ben ran."),))
+    prompts = make(texts, 640, seed=1)      # of each kind, from a list of stories
+    prompts[0]      # Prompt("consistency", "... and then", ((" Tom ran.", " Ben ran."),), "name")
 
 Minimal pairs, as of Warstadt et al. 2020 (BLiMP), made from the stories themselves:
 
@@ -19,7 +19,6 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from eval.prompts.knowledge_prompts import Prompt
 from nanostories.text.words import STOP_WORDS, sentences
@@ -31,18 +30,11 @@ _NAME = re.compile(r"(?<=[a-z,] )(?!Mrs?\b|Ms\b|Dr\b)([A-Z][a-z]+)\b")
 _NOUN = re.compile(r"\b(?:[Tt]he|his|her|their|my|your) (?!end\b)([a-z]+)\b")
 
 
-class Question(NamedTuple):
-    """A Prompt of one of KINDS, and the rule behind it."""
-
-    rule: str
-    prompt: Prompt
-
-
 def make(texts, count, seed):
-    """`count` Questions of each kind from a list of stories, fewer where they have no more."""
+    """`count` Prompts of each of KINDS from a list of stories, fewer where they have no more."""
     texts = [text for text in dict.fromkeys(texts) if MIN_LENGTH < len(text) <= MAX_LENGTH]
     makers = (consistency, context, plot)
-    return [question for maker in makers for question in maker(texts, count, random.Random(seed))]
+    return [prompt for maker in makers for prompt in maker(texts, count, random.Random(seed))]
 
 
 def count_names(texts):
@@ -81,27 +73,27 @@ def returns(texts, pattern, known, distance, rng, between=0):
     return places
 
 
-def _question(kind, rule, text, match, other):
-    """The Question whether the word match[1] of a text or `other` stands there."""
+def _prompt(kind, rule, text, match, other):
+    """The Prompt that asks whether the word match[1] of a text or `other` stands there."""
     rest = re.match(r"[^.!?\n]*[.!?]?", text[match.end(1) :])[0]  # of the sentence
     pair = (f" {match[1]}{rest}", f" {other}{rest}")
-    return Question(rule, Prompt(kind, text[: match.start(1)].rstrip(), (pair,)))
+    return Prompt(kind, text[: match.start(1)].rstrip(), (pair,), rule)
 
 
 def consistency(texts, count, rng):
-    """Questions of a name that the story comes back to, after another name, and of nouns: the names
+    """Prompts of a name that the story comes back to, after another name, and of nouns: the names
     are three quarters of all, or as many as there are."""
     nouns, names = simple_nouns(), count_names(texts)
     far = returns(texts, _NAME, names, range(30, MAX_LENGTH), rng, between=1)
     farther = returns(texts, _NOUN, nouns, range(60, MAX_LENGTH), rng)
-    questions = swapped("name", far)[: 3 * count // 8 * 2]
-    return questions + swapped("noun", farther)[: (count - len(questions)) // 2 * 2]
+    prompts = swapped("name", far)[: 3 * count // 8 * 2]
+    return prompts + swapped("noun", farther)[: (count - len(prompts)) // 2 * 2]
 
 
 def swapped(rule, places):
-    """Questions of consistency, two by two: of two stories, each with the word of the other one,
+    """Prompts of consistency, two by two: of two stories, each with the word of the other one,
     which it does not have. So each word is as often wrong as right."""
-    questions, waiting = [], []
+    prompts, waiting = [], []
     for text, match in places:
         fitting = (i for i, (other_text, other) in enumerate(waiting)
                    if match[1] not in other_text and other[1] not in text)  # fmt: skip
@@ -109,25 +101,25 @@ def swapped(rule, places):
             waiting.append((text, match))
             continue
         other_text, other = waiting.pop(i)
-        questions.append(_question("consistency", rule, text, match, other[1]))
-        questions.append(_question("consistency", rule, other_text, other, match[1]))
-    return questions
+        prompts.append(_prompt("consistency", rule, text, match, other[1]))
+        prompts.append(_prompt("consistency", rule, other_text, other, match[1]))
+    return prompts
 
 
 def context(texts, count, rng):
-    """Questions of a noun that the story comes back to; the other one is of the story, too. Half of
+    """Prompts of a noun that the story comes back to; the other one is of the story, too. Half of
     `count`: templates.py has the others."""
-    known, questions = simple_nouns(), []
+    known, prompts = simple_nouns(), []
     for text, match in returns(texts, _NOUN, known, range(8, 50), rng, between=1):
         mentioned = dict.fromkeys(_NOUN.findall(text[: match.start(1)]))
         others = [word for word in mentioned if word in known and word != match[1]]
-        questions.append(_question("context", "of two nouns", text, match, rng.choice(others)))
-    return questions[: count // 2]
+        prompts.append(_prompt("context", "of two nouns", text, match, rng.choice(others)))
+    return prompts[: count // 2]
 
 
 def plot(texts, count, rng):
-    """Questions of the order of two sentences that follow each other."""
-    questions = []
+    """Prompts of the order of two sentences that follow each other."""
+    prompts = []
     for text in texts:
         parts = sentences(text[:MAX_PROMPT])[:-1]  # the last may be cut
         if len(parts) < 3:
@@ -137,6 +129,6 @@ def plot(texts, count, rng):
         start = text.find(" ".join(two))
         if start > 0 and not set('"“”') & set("".join(two)) and two[0] != two[1]:
             pair = tuple(" " + " ".join(order) for order in (two, two[::-1]))
-            questions.append(Question("order", Prompt("plot", text[:start].rstrip(), (pair,))))
-    rng.shuffle(questions)
-    return questions[:count]
+            prompts.append(Prompt("plot", text[:start].rstrip(), (pair,), "order"))
+    rng.shuffle(prompts)
+    return prompts[:count]

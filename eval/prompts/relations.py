@@ -1,8 +1,8 @@
 """Questions of reasoning and facts: what belongs to what, always of two things at a time.
 
-    questions = make(640, seed=1)     # at least 640 of each of KINDS
-    questions[0].prompt     # Prompt("facts", "", ((" The dog said woof.", " The dog said moo."),
-                            #                      (" The cow said moo.", " The cow said woof.")))
+    prompts = make(640, seed=1)     # at least 640 questions of each of KINDS
+    prompts[0]      # Prompt("facts", "", ((" The dog said woof.", " The dog said moo."),
+                    #                      (" The cow said moo.", " The cow said woof.")), "sounds")
 
 relations.toml holds groups of rows, "dog: woof", and sentences that are true of each row and false
 of a thing with the value of another row. Two pairs of a Prompt are one question: of two things, is
@@ -18,7 +18,6 @@ shares no facts.
 import itertools
 import random
 
-from eval.prompts.minimal_pairs import Question
 from eval.prompts.templates import as_prompt, fill, read_table
 
 KINDS = ("reasoning", "facts")
@@ -26,14 +25,14 @@ THINGS = 4  # at most, of a Prompt: six questions a sentence
 
 
 def make(count, seed):
-    """Questions of each of KINDS, with at least `count` questions a kind where there are as many:
+    """Prompts of each of KINDS, with at least `count` questions a kind where there are as many:
     two pairs of a Prompt are one."""
     return [one for kind in KINDS for one in of_kind(kind, count, random.Random(seed))]
 
 
 def of_kind(kind, count, rng):
-    """The Questions of one kind, in random order."""
-    words, questions = read_table("templates.toml")["words"], []
+    """The Prompts of one kind, in random order."""
+    words, prompts = read_table("templates.toml")["words"], []
     for group in read_table("relations.toml")[kind]:
         rows = [tuple(row.split(": ")) for row in group["rows"].strip().split("\n")]
         if group.get("opposites"):
@@ -45,11 +44,11 @@ def of_kind(kind, count, rng):
         for chunk in chunks:
             lines = both_ways(chunk, group["frames"].strip().split("\n"))
             text = fill("\n".join(lines), words, rng)
-            questions.append(Question(group["rule"], as_prompt(kind, text.split("\n"))))
-    rng.shuffle(questions)
-    total = itertools.accumulate(len(one.prompt.pairs) // 2 for one in questions)
-    last = next((i for i, pairs in enumerate(total, 1) if pairs >= count), len(questions))
-    return questions[:last]
+            prompts.append(as_prompt(kind, text.split("\n"), group["rule"]))
+    rng.shuffle(prompts)
+    total = itertools.accumulate(len(one.pairs) // 2 for one in prompts)
+    last = next((i for i, pairs in enumerate(total, 1) if pairs >= count), len(prompts))
+    return prompts[:last]
 
 
 def both_ways(rows, frames):

@@ -1,7 +1,7 @@
 """Questions of grammar and context from our own sentences, with words to draw.
 
-    questions = make(640, seed=1)     # at least 640 pairs of each of KINDS
-    questions[0].prompt     # Prompt("grammar", "...", ((" was happy.", " were happy."), ...))
+    prompts = make(640, seed=1)     # at least 640 pairs of each of KINDS
+    prompts[0]      # Prompt("grammar", "...", ((" was happy.", " were happy."), ...), "two names")
 
 templates.toml holds sentences with words to draw and a choice, [right|wrong]:
 
@@ -21,7 +21,6 @@ import tomllib
 from pathlib import Path
 
 from eval.prompts.knowledge_prompts import Prompt
-from eval.prompts.minimal_pairs import Question
 
 KINDS = ("grammar", "context")
 _SLOT = re.compile(r"\{([a-z]+)(\d*)(\+?)\}")
@@ -34,24 +33,24 @@ def read_table(name):
 
 
 def make(count, seed):
-    """Questions of each of KINDS, of every template in turn, with at least `count` pairs a kind."""
+    """Prompts of each of KINDS, of every template in turn, with at least `count` pairs a kind."""
     return [one for kind in KINDS for one in of_kind(kind, count, random.Random(seed))]
 
 
 def of_kind(kind, count, rng):
-    """The Questions of one kind, no two the same, in random order."""
-    table, questions, pairs = read_table("templates.toml"), {}, 0
+    """The Prompts of one kind, no two the same, in random order."""
+    table, prompts, pairs = read_table("templates.toml"), {}, 0
     templates = [one for one in table["templates"] if one["kind"] == kind]
     if kind == "context":  # minimal_pairs.py has the others
         count -= count // 2
     while pairs < count:
         for template in templates:
             lines = fill(template["sentences"], table["words"], rng).strip().split("\n")
-            prompt = as_prompt(kind, lines)
-            if prompt not in questions:
-                questions[prompt] = Question(template["rule"], prompt)
+            prompt = as_prompt(kind, lines, template["rule"])
+            if prompt not in prompts:
+                prompts[prompt] = None
                 pairs += len(prompt.pairs)
-    mixed = list(questions.values())
+    mixed = list(prompts)
     rng.shuffle(mixed)
     return mixed
 
@@ -71,10 +70,10 @@ def fill(text, words, rng):
     return _SLOT.sub(word, text)
 
 
-def as_prompt(kind, lines):
+def as_prompt(kind, lines, rule):
     """The Prompt of sentences with a choice each: their common beginning, and the rest of each."""
     pairs = [tuple(_CHOICE.sub(rf"\{i}", one) for i in (1, 2)) for one in lines]
     chars = zip(*(text for pair in pairs for text in pair), strict=False)
     common = "".join(some[0] for some in itertools.takewhile(lambda some: len({*some}) == 1, chars))
     start = max(common.rfind(" "), 0)  # a token begins with the blank before its word
-    return Prompt(kind, common[:start], tuple((a[start:], b[start:]) for a, b in pairs))
+    return Prompt(kind, common[:start], tuple((a[start:], b[start:]) for a, b in pairs), rule)

@@ -59,13 +59,21 @@ def test_the_command(runs, capsys):
 
 
 def test_scores_by_hand(monkeypatch):
-    """Of a prompt's pairs the fraction that is correct; of a kind each prompt counts once."""
-    prompts = [Prompt("grammar", "a", ((" b", " c"),) * 2), Prompt("grammar", "d", ((" b", " c"),))]
-    monkeypatch.setattr(harness, "log_likelihood_margins", lambda *_: [[1.0, -3.0], [2.0]])
-    scores = skills.score(None, prompts)
-    assert scores["grammar"]["accuracy"].tolist() == [0.5, 1.0]
-    assert scores["grammar"]["margin"].tolist() == [-1.0, 2.0]
-    assert skills.summary(scores, 0)["skills"]["grammar"]["accuracy"]["mean"] == 0.75
+    """Of a prompt's pairs the fraction that is correct; of a kind each prompt counts once, but of
+    grammar each rule."""
+    two, one, margins = ((" b", " c"),) * 2, ((" b", " c"),), [[1.0, -3.0], [2.0], [2.0]]
+    for kind, expected in (("plot", [0.5, 1.0, 1.0]), ("grammar", [2 / 3, 1.0])):
+        prompts = [
+            Prompt(kind, "a", two, "x"),
+            Prompt(kind, "d", one, "y"),
+            Prompt(kind, "e", one, "x"),
+        ]
+        monkeypatch.setattr(harness, "log_likelihood_margins", lambda *_: margins)
+        scores = skills.score(None, prompts)
+        assert scores[kind]["accuracy"].tolist() == expected
+        mean = skills.summary(scores, 0)["skills"][kind]["accuracy"]["mean"]
+        assert mean == pytest.approx(np.mean(expected))
+    assert scores["grammar"]["margin"].tolist() == [0.0, 2.0]
 
 
 def test_both_ways_are_one_question(monkeypatch):

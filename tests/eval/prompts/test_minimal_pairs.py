@@ -32,7 +32,7 @@ def far_texts():
 
 def first_words(question):
     """The right and the wrong word of a question."""
-    [pair] = question.prompt.pairs
+    [pair] = question.pairs
     return [re.match(r" (\w+)", text)[1] for text in pair]
 
 
@@ -49,13 +49,13 @@ def test_the_other_word_is_none_of_the_story():
     assert {one.rule for one in questions} == {"name", "noun"} and len(questions) == 20
     for one in questions:
         right, wrong = first_words(one)
-        assert re.search(rf"\b{right}\b", one.prompt.text) and wrong not in one.prompt.text
+        assert re.search(rf"\b{right}\b", one.text) and wrong not in one.text
 
 
 def test_it_is_long_since_the_word_was_mentioned():
     for one in consistency(far_texts(), 20, random.Random(2)):
         right, _ = first_words(one)
-        since = re.split(rf"\b{right}\b", one.prompt.text)[-1]
+        since = re.split(rf"\b{right}\b", one.text)[-1]
         assert len(since.split()) >= {"name": 30, "noun": 60}[one.rule]
         if one.rule == "name":
             assert re.search(r", [A-Z]|n [A-Z][a-z]+ saw", since), "no other name since"
@@ -77,14 +77,14 @@ def test_both_nouns_are_of_the_story():
     assert len(questions) == 20  # half of the 40; templates.py has the others
     for one in questions:
         right, wrong = first_words(one)
-        assert right != wrong and {right, wrong} <= set(re.findall(r"\w+", one.prompt.text))
+        assert right != wrong and {right, wrong} <= set(re.findall(r"\w+", one.text))
 
 
 def test_two_sentences_in_the_wrong_order():
     questions = plot(texts(), 200, random.Random(5))
     assert len(questions) > 50
     for one in questions:
-        [(right, wrong)] = one.prompt.pairs
+        [(right, wrong)] = one.pairs
         assert sorted(right.split()) == sorted(wrong.split()) and right != wrong
         assert not set('"“”') & set(right)
 
@@ -92,22 +92,22 @@ def test_two_sentences_in_the_wrong_order():
 def test_the_right_one_is_what_the_story_says():
     some = texts() + far_texts()
     for one in make(some, 60, 1):
-        [(right, wrong)] = one.prompt.pairs
-        begins = " ".join((one.prompt.text + right).split())  # a line may end before a sentence
+        [(right, wrong)] = one.pairs
+        begins = " ".join((one.text + right).split())  # a line may end before a sentence
         assert any(" ".join(text.split()).startswith(begins) for text in some) and right != wrong
-        assert 0 < len(one.prompt.text) <= minimal_pairs.MAX_PROMPT
+        assert 0 < len(one.text) <= minimal_pairs.MAX_PROMPT
 
 
 @pytest.mark.parametrize("kind", minimal_pairs.KINDS)
 def test_no_question_twice(kind):
-    prompts = [one.prompt for one in make(texts() + far_texts(), 60, 1) if one.prompt.kind == kind]
+    prompts = [one for one in make(texts() + far_texts(), 60, 1) if one.kind == kind]
     assert len(prompts) == len(set(prompts)) > 0
 
 
 def test_made_by_the_seed():
     some = texts(200) + far_texts()
     assert make(some, 30, 1) == make(some, 30, 1) != make(some, 30, 2)
-    assert {one.prompt.kind for one in make(some, 30, 1)} == set(minimal_pairs.KINDS)
+    assert {one.kind for one in make(some, 30, 1)} == set(minimal_pairs.KINDS)
 
 
 def test_of_no_stories_no_questions():
