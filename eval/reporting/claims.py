@@ -181,21 +181,28 @@ def instructions_follow_depth(study, scores):
 
 def gains_more(study, scores, kind, more, less):
     """A skill gains more from parameters in the `more` than in the `less`: width, layers."""
-    gains, notes = scores.slopes(kind), [scores.seed_note]
-    value = bootstrap.interval(gains[more] - gains[less], len(scores.sizes))
+    gains, notes, n = scores.slopes(kind), [scores.seed_note], len(scores.sizes)
+    if value := bootstrap.interval(gains[more] - gains[less], n):
+        sign, parameters = 1 if more == "layers" else -1, {x.size: x.parameters for x in study.grid}
+        in_all = bootstrap.interval(sign * scores.deeper(kind, parameters), n)
+        notes.append(f"with the embeddings' parameters: {bootstrap.format_interval(in_all)}")
     if value and scores.counts[kind] < 30:
         notes.insert(0, f"only {scores.counts[kind]} prompts")
     return value, "; ".join(filter(None, notes))
 
 
-def shallow_models(study, scores):
+def leans_on_layers(study, scores, more, less):
+    """Layers are a larger share of what `more` gains than of what `less` does: kinds of questions,
+    or "instructions" as of `instructed`."""
+    own, note = instructed(study, scores.vary) if "instructions" in (more, less) else ({}, "")
     shares = []
-    for kind in ("consistency", "grammar"):
-        gains = scores.slopes(kind)
+    for kind in (more, less):
+        draws = own if kind == "instructions" else scores.by_size(kind)
+        gains = slopes(draws, np.array([*draws.values()]))
         if not (grows := rises(gains["width"] + gains["layers"])):
-            return None, scores.seed_note if grows is None else f"{kind} {FLAT}"
+            return None, (note or scores.seed_note) if grows is None else f"{kind} {FLAT}"
         shares.append(gains["layers"] / (gains["width"] + gains["layers"]))
-    return bootstrap.interval(shares[0] - shares[1], len(scores.sizes)), scores.seed_note
+    return bootstrap.interval(shares[0] - shares[1], len(scores.sizes)), note or scores.seed_note
 
 
 def creativity_is_last(study, scores):

@@ -66,6 +66,10 @@ class Scores:
         """`slopes` of a kind."""
         return slopes(self.sizes, self.draws.get(kind))
 
+    def deeper(self, kind, parameters):
+        """`deeper` of a kind."""
+        return deeper(self.by_size(kind), parameters)
+
     def slope(self, kind, chosen):
         """(1 + ROUNDS,): what a kind gains from twice the parameters, among the `chosen` sizes, int
         (n,). [nan] for fewer than two."""
@@ -80,11 +84,25 @@ def slopes(sizes, draws):
     """{"width", "layers": (1 + ROUNDS,)}: what float64 (sizes, 1 + ROUNDS) gain from twice the
     parameters of the blocks, if they make the model wider, by the root of 2, or deeper: there are
     12 * width**2 * layers. [nan] without draws, for too few sizes, or where both grow together."""
-    x = np.array([[1, 2 * np.log2(size.width), np.log2(size.layers)] for size in sizes])
-    if draws is None or len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
-        return dict.fromkeys(("width", "layers"), np.array([np.nan]))
-    _, width, layers = np.linalg.lstsq(x, draws, rcond=None)[0]
+    _, width, layers = fit([(2 * np.log2(one.width), np.log2(one.layers)) for one in sizes], draws)
     return {"width": width, "layers": layers}
+
+
+def deeper(draws, parameters):
+    """(1 + ROUNDS,): what {size: (1 + ROUNDS,)} gain from twice the layers at as many parameters,
+    {size: number}: from layers less from width, whatever parameters are counted. [nan] as of
+    `slopes`."""
+    rows = [(np.log2(parameters[size]), np.log2(size.layers)) for size in draws]
+    return fit(rows, np.array([*draws.values()]))[2]
+
+
+def fit(rows, draws):
+    """The coefficients of 1 and of the two columns of rows, in a linear fit of float64 (sizes,
+    1 + ROUNDS): (3, 1 + ROUNDS), or [nan] each where `slopes` says so."""
+    x = np.array([(1, *row) for row in rows])
+    if draws is None or len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
+        return np.full((3, 1), np.nan)
+    return np.linalg.lstsq(x, draws, rcond=None)[0]
 
 
 def relative_answers(run):

@@ -12,17 +12,16 @@ import numpy as np
 
 from eval.reporting.claims import instructed, rises
 from eval.reporting.model_sections import SKILLS
-from eval.reporting.scores import Scores, slopes
+from eval.reporting.scores import Scores, deeper, slopes
 from eval.reporting.variants import as_value, draws_by_seed, fluency_draws
 
 LOSS, OWN = "validation loss, its fall, nats", "finding a story's own instruction"
-COMPARED = (("context", "facts"), (OWN, "plot"))  # the paper: depth, and width
 
 
 def width_and_depth(study):
     """A row for each measure: what twice the parameters of the blocks give it in width and in
-    layers, the difference, and the layers' share of both where their sum is above 0, and that less
-    the share of the loss; and of COMPARED how much larger the first one's share is."""
+    layers, the difference, at as many parameters in all instead, and without one width or number of
+    layers; the layers' share of both where their sum is above 0, and that less the loss's."""
     scores, runs = Scores(study.grid), study.grid
     own, _ = instructed(study, scores.vary)
     losses = draws_by_seed(runs, attrgetter("loss"), attrgetter("size"))
@@ -31,7 +30,7 @@ def width_and_depth(study):
                 negated(fluency_draws(runs, "relative"))}  # fmt: skip
     measures |= {skill: scores.by_size(skill) for skill in SKILLS}
     measures[OWN] = own
-    rows, shares = [], {}
+    rows, shares, parameters = [], {}, {run.size: run.parameters for run in runs}
     for measure, draws in measures.items():
         gains = slopes(draws, np.array([*draws.values()]))
         width, layers = gains["width"], gains["layers"]
@@ -40,12 +39,22 @@ def width_and_depth(study):
         beside = {measure, LOSS} <= shares.keys() and measure != LOSS
         rows.append(
             {"measure": measure, "width": as_value(width), "layers": as_value(layers),
-             "difference": as_value(layers - width), "share": as_value(shares.get(measure)),
+             "difference": as_value(layers - width), "without_one": without_one(draws),
+             "in_all": as_value(deeper(draws, parameters)), "share": as_value(shares.get(measure)),
              "beside_loss": as_value(shares[measure] - shares[LOSS]) if beside else None}
         )  # fmt: skip
-    compared = [(one, other, as_value(shares[one] - shares[other])) for one, other in COMPARED
-                if {one, other} <= shares.keys()]  # fmt: skip
-    return {"rows": rows, "compared": compared, "unit": scores.unit}
+    return {"rows": rows, "unit": scores.unit}
+
+
+def without_one(draws):
+    """(lowest, highest) difference between layers and width in a grid without one of its widths or
+    numbers of layers; None where there is none."""
+    differences = []
+    for i, left_out in {(i, size[i]) for size in draws for i in (0, 1)}:
+        some = {size: one[:1] for size, one in draws.items() if size[i] != left_out}
+        differences.append(deeper(some, {size: size.parameters for size in some})[0])
+    finite = [float(x) for x in differences if np.isfinite(x)]
+    return (min(finite), max(finite)) if finite else None
 
 
 def negated(draws):

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 from planted_study import KINDS, study
 
@@ -72,3 +73,14 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     study_power.main()
     out = capsys.readouterr().out
     assert "Plot follows width" in out and "detectable" in out and "Creativity" not in out
+
+
+def test_the_ends_of_an_interval_of_two_seeds_do_not_scatter():
+    """Of Student's distribution 95 % lie within 12.706 with one degree of freedom, 2.776 with 4."""
+    for freedom, end in ((1, 12.706), (4, 2.776)):
+        quantiles = bootstrap.student_quantiles(freedom, 2000)
+        assert np.percentile(quantiles, (2.5, 97.5)) == pytest.approx((-end, end), rel=0.03)
+    for seed in range(5):
+        [draws] = bootstrap.resample_seeds([np.array([1.0, 3.0])], np.random.default_rng(seed))
+        low, high = np.percentile(draws[1:], (2.5, 97.5))
+        assert (low, high) == pytest.approx((2 - 12.706, 2 + 12.706), rel=0.1)

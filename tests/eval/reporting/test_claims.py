@@ -1,5 +1,7 @@
 """The claims' verdicts on studies whose truth is planted."""
 
+import re
+
 import numpy as np
 import pytest
 from planted_study import GRID, KINDS, answers, interval, run, study
@@ -68,12 +70,22 @@ def early(w, d):
      {"context": lambda w, d: 0.6 + 0.1 * w}),
     ("Shallow models", {"consistency": lambda w, d: 0.6 + 0.12 * d, "grammar": wide},
      {"grammar": lambda w, d: 0.6 + 0.12 * d, "consistency": wide}),
+    ("Context leans", {"context": lambda w, d: 0.6 + 0.12 * d, "facts": wide},
+     {"facts": lambda w, d: 0.6 + 0.12 * d, "context": wide}),
 ])  # fmt: skip
 def test_claims_about_scores(text, holds, fails):
     """Planted true, planted the other way round, and with nothing that differs."""
     assert verdict(text, of(**holds)) == SEEN
     assert verdict(text, of(**fails)) == OPPOSITE
     assert verdict(text, of()) == UNDECIDED
+
+
+def test_of_width_and_depth_the_other_way_of_counting_is_noted():
+    planted = of(facts=wide, context=lambda w, d: 0.6 + 0.12 * d)
+    for text in ("Facts follow", "Context follows"):
+        [claim] = [claim for claim in evaluate_claims(planted) if claim.text.startswith(text)]
+        other = re.fullmatch(r"with the embeddings' parameters: (\S+) \((\S+) to \S+\)", claim.note)
+        assert float(other[1]) > float(other[2]) > 0 < claim.value["low"]
 
 
 def test_skills_of_other_ranges_are_compared_by_shares():
@@ -204,7 +216,7 @@ def test_instructions_at_the_same_width():
     one, two = Size(64, 1, 4), Size(128, 2, 4)
     more = instructed(lambda size: 0.5 + 0.1 * size.layers, [one, two])
     planted = study(lambda size: accuracies(size), more=more)
-    assert verdict("Instructions need", planted) == NOT_MEASURED
+    assert verdict("Two layers", planted) == NOT_MEASURED
 
 
 @pytest.mark.parametrize("one, two, expected", [(0.6, 0.8, SEEN), (0.8, 0.6, OPPOSITE),
@@ -212,7 +224,7 @@ def test_instructions_at_the_same_width():
 def test_two_layers(one, two, expected):
     more = instructed(lambda size: one if size.layers == 1 else two,
                       [Size(64, 1, 4), Size(64, 2, 4)])  # fmt: skip
-    assert verdict("Instructions need", study(lambda size: accuracies(size), more=more)) == expected
+    assert verdict("Two layers", study(lambda size: accuracies(size), more=more)) == expected
 
 
 @pytest.mark.parametrize("width, depth, expected", [(0.02, 0.1, SEEN), (0.1, 0.02, OPPOSITE),
@@ -221,8 +233,10 @@ def test_instructions_follow_depth(width, depth, expected):
     more = instructed(
         lambda size: 0.55 + width * np.log2(size.width / 32) + depth * np.log2(size.layers), GRID
     )
-    planted = study(lambda size: accuracies(size), more=more)
+    half = {"plot": lambda w, d: 0.55 + 0.06 * w + 0.03 * d}  # by layers
+    planted = study(lambda size: accuracies(size, **half), more=more)
     assert verdict("Instructions follow", planted) == expected
+    assert verdict("Instructions lean", planted) == expected
     few = study(lambda size: accuracies(size), more=more[:4])
     assert verdict("Instructions follow", few) == NOT_MEASURED
 
