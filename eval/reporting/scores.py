@@ -90,7 +90,7 @@ def slopes(sizes, draws):
 
 def deeper(draws, parameters):
     """(1 + ROUNDS,): what {size: (1 + ROUNDS,)} gain from twice the layers at as many parameters,
-    {size: number}: from layers less from width, whatever parameters are counted. [nan] as of
+    {size: number}, so in layers less in width, whichever parameters are counted. [nan] as of
     `slopes`."""
     rows = [(np.log2(parameters[size]), np.log2(size.layers)) for size in draws]
     return fit(rows, np.array([*draws.values()]))[2]

@@ -15,7 +15,7 @@ from eval.reporting.model_sections import SKILLS
 from eval.reporting.scores import Scores, deeper, slopes
 from eval.reporting.variants import as_value, draws_by_seed, fluency_draws
 
-LOSS, OWN = "validation loss, its fall, nats", "finding a story's own instruction"
+LOSS = "validation loss, its fall, nats"
 
 
 def width_and_depth(study):
@@ -29,7 +29,7 @@ def width_and_depth(study):
                 "fluency: the referee's nats per byte, their fall":
                 negated(fluency_draws(runs, "relative"))}  # fmt: skip
     measures |= {skill: scores.by_size(skill) for skill in SKILLS}
-    measures[OWN] = own
+    measures["finding a story's own instruction"] = own
     rows, shares, parameters = [], {}, {run.size: run.parameters for run in runs}
     for measure, draws in measures.items():
         gains = slopes(draws, np.array([*draws.values()]))
