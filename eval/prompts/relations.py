@@ -1,10 +1,10 @@
 """Questions of reasoning and facts: what belongs to what, always of two things at a time.
 
     prompts = make(640, seed=1)     # at least 640 questions of each of KINDS
-    prompts[0]      # Prompt("facts", "", (("The bear lived in a cave.", "The bear lived in a nest."),
-                    #     ("The bird lived in a nest.", "The bird lived in a cave.")), "home")
+    prompts[0]  # Prompt("facts", "", (("The bear lived in a cave.", "The bear lived in a nest."),
+                #     ("The bird lived in a nest.", "The bird lived in a cave.")), "home")
 
-relations.toml holds groups of rows, "dog: woof", and sentences that are true of each row and false
+relations.toml holds groups of rows, "bear: cave", and sentences that are true of each row and false
 of a thing with the value of another row. Two pairs of a Prompt are one question: of two things, is
 
     log p(both with their own value) > log p(both with the value of the other)?
