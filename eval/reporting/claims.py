@@ -191,6 +191,12 @@ def gains_more(study, scores, kind, more, less):
     return value, "; ".join(filter(None, notes))
 
 
+def share_of_layers(gains):
+    """(whether `slopes` rise in sum, as `rises` says; the layers' share of that sum)."""
+    total = gains["width"] + gains["layers"]
+    return rises(total) if len(total) > 1 else None, gains["layers"] / total
+
+
 def leans_on_layers(study, scores, more, less):
     """Layers are a larger share of what `more` gains than of what `less` does: kinds of questions,
     or "instructions" as of `instructed`."""
@@ -198,10 +204,10 @@ def leans_on_layers(study, scores, more, less):
     shares = []
     for kind in (more, less):
         draws = own if kind == "instructions" else scores.by_size(kind)
-        gains = slopes(draws, np.array([*draws.values()]))
-        if not (grows := rises(gains["width"] + gains["layers"])):
+        grows, share = share_of_layers(slopes(draws, np.array([*draws.values()])))
+        if not grows:
             return None, (note or scores.seed_note) if grows is None else f"{kind} {FLAT}"
-        shares.append(gains["layers"] / (gains["width"] + gains["layers"]))
+        shares.append(share)
     return bootstrap.interval(shares[0] - shares[1], len(scores.sizes)), note or scores.seed_note
 
 

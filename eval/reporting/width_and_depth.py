@@ -10,7 +10,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from eval.reporting.claims import instructed, rises
+from eval.reporting.claims import instructed, share_of_layers
 from eval.reporting.model_sections import SKILLS
 from eval.reporting.scores import Scores, deeper, slopes
 from eval.reporting.variants import as_value, draws_by_seed, fluency_draws
@@ -34,8 +34,9 @@ def width_and_depth(study):
     for measure, draws in measures.items():
         gains = slopes(draws, np.array([*draws.values()]))
         width, layers = gains["width"], gains["layers"]
-        if len(width) > 1 and rises(width + layers):
-            shares[measure] = layers / (width + layers)
+        grows, share = share_of_layers(gains)
+        if grows:
+            shares[measure] = share
         beside = {measure, LOSS} <= shares.keys() and measure != LOSS
         rows.append(
             {"measure": measure, "width": as_value(width), "layers": as_value(layers),

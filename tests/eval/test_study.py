@@ -562,7 +562,8 @@ def test_a_config_is_needed(monkeypatch):
 
 
 def test_dry_run_makes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("eval.study_estimate.training_hours", lambda *_: 0.5)
+    hours = lambda jobs, *_: sum(job.command[0] == "train.py" for job in jobs) / 4  # noqa: E731
+    monkeypatch.setattr("eval.study_estimate.training_hours", hours)
     monkeypatch.setattr(sys, "argv", command(tmp_path, "none", "--dry_run")[2:])
     study.main()
     out = capsys.readouterr().out

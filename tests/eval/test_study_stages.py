@@ -211,7 +211,8 @@ def test_when_its_minutes_are_over_it_stops_with_a_report_and_continues(settings
 
 
 def test_a_dry_run_lists_each_job_below_its_stage(settings, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("eval.study_estimate.training_hours", lambda *_: 0.5)
+    hours = lambda jobs, *_: sum(job.command[0] == "train.py" for job in jobs) / 4  # noqa: E731
+    monkeypatch.setattr("eval.study_estimate.training_hours", hours)
     config = tmp_path / "staged.py"
     config.write_text(f"stages = {settings.stages!r}\n")
     words = [f"--{name}={getattr(settings, name)}" for name in ("models", "heads", "instruct",
@@ -227,4 +228,4 @@ def test_a_dry_run_lists_each_job_below_its_stage(settings, monkeypatch, capsys,
     assert sum("--n_embd=64" in line for line in first) == 2
     assert not any("--n_embd=128" in line for line in first)
     assert sum("python train.py" in line for line in second) == 4  # two seeds, and two of Instruct
-    assert "8 trainings: about 0.5 hours" in lines[-1] and not any("reward.py" in x for x in lines)
+    assert "8 trainings: about 2.0 hours" in lines[-1] and not any("reward.py" in x for x in lines)
