@@ -15,9 +15,9 @@ Each question is a prompt with a right and a wrong continuation, so chance answe
 The answer is correct where the margin is above 0; in reasoning and facts, where the mean of the
 margins of both ways is. A judge's grades say what a reader thinks of a story; these scores say what
 the model knows, by hundreds of questions, the same ones for every model. Questions that share words
-or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts, of grammar over its
-rules. Results are in eval/skills.json of the run, with the score of each prompt or rule. Earlier
-checkpoints are asked all of grammar and consistency and every fourth prompt of the others.
+or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts, of BY_RULE over rules.
+Results are in eval/skills.json of the run, with the score of each prompt or rule. Earlier
+checkpoints are asked every fourth prompt of plot and context, and all of the others.
 """
 
 import itertools
@@ -30,8 +30,9 @@ from eval.prompts import minimal_pairs, relations, templates
 from nanostories.training import checkpoint
 
 KINDS = ("grammar", "consistency", "plot", "context", "reasoning", "facts")
-# Earlier checkpoints are asked one of so many Prompts; a claim compares when these two are learned.
-STEPS_STRIDE = dict.fromkeys(KINDS, 4) | {"grammar": 1, "consistency": 1}
+BY_RULE = ("grammar", *relations.KINDS)  # what is true of one rule need not be so of the next
+# Earlier checkpoints are asked one of so many Prompts: these are long, and no claim needs more.
+STEPS_STRIDE = dict.fromkeys(KINDS, 1) | {"plot": 4, "context": 4}
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,13 @@ def fitting(prompts, loaded):
 
 
 def score(loaded, prompts):
-    """{kind: harness.margin_scores of its Prompts} of a LoadedModel; the Prompts of one rule of
-    grammar are one, for what is true of a rule need not be so of the next."""
+    """{kind: margin_scores of its Prompts} of a LoadedModel; in BY_RULE those of a rule are one."""
     margins, by_kind = harness.log_likelihood_margins(loaded, prompts), {kind: {} for kind in KINDS}
     for prompt, pairs in zip(prompts, margins, strict=True):
         if prompt.kind in relations.KINDS:
             pairs = [sum(two) / 2 for two in zip(pairs[::2], pairs[1::2], strict=True)]
         rows = by_kind[prompt.kind]
-        which = prompt.rule if prompt.kind == "grammar" else len(rows)
+        which = prompt.rule if prompt.kind in BY_RULE else len(rows)
         rows.setdefault(which, []).extend(pairs)
     return {kind: harness.margin_scores(rows.values()) for kind, rows in by_kind.items() if rows}
 

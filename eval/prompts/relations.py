@@ -11,8 +11,8 @@ of a thing with the value of another row. Two pairs of a Prompt are one question
 
 How frequent a thing or a value is cancels in this difference, so a model that knows only that
 scores 0.5. Only what the two have to do with each other is left. A thing is in one Prompt, with
-few others of its group: every two of them, in every sentence. So what is resampled for an interval
-shares no facts.
+few others of its group: every two of them, in every sentence. So no two Prompts share facts, and an
+interval resamples groups, the rules of eval.skills.
 """
 
 import itertools

@@ -47,11 +47,10 @@ def test_the_command(runs, capsys):
         assert some["skills"][kind]["accuracy"]["mean"] == pytest.approx(np.mean(correct))
     steps = [row["step"] for row in some["checkpoints"]]
     assert steps == checkpoint.steps_of(runs / "some") and 32 in steps and steps[-1] == 60
-    for kind, row in some["checkpoints"][-1]["skills"].items():
-        assert row["accuracy"]["mean"] == pytest.approx(
-            np.mean(some["correct"][kind][:: skills.STEPS_STRIDE[kind]])
-        )
-    assert some["checkpoints"][-1]["correct"]["plot"] == some["correct"]["plot"][::4]
+    for kind, correct in some["checkpoints"][-1]["correct"].items():
+        assert correct == some["correct"][kind][:: 4 if kind in ("plot", "context") else 1]
+        accuracy = some["checkpoints"][-1]["skills"][kind]["accuracy"]["mean"]
+        assert accuracy == pytest.approx(np.mean(correct))
     assert some["checkpoints"][0]["correct"] != some["checkpoints"][-1]["correct"]
     tokens = [row["tokens"] for row in some["checkpoints"]]
     assert tokens == sorted(tokens)
@@ -60,7 +59,7 @@ def test_the_command(runs, capsys):
 
 def test_scores_by_hand(monkeypatch):
     """Of a prompt's pairs the fraction that is correct; of a kind each prompt counts once, but of
-    grammar each rule."""
+    grammar, reasoning and facts each rule."""
     two, one, margins = ((" b", " c"),) * 2, ((" b", " c"),), [[1.0, -3.0], [2.0], [2.0]]
     for kind, expected in (("plot", [0.5, 1.0, 1.0]), ("grammar", [2 / 3, 1.0])):
         prompts = [
@@ -88,8 +87,17 @@ def test_both_ways_are_one_question(monkeypatch):
     assert skills.count(prompts, "facts") == 2 and skills.count(prompts, "plot") == 4
 
 
+@pytest.mark.parametrize("kind", ["facts", "reasoning"])
+def test_the_questions_of_a_rule_count_together(kind, monkeypatch):
+    """Also those of several prompts, of which an interval would draw one without the other."""
+    prompts = [Prompt(kind, text, ((" b", " c"),) * 4, text[:1]) for text in ("a1", "b", "a2")]
+    margins = [[1.0] * 4, [-1.0, -1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]
+    monkeypatch.setattr(harness, "log_likelihood_margins", lambda *_: margins)
+    assert skills.score(None, prompts)[kind]["accuracy"].tolist() == [0.5, 0.5]
+
+
 def test_checkpoints_are_asked_a_part_of_each_kind():
-    kinds = {"grammar": "012345678", "consistency": "012345678", "plot": "048"}
+    kinds = {"grammar": "012345678", "plot": "048", "facts": "012345678"}
     prompts = [Prompt(kind, str(i), ()) for i in range(9) for kind in kinds]
     asked = [(one.kind, one.text) for one in skills.thinned(prompts)]
     assert asked == [(kind, text) for kind, some in kinds.items() for text in some]
