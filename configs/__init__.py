@@ -285,7 +285,7 @@ _RANGES = {
     (1, 10**9): "eval_interval log_interval stories tokens",
     (0, 10**9): "max_iters max_minutes eval_stories save_interval warmup_iters "
     "lr_decay_iters grow_iters top_k no_repeat_ngram max_stories max_val_stories min_length "
-    "max_calls max_cost price_in price_out",
+    "max_calls max_cost price_in price_out first_step",
 }
 RANGES = {name: key for key, names in _RANGES.items() for name in names.split()}
 

@@ -4,8 +4,7 @@
 
 Width 32 to 256 and 1 to 4 layers, so that each claim has models that differ in one thing: depth at
 widths 64 and 128, width at two layers. A vocabulary of 2,048 halves the output layer of such small
-models, at 8 % more tokens per story. Their training is short; where it cannot decide a claim, the
-report says "not decided", and what would (study_medium.py is made from that).
+models, at 8 % more tokens per story. What it cannot decide, study_medium.py is made for.
 """
 
 source = "tinystories"
@@ -29,6 +28,7 @@ interpret = "64-4-4"
 # Muon's learning rates follow 1 / sqrt(width), see docs/fast.md. 7,250 stories make one epoch of as
 # many tokens as all the runs have, half of them two.
 options = """
+eval.skills: --first_step=32
 eval.loss: --stories=3000
 eval.fluency: --stories=100
 eval.fluency steps: --stories=50

@@ -16,8 +16,7 @@ The answer is correct where the margin is above 0; in reasoning and facts, where
 margins of both ways is. A judge's grades say what a reader thinks of a story; these scores say what
 the model knows, by hundreds of questions, the same ones for every model. Questions that share words
 or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts, of BY_RULE over rules.
-Results are in eval/skills.json of the run, with the score of each prompt or rule. Earlier
-checkpoints are asked every fourth prompt of plot and context, and all of the others.
+Results are in eval/skills.json of the run, with the score of each prompt or rule.
 """
 
 import itertools
@@ -41,6 +40,7 @@ class Settings(harness.ModelSettings):
     stories: int = 5000  # the first so many of them are what questions are made from
     questions: int = 640  # of each kind, where there are as many
     steps: bool = False  # every checkpoint that the run has kept, too
+    first_step: int = 0  # of these, from this one on: the very first have learned nothing
     seed: int = 1337  # of the questions and the intervals
 
 
@@ -68,7 +68,7 @@ def main():
          for kind, row in results["skills"].items()],
     )  # fmt: skip
     if settings.steps:
-        results["checkpoints"] = score_checkpoints(loaded, thinned(prompts), seed)
+        results["checkpoints"] = score_checkpoints(loaded, thinned(prompts), settings)
         print()
         harness.print_table(["step", *scores], [
             [str(row["step"]), *(row["skills"][kind]["accuracy"]["mean"] for kind in scores)]
@@ -130,14 +130,14 @@ def summary(scores, seed):
     return {"skills": skills, "correct": correct}
 
 
-def score_checkpoints(loaded, prompts, seed):
-    """[{"step", "tokens"} and `summary`] of the run's checkpoints, the earliest first."""
+def score_checkpoints(loaded, prompts, settings):
+    """[{"step", "tokens"} and `summary`] of a run's checkpoints from first_step on, in order."""
     rows, device = [], loaded.model.wte.weight.device
-    for step in checkpoint.steps_of(loaded.out_dir):
+    for step in (x for x in checkpoint.steps_of(loaded.out_dir) if x >= settings.first_step):
         which = f"checkpoints/{step}"
         scores = score(checkpoint.load_run(loaded.out_dir, which, device), prompts)
         tokens = checkpoint.read_state(loaded.out_dir, which)["tokens"]
-        rows.append({"step": step, "tokens": tokens, **summary(scores, seed)})
+        rows.append({"step": step, "tokens": tokens, **summary(scores, settings.seed)})
     return rows
 
 

@@ -54,6 +54,8 @@ def test_the_command(runs, capsys):
     assert some["checkpoints"][0]["correct"] != some["checkpoints"][-1]["correct"]
     tokens = [row["tokens"] for row in some["checkpoints"]]
     assert tokens == sorted(tokens)
+    call(runs / "some", "--steps", "--questions=40", "--first_step=32")
+    assert results(runs / "some")["checkpoints"] == some["checkpoints"][steps.index(32) :]
     assert some["correct"] != none["correct"] and "grammar" in capsys.readouterr().out
 
 
