@@ -27,8 +27,8 @@ reward = "128-2-4"
 diversity = "64-2-4, 256-2-4"
 interpret = "64-4-4"
 
-# Muon's learning rates follow 1 / sqrt(width), see docs/fast.md. V1 and V2 are compared on the tokens
-# of 8,500 stories; 19,000 make one epoch of as many tokens as the runs have, half of them two.
+# Muon's learning rates follow 1 / sqrt(width), see docs/fast.md. V1 and V2 are compared on 8,500
+# stories; 19,000 make one epoch of as many tokens as the runs have, half of them two.
 options = """
 eval.skills: --first_step=32
 eval.loss: --stories=3000
