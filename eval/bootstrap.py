@@ -93,19 +93,22 @@ def resample_models(answers, rng, vary=("questions", "seeds")):
     """Draws of the mean score of each model, (models, 1 + ROUNDS); vary: what is resampled.
 
     answers: float64 (seeds, questions) for each model, nan where there is no answer. All models
-    share the resampled questions; `resample_seeds` adds what other seeds would change."""
+    share the resampled questions; `resample_seeds` adds what other seeds would change. Means of few
+    questions vary too little (see `resample_mean`), and how much they do is hardly known (Student's
+    t): that is made up for."""
     counts = resample_counts(answers[0].shape[1], rng).T  # (questions, ROUNDS)
     if "questions" not in vary:
         counts = np.ones_like(counts)
     errors = resample_seeds([np.nanmean(one, axis=1) for one in answers], rng)
-    rows = []
+    rows, stretch = [], small_sample(len(counts))
     for i, one in enumerate(answers):
         present = ~np.isnan(one)
         sums, totals = np.where(present, one, 0) @ counts, present @ counts  # (seeds, ROUNDS)
-        means = sums.sum(0) / np.maximum(1, totals.sum(0))
+        mean = np.nanmean(one)
+        means = mean + stretch * (sums.sum(0) / np.maximum(1, totals.sum(0)) - mean)
         if errors and "seeds" in vary:
             means = means + errors[i][1:] - errors[i][0]
-        rows.append(np.r_[np.nanmean(one), means])
+        rows.append(np.r_[mean, means])
     return np.array(rows)
 
 
@@ -114,6 +117,13 @@ def student_quantiles(freedom, n):
     """n evenly spaced quantiles of Student's t distribution. Drawn ones would scatter: of two
     runs, with one degree of freedom, the ends of an interval by a fifth of its width."""
     return np.sort(np.random.default_rng(0).standard_t(freedom, 500 * n))[250::500]
+
+
+def small_sample(n):
+    """How much wider Student's 95 % interval of a mean over n is than the bootstrap's, a float."""
+    if n < 2:
+        return 1.0
+    return student_quantiles(n - 1, ROUNDS)[-(ROUNDS // 40)] / 1.96 * np.sqrt(n / (n - 1))
 
 
 def resample_seeds(groups, rng):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from eval import bootstrap
-from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, Scores, relative_answers, slopes
+from eval.reporting.scores import CHANCE, MIN_SIZES, ONE_SEED, Scores, answers_of, deeper, slopes
 
 VERDICTS = SEEN, OPPOSITE, UNDECIDED, NOT_MEASURED = (
     "seen at this scale", "the opposite is seen", "not decided", "not measured",
@@ -55,7 +55,9 @@ def evaluate_claims(study, vary=("questions", "seeds")):
     for row in table["claim"]:
         test, arguments = globals()[row.pop("test")], row.pop("arguments", ())
         value, note = test(study, scores, *arguments)
-        claims.append(Claim(**row, value=value, note=note or MISSING * (value is None)))
+        if value is None and note in ("", ONE_SEED):  # one seed would have been no hindrance
+            note = MISSING
+        claims.append(Claim(**row, value=value, note=note))
     return claims
 
 
@@ -170,7 +172,7 @@ def two_layers(study, scores):
 
 def instructions_follow_depth(study, scores):
     draws, note = instructed(study, scores.vary)
-    gains = slopes(draws, np.array([*draws.values()]))
+    gains = slopes(draws)
     value = bootstrap.interval(gains["layers"] - gains["width"], len(draws))
     missing = f"it takes {MIN_SIZES} models trained on instructions that differ in both"
     return value, note if value else missing
@@ -181,13 +183,12 @@ def instructions_follow_depth(study, scores):
 
 def gains_more(study, scores, kind, more, less):
     """A skill gains more from parameters in the `more` than in the `less`: width, layers."""
-    gains, notes, n = scores.slopes(kind), [scores.seed_note], len(scores.sizes)
+    draws, notes, n = scores.by_size(kind), [scores.seed_note], len(scores.sizes)
+    gains = slopes(draws)
     if value := bootstrap.interval(gains[more] - gains[less], n):
         sign, parameters = 1 if more == "layers" else -1, {x.size: x.parameters for x in study.grid}
-        in_all = bootstrap.interval(sign * scores.deeper(kind, parameters), n)
+        in_all = bootstrap.interval(sign * deeper(draws, parameters), n)
         notes.append(f"with the embeddings' parameters: {bootstrap.format_interval(in_all)}")
-    if value and scores.counts[kind] < 30:
-        notes.insert(0, f"only {scores.counts[kind]} prompts")
     return value, "; ".join(filter(None, notes))
 
 
@@ -199,16 +200,16 @@ def share_of_layers(gains):
 
 def leans_on_layers(study, scores, more, less):
     """Layers are a larger share of what `more` gains than of what `less` does: kinds of questions,
-    or "instructions" as of `instructed`."""
+    or "instructions" as of `instructed`; both among the sizes that have both."""
     own, note = instructed(study, scores.vary) if "instructions" in (more, less) else ({}, "")
-    shares = []
-    for kind in (more, less):
-        draws = own if kind == "instructions" else scores.by_size(kind)
-        grows, share = share_of_layers(slopes(draws, np.array([*draws.values()])))
+    draws = [own if kind == "instructions" else scores.by_size(kind) for kind in (more, less)]
+    shares, common = [], [size for size in draws[0] if size in draws[1]]
+    for kind, by_size in zip((more, less), draws, strict=True):
+        grows, share = share_of_layers(slopes({size: by_size[size] for size in common}))
         if not grows:
             return None, (note or scores.seed_note) if grows is None else f"{kind} {FLAT}"
         shares.append(share)
-    return bootstrap.interval(shares[0] - shares[1], len(scores.sizes)), note or scores.seed_note
+    return bootstrap.interval(shares[0] - shares[1], len(common)), note or scores.seed_note
 
 
 def creativity_is_last(study, scores):
@@ -225,18 +226,18 @@ def creativity_is_last(study, scores):
 
 def small_models_win(study, scores):
     baselines = [run for run in study.of_kind("baseline")
-                 if run.name in LARGE_GPT2 and relative_answers(run)]  # fmt: skip
-    grid = [run for run in study.grid if relative_answers(run)]
+                 if run.name in LARGE_GPT2 and answers_of(run)]  # fmt: skip
+    grid = [run for run in study.grid if answers_of(run)]
     if not baselines or not grid:
         return None, "neither was evaluated (setting baselines)"
     ours = max(grid, key=lambda run: run.parameters)
     hashes = {run.results["skills"]["questions_sha256"] for run in (ours, *baselines)}
     if len(hashes) > 1:
         return None, "they were evaluated on other questions"
-    gaps, answers = [], relative_answers(ours)
+    gaps, answers = [], answers_of(ours)
     for run in baselines:
         kinds = [kind for kind in ("grammar", "consistency", "plot") if kind in answers]
-        sides = [answers[kind] - relative_answers(run)[kind] for kind in kinds]
+        sides = [answers[kind] - answers_of(run)[kind] for kind in kinds]
         draws = [bootstrap.resample_models([x[None]], np.random.default_rng(0))[0] for x in sides]
         gaps.append(np.mean(draws, axis=0))
     return bootstrap.interval(min(gaps, key=lambda gap: gap[0]), len(baselines)), ONE_SEED

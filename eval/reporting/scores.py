@@ -2,7 +2,7 @@
 
     scores = Scores(study.grid)               # results.Runs
     scores.draws["plot"]                      # (sizes, 1 + ROUNDS): the estimate, then resamples
-    interval(scores.slopes("plot")["width"], n=8)
+    interval(slopes(scores.by_size("plot"))["width"], n=8)
 
 A score of 0 is chance, 1 is every question right. A resample draws questions, the same
 for all models, and adds what another training seed would change (bootstrap.resample_models). The
@@ -31,14 +31,13 @@ class Scores:
 
     of: a function of a Run, what its scores stand for; runs of one count as seeds of each other.
     vary: as of resample_models. sizes: [Size], or what `of` returns; draws: {kind: float64 (sizes,
-    1 + ROUNDS)}, the estimate first; counts: {kind: number of questions}; judge: the model that
-    graded, "" for none; unit: what 0 and 1 stand for; seed_note: ONE_SEED where a size has only one
-    run, else ""."""
+    1 + ROUNDS)}, the estimate first; judge: the model that graded, "" for none; unit: what 0 and 1
+    stand for; seed_note: ONE_SEED where a size has only one run, else ""."""
 
     def __init__(self, runs, of=lambda run: run.size, vary=("questions", "seeds")):
         runs = [run for run in runs if run.results.get("skills")]
-        answers = [(of(run), relative_answers(run)) for run in runs]
-        self.judge, self.draws, self.counts, self.vary = "", {}, {}, vary
+        answers = [(of(run), answers_of(run)) for run in runs]
+        self.judge, self.draws, self.vary = "", {}, vary
         graded = [r for r in runs if r.results.get("judge-paper") and r.results.get("grades")]
         if graded and {of(run) for run in graded} == {of(run) for run in runs}:
             self.judge = graded[0].results["judge-paper"]["judge"]["model"]
@@ -52,23 +51,13 @@ class Scores:
         for kind in sorted({kind for _, scores in answers for kind in scores}):
             by_size = [[scores[kind] for name, scores in answers if name == size and kind in scores]
                        for size in self.sizes]  # fmt: skip
-            lengths = {len(row) for rows in by_size for row in rows}
-            if len(lengths) == 1 and all(by_size):
+            if len({len(row) for rows in by_size for row in rows}) == 1 and all(by_size):
                 groups = [np.array(rows) for rows in by_size]
                 self.draws[kind] = resample_models(groups, rng, vary)
-                self.counts[kind] = lengths.pop()
 
     def by_size(self, kind):
         """{size: (1 + ROUNDS,)} of a kind, {} where a size has no score of it."""
         return dict(zip(self.sizes, self.draws[kind], strict=True)) if kind in self.draws else {}
-
-    def slopes(self, kind):
-        """`slopes` of a kind."""
-        return slopes(self.sizes, self.draws.get(kind))
-
-    def deeper(self, kind, parameters):
-        """`deeper` of a kind."""
-        return deeper(self.by_size(kind), parameters)
 
     def slope(self, kind, chosen):
         """(1 + ROUNDS,): what a kind gains from twice the parameters, among the `chosen` sizes, int
@@ -80,11 +69,11 @@ class Scores:
         return x @ self.draws[kind][chosen] / (x @ x)
 
 
-def slopes(sizes, draws):
-    """{"width", "layers": (1 + ROUNDS,)}: what float64 (sizes, 1 + ROUNDS) gain from twice the
-    parameters of the blocks, if they make the model wider, by the root of 2, or deeper: there are
+def slopes(draws):
+    """{"width", "layers": (1 + ROUNDS,)}: what {size: (1 + ROUNDS,)} gain from twice the parameters
+    of the blocks, if they make the model wider, by the root of 2, or deeper: there are
     12 * width**2 * layers. [nan] without draws, for too few sizes, or where both grow together."""
-    _, width, layers = fit([(2 * np.log2(one.width), np.log2(one.layers)) for one in sizes], draws)
+    _, width, layers = fit([(2 * np.log2(one.width), np.log2(one.layers)) for one in draws], draws)
     return {"width": width, "layers": layers}
 
 
@@ -92,20 +81,19 @@ def deeper(draws, parameters):
     """(1 + ROUNDS,): what {size: (1 + ROUNDS,)} gain from twice the layers at as many parameters,
     {size: number}, so in layers less in width, whichever parameters are counted. [nan] as of
     `slopes`."""
-    rows = [(np.log2(parameters[size]), np.log2(size.layers)) for size in draws]
-    return fit(rows, np.array([*draws.values()]))[2]
+    return fit([(np.log2(parameters[size]), np.log2(size.layers)) for size in draws], draws)[2]
 
 
 def fit(rows, draws):
-    """The coefficients of 1 and of the two columns of rows, in a linear fit of float64 (sizes,
-    1 + ROUNDS): (3, 1 + ROUNDS), or [nan] each where `slopes` says so."""
+    """The coefficients of 1 and of the two columns of rows, in a linear fit of {size: (1 +
+    ROUNDS,)}, a row each: (3, 1 + ROUNDS), or [nan] each where `slopes` says so."""
     x = np.array([(1, *row) for row in rows])
-    if draws is None or len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
+    if len(x) < MIN_SIZES or np.linalg.matrix_rank(x) < 3:
         return np.full((3, 1), np.nan)
-    return np.linalg.lstsq(x, draws, rcond=None)[0]
+    return np.linalg.lstsq(x, np.array([*draws.values()]), rcond=None)[0]
 
 
-def relative_answers(run):
+def answers_of(run):
     """{kind: float64 (questions,)} of eval.skills: 1 is right, 0 is chance."""
     correct = (run.results.get("skills") or {"correct": {}})["correct"]
     return {kind: (np.array(x) - CHANCE) / (1 - CHANCE) for kind, x in correct.items()}

@@ -114,7 +114,7 @@ def changes_of(rows):
 def loss_per_doubling(runs):
     """What twice the width adds to the losses of a grid, by `slopes`; nan where they are."""
     losses = draws_by_seed(runs, lambda run: run.loss, size_of)
-    return 2 * slopes(losses, np.array([*losses.values()]))["width"][0]
+    return 2 * slopes(losses)["width"][0]
 
 
 # ---- sections ----------------------------------------------------------------------------------

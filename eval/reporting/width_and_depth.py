@@ -30,19 +30,19 @@ def width_and_depth(study):
                 negated(fluency_draws(runs, "relative"))}  # fmt: skip
     measures |= {skill: scores.by_size(skill) for skill in SKILLS}
     measures["finding a story's own instruction"] = own
-    rows, shares, parameters = [], {}, {run.size: run.parameters for run in runs}
+    rows, parameters = [], {run.size: run.parameters for run in runs}
     for measure, draws in measures.items():
-        gains = slopes(draws, np.array([*draws.values()]))
-        width, layers = gains["width"], gains["layers"]
-        grows, share = share_of_layers(gains)
-        if grows:
-            shares[measure] = share
-        beside = {measure, LOSS} <= shares.keys() and measure != LOSS
+        # The loss's share is that of the same sizes.
+        same = {size: one for size, one in measures[LOSS].items() if size in draws}
+        (grows, share), (falls, of_loss) = (share_of_layers(slopes(x)) for x in (draws, same))
+        width, layers = slopes(draws).values()
+        beside = grows and falls and measure != LOSS
         rows.append(
             {"measure": measure, "width": as_value(width), "layers": as_value(layers),
              "difference": as_value(layers - width), "without_one": without_one(draws),
-             "in_all": as_value(deeper(draws, parameters)), "share": as_value(shares.get(measure)),
-             "beside_loss": as_value(shares[measure] - shares[LOSS]) if beside else None}
+             "in_all": as_value(deeper(draws, parameters)),
+             "share": as_value(share) if grows else None,
+             "beside_loss": as_value(share - of_loss) if beside else None}
         )  # fmt: skip
     return {"rows": rows, "unit": scores.unit}
 

@@ -84,3 +84,13 @@ def test_the_ends_of_an_interval_of_two_seeds_do_not_scatter():
         [draws] = bootstrap.resample_seeds([np.array([1.0, 3.0])], np.random.default_rng(seed))
         low, high = np.percentile(draws[1:], (2.5, 97.5))
         assert (low, high) == pytest.approx((2 - 12.706, 2 + 12.706), rel=0.1)
+
+
+@pytest.mark.parametrize("n, t", [(5, 2.776), (16, 2.131), (100, 1.984)])
+def test_an_interval_over_few_questions_is_students(n, t):
+    """The bootstrap alone gives five of them an interval a third too short."""
+    values = np.arange(n) / n
+    [draws] = bootstrap.resample_models([values[None]], np.random.default_rng(0))
+    low, high = np.percentile(draws[1:], (2.5, 97.5))
+    expected = 2 * t * np.std(values, ddof=1) / np.sqrt(n)
+    assert draws[0] == np.mean(values) and high - low == pytest.approx(expected, rel=0.06)

@@ -7,6 +7,7 @@ import pytest
 from planted_study import GRID, KINDS, answers, interval, run, study
 
 from eval.reporting.claims import (
+    MISSING,
     NOT_MEASURED,
     OPPOSITE,
     SEEN,
@@ -239,6 +240,31 @@ def test_instructions_follow_depth(width, depth, expected):
     assert verdict("Instructions lean", planted) == expected
     few = study(lambda size: accuracies(size), more=more[:4])
     assert verdict("Instructions follow", few) == NOT_MEASURED
+
+
+def test_shares_are_compared_among_the_same_sizes():
+    """Where both gain the same from layers, plot's gain at other sizes is no difference."""
+
+    def gain(size, more=0.0):
+        return 0.55 + 0.08 * np.log2(size.width / 32) + 0.06 * np.log2(size.layers) + more
+
+    some = [size for size in GRID if size.width in (64, 128)][:5]
+    planted = study(lambda size: accuracies(size) | {"plot": gain(size, 0.1 * (size not in some))},
+                    more=instructed(gain, some))  # fmt: skip
+    [claim] = [one for one in evaluate_claims(planted) if one.text.startswith("Instructions lean")]
+    assert abs(claim.value["mean"]) < 0.03 and claim.value["n"] == len(some)
+
+
+def test_one_seed_is_not_why_a_claim_is_not_measured():
+    planted = of()
+    planted.runs = [one for one in planted.runs if one.seed == 1][:2]
+    notes = {one.text: one.note for one in evaluate_claims(planted)}
+    for text in (
+        "Plot follows width",
+        "Context follows depth",
+        "Context leans on depth more than facts do",
+    ):
+        assert notes[text] == MISSING
 
 
 @pytest.mark.parametrize("gain, expected", [(0.2, SEEN), (-0.2, OPPOSITE), (0.0, UNDECIDED)])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from planted_study import KINDS, study
+from planted_study import KINDS, answers, run, study
 
 from eval.reporting.study_jobs import Size
 from eval.reporting.width_and_depth import width_and_depth, without_one
@@ -50,6 +50,23 @@ def test_the_differences_without_one_width_or_depth(which, off):
     # the parameters are half a doubling of the width.
     wrong = {32: 0.5, 128: -0.5, 1: -1, 4: 1}[off]
     assert without_one(draws) == pytest.approx((min(-0.04, wrong - 0.04), max(-0.04, wrong - 0.04)))
+
+
+def test_the_losss_share_is_that_of_the_same_sizes():
+    """Instructions are followed by some models; the losses of others are no part of the control."""
+    some = [Size(64, 1, 4), Size(64, 2, 4), Size(64, 4, 4), Size(128, 1, 4), Size(128, 2, 4)]
+
+    def loss(size):
+        return 3 - 0.2 * np.log2(size.width) - 0.06 * np.log2(size.layers) - (size not in some)
+
+    more = [run(size, seed, {}, kind="instruct") for size in some for seed in (1, 2)]
+    for one in more:
+        own = answers(0.5 + 0.06 * np.log2(one.size.width / 32 * one.size.layers), one.seed)
+        one.results["instruct"] = {"by_instruction": {"own": {"model": own}}}
+    rows = width_and_depth(study(lambda size: dict.fromkeys(KINDS, 0.7), loss, more=more))["rows"]
+    of_loss = rows[-1]["share"]["mean"] - rows[-1]["beside_loss"]["mean"]
+    assert of_loss == pytest.approx(0.06 / 0.16)
+    assert abs(rows[0]["share"]["mean"] - of_loss) > 0.05
 
 
 def test_shares_only_of_what_grows():
