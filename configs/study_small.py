@@ -1,4 +1,4 @@
-"""The study on two CPU cores, in 57 minutes: eight models, 1.5 M tokens each, two seeds.
+"""The study on two CPU cores, in an hour: eight models, 1.5 M tokens each, two seeds.
 
     python -m eval.study configs/study_small.py
 
