@@ -129,9 +129,14 @@ def test_any_loss(implementation, dtype, nats):
     result = passes(implementation, *args, dtype)
     eager, exact = (passes(None, *args, kind) for kind in (dtype, torch.float64))
     assert nats * 0.6 < exact[0].max() < nats * 3 + 20
-    largest = (hidden[:, 0].abs().max() * 4).item() + 10  # logit
-    for name, *values in zip(("loss", "d hidden", "d weight"), result, eager, exact, strict=True):
-        assert_as_exact(*values, name, largest=largest * (name == "loss"))
+    top = hidden[:, 0].abs().max().item()
+    largest = {"loss": 4 * top + 10, "d hidden": 0, "d weight": 0}  # logit
+    if dtype == torch.float32:
+        # The two passes may round their logits differently, as products do on CPUs without AVX-512:
+        # then p is off by that, and d weight by p times the hidden states.
+        largest["d weight"] = largest["loss"] * top
+    for name, *values in zip(largest, result, eager, exact, strict=True):
+        assert_as_exact(*values, name, largest=largest[name])
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
