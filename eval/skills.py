@@ -15,8 +15,9 @@ Each question is a prompt with a right and a wrong continuation, so chance answe
 The answer is correct where the margin is above 0; in reasoning and facts, where the mean of the
 margins of both ways is. A judge's grades say what a reader thinks of a story; these scores say what
 the model knows, by hundreds of questions, the same ones for every model. Questions that share words
-or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts, of BY_RULE over rules.
-Results are in eval/skills.json of the run, with the score of each prompt or rule.
+or facts are one prompt. Intervals are 95 % bootstrap intervals over prompts, of grammar, reasoning
+and facts over rules. Results are in eval/skills.json of the run, with the score of each prompt or
+rule.
 """
 
 import itertools

@@ -99,7 +99,8 @@ def test_the_questions_of_a_rule_count_together(kind, monkeypatch):
 
 
 def test_checkpoints_are_asked_a_part_of_each_kind():
-    kinds = {"grammar": "012345678", "plot": "048", "facts": "012345678"}
+    every = "012345678"
+    kinds = {"grammar": every, "consistency": every, "plot": "048", "facts": every}
     prompts = [Prompt(kind, str(i), ()) for i in range(9) for kind in kinds]
     asked = [(one.kind, one.text) for one in skills.thinned(prompts)]
     assert asked == [(kind, text) for kind, some in kinds.items() for text in some]
