@@ -54,6 +54,15 @@ def run(size, seed, accuracies, loss=3.0, kind="", along=None, tokens=2_000_000)
     )  # fmt: skip
 
 
+def instructed(accuracy_of, sizes, seeds=2):
+    """Runs with what eval.instruct measured: how often a story's own instruction is preferred."""
+    runs = [run(size, seed, {}, kind="instruct") for size in sizes for seed in range(1, seeds + 1)]
+    for one in runs:
+        own = answers(accuracy_of(one.size), one.seed)
+        one.results["instruct"] = {"by_instruction": {"own": {"model": own}}}
+    return runs
+
+
 def study(accuracies_of, loss_of=lambda size: 3.0, seeds=3, more=(), **changes):
     """A Study of GRID; accuracies_of(size): {kind: accuracy}; loss_of(size): the last loss."""
     runs = [

@@ -76,8 +76,8 @@ def test_the_residual_in_bfloat16_learns_as_well(data, tmp_path):
         tiny.train(settings_for(data, out, dtype="bfloat16", bfloat16_residual=residual))
         curves.append(losses(out))
     assert curves[0] != curves[1]
-    # Not of each step: in either, rounding may lead to a batch whose loss stands out.
-    assert np.median(np.abs(np.subtract(*curves))) < 0.05
+    # At every step but one: rounding may lead to a batch whose loss stands out.
+    assert np.sort(np.abs(np.subtract(*curves)))[-2] < 0.05
 
 
 def test_a_run_with_the_fused_mlp(data, tmp_path, monkeypatch):

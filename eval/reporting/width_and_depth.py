@@ -21,7 +21,7 @@ LOSS = "validation loss, its fall, nats"
 def width_and_depth(study):
     """A row for each measure: what twice the parameters of the blocks give it in width and in
     layers, the difference, at as many parameters in all instead, and without one width or number of
-    layers; the layers' share of both where their sum is above 0, and that less the loss's."""
+    layers; the layers' share of both where their sum is above 0, and less the loss's at these."""
     scores, runs = Scores(study.grid), study.grid
     own, _ = instructed(study, scores.vary)
     losses = draws_by_seed(runs, attrgetter("loss"), attrgetter("size"))
@@ -32,10 +32,10 @@ def width_and_depth(study):
     measures["finding a story's own instruction"] = own
     rows, parameters = [], {run.size: run.parameters for run in runs}
     for measure, draws in measures.items():
-        # The loss's share is that of the same sizes.
         same = {size: one for size, one in measures[LOSS].items() if size in draws}
-        (grows, share), (falls, of_loss) = (share_of_layers(slopes(x)) for x in (draws, same))
-        width, layers = slopes(draws).values()
+        gains = slopes(draws)
+        (grows, share), (falls, of_loss) = share_of_layers(gains), share_of_layers(slopes(same))
+        width, layers = gains["width"], gains["layers"]
         beside = grows and falls and measure != LOSS
         rows.append(
             {"measure": measure, "width": as_value(width), "layers": as_value(layers),

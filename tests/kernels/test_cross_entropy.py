@@ -133,8 +133,8 @@ def test_any_loss(implementation, dtype, nats):
     largest = {"loss": 4 * top + 10, "d hidden": 0, "d weight": 0}  # logit
     if dtype == torch.float32:
         # The two passes may round their logits differently, as products do on CPUs without AVX-512:
-        # then p is off by that, and d weight by p times the hidden states.
-        largest["d weight"] = largest["loss"] * top
+        # then p is off by a quarter of that at most, and d weight by p times the hidden states.
+        largest["d weight"] = largest["loss"] / 4 * top
     for name, *values in zip(largest, result, eager, exact, strict=True):
         assert_as_exact(*values, name, largest=largest[name])
 

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from planted_study import GRID, KINDS, answers, interval, run, study
+from planted_study import GRID, KINDS, answers, instructed, interval, run, study
 
 from eval.reporting.claims import (
     MISSING,
@@ -178,15 +178,6 @@ def test_what_is_not_learned_or_not_measured_has_no_halfway():
     assert learned_at(one, "grammar", ("questions",)) is None
     rows[-1]["correct"]["plot"] = answers(0.55, 0)
     assert learned_at(one, "plot", ("questions",)) is None
-
-
-def instructed(accuracy_of, sizes, seeds=2):
-    """Runs with what eval.instruct measured: how often a story's own instruction is preferred."""
-    runs = [run(size, seed, {}, kind="instruct") for size in sizes for seed in range(1, seeds + 1)]
-    for one in runs:
-        own = answers(accuracy_of(one.size), one.seed)
-        one.results["instruct"] = {"by_instruction": {"own": {"model": own}}}
-    return runs
 
 
 def test_runs_that_do_not_learn_one_of_the_two_do_not_count():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from planted_study import KINDS, answers, run, study
+from planted_study import KINDS, instructed, study
 
 from eval.reporting.study_jobs import Size
 from eval.reporting.width_and_depth import width_and_depth, without_one
@@ -59,10 +59,7 @@ def test_the_losss_share_is_that_of_the_same_sizes():
     def loss(size):
         return 3 - 0.2 * np.log2(size.width) - 0.06 * np.log2(size.layers) - (size not in some)
 
-    more = [run(size, seed, {}, kind="instruct") for size in some for seed in (1, 2)]
-    for one in more:
-        own = answers(0.5 + 0.06 * np.log2(one.size.width / 32 * one.size.layers), one.seed)
-        one.results["instruct"] = {"by_instruction": {"own": {"model": own}}}
+    more = instructed(lambda size: 0.5 + 0.06 * np.log2(size.width / 32 * size.layers), some)
     rows = width_and_depth(study(lambda size: dict.fromkeys(KINDS, 0.7), loss, more=more))["rows"]
     of_loss = rows[-1]["share"]["mean"] - rows[-1]["beside_loss"]["mean"]
     assert of_loss == pytest.approx(0.06 / 0.16)
