@@ -5,10 +5,10 @@ import os
 import shutil
 from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from beside import SHARED
 
 if not torch.cuda.is_available():  # read when the kernels are imported
     os.environ["TRITON_INTERPRET"] = "1"
@@ -38,12 +38,18 @@ def gpt2_files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def nltk_data():
-    """NLTK's WordNet and tagger, where they are beside the project."""
+    """NLTK's WordNet and tagger: beside the project, or where NLTK itself finds them."""
     import nltk  # here, for it is not where only the kernels are tested
 
+    from configs import UserError
+    from nanostories.text import wordnet
+
     with pytest.MonkeyPatch.context() as patch:
-        folder = Path(__file__).parents[2] / "shared" / "nltk_data"
-        patch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
+        patch.setattr(nltk.data, "path", [str(SHARED / "nltk_data"), *nltk.data.path])
+        try:
+            wordnet.content_words("A dog ran."), wordnet.synonyms("dog", "n")
+        except UserError as error:
+            pytest.skip(f"needs a network: {error}")
         yield
 
 

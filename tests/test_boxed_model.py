@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from beside import beside
 
 from configs import ROOT
 from eval.interpretability import hooks, neurons
@@ -16,8 +17,6 @@ from nanostories.inference.healing import Healer
 from nanostories.text.words import STOP_WORDS, dictionary_lemmas, split_words
 from nanostories.training import checkpoint
 
-STORIES = ROOT.parent / "shared" / "data" / "tinystories" / "valid_v2.txt"
-
 
 @pytest.fixture(scope="module")
 def boxed():
@@ -28,7 +27,8 @@ def boxed():
 def stories(boxed):
     """80 real stories of at most 150 tokens, that it has not seen."""
     eot, encode = boxed.tokenizer.eot, boxed.tokenizer.encode
-    ids = ([eot, *encode(text)] for text in sources.read(str(STORIES)))
+    texts = sources.read(str(beside("data", "tinystories", "valid_v2.txt")))
+    ids = ([eot, *encode(text)] for text in texts)
     short = (some for some in ids if len(some) <= 150)
     return [TaggedStory(some, next_id=eot) for _, some in zip(range(80), short, strict=False)]
 

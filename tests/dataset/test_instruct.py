@@ -5,16 +5,16 @@ import string
 import tarfile
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from beside import beside
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from configs import ROOT, UserError
+from configs import UserError
 from nanostories.dataset import instruct, sources, storybook
 from nanostories.dataset.instruct import (
     FEATURES,
@@ -30,7 +30,6 @@ from nanostories.dataset.instruct import (
 )  # fmt: skip
 from nanostories.text.words import contains_word, split_words
 
-REAL = ROOT.parent / "shared" / "data"
 TEXT = """
 Random sentence: The bus felt sad.
 Features: Dialogue, bad ending
@@ -115,10 +114,7 @@ def test_what_is_no_record(text):
 
 
 def test_fifty_real_prompts_lose_nothing():
-    path = REAL / "instruct" / "instruct_prompts_50.json"
-    if not path.exists():
-        pytest.skip("needs a network, or real prompts beside the project")
-    prompts = json.loads(path.read_text())
+    prompts = json.loads(beside("data", "instruct", "instruct_prompts_50.json").read_text())
     assert len(prompts) == 50
     seen = Counter()
     for prompt in prompts:
@@ -367,10 +363,7 @@ def test_sources_of_made_records(tmp_path):
 
 
 def test_real_stories(tmp_path):
-    path = REAL / "tinystories" / "valid_v2.txt"
-    if not Path(path).exists():
-        pytest.skip("needs a network, or real stories beside the project")
-    stories = list(sources.read(str(path)))[:1000]
+    stories = list(sources.read(str(beside("data", "tinystories", "valid_v2.txt"))))[:1000]
     records = [make_record(StoryFacts(story), 0) for story in stories]
     assert sum(record is None for record in records) <= 1
     for record in filter(None, records):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
+from beside import beside
 
-from configs import ROOT, UserError
+from configs import UserError
 from kernels.cross_entropy import IGNORE_INDEX
 from nanostories.dataset.packing import PackedDataLoader, pack, split_into_chunks
 from nanostories.dataset.shards import Dataset
@@ -119,10 +120,7 @@ def test_padding_is_under_three_percent(block_size, max_padding):
 @pytest.mark.parametrize("block_size", [256, 512])
 def test_real_stories_pad_under_three_percent(block_size, gpt2_files):
     """TinyStories' own lengths, in GPT-2's tokens."""
-    path = ROOT.parent / "shared" / "data" / "tinystories" / "valid_v2.txt"
-    if not path.exists():
-        pytest.skip("needs a network to get TinyStories from")
-    text = path.read_text(encoding="utf-8")
+    text = beside("data", "tinystories", "valid_v2.txt").read_text(encoding="utf-8")
     encoded = tiktoken.get_encoding("gpt2").encode_ordinary_batch(text.split("<|endoftext|>"))
     batches = PackedDataLoader(
         Stories([1 + len(ids) for ids in encoded]), EOT, block_size, 1024, 4, seed=0

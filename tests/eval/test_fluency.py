@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from beside import beside
 
 from configs import ROOT, UserError
 from eval import fluency
@@ -14,7 +15,6 @@ from eval.fluency import Continuation
 from nanostories.dataset import sources
 from nanostories.training import checkpoint, export
 
-STORIES = ROOT.parent / "shared" / "data" / "tinystories" / "valid_v2.txt"
 NOISE = (1.0, 0.4, 0.15)  # in standard deviations of each weight, of checkpoints 1 to 3
 
 
@@ -27,7 +27,8 @@ def boxed():
 def source(tmp_path_factory):
     """A file of 150 real stories."""
     path = tmp_path_factory.mktemp("source") / "stories.txt"
-    texts = [text for _, text in zip(range(150), sources.read(str(STORIES)), strict=False)]
+    stories = sources.read(str(beside("data", "tinystories", "valid_v2.txt")))
+    texts = [text for _, text in zip(range(150), stories, strict=False)]
     path.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
     return path
 

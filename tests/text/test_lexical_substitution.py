@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from beside import beside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import ROOT
 from eval import bootstrap
 from nanostories.dataset import sources, storybook
 from nanostories.text import wordnet
@@ -369,7 +369,7 @@ def in_context(method):
 def real(nltk_data):
     """Context by the words of all real stories, as the command has it."""
     corpus_counts = CorpusCounts()
-    for text in sources.read(str(ROOT.parent / "shared/data/tinystories/train_v[12]_*[adl].txt")):
+    for text in sources.read(f"{beside('data', 'tinystories')}/train_v[12]_*[adl].txt"):
         corpus_counts.add(text)
     return ContextSynonyms(corpus_counts)
 
@@ -399,7 +399,7 @@ def test_of_the_words_that_real_stories_have(real, files):
     rates = []
     for method in (real, WordnetSynonyms()):
         tops, bottoms, reached = [], [], []
-        texts = sources.read(str(ROOT.parent / "shared/data/tinystories/valid_v2.txt"))
+        texts = sources.read(str(beside("data", "tinystories", "valid_v2.txt")))
         for text in itertools.islice(texts, 300):
             top = bottom = count = 0
             words = content_words(text)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nltk
 import pytest
+from beside import beside
 from better_profanity import profanity
 from chat_server import ChatServer
 from lemminflect import getAllInflections
@@ -21,8 +22,6 @@ from nanostories.text.wordnet import base_form, content_words, is_child_safe, sy
 
 TEXT = "Lily was happy. She ran to the big park and quickly found a small dog."
 
-
-STORIES = Path(__file__).parents[3] / "shared" / "data" / "tinystories" / "valid_v2.txt"
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
 
@@ -157,7 +156,8 @@ def test_no_synonym_of_the_stories_words_is_profane():
     """Checked by the matcher of better-profanity, which is another program than ours."""
     profanity.load_censor_words()
     assert profanity.contains_profanity("he said fuck")
-    text = STORIES.read_text(encoding="utf-8")[:400_000]
+    stories = beside("data", "tinystories", "valid_v2.txt")
+    text = stories.read_text(encoding="utf-8")[:400_000]
     words = {(word.text.lower(), word.pos) for word in content_words(text)}
     names = {name for word, pos in words for name in synonyms(word, pos)}
     assert len(words) > 3000 and len(names) > 5000

@@ -1,0 +1,15 @@
+"""Real stories and prompts, which stand beside the project where its tests have no network."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def beside(*names):
+    """The path of a file or folder there; a test that wants it skips where it is not."""
+    path = SHARED.joinpath(*names)
+    if not path.exists():
+        pytest.skip(f"needs a network: {names[-1]} is not beside the project")
+    return path
