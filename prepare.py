@@ -56,8 +56,7 @@ def prepare(settings):
         raise UserError(f"hold_out takes two or more of {fields}, as in words+summary")
 
     # 2. sources: downloaded, or reported missing, before anything is made
-    names = ("stories", "seed", "revision", "text_column")
-    shared = {name: getattr(settings, name) for name in names}
+    shared = configs.pick(settings, "stories", "seed", "revision", "text_column")
 
     def open_source(name, split, max_stories):
         rules = sources.cleaning_rules(name, settings.keep_unfinished, settings.min_length)

@@ -125,13 +125,16 @@ def complete(settings, origin):
     dataset = settings.dataset
     if not dataset and checkpoint.is_run_folder(settings.init_from):
         dataset = checkpoint.read_config(settings.init_from)["train"]["dataset"]
-    return replace(
+    settings = replace(
         settings,
         dataset=dataset,
         group_size=settings.group_size or settings.batch_size,
         # 0, with max_minutes: the schedule follows the clock.
         lr_decay_iters=settings.lr_decay_iters or (not settings.max_minutes) * settings.max_iters,
     )
+    if notice := schedule.rate_at_end(settings, settings.max_iters):
+        print0(notice)
+    return settings
 
 
 def check(settings):
@@ -211,8 +214,7 @@ def compare_in_micro_batches(policy, reference_model, batch, settings):
     """`policy_gradient.compare` of a PaddedBatch, at most micro_batch_size rows a pass."""
     size, parts = settings.micro_batch_size, []
     kl_in_loss = settings.method in policy_gradient.KL_IN_LOSS
-    for i in range(0, len(batch.tokens), size):
-        rows = batch.tokens[i : i + size], batch.targets[i : i + size]
+    for rows in zip(batch.tokens.split(size), batch.targets.split(size), strict=True):
         args = policy, reference_model, *rows, settings.temperature, kl_in_loss
         if len(batch.tokens) <= size:
             return policy_gradient.compare(*args)
@@ -252,21 +254,20 @@ def train(settings):
     state, policy, optimizers = start_or_resume(settings, reference)
     limits = settings.max_iters, settings.max_minutes  # the nearer one ends the run; 0 is none
 
-    # ---- 3. the run folder, log and checkpoint saver, of rank 0
+    # ---- 3. the run folder and its log, of rank 0
     if rank() == 0:
         facts = environment(reference.device) | {"reference": state["reference"]}
         tokenizer = reference.loaded.tokenizer
         checkpoint.create_run_folder(settings.out_dir, policy.config, settings, tokenizer, facts)
         reference.save(settings.out_dir)
         logger = RunLogger(settings.out_dir, state, settings)
-    saver = checkpoint.CheckpointSaver(settings.out_dir)
 
     # ---- 4. the loop
-    stop, alarms = False, []
     started_at = time.perf_counter() - state["seconds"]  # the clock stands still in plots and saves
     progress = schedule.run_progress(state["step"], state["seconds"], *limits)
-    with StopSignal() as signal, saver:
-        while progress < 1 and not stop:
+    stop, done, alarms = False, progress >= 1, []
+    with StopSignal() as signal, checkpoint.CheckpointSaver(settings.out_dir) as saver:
+        while not (stop or done):
             step = state["step"]
             decayed = schedule.decay_progress(settings, step, state["seconds"])
             lr = schedule.get_lr(settings, step, decayed)
@@ -285,7 +286,6 @@ def train(settings):
             state["seconds"], stop, alarmed = all_reduce_max(clock, signal.received, bool(alarms))
             progress = schedule.run_progress(state["step"], state["seconds"], *limits)
             done = progress >= 1 or (alarmed and settings.stop_on_alarm)
-            stop = stop or done
             interval_ends = done or state["step"] % settings.save_interval == 0
             if rank() == 0:
                 report(logger, state, settings.word, metrics, alarms, progress)
@@ -299,7 +299,7 @@ def train(settings):
                 started_at = signal.awake(time.perf_counter()) - state["seconds"]
     barrier()
     end = "done with" if progress >= 1 else "stopped after"
-    print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
+    print0(f"{end} step {state['step']}; to go on: reward.py --resume --out_dir={settings.out_dir}")
     return state
 
 

@@ -21,19 +21,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import UserError, load, printable, run
+from configs import UserError, explained, load, pick, printable, run
 from nanostories.dataset import instruct
+from nanostories.inference import generate
 from nanostories.inference.decoder import open_decoder
 from nanostories.inference.drafts import write_with_drafts
-from nanostories.inference.generate import (
-    Completion,
-    StopStrings,
-    available_tokens,
-    beam_search,
-    read_prompts,
-    request_seeds,
-    stream,
-)
 from nanostories.inference.healing import Healer
 from nanostories.inference.kv_cache import NO_PENALTIES
 from nanostories.training import checkpoint, model_settings
@@ -75,13 +67,11 @@ class Settings(model_settings.ModelSettings):
 
 def make_instruction(settings):
     """The instruction that the settings make, up to where its story begins; "" without one."""
-    fields = {name: getattr(settings, name) for name in instruct.LABELS}
+    fields = pick(settings, *instruct.LABELS)
     if not any(value.strip() for value in fields.values()):
         return ""
-    try:
+    with explained("", ValueError):
         return instruct.make_instruction(**fields).prompt()
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def check_settings(settings, origin):
@@ -112,11 +102,11 @@ def fitting_prompts(decoder, loaded, prompts):
     are named on stderr. UserError if there is none."""
     fitting, problems = [], []
     for name, prompt in prompts.items():
-        fitting.append((prompt, loaded.encode_prompt(prompt)))
+        ids = loaded.encode_prompt(prompt)
         try:
-            available_tokens(decoder, fitting[-1][1], max_length=loaded.max_length)
+            generate.available_tokens(decoder, ids, max_length=loaded.max_length)
+            fitting.append((prompt, ids))
         except UserError as error:
-            fitting.pop()
             problems.append(f"{name}{error}")
     if not fitting:
         raise UserError(problems[0])
@@ -132,7 +122,7 @@ def completions_in_order(decoder, loaded, ids, settings, options):
     tokenizer, eot = loaded.tokenizer, loaded.tokenizer.eot
     options |= {"max_new_tokens": settings.max_new_tokens, "max_length": loaded.max_length}
     typed = [len(tokenizer.decode_bytes(prompt)) for prompt in ids]
-    completions, finished = [Completion([]) for _ in ids], set()
+    completions, finished = [generate.Completion([]) for _ in ids], set()
 
     def story(i, first=0):
         """The bytes of story i from its token `first` on; 0: from where the prompt ends."""
@@ -142,24 +132,22 @@ def completions_in_order(decoder, loaded, ids, settings, options):
     if settings.beams:
         options["heal"] = Healer(tokenizer, temperature=0)
         for i, prompt in enumerate(ids):
-            completions[i] = beam_search(decoder, prompt, eot, settings.beams, **options)
+            completions[i] = generate.beam_search(decoder, prompt, eot, settings.beams, **options)
             yield i, story(i), completions[i]
         return
-    sampling = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
+    sampling = pick(settings, "temperature", "top_k", "top_p")
     options |= {"heal": Healer(tokenizer, **sampling)} | sampling
     current, shown = 0, 0  # the first prompt not yet finished, and how many of its ids were yielded
-    seeds = request_seeds(settings.seed, len(ids))
+    seeds = generate.request_seeds(settings.seed, len(ids))
     if settings.drafts > 1:
-        for i, prompt in enumerate(ids):
-            steps = write_with_drafts(
-                decoder, tokenizer, prompt, seeds[i], settings.drafts, **options
-            )
+        for i, (prompt, seed) in enumerate(zip(ids, seeds, strict=True)):
+            steps = write_with_drafts(decoder, tokenizer, prompt, seed, settings.drafts, **options)
             for completions[i], is_last in steps:
                 yield i, story(i, shown), completions[i] if is_last else None
                 shown = 0 if is_last else len(completions[i].ids)
         return
     options["batch_size"] = settings.batch_size
-    for step in stream(decoder, ids, eot, seeds, **options):
+    for step in generate.stream(decoder, ids, eot, seeds, **options):
         for i, token, is_last in step:
             completions[i].append(token)
             if is_last:
@@ -209,7 +197,8 @@ def main():
 
     # 1. The prompts.
     instruction = make_instruction(settings)
-    prompts = {name: instruction + start for name, start in read_prompts(settings.start).items()}
+    starts = generate.read_prompts(settings.start)
+    prompts = {name: instruction + start for name, start in starts.items()}
     if settings.dry_run:
         print(*prompts.values(), sep=SEPARATOR)
         return
@@ -226,16 +215,13 @@ def main():
     decoder = open_decoder(loaded.model, settings.weights, device)
 
     # 3. The stories: in the browser, as JSON lines, or on the terminal.
-    stop = StopStrings(settings.stop, loaded.tokenizer) if settings.stop else None
-    options = {"stop": stop, "penalties": {name: getattr(settings, name) for name in NO_PENALTIES}}
+    stop = generate.StopStrings(settings.stop, loaded.tokenizer) if settings.stop else None
+    options = {"stop": stop, "penalties": pick(settings, *NO_PENALTIES)}
     if settings.serve:
         from nanostories.inference.server import serve
 
-        names = ("temperature", "top_p", "max_new_tokens")
-        defaults = {name: getattr(settings, name) for name in names}
-        options |= {
-            name: getattr(settings, name) for name in ("host", "port", "allow_host", "top_k")
-        }
+        defaults = pick(settings, "temperature", "top_p", "max_new_tokens")
+        options |= pick(settings, "host", "port", "allow_host", "top_k")
         serve(decoder, loaded, Path(loaded.out_dir).name, defaults, **options)
         return
     requests = fitting_prompts(decoder, loaded, prompts)

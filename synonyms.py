@@ -32,7 +32,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from configs import UserError, check_ranges, clean_up_when_killed, load, run, show
+from configs import UserError, check_ranges, clean_up_when_killed, load, pick, run, show
 from nanostories import storage
 from nanostories.dataset import build, readers, tokenizer
 from nanostories.dataset.cleaning import story_hash
@@ -151,9 +151,8 @@ def replace_words(settings, counts, block):
 
 def open_work_folder(path, settings, splits):
     """Make the folder of finished blocks, or keep that of a killed command with the same key."""
-    names = ("source", "val_source", "max_stories", "max_val_stories", "mode", "story_fraction",
-             "word_fraction", "model", "seed")  # fmt: skip
-    key = {name: getattr(settings, name) for name in names}
+    key = pick(settings, "source", "val_source", "max_stories", "max_val_stories", "mode",
+               "story_fraction", "word_fraction", "model", "seed")  # fmt: skip
     key["sources"] = {split: [str(one), one.fingerprint()] for split, one in splits.items()}
     key["checkpoint"] = load_model(settings.model).identity() if settings.model else None
     if not (path / "key.json").exists() or storage.read_json(path / "key.json") != key:

@@ -131,7 +131,8 @@ def build_model(settings, tokenizer, device, state=None):
     changes = {"dropout": settings.dropout, "block_size": settings.block_size}
     loaded = checkpoint.load_model(base, "latest", device, settings.revision, **changes)
     if not loaded.tokenizer.same_as(tokenizer):
-        advice = f"prepare it with --tokenizer={settings.tokenizer}"
+        named = base if checkpoint.is_run_folder(base) else settings.tokenizer
+        advice = f"give prepare.py and train.py --tokenizer={named}"
         raise UserError(f"'{settings.dataset}' has another tokenizer than '{base}': {advice}")
     if state:
         state["max_length"] = loaded.max_length
@@ -294,9 +295,8 @@ def train(settings):
         print0(f"step {decay_iters:,}, the schedule's last, is still within the warm-up")
     if not decay_iters:
         print0("the learning rate follows the clock: this run cannot be repeated bit for bit")
-    elif decay_iters < max_iters and settings.schedule != "constant":
-        last_lr = schedule.get_lr(settings, decay_iters, 1.0)
-        print0(f"after step {decay_iters:,} the learning rate is {last_lr}")
+    elif notice := schedule.rate_at_end(settings, max_iters):
+        print0(notice)
     if settings.profile:
 
         def one_step(timed):
@@ -391,7 +391,7 @@ def train(settings):
             ):
                 saved_at = save()
     end = "done with" if progress >= 1 else "stopped after"
-    print0(f"{end} step {state['step']}; to go on: --resume --out_dir={settings.out_dir}")
+    print0(f"{end} step {state['step']}; to go on: train.py --resume --out_dir={settings.out_dir}")
     return state
 
 

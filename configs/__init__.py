@@ -32,6 +32,15 @@ class UserError(Exception):
     """Something the user can mend: its text is one clear line, shown without a traceback."""
 
 
+@contextlib.contextmanager
+def explained(what, *kinds):
+    """Turn an error of these kinds in the block into a UserError: `what`, then its own text."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{what}{error}") from error
+
+
 def printable(text):
     """The text without what a terminal obeys: control characters and marks of direction."""
     return "".join(c if c.isprintable() or c in "\n\t\xa0\u200c\u200d" else "\ufffd" for c in text)
@@ -126,7 +135,7 @@ def unknown_setting(name, where, names):
 
 BOOLS = {"true": True, "1": True, "false": False, "0": False}
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text",
-              type(None): "none"}  # fmt: skip
+              type(None): "none", tuple: "a tuple, as ('a', 'b')"}  # fmt: skip
 
 
 def plain_types(declared_type):
@@ -183,8 +192,7 @@ def read_config_file(path):
         names = runpy.run_path(str(path))
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    modules = [name for name, value in names.items() if inspect.ismodule(value)]
-    return {name: names[name] for name in names if name[0] != "_" and name not in modules}
+    return {k: v for k, v in names.items() if k[0] != "_" and not inspect.ismodule(v)}
 
 
 def load(cls, argv=None, positional=None):
@@ -243,6 +251,11 @@ def show(settings, origin, print_line=print):
     for name, value in dataclasses.asdict(settings).items():
         source = "" if origin[name] == "default" else f"  # {origin[name]}"
         print_line(f"{name} = {value!r}{source}")
+
+
+def pick(settings, *names):
+    """{name: value} of some of the settings."""
+    return {name: getattr(settings, name) for name in names}
 
 
 def print_help(cls):

@@ -100,6 +100,13 @@ def test_errors_of_a_config_file(config, text, message):
     assert message in str(error.value) and path in str(error.value)
 
 
+def test_a_text_where_a_config_file_should_have_several(config):
+    from sample import Settings as Sample
+
+    with pytest.raises(UserError, match=r"stop takes a tuple, as \('a', 'b'\), not 'The end'"):
+        load(Sample, [config("stop = 'The end'")])
+
+
 def test_help_shows_each_setting_with_its_comment(capsys):
     with pytest.raises(SystemExit) as stop:
         load(Settings, ["--help"])

@@ -116,7 +116,7 @@ def test_the_largest_seed_works_everywhere(data, tmp_path):
 @pytest.mark.parametrize("changes, message", [
     ({"block_size": 1}, "block_size must be at least 2"),
     ({"n_head": 5}, "n_embd 32 is not a multiple of n_head 5"),
-    ({"batch_size": 10**6, "gradient_accumulation_steps": 2}, "a step of 2000000 rows"),
+    ({"batch_size": 10**6, "gradient_accumulation_steps": 2}, "a step of 2,000,000 rows"),
     ({"batch_size": 10**5, "n_embd": 2**12, "row_tokens": 2**14}, "GB of memory or more"),
     ({"n_embd": 2**16, "n_layer": 1024}, "GB of memory or more"),
     ({"bfloat16_residual": True, "dtype": "float32"}, "bfloat16_residual needs dtype=bfloat16"),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from nanostories.inference import kv_cache, sampling
 from nanostories.inference.decoder import Decoder
 from nanostories.rl import policy_gradient
 from nanostories.rl.reference import Reference
-from nanostories.training import checkpoint
+from nanostories.training import checkpoint, run_config
 from nanostories.training.logger import RunLogger
 from reward import Settings, start_or_resume, train_step
 
@@ -186,6 +187,34 @@ def test_resumed(finished, base, tmp_path):
     texts = (Path(x.out_dir, "metrics.jsonl").read_text() for x in (again, finished))
     timeless = [re.sub(r'"seconds": [\d.]+', "", text) for text in texts]
     assert timeless[0] == timeless[1]
+
+
+def test_a_longer_run_says_what_its_learning_rate_is(base, tmp_path, capsys):
+    settings = reward_settings(base, tmp_path / "run", max_iters=2, schedule="linear")
+    train(settings)
+    assert "learning rate is" not in (printed := capsys.readouterr().out)
+    assert f"to go on: reward.py --resume --out_dir={settings.out_dir}" in printed
+    origin = dict.fromkeys(vars(settings), "default")
+    origin |= dict.fromkeys(("resume", "max_iters"), "command line")
+    more = Settings(resume=True, out_dir=settings.out_dir, max_iters=3)
+    train(reward.complete(more, origin))
+    assert "after step 4 the learning rate is" not in (printed := capsys.readouterr().out)
+    train(reward.complete(replace(more, max_iters=5), origin))
+    assert f"after step 4 the learning rate is {settings.min_lr}" in capsys.readouterr().out
+
+
+def test_train_py_does_not_resume_it(finished):
+    origin = dict.fromkeys(vars(settings_for("", "")), "default")
+    with pytest.raises(UserError, match=r"is a run of reward\.py, which --resume takes"):
+        run_config.complete(settings_for("", finished.out_dir, resume=True), origin)
+
+
+def test_a_run_without_a_step_has_no_place_on_the_frontier(finished, tmp_path):
+    for name in ("config.json", "reference.json"):
+        shutil.copy(Path(finished.out_dir) / name, tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="has no step yet"):
+        reward_frontier.read_runs([str(tmp_path)])
 
 
 def test_another_reference_is_refused(base, tmp_path):

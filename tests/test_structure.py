@@ -55,7 +55,7 @@ MAX_TOTAL = 15_500  # Python lines outside tests, benchmarks and docs
 ALLOWED_IMPORTS = set()
 ALLOWED_CIRCLES = set()
 ALLOWED_LINES = {}
-ALLOWED_TOTAL = 20_223
+ALLOWED_TOTAL = 20_190
 # To stay: a run of a script reads from top to bottom, its loop visible whole.
 ALLOWED_FUNCTIONS = {"train.py: train": 160}
 

@@ -317,6 +317,7 @@ def test_orthogonal_brings_singular_values_near_one(shape, bfloat16, rounding, m
         ({"n_head": 3}, "n_embd 32 is not a multiple of n_head 3"),
         ({"positions": "rope", "n_head": 32}, "rope needs an even head size, not 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"gradient_accumulation_steps": 10**6}, "rows is too large: lower gradient_accumulation"),
         ({"grad_clip": -1.0}, "grad_clip must be 0 or more, not -1.0"),
         ({"max_iters": -5}, "max_iters must be 0 or more, not -5"),
         ({"dropout": 1.5}, "dropout must be at least 0 and below 1"),
@@ -378,6 +379,8 @@ def test_another_tokenizer_is_refused(data, tmp_path):
     settings = settings_for(str(other), tmp_path / "run", init_from=str(tmp_path / "base"))
     with pytest.raises(UserError, match="has another tokenizer than"):
         tiny.train(settings)
+    with pytest.raises(UserError, match=f"and train.py --tokenizer={tmp_path}/base$"):
+        tiny.train(replace(settings, tokenizer="bpe"))
     assert not (tmp_path / "run").exists()
 
 
@@ -440,7 +443,7 @@ def test_the_batch_is_described_once_at_the_start(data, tmp_path, capsys):
     step = "step: 12 rows of 256 tokens on 1 rank(s), in micro-batches of at most 3 rows\n"
     assert printed.count(step) == 1
     assert printed.count("after step 1 the learning rate is 0.0") == 1
-    assert f"done with step 2; to go on: --resume --out_dir={tmp_path}/run" in printed
+    assert f"done with step 2; to go on: train.py --resume --out_dir={tmp_path}/run" in printed
 
 
 def test_a_profile_says_where_a_step_goes_and_touches_no_run(data, tmp_path):

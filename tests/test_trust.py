@@ -123,6 +123,21 @@ def test_resume_takes_the_run_of_its_config(data, tmp_path, monkeypatch):
     assert ours.out_dir == "out/one"
 
 
+def test_of_a_fine_tuned_run_the_config_does_not_say_the_shape(data, tmp_path):
+    """The same command with --resume goes on, though the weights it started from have another."""
+    tiny.train(settings_for(data, tmp_path / "base", max_iters=1))
+    same = {"init_from": str(tmp_path / "base"), "max_iters": 1}
+    tiny.train(settings_for(data, tmp_path / "run", **same))
+    origin = dict.fromkeys(asdict(Settings()), "default") | {"n_layer": "c.py"}
+    asked = Settings(resume=True, out_dir=str(tmp_path / "run"), n_layer=7)
+    found = run_config.complete(asked, origin)
+    assert found.n_layer == settings_for(data, "").n_layer != 7
+    with pytest.raises(UserError, match=r"^n_layer of"):
+        run_config.complete(asked, origin | {"n_layer": "command line"})
+    with pytest.raises(UserError, match=r"^n_layer of"):
+        run_config.complete(replace(asked, out_dir=str(tmp_path / "base")), origin)
+
+
 def test_resume_refuses_other_data(data, tmp_path):
     settings = settings_for(data, tmp_path / "run", max_iters=1)
     tiny.train(settings)

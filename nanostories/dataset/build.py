@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from configs import UserError
+from configs import UserError, explained
 from nanostories.dataset import instruct, readers, sources
 from nanostories.dataset import tokenizer as tokenizers
 from nanostories.dataset.cleaning import bare_hash, clean, ends_hash, story_hash
@@ -46,11 +46,9 @@ def check_out(path):
     if not path.name:
         raise UserError(f"out must name a folder, not '{path}'")
     if path.exists():
-        try:
-            made = {"manifest.json", "inverted_index", ".inverted_index.lock"}  # beside its files
+        made = {"manifest.json", "inverted_index", ".inverted_index.lock"}  # beside its files
+        with explained(f"'{path}' exists and is not replaced: ", UserError):
             made |= read_manifest(path)["files"].keys()
-        except UserError as error:
-            raise UserError(f"'{path}' exists and is not replaced: {error}") from None
         for name in {file.name for file in path.iterdir()} - made:
             not_ours = f"'{name}' is none of the files in its manifest.json"
             raise UserError(f"'{path}' is not replaced: {not_ours}; move it, or name another --out")

@@ -118,7 +118,8 @@ def bare_hash(story):
 
 def ends_hash(story):
     """A number that stories share which are equal but for their white space, and few others: of the
-    first and the last 32 characters that are not white. bare_hash takes ten times as long."""
+    first and last 24 bytes of what is not white in the first and last 64 characters, so unless they
+    have dozens of blanks there. bare_hash takes ten times as long."""
     story = getattr(story, "story", story)  # of a Record
     bare = "".join(f"{story[:64]}\0{story[-64:]}".split())
     first, _, last = bare.encode().partition(b"\0")

@@ -7,7 +7,7 @@ none over 0.31; a story whose hero has another name keeps about 0.7.
 Comparing all pairs would be quadratic, so MinHash finds the pairs to compare (Broder 1997): under a
 random hash function, the smallest hash of two sets is the same with a probability of their Jaccard
 index. Pairs that agree in ROWS smallest hashes of one of BANDS bands are compared exactly: 80 % of
-those with a similarity of 0.6, 98 % with 0.7, and 0.002 % with 0.1.
+those with a similarity of 0.6, 98 % with 0.7, and 0.02 % with 0.1.
 """
 
 import functools
@@ -62,7 +62,7 @@ def lsh_keys(read, places):
 
 def find_near_duplicates(read, places, workers=0):
     """Those of the `places` of a StoryReader whose story is similar to that of an earlier one of
-    them that is not returned itself. places: int64 (n,)."""
+    them, which may be among those, too. places: int64 (n,)."""
     batches, done = (places[i : i + BATCH] for i in range(0, len(places), BATCH)), 0
     near = np.zeros(len(places), bool)
     with tempfile.TemporaryFile(dir=read.paths[0].parent) as file:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import UserError
+from configs import UserError, explained
 from nanostories.storage import read_json, sha256, write_json
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
@@ -66,6 +66,7 @@ class Writer:
                 for run in np.split(stories, np.flatnonzero(np.diff(stories) > 1) + 1):
                     begin = spill_ends[run[0]] - index["tokens"][run[0]]
                     file.write(spill[begin : spill_ends[run[-1]]])
+        spill = None  # closed: Windows removes no file that is open
         self.spill.unlink()
         self.index.unlink()
         tokens, size = (int(index[x][kept].sum(dtype=np.int64)) for x in ("tokens", "bytes"))
@@ -176,7 +177,5 @@ def read_manifest(folder):
 
 
 def _load(path):
-    try:
+    with explained(f"{path} is damaged: ", ValueError):  # no array, or a pickle: not opened
         return np.load(path, mmap_mode="r")
-    except ValueError as error:  # no array, or a pickle, which is not opened
-        raise UserError(f"{path} is damaged: {error}") from None

@@ -92,11 +92,10 @@ def write_with_drafts(
         prompts = [prompt + ids for ids, *_ in sources]
         seeds = [[*seed, number, i] for i in range(drafts)]
         grown = [beginning for beginning in beginnings if beginning[2]]
-        for (ids, log_p, _), (more, values, over) in zip(
-            sources, draft(prompts, seeds), strict=True
-        ):
+        drafted = draft(prompts, seeds)
+        for (ids, log_p, _), (more, values, over) in zip(sources, drafted, strict=True):
             grown.append((ids + more, log_p + values, over))
-        distinct = {tuple(ids): (ids, log_p, over) for ids, log_p, over in grown}
+        distinct = {tuple(one[0]): one for one in grown}
         beginnings = sorted(distinct.values(), key=lambda one: -score(one[1]))[:beams]
         number += 1
     ids = beginnings[0][0]

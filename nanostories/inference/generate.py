@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from configs import UserError
+from configs import UserError, explained
 from nanostories.inference.kv_cache import NO_PENALTIES
 
 
@@ -162,12 +162,10 @@ def read_prompts(start):
     if not start.startswith("FILE:"):
         return {"": start}
     path = Path(start.removeprefix("FILE:")).expanduser()
-    try:
+    with explained(f"prompts cannot be read from '{path}': ", OSError, UnicodeDecodeError):
         data = path.read_bytes()
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         lines = re.split("\r\n?|\n", data.decode(encoding))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts cannot be read from '{path}': {error}") from None
     numbered = ((f"{path}, line {n}: ", line) for n, line in enumerate(lines, 1))
     if prompts := {name: line for name, line in numbered if line.strip()}:
         return prompts

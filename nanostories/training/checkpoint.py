@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from configs import UserError
+from configs import UserError, explained
 from model import GPT, GPTConfig, WithoutWeights
 from nanostories.dataset.shards import read_manifest
 from nanostories.dataset.tokenizer import Tokenizer
@@ -81,10 +81,9 @@ def load_optimizer_state(model, optimizers, optimizer_state):
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    parameters = dict(model.named_parameters())
     for key, value in optimizer_state.items():
         name, _, state_name = key.rpartition("/")
-        parameter = parameters[name]
+        parameter = model.get_parameter(name)
         states[parameter][parameter][state_name] = value.to(parameter.device)
 
 
@@ -301,10 +300,8 @@ def _read_sums(folder):
 def read_tensors(folder, name):
     """A checkpoint's tensors, on the CPU, verified; raises UserError if they cannot be read."""
     path = verified_path(folder, name)
-    try:
+    with explained(f"{path} is no safetensors file: ", OSError, SafetensorError):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file: {error}") from None
 
 
 def read_state(out_dir, which="latest"):
@@ -351,7 +348,8 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
             )
     tokenizer = Tokenizer.load(Path(out_dir) / "tokenizer.json")
     weights = read_tensors(folder, "model.safetensors")
-    try:
+    misfits = RuntimeError, TypeError, ValueError, KeyError
+    with explained(f"{folder} does not fit {out_dir}/config.json: ", *misfits):
         with WithoutWeights():
             model = GPT(GPTConfig(**config | changes))
         if model.wpe is not None:
@@ -360,8 +358,6 @@ def load_run(out_dir, which="latest", device="cpu", **changes):
         weights = {name: weight.to(device, torch.float32) for name, weight in weights.items()}
         model.load_state_dict(weights, assign=True)
         max_length = min(state["max_length"], model.config.block_size)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} does not fit {out_dir}/config.json: {error}") from None
     if (size := tokenizer.vocab_size) != config["vocab_size"]:
         raise UserError(f"{out_dir}: the tokenizer has {size} tokens, not {config['vocab_size']}")
     provenance = {"step": state["step"], "sha256": _read_sums(folder)["model.safetensors"]}

@@ -7,6 +7,7 @@ with autocast(): ...
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from configs import ROOT, UserError
+from configs import ROOT, UserError, explained
 from nanostories.training.distributed import world_size
 
 
@@ -39,16 +40,17 @@ def pick_device(name):
 
 
 def memory_of(device):
-    """The bytes of memory of a GPU, or of this machine."""
+    """The bytes of memory of a GPU, or of this machine; of one with Windows inf, not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    sysconf = getattr(os, "sysconf", lambda name: math.inf)
+    return sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")
 
 
 def reuse_freed_memory():
     """Have glibc keep freed blocks below 32 MB for the next step. By default it gives them back to
     the kernel, which zeroes each page again: up to a third of a small model's training time."""
-    with contextlib.suppress(AttributeError):  # another C library has no mallopt
+    with contextlib.suppress(AttributeError, TypeError):  # another C library has none
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD of malloc.h: larger blocks come from the kernel
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -57,9 +59,8 @@ def reuse_freed_memory():
 def pick_dtype(name, device):
     """The torch dtype behind a setting; "auto" is bfloat16 where the hardware computes in it."""
     if name == "auto":
-        name = "float16" if device.type == "cuda" else "float32"
-        if computes_in_bfloat16(device):
-            name = "bfloat16"
+        other = "float16" if device.type == "cuda" else "float32"
+        name = "bfloat16" if computes_in_bfloat16(device) else other
     if name not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype must be auto, float32, bfloat16 or float16, not '{name}'")
     return getattr(torch, name)
@@ -76,10 +77,8 @@ def computes_in_bfloat16(device):
 
 def select_attention(model, name, dtype):
     """`model.use_attention` for a setting; raises UserError where the device cannot run it."""
-    try:
+    with explained("", ValueError):
         return model.use_attention(name, dtype)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def autocast_for(device, dtype):

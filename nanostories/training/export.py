@@ -25,7 +25,7 @@ from jinja2 import Template
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from configs import ROOT, UserError, load, run
+from configs import ROOT, UserError, explained, load, run
 from nanostories.dataset.tokenizer import BPE_PATTERN, EOT
 from nanostories.storage import atomic_folder, lock, read_json, write_json, write_text
 from nanostories.training import checkpoint, hub_layouts, model_settings
@@ -48,7 +48,7 @@ def main(argv=None):
     with lock(out):
         if out.exists():
             raise UserError(f"'{out}' exists already: remove it, or name another with --out")
-        try:
+        with explained(f"'{out}' cannot be written: ", OSError, SafetensorError):
             if settings.to == "html":
                 title = Path(loaded.out_dir).name
                 write_text(out, html_page(loaded, title))
@@ -56,8 +56,6 @@ def main(argv=None):
                 export_run(loaded, settings.checkpoint, out)
             else:
                 export(loaded, out)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"'{out}' cannot be written: {error}") from error
     advice = {
         "hf": "its README.md says how to use it",
         "html": "open it in a browser, or send it to a friend",

@@ -29,20 +29,13 @@ TINYSTORIES_POSITIONS = 512
 
 # ---- config.json -------------------------------------------------------------------------------
 
-# The fields of GPTConfig, as the config.json of each architecture calls them.
-FIELDS = {
-    "gpt2": {
-        "vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer",
-        "n_head": "n_head", "n_embd": "n_embd",
-    },
-    "gpt_neo": {
-        "vocab_size": "vocab_size", "block_size": "max_position_embeddings",
-        "n_layer": "num_layers", "n_head": "num_heads", "n_embd": "hidden_size",
-    },
-    "gpt_neox": {
-        "vocab_size": "vocab_size", "block_size": "max_position_embeddings",
-        "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size",
-    },
+# Fields of GPTConfig, and the keys that the config.json of each architecture has for them.
+FIELDS = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+KEYS = {
+    "gpt2": ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"),
+    "gpt_neo": ("vocab_size", "max_position_embeddings", "num_layers", "num_heads", "hidden_size"),
+    "gpt_neox": ("vocab_size", "max_position_embeddings", "num_hidden_layers",
+                 "num_attention_heads", "hidden_size"),
 }  # fmt: skip
 # The GELU of model.py and the names that transformers has for it; the first is written.
 ACTIVATIONS = {"tanh": ("gelu_new", "gelu_pytorch_tanh"), "erf": ("gelu",)}
@@ -75,9 +68,9 @@ def read_model_config(folder, name=""):
     stored = read_json(path)
     try:
         model_type = stored.get("model_type")
-        if model_type not in FIELDS:
-            raise UserError(f"'{name}' is a {model_type}; only {', '.join(FIELDS)} can be read")
-        shape = {field: stored[key] for field, key in FIELDS[model_type].items()}
+        if model_type not in KEYS:
+            raise UserError(f"'{name}' is a {model_type}; only {', '.join(KEYS)} can be read")
+        shape = {field: stored[key] for field, key in zip(FIELDS, KEYS[model_type], strict=True)}
         key = "hidden_act" if model_type == "gpt_neox" else "activation_function"
         shape["gelu"] = "erf" if stored.get(key) in ACTIVATIONS["erf"] else "tanh"
         if model_type == "gpt2":
@@ -144,7 +137,8 @@ def _model_type(config):
 def hub_config(config):
     """The config.json of a GPTConfig; raises UserError if no architecture can express it."""
     model_type, eot = _model_type(config), config.vocab_size - 1
-    stored = {key: getattr(config, field) for field, key in FIELDS[model_type].items()}
+    values = (getattr(config, field) for field in FIELDS)
+    stored = dict(zip(KEYS[model_type], values, strict=True))
     stored |= {key: values[0] for key, values in _fixed_settings(model_type, config).items()}
     stored |= {"model_type": model_type, "dtype": "float32"}
     stored |= {"bos_token_id": eot, "eos_token_id": eot}

@@ -29,17 +29,12 @@ def make_optimizers(model, settings):
     }
     embeddings = {
         "params": [p for name, p in named.items() if name.startswith(("wte.", "wpe.", "lm_head."))],
-        "weight_decay": 0.0,
         "lr_scale": settings.embedding_lr_scale,
     }
-    vectors = {
-        "params": [p for p in named.values() if p.ndim < 2],
-        "weight_decay": 0.0,
-        "lr_scale": 1.0,
-    }
+    vectors = {"params": [p for p in named.values() if p.ndim < 2], "lr_scale": 1.0}
     groups = [embeddings, vectors] if muon else [blocks, embeddings, vectors]
     lr, betas = settings.learning_rate, (settings.beta1, settings.beta2)
-    adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=0.0, fused=True)
     return [adamw, Muon([blocks], lr, settings.muon_momentum)] if muon else [adamw]
 
 

@@ -19,8 +19,8 @@ def profile(step, device, folder, steps=5, rows=8):
         with torch.profiler.record_function(name):
             begin = time.perf_counter()
             yield
-            if cuda:
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
 
     for _ in range(3):  # compilation, and memory that is allocated once

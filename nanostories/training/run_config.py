@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from configs import UserError, check_ranges
+from configs import UserError, check_ranges, explained, pick
 from kernels.backend import unavailable
 from model import GPTConfig
 from nanostories.dataset.sources import dataset_folder
@@ -33,14 +33,14 @@ def check(settings):
     """Raise UserError for settings that cannot work, before anything is loaded or written."""
     check_ranges(settings)
     services(settings.report_to)
-    try:
-        GPTConfig(**{name: getattr(settings, name) for name in SHAPE})
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    with explained("", ValueError):
+        GPTConfig(**pick(settings, *SHAPE))
     rows = settings.batch_size * settings.gradient_accumulation_steps
     smallest = settings.batch_size if settings.grow_iters else rows
-    if (ranks := world_size()) > smallest or rows > 10**6:
+    if (ranks := world_size()) > smallest:
         raise UserError(f"{ranks} ranks cannot share a step of {smallest} rows: change batch_size")
+    if rows > 10**6:
+        raise UserError(f"a step of {rows:,} rows is too large: lower gradient_accumulation_steps")
     width, device = settings.n_embd, pick_device(settings.device)
     if settings.fused_mlp and settings.mlp != "gelu":
         raise UserError(f"fused_mlp computes mlp=gelu alone, not {settings.mlp}; leave it out")
@@ -131,10 +131,14 @@ def resumed(settings, origin, out_dir):
     """The stored settings of the run in out_dir, but for those that may change and were named."""
     defaults = asdict(type(settings)())  # for settings that are younger than the run
     stored = defaults | checkpoint.read_config(out_dir)["train"]
-    if stored.keys() != defaults.keys():
-        names = ", ".join(sorted(stored.keys() ^ defaults.keys()))
-        raise UserError(f"'{out_dir}' was written by another version of this code: see {names}")
-    named = {name: getattr(settings, name) for name in origin if origin[name] != "default"}
+    if names := sorted(stored.keys() ^ defaults.keys()):
+        why = f"was written by another version of this code: see {', '.join(names)}"
+        why = "is a run of reward.py, which --resume takes" if "max_similarity" in names else why
+        raise UserError(f"'{out_dir}' {why}")
+    # Of a run that started from other weights the shape was theirs, not the config file's.
+    inherited = SHAPE if stored["init_from"] else ()
+    named = {name: getattr(settings, name) for name in origin if origin[name] == "command line"
+             or (origin[name] != "default" and name not in inherited)}  # fmt: skip
     for name, value in named.items():
         is_default = name in FILLED_IN and not value
         if name not in MAY_CHANGE and value != stored[name] and not is_default:

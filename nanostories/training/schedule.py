@@ -17,6 +17,14 @@ def get_lr(settings, step, progress):
     return warmup * (settings.min_lr + decay * (settings.learning_rate - settings.min_lr))
 
 
+def rate_at_end(settings, max_iters):
+    """A line for a run that goes on after the schedule's last step; "" for one that does not."""
+    end = settings.lr_decay_iters
+    if not 0 < end < max_iters or settings.schedule == "constant":
+        return ""
+    return f"after step {end:,} the learning rate is {get_lr(settings, end, 1.0)}"
+
+
 def rows_of_step(settings, step):
     """(first, last): which rows of the loader's stream step number `step` takes, last not included.
 

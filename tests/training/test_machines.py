@@ -520,3 +520,14 @@ for function, word in ((lambda: study.check(study.Settings()), "study"),
 
 def test_windows_runs_a_script_or_names_wsl():
     subprocess.run([sys.executable, "-c", WITHOUT_POSIX], cwd=ROOT, check=True)
+
+
+def test_windows(monkeypatch):
+    """Its C library cannot be asked by no name, and it does not tell its memory so."""
+
+    def loaded(name):
+        raise TypeError("argument of type 'NoneType' is not iterable")
+
+    monkeypatch.setattr(device.ctypes, "CDLL", loaded)
+    monkeypatch.delattr(os, "sysconf")
+    assert device.memory_of(device.pick_device("cpu")) == float("inf")
