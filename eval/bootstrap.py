@@ -163,13 +163,6 @@ def independent_difference(one, other):
     return normal_interval(one["mean"] - other["mean"], error, one["n"])
 
 
-def normal_draws(intervals, rng):
-    """Draws of the means of intervals, normally distributed, (n, 1 + ROUNDS)."""
-    noise = np.hstack([np.zeros((len(intervals), 1)), rng.normal(size=(len(intervals), ROUNDS))])
-    errors = np.array([[standard_error(row)] for row in intervals])
-    return np.array([[row["mean"]] for row in intervals]) + noise * errors
-
-
 def delta_ratio(numerators, denominators):
     """sum(numerators) / sum(denominators) over groups, and the half-width of its 95 % interval by
     the delta method, None where there is only one group."""

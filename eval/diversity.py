@@ -35,7 +35,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from configs import UserError, check_ranges, load, run
+from configs import UserError, check_ranges, load, pick, run
 from eval import bootstrap, harness
 from eval.memorization import page
 from eval.memorization.copying import find_copies, summarize
@@ -310,13 +310,12 @@ def main():
         intervals = (f"{kind} {bootstrap.format_interval(x)}" for kind, x in gap.items())
         print(f"{models[0].out_dir} minus {name}: {', '.join(intervals)}")
 
-    recorded = ("prompt_fraction", "temperatures", "top_p", "max_new_tokens", "weights", "seed",
-                "distinct_words")  # fmt: skip
     record = {
         "dataset": folder, "data": checkpoint.data_hashes(data.manifest),
         "models": {model.out_dir: model.identity() for model in models},
         "trained_on_dataset": known, "num_prompts": len(prompts),
-        **{name: getattr(settings, name) for name in recorded},
+        **pick(settings, "prompt_fraction", "temperatures", "top_p", "max_new_tokens", "weights",
+               "seed", "distinct_words"),
         "training_ngrams": training_ngrams, "differences": gaps, "sets": results,
     }  # fmt: skip
     others = "".join(f"-beside-{Path(model.out_dir).name}" for model in models[1:])

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from configs import UserError, load, run
+from configs import UserError, load, pick, run
 from eval import bootstrap, harness
 from eval.prompts.minimal_pairs import count_names
 from nanostories.dataset import sources
@@ -128,9 +128,7 @@ def likelihoods(referee, beginnings, continuations):
         prompts.append(referee.bos_ids + ids[:first])
         completions.append(Completion(rest, ended))
         num_bytes.append(int(sizes[rest].sum()) + ended)
-    pairs = harness.completion_nlls(
-        referee.model, prompts, completions, tokenizer.eot, harness.LIKELIHOOD_BATCH
-    )
+    pairs = harness.completion_nlls(referee.model, prompts, completions, tokenizer.eot)
     return np.array([[nll for nll, _ in pairs], num_bytes], np.float64)
 
 
@@ -191,8 +189,7 @@ class Referee:
 
     def model(self, loaded, settings, temperature):
         """The measures of a LoadedModel's continuations."""
-        names = ("max_new_tokens", "seed", "batch_size")
-        options = {name: getattr(settings, name) for name in names}
+        options = pick(settings, "max_new_tokens", "seed", "batch_size")
         sampling = harness.SamplingSettings(temperature=temperature, **options)
         samples = harness.generate_completions(loaded, self.beginnings, sampling, 1)
         texts = [(loaded.tokenizer.decode(one.ids), one.ended) for [one] in samples]

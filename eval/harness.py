@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import ROOT, UserError
+from configs import ROOT, UserError, pick
 from eval import bootstrap
 from kernels.cross_entropy import linear_cross_entropy
 from nanostories import storage
@@ -113,11 +113,8 @@ def read_instructions(settings, models, count):
     """(`count` instruct.Records drawn by the seed, whose prompts fit every model; the name of their
     source): the setting `source`, else the val split of `dataset` or of the first run's own data.
     Raises UserError where there are fewer than two."""
-    if source := settings.source:
-        texts = sources.read(source, seed=settings.seed)
-    else:
-        source = settings.dataset or checkpoint.data_folder(models[0], "source")
-        texts = val_texts(source)
+    source = settings.source or settings.dataset or checkpoint.data_folder(models[0], "source")
+    texts = sources.read(source, seed=settings.seed) if settings.source else val_texts(source)
     records = [one for one in map(instruct.parse_record, texts) if one and one.fields]
     if not records:
         raise UserError(f"'{source}' has no Instruct record with an instruction")
@@ -178,7 +175,7 @@ def story_of(loaded, completion):
     return text, completion.ended or bool(rest)
 
 
-def completion_nlls(model, prompts, completions, eot, batch_size):
+def completion_nlls(model, prompts, completions, eot, batch_size=LIKELIHOOD_BATCH):
     """[(negative log-likelihood in nats, tokens)] of each Completion given its prompt, a list of
     ids. The <|endoftext|> counts where the completion ended."""
     results, head = {}, model.head_weight
@@ -210,7 +207,7 @@ def log_likelihood_margins(loaded, prompts):
     longest = max(len(start) + len(end.ids) for start, end in zip(starts, ends, strict=True))
     if longest > (block_size := loaded.model.config.block_size):
         raise UserError(f"a prompt has {longest} tokens, but the model ends at {block_size}")
-    nlls = completion_nlls(loaded.model, starts, ends, loaded.tokenizer.eot, LIKELIHOOD_BATCH)
+    nlls = completion_nlls(loaded.model, starts, ends, loaded.tokenizer.eot)
     nlls = iter(nll for nll, _ in nlls)
     return [[-next(nlls) + next(nlls) for _ in prompt.pairs] for prompt in prompts]
 
@@ -228,8 +225,7 @@ def margin_scores(margins):
 
 def facts_of(loaded, settings, *names):
     """What results depend on: the checkpoint and its sha256, SAMPLING and further settings."""
-    facts = {name: getattr(settings, name) for name in (*names, *SAMPLING)}
-    return {"checkpoint": loaded.identity()} | facts
+    return {"checkpoint": loaded.identity()} | pick(settings, *names, *SAMPLING)
 
 
 def write_result(out_dir, name, results, lines=None):

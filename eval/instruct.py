@@ -118,9 +118,7 @@ def prefers_own(loaded, records, settings):
     ]  # fmt: skip
     if not pairs:
         return np.zeros((2, len(records)))
-    nlls = harness.completion_nlls(
-        loaded.model, *zip(*pairs, strict=True), loaded.tokenizer.eot, harness.LIKELIHOOD_BATCH
-    )
+    nlls = harness.completion_nlls(loaded.model, *zip(*pairs, strict=True), loaded.tokenizer.eot)
     after_own, after_other = np.array([nll for nll, _ in nlls]).reshape(-1, 2).T
     answers = np.array([fits, fits], np.float64)
     answers[0, fits] = after_own < after_other
@@ -153,8 +151,10 @@ def count_checks(records, stories, pair):
     for i, (record, some) in enumerate(zip(records, stories, strict=True)):
         for text, ended in some:
             scores = check_story(record, text)
-            met = sum(scores.values()) / len(scores)
-            scores |= {"met": met, "joint": passes_all(scores)} | find_unrequested(record, text)
+            if scores:  # none for what no program can check: a twist, words of one letter
+                met = sum(scores.values()) / len(scores)
+                scores |= {"met": met, "joint": passes_all(scores)}
+            scores |= find_unrequested(record, text)
             if ended is not None:
                 scores["ended"] = ended
             for name, score in scores.items():

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import ROOT, UserError, load, run
+from configs import ROOT, UserError, explained, load, run
 from eval import bootstrap, harness
 from eval.interpretability import hooks, neurons
 from eval.interpretability.attention_heads import PREDICTORS, classify
@@ -98,10 +98,8 @@ def read_text(settings):
     text = settings.text or f"FILE:{PAPER_TEXT}"
     if text.startswith("FILE:"):
         name = text.removeprefix("FILE:")
-        try:
+        with explained(f"'{name}' cannot be read: ", OSError, ValueError):
             text = Path(name).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(f"'{name}' cannot be read: {error}") from None
     if not text.strip():
         raise UserError("the text is empty")
     return text.strip()

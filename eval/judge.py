@@ -57,7 +57,7 @@ class Settings(JudgeSettings, harness.SamplingSettings):
     mode: str = "paper"  # paper, report, instruct, synonyms, prompts or pairs
     prompts: str = ""  # ours, paper (the hub's) or a file; mode prompts: paper, slides, storybook
     num_prompts: int = 0  # how many of them; 0: the mode's own number
-    num_samples: int = 0  # completions of each; 0: the mode's own number
+    num_samples: int = 0  # completions of each, not in mode prompts; 0: the mode's own number
     dataset: str = ""  # for instruct: a data folder with instructions in val; default: the run's
     source: str = ""  # for instruct: instead, any source of Instruct records
     mode_choices = tuple(MODES)
@@ -91,6 +91,8 @@ def resolve(settings):
         raise UserError("mode pairs compares two models: name the other with --beside")
     if others and settings.mode not in ("pairs", "prompts"):
         raise UserError("beside is for the modes pairs and prompts")
+    if settings.mode == "prompts" and settings.num_samples != num_samples:
+        raise UserError("mode prompts completes each prompt once: num_samples is for other modes")
     if settings.beams and settings.mode != "prompts":
         raise UserError("beams is for mode prompts: elsewhere stories are sampled")
     if settings.judge or settings.dry_run or settings.mode != "prompts":

@@ -47,7 +47,10 @@ def groups_of_text(texts, tokenizer, size=32, records=False):
     while group := list(itertools.islice(texts, size)):
         answers, scored = None, group
         if records:
-            parsed = [_parse_record(text) for text in group]
+            parsed = [*map(instruct.parse_record, group)]
+            if None in parsed:
+                wrong = "loss_on=story takes Instruct records, and this is not one"
+                raise UserError(f"{wrong}: {group[parsed.index(None)]!r:.60}")
             prompts = [tokenizer.encode_prompt(record.prompt()) for record in parsed]
             answers = np.array([1 + len(ids) for ids in prompts])  # where each story begins
             group = [record.text() for record in parsed]
@@ -57,12 +60,6 @@ def groups_of_text(texts, tokenizer, size=32, records=False):
         ids = np.concatenate(stories).astype(np.uint16)
         num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in scored)
         yield InMemoryDataset(ids, starts, answers), num_bytes
-
-
-def _parse_record(text):
-    if (record := instruct.parse_record(text)) is None:
-        raise UserError(f"loss_on=story takes Instruct records, and this is not one: {text!r:.60}")
-    return record
 
 
 def score(model, groups, eot, batch_size, autocast):
@@ -80,16 +77,12 @@ def score(model, groups, eot, batch_size, autocast):
 def main():
     settings, origin = load(Settings, positional="out_dir")
     [loaded] = harness.open_models(settings, origin)
-    device, loss_on = loaded.model.wte.weight.device, settings.loss_on or "all"
-    if source := settings.source:
-        texts = sources.read(source)
-    elif source := settings.dataset:
-        texts = harness.val_texts(source)
-    else:
+    device, loss_on = loaded.model.wte.weight.device, settings.loss_on
+    if not (source := settings.source or settings.dataset):
         source = checkpoint.data_folder(loaded, "source")
-        texts = harness.val_texts(source)
         trained = checkpoint.read_config(loaded.out_dir)["train"]
-        loss_on = settings.loss_on or trained["loss_on"]
+        loss_on = loss_on or trained.get("loss_on", "")  # reward.py has none
+    texts = sources.read(source) if settings.source else harness.val_texts(source)
     texts = itertools.islice(texts, settings.stories or None)
     groups = groups_of_text(texts, loaded.tokenizer, records=loss_on == "story")
     autocast = autocast_for(device, pick_dtype(settings.dtype, device))
@@ -107,7 +100,7 @@ def main():
     print(f"bits per byte {bits:.4f}")
     harness.write_result(loaded.out_dir, "loss", {
         "checkpoint": loaded.identity(), "source": source, "stories": settings.stories,
-        "loss_on": loss_on, "tokens": int(tokens.sum()), "bytes": int(num_bytes.sum()),
+        "loss_on": loss_on or "all", "tokens": int(tokens.sum()), "bytes": int(num_bytes.sum()),
         "loss": loss, "loss_95": loss_half, "perplexity": perplexity,
         "bits_per_byte": bits, "bits_per_byte_95": bits_half,
     })  # fmt: skip

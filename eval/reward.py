@@ -34,7 +34,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from configs import UserError, load, printable, run
+from configs import UserError, load, pick, printable, run
 from eval import bootstrap, harness
 from eval.llm import grading
 from eval.llm.rubrics import TOPIC, JudgeItem
@@ -254,8 +254,8 @@ def main():
         return
 
     # ---- the results
-    names = ("word", "start", "stories", "temperature", "max_new_tokens", "seed")
-    results = {name: getattr(settings, name) for name in names} | {"models": {}}
+    results = pick(settings, "word", "start", "stories", "temperature", "max_new_tokens", "seed")
+    results["models"] = {}
     for name, model_lines in by_model.items():
         ratios = {} if name == "reference" else compare(model_lines, baseline, settings.seed)
         results["models"][name] = summarize(model_lines, settings.seed) | {

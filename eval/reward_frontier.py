@@ -75,6 +75,8 @@ def read_runs(folders):
         settings, reference = read_settings(folder), read_json(Path(folder) / "reference.json")
         lines = read_json(Path(folder) / "metrics.jsonl", lines=True)
         steps = np.array([[line["kl"], line["reward"]] for line in lines])
+        if not len(steps):
+            raise UserError(f"'{folder}' has no step yet")
         runs.append((folder, settings, reference, steps))
         differ = [name for name in SHARED if settings[name] != runs[0][1][name]]
         differ += ["reference"] if reference["model"] != runs[0][2]["model"] else []

@@ -13,14 +13,12 @@ fails stops only those that need it. The result is out/<study>/report.html, see 
 config with `stages` (study_stages.py) runs one after the other, and each leaves a report.
 """
 
-import contextlib
 import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -112,7 +110,6 @@ class Runner:
         # The first signal stops what runs, a second one kills it.
         self.stop = StopSignal("stopping; trainings save a checkpoint first", exits=False)
         self.seconds = self.weight = 0.0  # of the jobs that have ended
-        self.judging = threading.Lock()  # with max_cost, one job at a time spends what is left
 
     def run(self):
         """Run all jobs that are pending; UserError if a signal stops it."""
@@ -123,7 +120,11 @@ class Runner:
                 if late and not self.stop.received:
                     signal.raise_signal(signal.SIGTERM)
                 ready = [] if self.stop.received else self.state.ready(started)
-                for name in ready[: len(free_cores)]:
+                for name in ready:
+                    # One judges at a time: they share a run's file of replies, and max_cost.
+                    judging = any(self.is_judged(other) for other, *_ in running.values())
+                    if not free_cores or (judging and self.is_judged(name)):
+                        continue
                     started.add(name)
                     cores = free_cores.pop()
                     future = pool.submit(self.run_job, self.state.jobs[name], cores)
@@ -161,11 +162,9 @@ class Runner:
         if cores is not None:
             os.sched_setaffinity(0, cores)  # of this thread, and so of the command it starts
             env["OMP_NUM_THREADS"] = str(len(cores))
-        judged = self.settings.max_cost and f"--judge={self.settings.judge}" in words
-        with self.judging if judged else contextlib.nullcontext(), open(log, "wb") as out:
-            words += self.budget() if judged else []
-            if self.stop.received:
-                return False
+        if self.settings.max_cost and self.is_judged(job.name):
+            words += self.budget()
+        with open(log, "wb") as out:
             process = subprocess.Popen(
                 [sys.executable, *words], cwd=ROOT, env=env, stdout=out, stderr=out,
                 start_new_session=True, pass_fds=self.lock,
@@ -176,6 +175,9 @@ class Runner:
         # A training that a signal stopped has saved a checkpoint and exits with 0, unfinished.
         finished = not job.run or b"\ndone with step " in log.read_bytes()
         return code == 0 and finished and (ROOT / job.output).exists()
+
+    def is_judged(self, name):
+        return f"--judge={self.settings.judge}" in self.state.jobs[name].command
 
     def budget(self):
         """The settings that bound a job's judging by what is left of max_cost."""

@@ -124,11 +124,10 @@ def matmul_parameters(width, layers, vocab_size):
 def seconds_per_token(cases, parameters):
     """Seconds a token of a model with so many `matmul_parameters`: on the line between the nearest
     two of the measured cases, and of a larger model in proportion to the largest."""
-    shapes = ((case["n_embd"], case["n_layer"], case["vocab_size"]) for case in cases)
     points = sorted(
-        (matmul_parameters(*shape), 1 / case["nanoStories"]["tokens_per_second"])
-        for shape, case in zip(shapes, cases, strict=True)
-    )
+        (matmul_parameters(case["n_embd"], case["n_layer"], case["vocab_size"]),
+         1 / case["nanoStories"]["tokens_per_second"]) for case in cases
+    )  # fmt: skip
     sizes, seconds = zip(*points, strict=True)
     return np.interp(parameters, sizes, seconds) * max(1.0, parameters / sizes[-1])
 

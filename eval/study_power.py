@@ -22,6 +22,7 @@ from configs import UserError, load, run
 from eval import bootstrap, harness
 from eval.reporting.claims import evaluate_claims
 from eval.reporting.results import read_study
+from eval.reporting.scores import ONE_SEED
 
 POWER = 1.96 + 0.84  # normal quantiles of a 95 % interval and of 80 % power
 
@@ -34,27 +35,24 @@ class Settings:
 def power(claims, of_questions, of_seeds):
     """{claim: a row} of the claims that were measured, from the same Claims evaluated three times:
     with questions and seeds resampled, and with each of them alone. Of a row, more_seeds is None
-    where the questions alone leave the claim open, more_questions where the seeds do, and all three
-    for a share."""
+    where the questions alone leave the claim open, more_questions where the seeds do, all three for
+    a share, and they and both parts where neither is resampled, but the neurons of a model are."""
     rows = {}
     for claim, *parts in zip(claims, of_questions, of_seeds, strict=True):
         if claim.value is None:
             continue
         value, error = claim.value["mean"], bootstrap.standard_error(claim.value)
         questions, seeds = (bootstrap.standard_error(part.value) for part in parts)
-        if questions == seeds == error:  # it rests on no questions: on losses of seeds, on neurons
-            questions = 0.0
+        if questions == seeds == error:  # it rests on no questions, but on losses or on neurons
+            questions, seeds = (None, None) if ONE_SEED in claim.note else (0.0, seeds)
+        known = seeds is not None and not claim.share
         rows[claim.text] = {
             "value": value, "error": error, "questions": questions, "seeds": seeds,
             "detectable": None if claim.share else POWER * error,
+            "more_seeds": times(seeds, questions, value) if known else None,
+            "more_questions": times(questions, seeds, value) if known else None,
+            "more_of_both": times(error, 0.0, value) if known else None,
         }  # fmt: skip
-        parts = {
-            "seeds": (seeds, questions),
-            "questions": (questions, seeds),
-            "of_both": (error, 0.0),
-        }
-        for name, (part, rest) in parts.items():
-            rows[claim.text][f"more_{name}"] = None if claim.share else times(part, rest, value)
     return rows
 
 

@@ -13,7 +13,7 @@ before it, and the report is whole after each.
 
 from dataclasses import replace
 
-from configs import UserError
+from configs import UserError, pick
 from eval.reporting.study_jobs import listed
 
 # Settings that name models of the grid.
@@ -27,8 +27,8 @@ def parse_stages(settings):
 
     settings: of eval.study. UserError for a line that is none, for words that the settings do not
     have, and for words in no stage."""
-    left = {name: listed(getattr(settings, name)) for name in STAGED}
-    added = {}  # {stage: [(setting, word)]}
+    words = {name: listed(text) for name, text in pick(settings, *STAGED).items()}
+    added = {}  # {stage: {(setting, word)}}
     for line in filter(str.strip, settings.stages.splitlines()):
         head, colon, text = line.partition(":")
         stage, setting = head.split() if colon and len(head.split()) == 2 else ("", "")
@@ -38,23 +38,21 @@ def parse_stages(settings):
                 f"{', '.join(STAGED)}; not '{line.strip()}'"
             )
         for word in listed(text):
-            if word not in listed(getattr(settings, setting)):
+            if word not in words[setting]:
                 raise UserError(f"stages: {stage} has '{word}', which is not one of the {setting}")
-            added.setdefault(stage, []).append((setting, word))
-            left[setting] = [other for other in left[setting] if other != word]
+            added.setdefault(stage, set()).add((setting, word))
     if not added:
         return {"": settings}
-    for setting, words in left.items():
-        if words:
-            raise UserError(f"stages: no stage has '{words[0]}' of the {setting}")
     so_far, result = set(), {}
     for stage, pairs in added.items():
-        so_far |= set(pairs)
+        so_far |= pairs
         # In the order of the settings, which is that of the report's tables.
-        kept = {name: [word for word in listed(getattr(settings, name))
-                       if (name, word) in so_far] for name in STAGED}  # fmt: skip
-        parts = {name: ", ".join(words) for name, words in kept.items()}
+        parts = {name: ", ".join(word for word in words[name] if (name, word) in so_far)
+                 for name in STAGED}  # fmt: skip
         result[stage] = replace(settings, **parts)
+    for name in STAGED:
+        if left := [word for word in words[name] if (name, word) not in so_far]:
+            raise UserError(f"stages: no stage has '{left[0]}' of the {name}")
     return result
 
 

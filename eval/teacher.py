@@ -28,7 +28,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import ROOT, UserError, load, run
+from configs import ROOT, UserError, explained, load, run
 from eval.llm.client import Client
 from eval.llm.settings import JudgeSettings, check_judge
 from nanostories import storage
@@ -164,10 +164,8 @@ def write_words(path, texts):
 
 def read_words(path=WORDS):
     """{kind: words} of a file of words; UserError where it cannot be read or lacks a kind."""
-    try:
+    with explained(f"words cannot be read from '{path}': ", OSError, UnicodeDecodeError):
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"words cannot be read from '{path}': {error}") from None
     words = {kind: [] for kind in KINDS}
     for line in lines:
         kind, _, names = line.partition(":")

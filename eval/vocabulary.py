@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import UserError, load, run
+from configs import UserError, load, pick, run
 from eval import bootstrap, harness, loss
 from nanostories import storage
 from nanostories.text import metrics, wordnet
@@ -187,9 +187,8 @@ def main():
             "judge": judge_grades(loaded),
             "checkpoint": loaded.identity(),
         }
-    names = ("num_samples", "temperature", "top_p", "max_new_tokens", "seed")
     results = {"models": models, "prompts": len(prompts), "loss_per_byte": per_byte}
-    results |= {name: getattr(settings, name) for name in names}
+    results |= pick(settings, "num_samples", "temperature", "top_p", "max_new_tokens", "seed")
     show(results)
     harness.write_result(settings.syn_dir, "vocabulary", results)
 

@@ -43,7 +43,7 @@ class _PassingError(Exception):
     """Worth another try. args: the reason, seconds to wait or None, whether it may be charged."""
 
 
-class Client:
+class Client(contextlib.AbstractContextManager):
     """path: the file of replies. version: of the prompts; a new one gets new replies. With the
     setting dry_run nothing is called or written."""
 
@@ -62,9 +62,6 @@ class Client:
         self.locks = {}  # of the requests, by their keys
         self.changed, self.stop = threading.Condition(), threading.Event()
         self.resume_at = 0.0  # no call begins before: a server asked for a pause
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.stop.set()

@@ -67,13 +67,14 @@ def evaluate_claims(study, vary=("questions", "seeds")):
 def grammar_plateaus(study, scores):
     order = np.argsort([size.parameters for size in scores.sizes])
     larger, kinds = np.sort(order[len(order) // 2 :]), ("grammar", "consistency", "plot")
+    note = scores.seed_note(*kinds)
     pairs = [(scores.slope(kind, larger), scores.slope(kind, np.sort(order))) for kind in kinds]
     if any(rises(among_all) is None for _, among_all in pairs):
-        return None, scores.seed_note
+        return None, note
     if flat := [kind for kind, pair in zip(kinds, pairs, strict=True) if not rises(pair[1])]:
         return None, f"{' and '.join(flat)} {FLAT}"
     grammar, *others = (among_larger / among_all for among_larger, among_all in pairs)
-    return bootstrap.interval(np.mean(others, axis=0) - grammar, len(larger)), scores.seed_note
+    return bootstrap.interval(np.mean(others, axis=0) - grammar, len(larger)), note
 
 
 def rises(draws):
@@ -132,12 +133,12 @@ def consistency_threshold(study, scores):
             by_depth.setdefault(one.layers, []).append(draws[two] - draws[one])
     shared = sorted(set.intersection(*map(set, gains.values()))) if gains else []
     if 64 not in gains or len(gains) < 2 or not shared:
-        return None, scores.seed_note
+        return None, scores.seed_note("consistency")
     means = {width: np.mean([np.mean(by_depth[n], axis=0) for n in shared], axis=0)
              for width, by_depth in gains.items()}  # fmt: skip
     others = np.max([gain for width, gain in means.items() if width != 64], axis=0)
     note = f"at {' and '.join(map(str, shared))} layers, which all these widths have"
-    notes = filter(None, (note, scores.seed_note))
+    notes = filter(None, (note, scores.seed_note("consistency")))
     return bootstrap.interval(means[64] - others, len(means)), "; ".join(notes)
 
 
@@ -183,7 +184,7 @@ def instructions_follow_depth(study, scores):
 
 def gains_more(study, scores, kind, more, less):
     """A skill gains more from parameters in the `more` than in the `less`: width, layers."""
-    draws, notes, n = scores.by_size(kind), [scores.seed_note], len(scores.sizes)
+    draws, notes, n = scores.by_size(kind), [scores.seed_note(kind)], len(scores.sizes)
     gains = slopes(draws)
     if value := bootstrap.interval(gains[more] - gains[less], n):
         sign, parameters = 1 if more == "layers" else -1, {x.size: x.parameters for x in study.grid}
@@ -202,14 +203,15 @@ def leans_on_layers(study, scores, more, less):
     """Layers are a larger share of what `more` gains than of what `less` does: kinds of questions,
     or "instructions" as of `instructed`; both among the sizes that have both."""
     own, note = instructed(study, scores.vary) if "instructions" in (more, less) else ({}, "")
+    note = note or scores.seed_note(more, less)
     draws = [own if kind == "instructions" else scores.by_size(kind) for kind in (more, less)]
     shares, common = [], [size for size in draws[0] if size in draws[1]]
     for kind, by_size in zip((more, less), draws, strict=True):
         grows, share = share_of_layers(slopes({size: by_size[size] for size in common}))
         if not grows:
-            return None, (note or scores.seed_note) if grows is None else f"{kind} {FLAT}"
+            return None, note if grows is None else f"{kind} {FLAT}"
         shares.append(share)
-    return bootstrap.interval(shares[0] - shares[1], len(common)), note or scores.seed_note
+    return bootstrap.interval(shares[0] - shares[1], len(common)), note
 
 
 def creativity_is_last(study, scores):
@@ -238,7 +240,8 @@ def small_models_win(study, scores):
     for run in baselines:
         kinds = [kind for kind in ("grammar", "consistency", "plot") if kind in answers]
         sides = [answers[kind] - answers_of(run)[kind] for kind in kinds]
-        draws = [bootstrap.resample_models([x[None]], np.random.default_rng(0))[0] for x in sides]
+        rng = np.random.default_rng(0)
+        draws = [bootstrap.resample_models([x[None]], rng, scores.vary)[0] for x in sides]
         gaps.append(np.mean(draws, axis=0))
     return bootstrap.interval(min(gaps, key=lambda gap: gap[0]), len(baselines)), ONE_SEED
 
@@ -257,8 +260,10 @@ def loss_flattens(study, scores):
     if not values:
         return None, f"the longest run is {longest:.2f} epochs" if longest else ""
     draws = bootstrap.resample_seeds([np.array(values)], np.random.default_rng(0))
+    if not draws:
+        return None, "one run has no spread of seeds"
     note = "a learning rate that falls to its end makes the end steeper"
-    return draws and bootstrap.interval(draws[0], len(values)), note
+    return bootstrap.interval(draws[0], len(values)), note
 
 
 def more_heads_help(study, scores):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import UserError
+from configs import UserError, explained
 from eval.interpretability.page import read_patterns
 from eval.reporting.study_jobs import RESULTS, Size, listed, sizes
 from eval.reporting.study_state import DONE, digest
@@ -95,13 +95,11 @@ def read_study(out_dir):
     path = Path(out_dir) / "study.json"
     missing = f"no study in '{out_dir}'; run one first: python -m eval.study configs/study_small.py"
     study = storage.read_json(path, missing)
-    try:
+    with explained(f"{path} is not a study of this version: ", KeyError, TypeError):
         settings, jobs = study["settings"], study["jobs"]
         done = {job["output"]: job["sha256"] for job in jobs if job["status"] == DONE}
         folders = [job["run"] for job in jobs if job["run"] and job["status"] == DONE]
         baselines = listed(settings["baselines"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a study of this version: {error}") from None
     runs = [run for folder in folders if (run := read_run(folder))]
     runs += [Run(name, huggingface.results_folder(name), "baseline") for name in baselines]
     for run in runs:

@@ -63,9 +63,9 @@ def exponents(losses, parameters, budgets):
 
 
 def fit(curves, seed=0, over_models=True):
-    """{"alpha", "a": intervals, None where nothing can be fitted; "log_b": float; "n": curves;
-    "misfit": how far at most the line misses the envelope, as a fraction of the loss; "misses": if
-    one can see that; "budgets": [{"flops", "loss", "size", "tokens"}]}, None for under two sizes.
+    """{"alpha", "a": intervals, "log_b": float, "misfit": how far at most the line misses the
+    envelope, as a fraction of the loss, None where nothing can be fitted; "misses": if one can see
+    that; "n": curves; "budgets": [{"flops", "loss", "size", "tokens"}]}, None for under two sizes.
 
     curves: as above. With one seed each, "low" and "high" are None. over_models: so are intervals.
     """
@@ -89,7 +89,7 @@ def fit(curves, seed=0, over_models=True):
         resampled = np.array([resample_mean(rows, rng) for rows in losses])
         some = rng.integers(len(names), size=len(names)) if over_models else slice(None)
         draws.append(exponents(resampled[some], parameters[some], budgets))
-    law = {"log_b": float(draws[0]["log_b"]), "n": sum(map(len, flops))}
+    law, log_b = {"n": sum(map(len, flops))}, float(draws[0]["log_b"])
     for key in ("alpha", "a"):
         values = np.array([draw[key] for draw in draws])
         few = seeds == 1 or not np.isfinite(values[1:]).any()
@@ -102,8 +102,9 @@ def fit(curves, seed=0, over_models=True):
         for c, loss, i in zip(budgets, *envelope(means), strict=True) if i >= 0
     ]  # fmt: skip
     x, y = np.log([[row["flops"], row["loss"]] for row in law["budgets"]]).T
-    misses = np.abs(np.exp(law["log_b"] - draws[0]["alpha"] * x - y) - 1)
-    law["misfit"] = float(misses.max()) if law["alpha"] else None
+    misses = np.abs(np.exp(log_b - draws[0]["alpha"] * x - y) - 1)
+    line_fitted = {"log_b": log_b, "misfit": float(misses.max())}
+    law |= line_fitted if law["alpha"] else dict.fromkeys(line_fitted)
     law["misses"] = bool(law["alpha"] and law["misfit"] > VISIBLE * np.ptp(y))
     return law
 

@@ -12,8 +12,6 @@ Where a judge has graded every size, its grades replace the scores of grammar, c
 and add creativity, on the paper's scale (published.py: 0 is its 64-2, 1 is GPT-4).
 """
 
-from collections import Counter
-
 import numpy as np
 
 from eval import published
@@ -32,12 +30,12 @@ class Scores:
     of: a function of a Run, what its scores stand for; runs of one count as seeds of each other.
     vary: as of resample_models. sizes: [Size], or what `of` returns; draws: {kind: float64 (sizes,
     1 + ROUNDS)}, the estimate first; judge: the model that graded, "" for none; unit: what 0 and 1
-    stand for; seed_note: ONE_SEED where a size has only one run, else ""."""
+    stand for."""
 
     def __init__(self, runs, of=lambda run: run.size, vary=("questions", "seeds")):
         runs = [run for run in runs if run.results.get("skills")]
         answers = [(of(run), answers_of(run)) for run in runs]
-        self.judge, self.draws, self.vary = "", {}, vary
+        self.judge, self.draws, self.vary, self.fewest = "", {}, vary, {}  # fewest: runs of a size
         graded = [r for r in runs if r.results.get("judge-paper") and r.results.get("grades")]
         if graded and {of(run) for run in graded} == {of(run) for run in runs}:
             self.judge = graded[0].results["judge-paper"]["judge"]["model"]
@@ -45,15 +43,19 @@ class Scores:
                 for grade in GRADES:
                     scores.pop(grade, None)
                 scores |= relative_grades(run)
-        self.unit, seeds = UNITS[bool(self.judge)], Counter(of(run) for run in runs)
-        self.sizes, rng = list(seeds), np.random.default_rng(0)
-        self.seed_note = ONE_SEED * (1 in seeds.values())
+        self.unit, rng = UNITS[bool(self.judge)], np.random.default_rng(0)
+        self.sizes = list(dict.fromkeys(map(of, runs)))
         for kind in sorted({kind for _, scores in answers for kind in scores}):
             by_size = [[scores[kind] for name, scores in answers if name == size and kind in scores]
                        for size in self.sizes]  # fmt: skip
             if len({len(row) for rows in by_size for row in rows}) == 1 and all(by_size):
                 groups = [np.array(rows) for rows in by_size]
                 self.draws[kind] = resample_models(groups, rng, vary)
+                self.fewest[kind] = min(map(len, groups))
+
+    def seed_note(self, *kinds):
+        """ONE_SEED where a size has one run with a score of one of the kinds, else ""."""
+        return ONE_SEED * any(self.fewest.get(kind) == 1 for kind in kinds)
 
     def by_size(self, kind):
         """{size: (1 + ROUNDS,)} of a kind, {} where a size has no score of it."""

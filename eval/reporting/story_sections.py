@@ -37,19 +37,20 @@ def evaluated(study, name):
 
 def stories(study):
     """The paper's beginnings, continued by each model."""
-    baselines = {run.name for run in study.of_kind("baseline")}
+    parameters = {run.name: run.size.parameters for run in study.grid}
     rows, beginnings = {}, []
     for model, result in evaluated(study, "side_by_side").items():
         for row in result["stories"]:
             rows.setdefault((row["name"], row["beginning"]), {})[model] = row
     for title, by_model in rows.items():
         completions = [(model, row["completion"].strip(), "") for model, row in by_model.items()]
-        nearest, ours = None, [model for model in by_model if model not in baselines]
-        if ours and (largest := by_model[ours[-1]])["rouge_nearest"] is not None:
-            pairs = [set(ngrams(words_and_marks(largest[text]), 2))
+        ours, nearest = [model for model in by_model if model in parameters], None
+        largest = max(ours, key=parameters.get, default=None)
+        if largest and (row := by_model[largest])["rouge_nearest"] is not None:
+            pairs = [set(ngrams(words_and_marks(row[text]), 2))
                      for text in ("completion", "nearest_text")]  # fmt: skip
-            text = highlight(largest["nearest_text"].strip(), pairs[0] & pairs[1])
-            nearest = {"model": ours[-1], "text": text, "rouge": largest["rouge_nearest"]}
+            text = highlight(row["nearest_text"].strip(), pairs[0] & pairs[1])
+            nearest = {"model": largest, "text": text, "rouge": row["rouge_nearest"]}
         beginnings.append((*title, completions, nearest))
     return {"beginnings": beginnings}
 
@@ -110,7 +111,7 @@ def requires(line, fields):
 def diversity(study):
     """What models copy."""
     sets, histograms, curves, nearest = {}, {}, {}, None
-    for run in study.grid:
+    for run in sorted(study.grid, key=lambda run: run.size.parameters):
         if copies := run.results.get("copies"):  # at last the largest model's
             nearest = run.name, max(copies, key=lambda line: line["rouge_nearest"] or 0)
         for name, row in (run.results.get("diversity") or {"sets": {}})["sets"].items():

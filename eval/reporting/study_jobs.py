@@ -17,7 +17,7 @@ import shlex
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from configs import UserError
+from configs import UserError, explained
 from eval import published
 from model import GPT, GPTConfig, WithoutWeights
 from nanostories.training import huggingface
@@ -130,10 +130,8 @@ def parse_options(text):
                 f"of {', '.join(SCRIPTS)}, train.py <width, size or kind>, prepare.py <kind>; not "
                 f"'{line.strip()}'"
             )
-        try:
+        with explained(f"options: '{line.strip()}': ", ValueError):
             options[name] = shlex.split(words)
-        except ValueError as error:
-            raise UserError(f"options: '{line.strip()}': {error}") from None
     return options
 
 

@@ -50,22 +50,23 @@ def final_loss(run):
     return measured["loss"] if measured else None if run.kind in CORPORA else run.loss
 
 
-def draws_by_seed(runs, value_of, of):
+def draws_by_seed(runs, value_of, of, seed=0):
     """{name: (1 + ROUNDS,)} of the means over seeds of what a run has one value of; the spread of
-    the seeds is that of all. With one seed each, only the means, (1,). of: as of Scores."""
+    the seeds is that of all. With one seed each, only the means, (1,). of: as of Scores. seed: of
+    the draws, another one for another value that they are compared with."""
     values = {}
     for run in runs:
         if (value := value_of(run)) is not None:
             values.setdefault(of(run), []).append(value)
     groups = [np.array(group) for group in values.values()]
-    draws = bootstrap.resample_seeds(groups, np.random.default_rng(0)) if groups else None
+    draws = bootstrap.resample_seeds(groups, np.random.default_rng(seed)) if groups else None
     means = [np.array([np.mean(group)]) for group in groups]
     return dict(zip(values, draws or means, strict=True))
 
 
 def fluency_draws(runs, measure, from_real=False):
     """`draws_by_seed` of a measure of what the sizes write, see `written`; fractions end at 1."""
-    draws = draws_by_seed(runs, lambda run: written(run, measure, from_real), size_of)
+    draws = draws_by_seed(runs, lambda run: written(run, measure, from_real), size_of, seed=1)
     ends = (0, 1) if FLUENCY[measure][0].endswith("fraction") else (None, None)
     return {size: one.clip(*ends) for size, one in draws.items()}
 
@@ -74,7 +75,7 @@ def as_value(draws):
     """An interval of draws; of an estimate alone a float; None of None and of [nan]."""
     if draws is None or np.isnan(draws[0]):
         return None
-    return bootstrap.interval(draws, len(draws)) if len(draws) > 1 else float(draws[0])
+    return bootstrap.interval(draws, 1) if len(draws) > 1 else float(draws[0])
 
 
 def differences(study, kinds, counterparts):

@@ -139,6 +139,17 @@ def test_met_is_the_mean_of_the_requirements():
     assert counts["met, others"].tolist() == [[0], [0]]
 
 
+@pytest.mark.parametrize("fields", [{"features": "Twist"}, {"words": "3"}, {"features": ""}])
+def test_an_instruction_that_no_program_can_check_does_not_count(fields):
+    records = [instruct.make_instruction(**fields), instruct.make_instruction(words="dog")]
+    stories = [[("The dog ran.", True)]] * 2
+    counts = script.count_checks(records, stories, "words+features")
+    assert counts["met"].tolist() == counts["joint"].tolist() == [[0, 1], [0, 1]]
+    assert counts["ended"].tolist() == [[1, 1], [1, 1]]
+    by_side = script.by_instruction({"model": counts}, "joint")
+    assert by_side["model"] == [None, 1.0]
+
+
 def test_prompts_without_stories(runs, tmp_path, capsys, monkeypatch):
     """Real prompts come without their story: then there is no ceiling."""
     prompts = [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from beside import beside
 from chat_server import ChatServer
 from tiny import settings_for
 
@@ -425,7 +426,7 @@ def test_files_of_beginnings(tmp_path):
 
 def test_the_authors_beginnings(monkeypatch):
     """From the hub, beside the data set and at its pinned commit: 44, cut in mid-sentence."""
-    real = ROOT.parent / "shared" / "data" / "Evaluation_prompts.yaml"
+    real = beside("data", "Evaluation_prompts.yaml")
     requests = []
     monkeypatch.setattr(harness.readers, "download", lambda *what: requests.append(what) or real)
     texts = harness.beginnings("paper")
@@ -451,6 +452,7 @@ def test_files_that_hold_none(tmp_path, text):
         (["--judge=a", "--beams=5"], "beams is for mode prompts"),
         (["--judge=a", "--num_samples=-1"], "num_samples must be at least 1"),
         (["--judge=a", "--prompts=nowhere.txt"], "no source 'nowhere.txt'"),
+        (["--mode=prompts", "--num_samples=3"], "num_samples is for other modes"),
         (["--mode=prompts", "--prompts=ours"], "prompts is paper, slides or storybook"),
         (["--mode=prompts", "--beside=out/nowhere"], "out/nowhere"),
         (["--mode=prompts", "--dry_run"], "--judge=<model>"),

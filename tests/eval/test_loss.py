@@ -9,6 +9,7 @@ from tiny import settings_for, train
 import prepare
 from configs import UserError
 from eval import harness, loss
+from nanostories import storage
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +45,12 @@ def test_the_first_stories_alone(runs, monkeypatch):
     some = measured(runs, monkeypatch, "--stories=5")
     assert some["bytes"] == sum(len(text.encode()) + 1 for text in stories[:5])
     assert measured(runs, monkeypatch)["bytes"] > some["bytes"] and some["stories"] == 5
+
+
+def test_a_run_of_reward_py_is_scored_whole(runs, monkeypatch):
+    """Its settings have no loss_on."""
+    config = storage.read_json(runs / "run" / "config.json")
+    expected = measured(runs, monkeypatch)["loss"]
+    assert config["train"].pop("loss_on") == "all"
+    monkeypatch.setattr(loss.checkpoint, "read_config", lambda folder: config)
+    assert measured(runs, monkeypatch)["loss"] == expected

@@ -465,6 +465,15 @@ def test_the_nearest_story_is_one_that_the_model_has_read(page):
     assert "training story nearest to that of 256-2-4" in page and "that of gpt2-xl" not in page
 
 
+def test_our_largest_model_need_not_be_the_last_one(quick):
+    planted = full()
+    planted.settings["models"] = ", ".join(reversed(planted.settings["models"].split(", ")))
+    assert str(planted.grid[-1].size) == "32-2-2"
+    models = {nearest["model"] for *_, nearest in story_sections.stories(planted)["beginnings"]}
+    assert models == {"256-2-4"}
+    assert story_sections.diversity(planted)["nearest"][0] == "256-2-4"
+
+
 def test_the_caption_of_a_figure_is_escaped():
     caption = 'a "b"><script>'
     for shown in (labeled("<svg></svg>", caption), block("figure", "<svg></svg>", caption)):

@@ -653,6 +653,26 @@ def test_judge_calls_are_those_of_the_scripts(settings):
     assert study_estimate.judge_calls([reward])[0] == 3 * 200
 
 
+def test_one_job_judges_at_a_time(settings, tmp_path):
+    """Several modes of a run share its file of replies; others go on meanwhile."""
+    settings, folder = replace(settings, judge="a-teacher"), tmp_path / "open"
+    folder.mkdir()
+    code = (
+        "import sys, time; from pathlib import Path; folder, out = map(Path, sys.argv[1:3]);"
+        "mine = folder / out.name; mine.touch(); time.sleep(0.5);"
+        "out.write_text(' '.join(sorted(x.name for x in folder.iterdir()))); mine.unlink()"
+    )
+    jobs = {}
+    for name in ("judged-a", "judged-b", "plain"):
+        words = ("-c", code, str(folder), str(tmp_path / name))
+        words += ("--judge=a-teacher",) * name.startswith("judged")
+        jobs[name] = Job(name, words, str(tmp_path / name), ())
+    go(settings, jobs, count=3)
+    seen = [(tmp_path / name).read_text().split() for name in jobs]
+    assert [sum(x.startswith("judged") for x in names) for names in seen[:2]] == [1, 1]
+    assert "plain" in seen[0] + seen[1]
+
+
 def test_all_judging_shares_max_cost(settings, tmp_path):
     """Each job may spend what the replies so far leave; when nothing is left, next to nothing."""
     settings = replace(settings, judge="a-teacher", max_cost=5.0, price_in=1.0, price_out=2.0)

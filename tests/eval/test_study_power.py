@@ -4,11 +4,12 @@ import sys
 
 import numpy as np
 import pytest
-from planted_study import KINDS, study
+from planted_study import KINDS, run, study
 
 from configs import UserError
 from eval import bootstrap, study_power
-from eval.reporting.claims import Claim, evaluate_claims
+from eval.reporting.claims import ONE_SEED, Claim, evaluate_claims
+from eval.reporting.study_jobs import Size
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,6 +62,23 @@ def test_the_parts_make_the_whole():
 def test_a_claim_on_losses_rests_on_no_questions():
     [row] = study_power.power(*claims(0.05, 0.05, 0.05)).values()
     assert row["questions"] == 0.0 and row["seeds"] == pytest.approx(0.05)
+
+
+def test_a_claim_on_the_neurons_of_a_model_rests_on_neither():
+    note = f"readable; {ONE_SEED}"
+    one = Claim("a", "", "", bootstrap.normal_interval(0.1, 0.05, 9), note=note)
+    [row] = study_power.power([one], [one], [one]).values()
+    assert row["error"] == pytest.approx(0.05) and row["questions"] is row["seeds"] is None
+    assert row["more_seeds"] is row["more_questions"] is row["more_of_both"] is None
+
+
+def test_beside_a_baseline_the_questions_alone_are_drawn():
+    baseline = run(Size(1, 1, 1), 1, dict.fromkeys(KINDS, 0.6), kind="baseline")
+    baseline.name, baseline.size = "gpt2-xl", None
+    planted = study(lambda size: {kind: 0.7 for kind in KINDS}, more=[baseline])
+    rows = study_power.power_of(planted, evaluate_claims(planted))
+    row = rows["Small models beat GPT-2 large and XL"]
+    assert row["seeds"] == 0.0 and row["questions"] == pytest.approx(row["error"])
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):

@@ -18,7 +18,7 @@ from eval.reporting.claims import (
     halfway,
     learned_at,
 )  # fmt: skip
-from eval.reporting.scores import Scores
+from eval.reporting.scores import ONE_SEED, Scores
 from eval.reporting.study_jobs import Size
 
 
@@ -305,6 +305,13 @@ def test_the_loss_flattens(tokens, last, expected, kind):
     assert verdict("The loss flattens", planted) == expected
 
 
+def test_one_run_of_an_epoch_cannot_say_that_the_loss_flattens():
+    planted = study(lambda size: accuracies(size), tokens=2_000_000)
+    planted.runs[0].tokens = 6_000_000
+    [claim] = [c for c in evaluate_claims(planted) if c.text.startswith("The loss flattens")]
+    assert claim.verdict == NOT_MEASURED and claim.note == "one run has no spread of seeds"
+
+
 @pytest.mark.parametrize("theirs, expected", [(0.6, SEEN), (0.95, OPPOSITE), (0.75, UNDECIDED)])
 def test_baselines(theirs, expected):
     baseline = run(Size(1, 1, 1), 1, dict.fromkeys(KINDS, theirs), kind="baseline")
@@ -362,6 +369,19 @@ def test_a_judge_stands_in_for_the_scores():
     assert verdict("Plot follows width", planted) == SEEN
     planted.runs[0].results.pop("judge-paper")
     assert verdict("Plot follows width", planted) == OPPOSITE
+
+
+def test_what_only_one_seed_was_graded_for_says_so():
+    """A judge grades the first seed of each size; facts have all of them."""
+    planted = of(plot=lambda w, d: 0.6 + 0.12 * d)
+    for one in planted.runs:
+        if one.seed == 1:
+            one.results["judge-paper"] = {"judge": {"model": "a teacher"}}
+            one.results["grades"] = graded(5, 5, one.size.width)
+    notes = {claim.text: claim.note for claim in evaluate_claims(planted)}
+    for text in ("Grammar plateaus first", "Plot follows width", "Consistency follows depth"):
+        assert ONE_SEED in notes[text] or "grow with" in notes[text], text
+    assert ONE_SEED not in notes["Facts follow width"]
 
 
 def test_verdicts_by_hand():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from eval.reporting import scaling_law
+from nanostories.storage import to_json
 
 
 def planted(alpha=0.08, a=0.5, seeds=3, noise=0.0):
@@ -149,3 +150,11 @@ def test_how_far_the_line_misses():
             for name, (w, runs) in planted().items()}  # fmt: skip
     law = scaling_law.fit(bent)
     assert law["misfit"] > 0.1 and law["misses"] is True  # as JSON has it
+
+
+def test_losses_that_rise_have_no_law_and_can_be_written():
+    """As of runs that diverged: what cannot be fitted is None, for JSON has no nan."""
+    curves = {str(w): (w, [[(n * 1000, 2.0 + n / 10) for n in range(1, 9)]]) for w in (1e5, 1e6)}
+    law = scaling_law.fit_twice(curves)
+    assert law["alpha"] is law["log_b"] is law["misfit"] is None
+    assert to_json(law, "report.json")

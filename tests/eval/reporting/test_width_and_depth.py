@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from planted_study import KINDS, instructed, study
+from planted_study import KINDS, instructed, interval, study
 
+from eval.reporting import variants
 from eval.reporting.study_jobs import Size
 from eval.reporting.width_and_depth import width_and_depth, without_one
 
@@ -64,6 +65,20 @@ def test_the_losss_share_is_that_of_the_same_sizes():
     of_loss = rows[-1]["share"]["mean"] - rows[-1]["beside_loss"]["mean"]
     assert of_loss == pytest.approx(0.06 / 0.16)
     assert abs(rows[0]["share"]["mean"] - of_loss) > 0.05
+
+
+def test_seeds_of_fluency_and_of_the_loss_are_drawn_apart():
+    """Else the difference of their shares would be known better than either."""
+    of = study(lambda size: dict.fromkeys(KINDS, 0.7), lambda size: 5 - 0.2 * np.log2(size.width))
+    for one in of.runs:
+        one.curve = [(one.tokens, one.curve[-1][1] + 0.01 * one.seed)]
+        row = dict.fromkeys(variants.FLUENCY, interval(one.loss - 3))
+        one.results["fluency"] = {"sets": {variants.TEMPERATURE: row}, "stories": 9}
+    losses = variants.draws_by_seed(of.grid, lambda run: run.loss, lambda run: run.size)
+    written = variants.fluency_draws(of.grid, "relative")
+    for size in losses:
+        assert np.ptp(losses[size]) == pytest.approx(np.ptp(written[size]))
+        assert abs(np.corrcoef(losses[size], written[size])[0, 1]) < 0.3
 
 
 def test_shares_only_of_what_grows():
