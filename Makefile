@@ -7,7 +7,7 @@ PY := .venv/bin/python
 
 help:
 	@echo "make story      train a small model on made-up stories and print three of its own (minutes, CPU)"
-	@echo "make test       lint and the test suite        make test-slow   the long tests"
+	@echo "make test       lint and the quick tests       make test-slow   the long ones"
 	@echo "make gpu        tests, training and benchmarks on a GPU: nine minutes of them; again until done"
 	@echo "make setup      the virtual environment in .venv that both use"
 	@echo "make clean      removes it and caches         make clean-all   asks, then removes data/ and out/ too"

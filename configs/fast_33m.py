@@ -2,6 +2,7 @@
 
 What differs from ts_33m.py: rotary positions, Muon, a linear schedule, a vocabulary of
 10,000 tokens, and steps that grow. docs/fast.md has the reasons, and the learning rates' rule.
+Beside ts_cpu.py's vocabulary: prepare.py with --out=data/fast, train.py with --dataset=data/fast.
 """
 
 source = "tinystories"

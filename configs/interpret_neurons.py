@@ -19,5 +19,5 @@ optimizer = "muon"
 learning_rate = 1.5e-2
 schedule = "linear"
 warmup_iters = 40
-max_minutes = 40.0
+max_minutes = 45.0
 eval_interval = 1000
