@@ -504,7 +504,7 @@ def test_the_scale_of_the_verdicts(page, quick):
 
 def test_verdicts_claim_no_more_than_they_saw(page):
     """In words and shades that neither praise nor blame."""
-    [table] = re.findall(r'aria-label="In the paper.*?</table>', page, re.DOTALL)
+    [table] = re.findall(r'aria-label="The claims of the paper.*?</table>', page, re.DOTALL)
     assert set(re.findall(r">(seen at[^<]*|the opp[^<]*|not [dm][^<]*)</td>", table)) == {
         "seen at this scale", "the opposite is seen", "not decided", "not measured"}  # fmt: skip
     assert "success" not in table and "failure" not in table
