@@ -49,7 +49,7 @@ class Claim:
 
 
 def evaluate_claims(study, vary=("questions", "seeds")):
-    """[Claim] of a results.Study, in the order of claims.toml. vary: what is resampled for intervals."""
+    """[Claim] of a results.Study, as claims.toml lists them. vary: what intervals resample."""
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     scores, claims = Scores(study.grid, vary=vary), []
     for row in table["claim"]:
