@@ -205,7 +205,7 @@ def test_a_longer_run_says_what_its_learning_rate_is(base, tmp_path, capsys):
 
 def test_train_py_does_not_resume_it(finished):
     origin = dict.fromkeys(vars(settings_for("", "")), "default")
-    with pytest.raises(UserError, match=r"is a run of reward\.py, which --resume takes"):
+    with pytest.raises(UserError, match=r"is a run of reward\.py: resume it with that"):
         run_config.complete(settings_for("", finished.out_dir, resume=True), origin)
 
 

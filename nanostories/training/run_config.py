@@ -133,7 +133,7 @@ def resumed(settings, origin, out_dir):
     stored = defaults | checkpoint.read_config(out_dir)["train"]
     if names := sorted(stored.keys() ^ defaults.keys()):
         why = f"was written by another version of this code: see {', '.join(names)}"
-        why = "is a run of reward.py, which --resume takes" if "max_similarity" in names else why
+        why = "is a run of reward.py: resume it with that" if "max_similarity" in names else why
         raise UserError(f"'{out_dir}' {why}")
     # Of a run that started from other weights the shape was theirs, not the config file's.
     inherited = SHAPE if stored["init_from"] else ()
