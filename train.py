@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import record_function
 
-from configs import UserError, load, run, show
+from configs import UserError, load, pick, run, show
 from model import GPT, GPTConfig
 from nanostories.dataset.packing import make_loaders, open_data, split_rows_across_ranks
 from nanostories.inference.decoder import Decoder
@@ -125,7 +125,7 @@ def build_model(settings, tokenizer, device, state=None):
     """A GPT: with new random weights, with those of init_from, or with the run's to be resumed.
     The run's state learns how long the stories are that the model can generate already."""
     if not (settings.resume or settings.init_from):
-        shape = {name: getattr(settings, name) for name in (*run_config.SHAPE, "dropout")}
+        shape = pick(settings, *run_config.SHAPE, "dropout")
         return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).to(device)
     base = settings.out_dir if settings.resume else settings.init_from
     changes = {"dropout": settings.dropout, "block_size": settings.block_size}

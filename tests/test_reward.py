@@ -198,7 +198,7 @@ def test_a_longer_run_says_what_its_learning_rate_is(base, tmp_path, capsys):
     origin |= dict.fromkeys(("resume", "max_iters"), "command line")
     more = Settings(resume=True, out_dir=settings.out_dir, max_iters=3)
     train(reward.complete(more, origin))
-    assert "after step 4 the learning rate is" not in (printed := capsys.readouterr().out)
+    assert "after step 4 the learning rate is" not in capsys.readouterr().out
     train(reward.complete(replace(more, max_iters=5), origin))
     assert f"after step 4 the learning rate is {settings.min_lr}" in capsys.readouterr().out
 

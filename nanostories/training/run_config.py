@@ -132,9 +132,10 @@ def resumed(settings, origin, out_dir):
     defaults = asdict(type(settings)())  # for settings that are younger than the run
     stored = defaults | checkpoint.read_config(out_dir)["train"]
     if names := sorted(stored.keys() ^ defaults.keys()):
-        why = f"was written by another version of this code: see {', '.join(names)}"
-        why = "is a run of reward.py: resume it with that" if "max_similarity" in names else why
-        raise UserError(f"'{out_dir}' {why}")
+        if "max_similarity" in names:
+            raise UserError(f"'{out_dir}' is a run of reward.py: resume it with that")
+        names = ", ".join(names)
+        raise UserError(f"'{out_dir}' was written by another version of this code: see {names}")
     # Of a run that started from other weights the shape was theirs, not the config file's.
     inherited = SHAPE if stored["init_from"] else ()
     named = {name: getattr(settings, name) for name in origin if origin[name] == "command line"

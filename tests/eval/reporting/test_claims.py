@@ -381,7 +381,7 @@ def test_what_only_one_seed_was_graded_for_says_so():
     notes = {claim.text: claim.note for claim in evaluate_claims(planted)}
     for text in ("Grammar plateaus first", "Plot follows width", "Consistency follows depth"):
         assert ONE_SEED in notes[text] or "grow with" in notes[text], text
-    assert ONE_SEED not in notes["Facts follow width"]
+    assert ONE_SEED in notes["Plot follows width"] and ONE_SEED not in notes["Facts follow width"]
 
 
 def test_verdicts_by_hand():
