@@ -1,7 +1,7 @@
 """The student report's recipe: AdamW, 32 stories of up to 512 tokens a batch, lr 1e-4, one epoch.
 
-The model is 512-12-4 (width-layers-heads), the report's largest. A batch is 6 rows of 1,024 tokens,
-about 32 stories of 190 tokens: our rows are packed, the report's were padded.
+The model is 512-12-4 (width-layers-heads), the report's largest. A batch is 7 rows of 1,024 tokens,
+about 32 stories of 220 tokens: our rows are packed, the report's were padded.
 """
 
 source = "tinystories"
@@ -12,7 +12,7 @@ n_layer = 12
 n_head = 4
 block_size = 512
 
-batch_size = 6
+batch_size = 7
 row_tokens = 1024
 
 learning_rate = 1e-4
