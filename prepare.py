@@ -39,7 +39,7 @@ class Settings:
     near_duplicates: str = "keep"  # or drop: of stories that differ in a few words, the first stays
     seed: int = 0  # of storybook, of generated instructions, and of the choice of val stories
     hold_out: str = ""  # words+summary: Instruct fields never together in train; adds a control
-    revision: str = ""  # commit of a hub source; "": the pinned one
+    revision: str = ""  # commit of a source of the hub; "": the pinned one
     workers: int = 0  # processes; 0: one a core
 
 
@@ -48,12 +48,12 @@ def prepare(settings):
     # 1. settings
     configs.check_ranges(settings)
     held_out = settings.hold_out.split("+") if settings.hold_out else []
-    if held_out and not sources.is_instruct(settings.source):
-        none = f"hold_out is for Instruct records, which '{settings.source}' has none of"
+    wants = "hold_out" if held_out else f"val_source={settings.val_source}"
+    if (held_out or sources.INSTRUCT in wants) and not sources.is_instruct(settings.source):
+        none = f"{wants} is for Instruct records, which '{settings.source}' has none of"
         raise UserError(f"{none}; --source={sources.INSTRUCT}{settings.source} makes some")
     if held_out and (len(set(held_out)) < 2 or not set(held_out) <= set(instruct.LABELS)):
-        fields = ", ".join(instruct.LABELS)
-        raise UserError(f"hold_out takes two or more of {fields}, as in words+summary")
+        raise UserError(f"hold_out takes two or more of {', '.join(instruct.LABELS)}, joined by +")
 
     # 2. sources: downloaded, or reported missing, before anything is made
     shared = configs.pick(settings, "stories", "seed", "revision", "text_column")
@@ -65,8 +65,11 @@ def prepare(settings):
         return source
 
     train, val = open_source(settings.source, "train", settings.max_stories), None
+    val_name = settings.val_source or train.name
+    if Source(val_name, "val").base.split(":")[:2] != train.base.split(":")[:2]:
+        shared["revision"] = ""  # of another data set: the commit is of source's
     if settings.val_source or train.base in readers.NAMED:
-        val = open_source(settings.val_source or train.name, "val", settings.max_val_stories)
+        val = open_source(val_name, "val", settings.max_val_stories)
     elif settings.max_val_stories:
         raise UserError("max_val_stories is for a val_source; val_fraction is held out of source")
 

@@ -314,13 +314,14 @@ def start_or_resume(settings, reference):
         state = checkpoint.read_state(settings.out_dir)
         optimizer_state = checkpoint.read_optimizer_state(settings.out_dir)
     else:
-        data = checkpoint.read_state(loaded.out_dir)["data"] if loaded.is_run() else {}
+        base = checkpoint.read_state(loaded.out_dir) if loaded.is_run() else {"data": {}}
         own = loaded.is_run() and checkpoint.read_config(loaded.out_dir)["train"]["dataset"]
         manifest = settings.dataset not in ("", own) and checkpoint.read_manifest(settings.dataset)
-        eval_data = checkpoint.data_hashes(manifest) if manifest else data  # what eval reads
+        inherited = base.get("eval_data", base["data"])  # of the data that eval reads
+        eval_data = checkpoint.data_hashes(manifest) if manifest else inherited
         state = {"step": 0, "seconds": 0.0, "tokens": 0, "last_evaluation": 0, "best": None,
-                 "best_step": 0, "kept_steps": [], "data": data, "max_length": loaded.max_length,
-                 "eval_data": eval_data, "reference": loaded.identity()}  # fmt: skip
+                 "best_step": 0, "kept_steps": [], "data": base["data"], "eval_data": eval_data,
+                 "max_length": loaded.max_length, "reference": loaded.identity()}  # fmt: skip
     start = settings.out_dir if settings.resume else settings.init_from
     policy = checkpoint.load_model(start, "latest", reference.device, settings.revision).model
     policy.eval()  # no dropout: the loss is of the distribution that was sampled from

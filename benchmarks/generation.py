@@ -236,7 +236,7 @@ def losses(settings):
     """The loss of a run on its first 128 validation stories, with weights of each dtype."""
     loaded = checkpoint.load_run(settings.loss)
     data = Dataset(checkpoint.data_folder(settings.loss), "val")
-    stories = [data.story(i).tolist() for i in range(400)]
+    stories = [data.story(i).tolist() for i in range(min(400, data.stories))]
     stories = [story for story in stories if len(story) < loaded.max_length][:128]
     result = {"parameters": loaded.model.num_params(), "checkpoint": loaded.identity(), "loss": {}}
     for dtype in DTYPES:

@@ -36,7 +36,6 @@ class Command:
     last: str = ""  # how the last line of its output begins, if all went well
 
     def words_now(self):
-        """The words to run now."""
         if not self.started() or "--resume" in self.words:
             return self.words
         return (self.words[0], "--resume", f"--out_dir={self.run}")

@@ -25,6 +25,7 @@ import torch
 
 from configs import UserError, load, run
 from kernels import attention, attention_backward, backend, cross_entropy, mlp
+from nanostories.dataset.workers import cpu_count
 
 ARCHES = (80, 90, 100)
 # KiB of shared memory a block may have. 80 stands for 8.6, 8.9 and 12.0 too, which have less than
@@ -43,7 +44,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 class Settings:
     arch: int = 0  # compute capability without the dot, 80, 90 or 100; default: all
     only: str = ""  # comma-separated words, all in the configuration's name; default: all
-    workers: int = os.cpu_count()  # processes
+    workers: int = 0  # processes; 0: one a core
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def main():
         raise UserError(f"no configuration has all of: {settings.only}")
     print(f"{'configuration and kernel':52} {'sm':>4} {'registers':>9} {'shared':>7}  problems")
     bad = 0
-    with ProcessPoolExecutor(settings.workers) as pool:
+    with ProcessPoolExecutor(settings.workers or cpu_count()) as pool:
         for results in pool.map(reports, *zip(*work, strict=True)):
             for report in results:
                 problems = ", ".join(report.problems())

@@ -25,6 +25,7 @@ from benchmarks.kernel_baselines import attention_case, loss_case
 from configs import UserError, load, run
 from kernels import attention_backward, cross_entropy, tile
 from kernels.attention_backward import ONE_PASS_HEAD_SIZE
+from nanostories.dataset.workers import cpu_count
 
 NAMES = ("BLOCK", "STEP", "num_warps", "num_stages", "maxnreg")  # a shape may end before the last
 SHAPES = [
@@ -52,7 +53,7 @@ class Settings:
     rounds: int = 20  # measurements of each shape
     only: str = ""  # only passes with this in their name, such as "attention 16 one-pass"
     device: str = "cuda"  # cuda; cpu tests the script itself
-    workers: int = 8  # processes that compile
+    workers: int = 8  # processes that compile; 0: one a core
 
 
 def make_case(settings, kernel, size, tokens):
@@ -136,7 +137,7 @@ def main():
     shapes = {name: ONE_PASS_SHAPES if name == ONE_PASS else SHAPES for *_, name in passes}
     jobs = [(*one, shape) for one in passes for shape in shapes[one[-1]]]
     context = torch.multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(settings.workers or cpu_count(), mp_context=context) as pool:
         errors = pool.map(compile_error, itertools.repeat(settings), *zip(*jobs, strict=True))
         errors = dict(zip(jobs, errors, strict=True))
     results, out = [], Path(settings.out)

@@ -23,6 +23,7 @@ import torch
 from benchmarks.kernel_baselines import cases
 from configs import UserError, load, run
 from kernels import backend
+from nanostories.plotting import plot_to
 
 PASSES = ("forward", "backward", "both")
 
@@ -217,45 +218,30 @@ def format_case(case, facts):
 
 def plot(result, path):
     """Forward + backward time of every implementation, one panel per case, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    shown = [
-        case for case in result["cases"] if "both_us" in case["implementations"]["nanostories"]
-    ]
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(3.4 * columns, 2.3 * rows), layout="constrained", squeeze=False
-    )
-    for axis, case in itertools.zip_longest(axes.flat, shown):
-        if case is None:
-            axis.axis("off")
-            continue
-        us = {name: x["both_us"] for name, x in case["implementations"].items() if "both_us" in x}
-        names = sorted(us, key=us.get, reverse=True)
-        longest = 4 * us["nanostories"]  # longer bars are cut; the number beside them is whole
-        widths = [min(us[name], longest) for name in names]
-        colors = ["#c44e52" if name == "nanostories" else "#b8c4d6" for name in names]
-        axis.barh(names, widths, color=colors)
-        for y, (name, width) in enumerate(zip(names, widths, strict=True)):
-            axis.text(width, y, f" {us[name]:,.0f}", va="center", fontsize=7)
-        axis.axvline(
-            roofline_us(case, result["environment"]), color="black", linewidth=0.8, linestyle=":"
-        )
-        axis.set_xlim(0, 1.25 * max(widths))
-        axis.set_xticks([])
-        axis.set_title(case["name"], fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"forward + backward in µs on {result['environment']['device']}; dotted: roofline",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    shown = [c for c in result["cases"] if "both_us" in c["implementations"]["nanostories"]]
+    columns = max(1, min(4, len(shown)))
+    rows = -(-len(shown) // columns) or 1
+    with plot_to(path, rows, columns, (3.4 * columns, 2.3 * rows), dpi=110) as (figure, _):
+        for axis, case in itertools.zip_longest(figure.axes, shown):
+            if case is None:
+                axis.axis("off")
+                continue
+            us = {k: x["both_us"] for k, x in case["implementations"].items() if "both_us" in x}
+            names = sorted(us, key=us.get, reverse=True)
+            longest = 4 * us["nanostories"]  # longer bars are cut; the number beside them is whole
+            widths = [min(us[name], longest) for name in names]
+            colors = ["#c44e52" if name == "nanostories" else "#b8c4d6" for name in names]
+            axis.barh(names, widths, color=colors)
+            for y, (name, width) in enumerate(zip(names, widths, strict=True)):
+                axis.text(width, y, f" {us[name]:,.0f}", va="center", fontsize=7)
+            axis.axvline(roofline_us(case, result["environment"]), color="black", lw=0.8, ls=":")
+            axis.set_xlim(0, 1.25 * max(widths))
+            axis.set_xticks([])
+            axis.set_title(case["name"], fontsize=9)
+            axis.tick_params(labelsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+        what = f"forward + backward in µs on {result['environment']['device']}; dotted: roofline"
+        figure.suptitle(what, fontsize=10)
 
 
 def check_device(device):

@@ -33,6 +33,7 @@ from eval.memorization.nearest_story import StoryIndex
 from nanostories.dataset import sources
 from nanostories.dataset.shards import Dataset
 from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.dataset.workers import cpu_count
 from nanostories.plotting import plot_to
 from nanostories.text.words import ngrams, words_and_marks
 from nanostories.training import device
@@ -210,7 +211,7 @@ def main():
         raise UserError("name the stories, and held-out ones with --val_source; see --help")
     held = [split_story(text, 0.4)[1] for text in sources.read(settings.val_source)]
     texts = [text for text in held if text][: settings.texts]
-    cores, rows = len(os.sched_getaffinity(0)), []
+    cores, rows = cpu_count(), []
     with tempfile.TemporaryDirectory() as temporary:
         top = Path(settings.folder or temporary)
         code = Path(temporary) / "build.py"
@@ -235,8 +236,8 @@ def main():
             if not folder.exists():
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             held = Dataset(folder, "val")
-            texts = [story_text(held, Tokenizer.load(folder), i) for i in range(settings.texts)]
-            texts = [split_story(text, 0.4)[1] for text in texts]
+            texts = [story_text(held, Tokenizer.load(folder), i) for i in range(held.stories)]
+            texts = [split_story(text, 0.4)[1] for text in texts[: settings.texts]]
             result["storybook"] = measure(folder, texts, code, cores)
     path = ROOT / "results" / "bench" / "diversity_cpu.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

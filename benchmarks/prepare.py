@@ -22,6 +22,7 @@ from configs import ROOT, UserError, load, run
 from nanostories.dataset import sources
 from nanostories.dataset.cleaning import ENDINGS
 from nanostories.dataset.tokenizer import Tokenizer
+from nanostories.dataset.workers import cpu_count
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def main():
     settings, _ = load(Settings, positional="source")
     if not settings.source:
         raise UserError('name a source of stories: python -m benchmarks.prepare "stories/*.txt"')
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu_count()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         texts = write_text(settings.source, folder / "text.txt", settings.mb * 1e6)

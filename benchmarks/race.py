@@ -107,6 +107,8 @@ def nanostories(settings, seconds):
     device, dtype, (*_, tokenizer), (loader, val_loader, val_bytes) = set_up(own)
     model = train.build_model(own, tokenizer, device).train()
     select_attention(model, own.attn, dtype)
+    model.residual_dtype = dtype if own.bfloat16_residual else None
+    model.fused_mlp = own.fused_mlp
     steps = itertools.count()
 
     def lr():

@@ -20,6 +20,7 @@ import importlib.util
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -196,19 +197,19 @@ PROJECTS = {"nanoStories": nanostories, "nanoGPT": nanogpt}
 def worker(pipe, project, case, path, steps):
     """A project's process: for each "go" it trains `steps` steps and sends what it measured."""
     cuda = case.device == "cuda"
+    wait = (lambda: None) if case.device == "cpu" else torch.accelerator.synchronize
     with contextlib.redirect_stdout(None):  # nanoGPT prints its parameters
         step, flops = PROJECTS[project](case, path)
     for _ in range(3 if cuda else 1):
         step()
     while pipe.recv() == "go":
-        if cuda:
-            torch.cuda.synchronize()
+        wait()
         begin = time.perf_counter()
         tokens = sum(step() for _ in range(steps))
-        if cuda:
-            torch.cuda.synchronize()
+        wait()
         throughput = tokens / (time.perf_counter() - begin)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else KiB
+        peak *= 1 if sys.platform == "darwin" else 1024
         peak = torch.cuda.max_memory_allocated() if cuda else peak
         pipe.send({"tokens_per_second": throughput, "flops_per_token": flops, "peak_bytes": peak})
 

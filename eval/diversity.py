@@ -35,7 +35,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from configs import UserError, check_ranges, load, pick, run
+from configs import UserError, check_ranges, explained, load, pick, run
 from eval import bootstrap, harness
 from eval.memorization import page
 from eval.memorization.copying import find_copies, summarize
@@ -225,14 +225,6 @@ def differences(results, generated, seed):
     return rows
 
 
-def parse_temperatures(text):
-    """The temperatures as floats, each once; UserError where one is no number."""
-    try:
-        return list(dict.fromkeys(map(float, text.split(","))))
-    except ValueError:
-        raise UserError(f"temperatures are numbers with commas between, not '{text}'") from None
-
-
 def trained_on(model, data):
     """Whether a model was trained on a Dataset; None of one that was not trained here."""
     if not model.is_run():
@@ -287,7 +279,8 @@ def completion_rows(index, prompts, generated, reports, results):
 
 def main():
     settings, origin = load(Settings, positional="out_dir")
-    temperatures = parse_temperatures(settings.temperatures)
+    with explained("temperatures are numbers with commas between: ", ValueError):
+        temperatures = [*dict.fromkeys(map(float, settings.temperatures.split(",")))]  # each once
     for temperature in temperatures:
         check_ranges(harness.SamplingSettings(temperature=temperature))
 

@@ -34,7 +34,7 @@ class Settings(harness.ModelSettings):
     source: str = ""  # any source of prepare.py; default: the validation stories of `dataset`
     dataset: str = ""  # a data folder; default: that of the run's data
     stories: int = 0  # only the first so many; 0: all
-    loss_on: str = ""  # all, or story: only that of Instruct records; default: as trained, else all
+    loss_on: str = ""  # all, or story: of Instruct records alone; default: the run's, on its data
     batch_size: int = 8  # rows of tokens in one forward pass
     dtype: str = "float32"  # float32, bfloat16 or float16 to compute in
 

@@ -84,7 +84,7 @@ def complete(settings):
     settings = replace(settings, **filled_in)
     if settings.judge or settings.dry_run:
         check_judge(settings)
-    return settings, SimpleNamespace(**run_settings | {"word": settings.word})
+    return settings, SimpleNamespace(**run_settings | {"word": settings.word, "attn": "auto"})
 
 
 # ---- the stories -------------------------------------------------------------------------------

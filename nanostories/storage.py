@@ -7,8 +7,8 @@
     write_json("out/run/eval/loss.json", {"loss": 1.2})
     with lock("out/run"): ...                          # a second writer is refused meanwhile
 
-Each is written under a temporary name beside its place, flushed to the disk and renamed last: a
-process killed at any moment leaves the old one or the new one, never half of one.
+Each is written under a temporary name beside its place, flushed and renamed last: a process killed
+at any moment leaves the old one (a folder perhaps under a hidden name) or the new, never half.
 """
 
 import contextlib
@@ -89,6 +89,7 @@ def atomic_folder(path, part=None):
             fsync(written)
         # A folder cannot replace another in one step, so the old one steps aside.
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a killed process that had this number
             path.rename(old)
         part.rename(path)
         fsync(path.parent)

@@ -205,6 +205,19 @@ def test_the_model_card_leaves_out_other_data(copied):
     assert "## Data" not in export.model_card(loaded, "x", True)
 
 
+def test_the_model_card_has_numbers_and_no_lists(copied):
+    interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    storage.write_json(copied / "run" / "eval" / "x.json", {
+        "loss": 1.25, "accuracy": interval, "stories": [interval] * 99, "of": {"all": interval}
+    })  # fmt: skip
+    card = export.model_card(checkpoint.load_run(copied / "run"), "x", True)
+    table = card.split("## Result: x\n")[1].split("\n#")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [
+        "loss", "accuracy mean", "accuracy low", "accuracy high"
+    ]  # fmt: skip
+
+
 def test_token_ids_outside_the_vocabulary(copied):
     """A folder with the right hashes can hold some; wte has rows of padding for them."""
     path, manifest = copied / "data" / "train_000.bin", copied / "data" / "manifest.json"

@@ -266,6 +266,12 @@ def test_hold_out_of_what_is_not_there(tmp_path, source, hold_out, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_stories_are_not_validated_on_records(tmp_path):
+    with pytest.raises(UserError, match="val_source=instruct:storybook is for Instruct records"):
+        prepared(tmp_path, "storybook", val_source="instruct:storybook")
+    assert not list(tmp_path.iterdir())
+
+
 # ---- cleaning and the split --------------------------------------------------------------------
 
 
@@ -311,6 +317,27 @@ def test_val_fraction(tmp_path):
     assert 70 < len(val) < 130
     assert stories_of(prepared(tmp_path, source, val_fraction=0.25), "val") == val
     assert stories_of(prepared(tmp_path, source, val_fraction=0.25, seed=1), "val") != val
+
+
+def test_the_revision_is_of_the_source_alone(tmp_path, monkeypatch):
+    """Another data set of the hub has no such commit."""
+    import datasets  # slow to import
+
+    asked = set()
+
+    def load(repo, split, revision):
+        asked.add((repo, split, revision))
+        stories = [f"This is story {i} of {split}." for i in "abcdefgh"]
+        return datasets.Dataset.from_dict({"text": stories})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(readers, "hub_commit", lambda repo, revision: f"{repo} at {revision}")
+    prepared(tmp_path, "hub:a/b", revision="r", val_source="hub:c/d:test")
+    assert asked == {("a/b", "train", "a/b at r"), ("c/d", "test", "c/d at ")}
+    asked.clear()
+    out = str(tmp_path / "same")
+    prepared(tmp_path, "hub:a/b:all", revision="r", val_source="hub:a/b:test", out=out)
+    assert asked == {("a/b", "all", "a/b at r"), ("a/b", "test", "a/b at r")}
 
 
 def test_val_has_a_story_however_few_there_are(tmp_path):
@@ -396,6 +423,15 @@ def test_second_rename_failing_brings_the_old_back(old):
         out.rename(out.with_name(f".x.{os.getpid()}.old"))
         raise RuntimeError
     assert listing(out.parent) == before
+
+
+def test_what_a_killed_process_of_this_number_left_is_removed(old):
+    out, source = old
+    left = out.with_name(f".x.{os.getpid()}.old")
+    left.mkdir()
+    write(left / "train_000.bin", ["left"])
+    prepared(out.parent, source, out=str(out))
+    assert [path.name for path in out.parent.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, UserError("no")])

@@ -14,6 +14,7 @@ import tiny
 import torch
 from tiny import call_ranks, settings_for
 
+import prepare
 import reward
 from configs import ROOT, UserError
 from eval import reward_frontier
@@ -94,6 +95,18 @@ def test_the_run_folder(finished, base):
     config = checkpoint.read_config(out)["train"]
     assert config["dataset"] == checkpoint.read_config(base)["train"]["dataset"]
     assert checkpoint.steps_of(out) == [2, 4]
+
+
+def test_a_run_from_a_run_has_its_data(base, data, tmp_path):
+    """eval finds the data that the reference's run named, another than it was trained on."""
+    prepare.prepare(prepare.Settings(
+        source="storybook", stories=60, tokenizer=data, out=str(tmp_path / "x"), workers=1
+    ))  # fmt: skip
+    first = reward_settings(base, tmp_path / "first", dataset=str(tmp_path / "x"), max_iters=1)
+    train(first)
+    train(reward_settings(first.out_dir, tmp_path / "second", max_iters=1))
+    for name in ("first", "second"):
+        assert checkpoint.data_folder(str(tmp_path / name)) == str(tmp_path / "x")
 
 
 def test_the_frontier_reads_the_run_folder(finished, reference):

@@ -132,11 +132,12 @@ def model_card(loaded, name, llama_cpp):
 
 
 def _table_rows(values):
-    """A dict as (key, text) rows of a markdown table; inner dicts have rows of their own."""
+    """A dict as (key, text) rows of a markdown table; inner dicts have rows, longer things none."""
     for key, value in values.items():
         for name, item in (value if isinstance(value, dict) else {"": value}).items():
-            text = f"{item:.6g}" if isinstance(item, float) else str(item)
-            yield f"{key} {name}".strip(), " ".join(text.replace("|", "\\|").split())
+            if not isinstance(item, dict | list):
+                text = f"{item:.6g}" if isinstance(item, float) else str(item)
+                yield f"{key} {name}".strip(), " ".join(text.replace("|", "\\|").split())
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def read_model_config(folder, name=""):
         if model_type == "gpt2":
             config = GPTConfig(**shape, scale_attention=stored.get("scale_attn_weights", True))
         elif model_type == "gpt_neox":
-            stored = {"hidden_act": "gelu", "rope_parameters": _read_rope(stored)} | stored
+            stored = {"hidden_act": "gelu", "use_parallel_residual": True,
+                      "rope_parameters": _read_rope(stored)} | stored  # fmt: skip
             config = GPTConfig(**shape, positions="rope")
         else:
             window = _read_window(stored)

@@ -96,7 +96,9 @@ def test_measuring_and_the_plot(tmp_path):
     )
     assert all(x[f"{p}_us"] > 0 for x in (nanostories, slow) for p in kernels.PASSES)
     kernels.plot({"environment": FACTS, "cases": [result]}, tmp_path / "bench.png")
-    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    kernels.plot({"environment": FACTS, "cases": []}, tmp_path / "none.png")  # ours failed in all
+    for name in ("bench.png", "none.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_rows_of_stories_are_what_attention_takes():

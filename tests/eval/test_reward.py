@@ -133,6 +133,11 @@ def test_the_command(runs, capsys):
     assert "by the judge" not in out
 
 
+def test_a_run_that_was_trained_on_a_gpu_is_evaluated_elsewhere(runs):
+    _, run_settings = reward.complete(reward.Settings(out_dir=str(runs / "reward")))
+    assert run_settings.attn == "auto" and run_settings.word == "dog"
+
+
 def sampling(**changes):
     return reward.Settings(**{"max_new_tokens": 30, "batch_size": 8, "temperature": 0.8} | changes)
 

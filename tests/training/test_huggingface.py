@@ -185,6 +185,17 @@ def test_what_model_py_does_not_have_is_refused(layout, tmp_path):
     hub_layouts.read_model_config(tmp_path)
 
 
+def test_a_gpt_neox_that_names_no_order_of_its_parts_is_parallel(tmp_path):
+    """As transformers takes it, and so it is refused."""
+    transformers_model("rotary, gelu").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    hub_layouts.read_model_config(tmp_path)
+    assert not config.pop("use_parallel_residual") and GPTNeoXConfig().use_parallel_residual
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"has use_parallel_residual True; model\.py has False"):
+        hub_layouts.read_model_config(tmp_path)
+
+
 def test_damage_is_said_in_one_line(tmp_path):
     transformers_model("gpt2, unscaled").save_pretrained(tmp_path)
     tokenizer_for(300, tmp_path)
