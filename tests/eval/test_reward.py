@@ -133,7 +133,9 @@ def test_the_command(runs, capsys):
     assert "by the judge" not in out
 
 
-def test_a_run_that_was_trained_on_a_gpu_is_evaluated_elsewhere(runs):
+def test_a_run_that_was_trained_on_a_gpu_is_evaluated_elsewhere(runs, monkeypatch):
+    stored = reward.read_settings(runs / "reward") | {"attn": "triton"}
+    monkeypatch.setattr(reward, "read_settings", lambda out_dir: stored)
     _, run_settings = reward.complete(reward.Settings(out_dir=str(runs / "reward")))
     assert run_settings.attn == "auto" and run_settings.word == "dog"
 
