@@ -1,8 +1,8 @@
-"""The study that decides more of its claims: at most three hours on two CPU cores.
+"""The study of more sizes and narrower intervals: two to four hours on two CPU cores.
 
     python -m eval.study configs/study_medium.py
 
-Widths 32 to 256 with 1 to 8 layers, 2.7 times the tokens of study_small.py. docs/study.md says how
+Widths 32 to 256 with 1 to 8 layers, twice the tokens of study_small.py. docs/study.md says how
 the sizes, seeds and questions were chosen, from what the small study could not tell.
 """
 
@@ -16,11 +16,11 @@ models = (
 )
 seeds = 2
 heads = "64-1-2, 64-1-8, 64-2-2, 64-2-8"
-syn = "128-2-4"
+syn = "64-2-4"
 instruct = "64-1-4, 64-2-4, 64-4-4, 128-1-4, 128-2-4"
 ood = "128-2-4"
 hold_out = "words+features"  # records made from stories have no summary
-architectures = "128-2-4"
+architectures = "64-2-4"
 corpora = "64-2-4"
 table1 = "64-2-4"
 reward = "128-2-4"
@@ -28,7 +28,7 @@ diversity = "64-2-4, 256-2-4"
 interpret = "64-4-4"
 
 # Muon's learning rates follow 1 / sqrt(width), see docs/fast.md. V1 and V2 are compared on 8,500
-# stories; 19,000 make one epoch of as many tokens as the runs have, half of them two.
+# stories; 14,500 make one epoch of nearly as many tokens as the runs have, half of them two.
 options = """
 eval.skills: --first_step=32
 eval.loss: --stories=3000
@@ -48,22 +48,22 @@ prepare.py v1: --max_stories=8500
 train.py v1: --max_iters=960
 prepare.py v2: --max_stories=8500
 train.py v2: --max_iters=960
-prepare.py storybook: --stories=60000
-prepare.py once: --max_stories=19000
+prepare.py storybook: --stories=46000
+prepare.py once: --max_stories=14500
 train.py once: --max_iters=0
-prepare.py twice: --max_stories=9500
+prepare.py twice: --max_stories=7250
 """
 
 # Positions are learned, as in the paper, and the schedule falls from the start.
 block_size = 512
 batch_size = 2
 row_tokens = 1024
-max_iters = 2050
+max_iters = 1540
 optimizer = "muon"
 learning_rate = 1.5e-2
 muon_momentum = 0.9
 beta2 = 0.99
 schedule = "linear"
 warmup_iters = 40
-eval_interval = 205
+eval_interval = 154
 eval_stories = 512

@@ -4,7 +4,7 @@
 
 Width 32 to 256 and 1 to 4 layers, so that each claim has models that differ in one thing: depth at
 widths 64 and 128, width at two layers. A vocabulary of 2,048 halves the output layer of such small
-models, at 8 % more tokens per story. What it cannot decide, study_medium.py is made for.
+models, at 8 % more tokens per story. study_medium.py has more sizes and tokens.
 """
 
 source = "tinystories"
