@@ -135,8 +135,8 @@ def _table_rows(values):
     """A dict as (key, text) rows of a markdown table; inner dicts have rows, longer things none."""
     for key, value in values.items():
         for name, item in (value if isinstance(value, dict) else {"": value}).items():
-            if not isinstance(item, dict | list):
-                text = f"{item:.6g}" if isinstance(item, float) else str(item)
+            text = f"{item:.6g}" if isinstance(item, float) else str(item)
+            if len(text) < 500:  # not the results of each story
                 yield f"{key} {name}".strip(), " ".join(text.replace("|", "\\|").split())
 
 
