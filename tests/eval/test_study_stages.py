@@ -172,6 +172,7 @@ def go(plans):
         return study.run_stages(plans, 1, lock)
 
 
+@pytest.mark.slow
 def test_each_stage_leaves_a_report_and_repeats_nothing(settings, tmp_path, capfd):
     """A job that failed is not tried again in the stages after its own."""
     a, b, bad = (tmp_path / name for name in ("a", "b", "bad"))
@@ -193,6 +194,7 @@ def test_each_stage_leaves_a_report_and_repeats_nothing(settings, tmp_path, capf
     assert "</html>" in report.read_text()
 
 
+@pytest.mark.slow
 def test_when_its_minutes_are_over_it_stops_with_a_report_and_continues(settings, tmp_path):
     a, slow, late = (tmp_path / name for name in ("a", "slow", "late"))
     seconds, report = 6, Path(settings.out_dir) / "report.html"

@@ -120,7 +120,7 @@ def test_one_pass_in_other_tiles(monkeypatch, block, step):
     settings = {"BLOCK": block, "STEP": step, "num_warps": 4, "num_stages": 2}
     monkeypatch.setattr(attention_backward, "one_pass_tiles", lambda *_: settings)
     for mask in masks(1, 1):
-        check(1, 270, 2, 16, torch.bfloat16, mask)
+        check(1, 140, 2, 16, torch.bfloat16, mask)
 
 
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 97, 128, 129, 513])

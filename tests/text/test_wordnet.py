@@ -152,6 +152,7 @@ def test_words_not_for_children(word, safe):
     assert is_child_safe(word) == safe
 
 
+@pytest.mark.slow
 def test_no_synonym_of_the_stories_words_is_profane():
     """Checked by the matcher of better-profanity, which is another program than ours."""
     profanity.load_censor_words()

@@ -205,6 +205,7 @@ def torchrun(settings, *options):
                             stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_within_a_minute(data, tmp_path):
     out = tmp_path / "run"
     settings = settings_for(data, out, max_iters=10**6, save_interval=5, save_steps="log")
@@ -223,6 +224,7 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute(data, tmp_path):
     assert tiny.call(tiny.train, replace(settings, resume=True, max_iters=steps)) == 0
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun_saves(data, tmp_path):
     out = tmp_path / "run"
     settings = settings_for(data, out, max_iters=10**6, lr_decay_iters=10**6)
