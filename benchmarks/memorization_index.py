@@ -235,9 +235,9 @@ def main():
             command += [f"--stories={settings.storybook}", "--tokenizer=bpe", "--vocab_size=1024"]
             if not folder.exists():
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            held = Dataset(folder, "val")
-            texts = [story_text(held, Tokenizer.load(folder), i) for i in range(held.stories)]
-            texts = [split_story(text, 0.4)[1] for text in texts[: settings.texts]]
+            held, tokenizer = Dataset(folder, "val"), Tokenizer.load(folder)
+            count = min(settings.texts, held.stories)
+            texts = [split_story(story_text(held, tokenizer, i), 0.4)[1] for i in range(count)]
             result["storybook"] = measure(folder, texts, code, cores)
     path = ROOT / "results" / "bench" / "diversity_cpu.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

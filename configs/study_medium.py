@@ -1,4 +1,4 @@
-"""The study of more sizes and narrower intervals: two to four hours on two CPU cores.
+"""The study of more sizes and narrower intervals: four hours on two CPU cores without bfloat16.
 
     python -m eval.study configs/study_medium.py
 

@@ -75,7 +75,7 @@ class Settings(JudgeSettings):
 
 
 def complete(settings):
-    """(settings with the run's word, prompt and sampling filled in, the run's own settings)."""
+    """(settings with the run's word, prompt and sampling, the run's own with any device's attn)."""
     if not settings.out_dir:
         raise UserError("usage: python -m eval.reward out/<run of reward.py>")
     run_settings = read_settings(settings.out_dir)

@@ -661,15 +661,16 @@ def test_one_job_judges_at_a_time(settings, tmp_path):
         "import sys, time; from pathlib import Path; folder, out = map(Path, sys.argv[1:3]);"
         "mine = folder / out.name; mine.touch();"
     )
-    waits = {True: "time.sleep(0.5);", False: (  # plain waits for both others
-        "end = time.time() + 60\nwhile time.time() < end and not all("
+    wait_for_both = (
+        "late = time.time() + 60\nwhile time.time() < late and not all("
         "(out.parent / f'judged-{x}').exists() for x in 'ab'): time.sleep(0.05)\n"
-    )}  # fmt: skip
+    )
     end = "out.write_text(' '.join(sorted(x.name for x in folder.iterdir()))); mine.unlink()"
     jobs = {}
     for name in ("judged-a", "judged-b", "plain"):
         is_judged = name.startswith("judged")
-        words = ("-c", begin + waits[is_judged] + end, str(folder), str(tmp_path / name))
+        wait = "time.sleep(0.5);" if is_judged else wait_for_both
+        words = ("-c", begin + wait + end, str(folder), str(tmp_path / name))
         words += ("--judge=a-teacher",) * is_judged
         jobs[name] = Job(name, words, str(tmp_path / name), ())
     go(settings, jobs, count=3)

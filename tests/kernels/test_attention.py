@@ -115,12 +115,14 @@ def test_error_of_small_heads_in_two_sweeps(programs, D, dtype, mask):
     check(1, 140, 2, D, dtype, mask)
 
 
-@pytest.mark.parametrize("block, step", [(128, 32), (128, 128), (32, 16)])
+@pytest.mark.parametrize(
+    "block, step", [pytest.param(128, 32, marks=pytest.mark.slow), (128, 128), (32, 16)]
+)
 def test_one_pass_in_other_tiles(monkeypatch, block, step):
     settings = {"BLOCK": block, "STEP": step, "num_warps": 4, "num_stages": 2}
     monkeypatch.setattr(attention_backward, "one_pass_tiles", lambda *_: settings)
     for mask in masks(1, 1):
-        check(1, 140, 2, 16, torch.bfloat16, mask)
+        check(1, 270, 2, 16, torch.bfloat16, mask)
 
 
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 97, 128, 129, 513])
